@@ -1,0 +1,125 @@
+"""What a data set is to the rest of the house: named splits of indexed images and labels."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+class ImageSource(Protocol):
+    """Random access to decoded images."""
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> Image.Image:
+        """The image at `index`, mode ``L`` or ``RGB``; raises `BrokenImage` if undecodable."""
+        ...
+
+
+class BrokenImage(Exception):
+    """An image that cannot be decoded; `key` names the file."""
+
+    def __init__(self, key: str, reason: str) -> None:
+        super().__init__(f"{key}: {reason}")
+        self.key = key
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images held in memory: ``pixels`` is uint8 [N, H, W] (grey) or [N, H, W, 3] (RGB)."""
+
+    pixels: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def load(self, index: int) -> Image.Image:
+        """The image at `index` as a PIL image."""
+        return Image.fromarray(self.pixels[index])
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Images decoded from files when asked for: ``paths[i]`` relative to ``root`` or absolute."""
+
+    paths: Sequence[str]
+    root: str = "."
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def load(self, index: int) -> Image.Image:
+        """The image at `index`, converted to RGB; raises `BrokenImage` naming the file."""
+        path = f"{self.root}/{self.paths[index]}"
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise BrokenImage(path, str(error)) from error
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: row i of every field describes sample i, and i never changes its meaning.
+
+    Attributes:
+        name: ``train``, ``val``, ``test``, ``query`` or ``gallery``.
+        images: where the pixels come from.
+        labels: int64 [N], the labels as the data set gives them, ``0 .. len(class_names) - 1``.
+        class_names: one name per label value. Splits with disjoint classes (zero-shot retrieval)
+            may share one list or bring their own; retrieval only compares labels inside a split
+            (or between ``query`` and ``gallery``, which must share the list).
+        keys: N strings naming the samples (path or id): stable, unique, order-defining.
+        fingerprint: SHA-256 hex digest of the content (bytes of an embedded set; name, paths,
+            sizes and modification times of a folder): the feature cache is keyed by it.
+        extras: further per-sample arrays by name (``coarse_label``, ``caption``, ``is_noise``).
+    """
+
+    name: str
+    images: ImageSource
+    labels: NDArray[np.int64]
+    class_names: Sequence[str]
+    keys: Sequence[str]
+    fingerprint: str
+    extras: dict[str, NDArray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not len(self.images) == len(self.labels) == len(self.keys):
+            raise ValueError(
+                f"split {self.name}: {len(self.images)} images, {len(self.labels)} labels and "
+                f"{len(self.keys)} keys; they must be equally many"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class DatasetSource(ABC):
+    """A data set: constructed from its config node, cheap until `splits` is called.
+
+    Class attributes describe it to ``noisyml list datasets`` and to the error for missing files.
+    """
+
+    #: One line: what it shows, how many images and classes.
+    description: ClassVar[str]
+    #: What to fetch, from where, how large, and the folder layout expected; empty if embedded.
+    how_to_get: ClassVar[str] = ""
+
+    @abstractmethod
+    def missing(self) -> str | None:
+        """None if the files are there, otherwise what is missing (a path). Must be cheap."""
+
+    @abstractmethod
+    def splits(self) -> dict[str, Split]:
+        """The official splits by name; always ``train``, and ``test`` or ``query``+``gallery``.
+
+        Raises:
+            UserError: files missing (with `how_to_get`) or contents that contradict the layout.
+        """

@@ -1,0 +1,51 @@
+"""What a loss is: embeddings and labels of a global batch in, one number out."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from noisyml.similarity.memory_bank import MemoryBank
+
+
+class EmbeddingLoss(nn.Module):
+    """A loss on unit-norm embeddings; parameters it owns (proxies, class weights) are trained.
+
+    Under DDP every rank calls it with the same gathered batch.
+    """
+
+    #: True if `forward` reads `memory`.
+    uses_memory: ClassVar[bool] = False
+
+    @abstractmethod
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        memory: MemoryBank | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of the kept samples.
+
+        Args:
+            embeddings: [B, D] float, unit norm, with gradient.
+            labels: [B] int64, observed.
+            memory: the bank read before this batch entered, if the method keeps one.
+            keep: [B] bool; None keeps all. If nothing is kept the loss is 0 with a gradient of 0.
+
+        Returns:
+            Scalar tensor attached to the graph.
+        """
+
+    @property
+    def has_proxies(self) -> bool:
+        """True if `proxies` gives one vector per class."""
+        return False
+
+    def proxies(self) -> Tensor:
+        """Class proxies [C, D], unit norm, detached; only where `has_proxies`."""
+        raise TypeError(f"{type(self).__name__} keeps no class proxies")

@@ -1,0 +1,190 @@
+"""The run folder: the only interface between a run and whatever reads it later.
+
+Layout of ``outputs/<verb>/<name>/<timestamp or sweep number>/``:
+
+=======================  =========================================================================
+``config.yaml``          the resolved configuration
+``overrides.yaml``       the list of overrides typed on the command line
+``environment.json``     versions, commit, device, host-independent
+``metrics.json``         final metrics, flat (``test/precision_at_1``), fractions of 1
+``history.csv``          one row per logged step: ``step, epoch`` and one column per metric
+``noise.parquet``        the noise manifest of the training split
+``selection.parquet``    ``index, p_clean, kept, epoch``: every judgement of the selector
+``embedding_map.parquet``  ``x, y, label, label_name``: two principal axes of the test embeddings
+``thumbnails.npz``       images of the least trusted training samples (see `Thumbnails` in reports)
+``checkpoints/``         ``last.ckpt`` and ``best.ckpt``
+``plots/*.png``          pictures
+``report.html``          the page made of all this
+``status.json``          ``{"state": "running" | "finished" | "failed", ...}``
+=======================  =========================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noisyml.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRICS_FILE = "metrics.json"
+CONFIG_FILE = "config.yaml"
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write `text` so that a reader (or a kill) sees the old file or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: None stands for it."""
+    return None if isinstance(value, float) and value != value else value
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths and readers of one run folder."""
+
+    path: Path
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration (YAML)."""
+        return self.path / CONFIG_FILE
+
+    @property
+    def overrides_file(self) -> Path:
+        """What was typed (YAML list)."""
+        return self.path / "overrides.yaml"
+
+    @property
+    def environment_file(self) -> Path:
+        """Versions, commit, device (JSON)."""
+        return self.path / "environment.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        """Final metrics (flat JSON)."""
+        return self.path / METRICS_FILE
+
+    @property
+    def history_file(self) -> Path:
+        """Metrics over steps (CSV)."""
+        return self.path / "history.csv"
+
+    @property
+    def noise_file(self) -> Path:
+        """The noise manifest (Parquet)."""
+        return self.path / "noise.parquet"
+
+    @property
+    def selection_file(self) -> Path:
+        """The selector's judgements (Parquet)."""
+        return self.path / "selection.parquet"
+
+    @property
+    def embedding_map_file(self) -> Path:
+        """Two-dimensional map of test embeddings (Parquet)."""
+        return self.path / "embedding_map.parquet"
+
+    @property
+    def thumbnails_file(self) -> Path:
+        """Images of the least trusted samples (NPZ, no pickles)."""
+        return self.path / "thumbnails.npz"
+
+    @property
+    def status_file(self) -> Path:
+        """Whether the run is running, finished or failed (JSON)."""
+        return self.path / "status.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of ``last.ckpt`` and ``best.ckpt``."""
+        return self.path / "checkpoints"
+
+    @property
+    def plots(self) -> Path:
+        """Folder of pictures."""
+        return self.path / "plots"
+
+    @property
+    def report_file(self) -> Path:
+        """The HTML page."""
+        return self.path / "report.html"
+
+    def is_run(self) -> bool:
+        """True if the folder was made by a run."""
+        return self.config_file.is_file()
+
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration as plain dictionaries."""
+        import yaml
+
+        loaded = yaml.safe_load(self._text(self.config_file))
+        return dict(loaded or {})
+
+    def overrides(self) -> list[str]:
+        """The overrides typed on the command line."""
+        import yaml
+
+        if not self.overrides_file.is_file():
+            return []
+        return [str(item) for item in yaml.safe_load(self.overrides_file.read_text()) or []]
+
+    def metrics(self) -> dict[str, float]:
+        """Final metrics; an undefined one is NaN."""
+        raw = json.loads(self._text(self.metrics_file))
+        return {k: float("nan") if v is None else float(v) for k, v in raw.items()}
+
+    def history(self) -> pd.DataFrame:
+        """Metrics over steps; columns ``step``, ``epoch`` and one per metric, NaN where unset."""
+        import pandas as pd
+
+        return pd.read_csv(self.history_file) if self.history_file.is_file() else pd.DataFrame()
+
+    def status(self) -> dict[str, Any]:
+        """The content of ``status.json``, ``{}`` if there is none."""
+        return dict(json.loads(self.status_file.read_text())) if self.status_file.is_file() else {}
+
+    def write_metrics(self, metrics: dict[str, float]) -> None:
+        """Write the final metrics, sorted by name."""
+        clean = {key: _finite(float(metrics[key])) for key in sorted(metrics)}
+        write_atomically(self.metrics_file, json.dumps(clean, indent=2) + "\n")
+
+    def write_status(self, state: str, **facts: Any) -> None:
+        """Write ``status.json``."""
+        write_atomically(self.status_file, json.dumps({"state": state, **facts}, indent=2) + "\n")
+
+    def _text(self, path: Path) -> str:
+        if not path.is_file():
+            raise UserError(f"{self.path} holds no {path.name}: it is not a finished run folder.")
+        return path.read_text()
+
+
+def find_runs(paths: list[Path]) -> list[RunFolder]:
+    """All run folders at or below the given paths, in natural order of their names.
+
+    Raises:
+        UserError: a path does not exist or holds no run.
+    """
+    found: dict[Path, RunFolder] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise UserError(f"There is no folder {path}; give the folder of a run or of a sweep.")
+        inside = [RunFolder(p.parent) for p in path.rglob(CONFIG_FILE) if ".hydra" not in p.parts]
+        if not inside:
+            raise UserError(f"{path} holds no run: no {CONFIG_FILE} in it or below it.")
+        found.update({run.path.resolve(): run for run in inside})
+    return sorted(found.values(), key=lambda run: [_natural(part) for part in run.path.parts])
+
+
+def _natural(name: str) -> tuple[int, str]:
+    return (int(name), "") if name.isdigit() else (-1, name)

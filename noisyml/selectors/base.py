@@ -1,0 +1,80 @@
+"""What a selector sees and what it answers."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from noisyml.similarity.memory_bank import MemoryBank
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All a selector may look at for one global batch; never a clean label.
+
+    Attributes:
+        labels: observed labels [B] int64.
+        index: positions in the training split [B] int64.
+        embeddings: unit-norm, detached [B, D] or None.
+        memory: the bank as it was before this batch, or None.
+        proxies: the loss's class proxies [C, D], detached and unit-norm, or None.
+        logits: detached class scores [B, C], or None.
+        sample_loss: per-sample loss [B], detached, or None.
+        step: optimiser steps done so far.
+        epoch: epochs done so far.
+    """
+
+    labels: Tensor
+    index: Tensor
+    embeddings: Tensor | None = None
+    memory: MemoryBank | None = None
+    proxies: Tensor | None = None
+    logits: Tensor | None = None
+    sample_loss: Tensor | None = None
+    step: int = 0
+    epoch: int = 0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A selector's answer for one global batch.
+
+    Attributes:
+        keep: [B] bool, True for samples that may teach.
+        p_clean: [B] float, the score behind the decision in [0, 1], NaN where none was computed.
+    """
+
+    keep: Tensor
+    p_clean: Tensor
+
+    @classmethod
+    def keep_everything(cls, labels: Tensor) -> Selection:
+        """All kept, nothing scored."""
+        return cls(
+            keep=torch.ones_like(labels, dtype=torch.bool),
+            p_clean=torch.full(labels.shape, torch.nan, device=labels.device),
+        )
+
+
+class Selector(nn.Module):
+    """Decides which samples of a batch to trust; what it remembers lives in buffers.
+
+    Under DDP every rank calls `select` with the same gathered batch and thus holds the same state.
+    """
+
+    #: Fields of `Evidence` (beyond labels and index) that must not be None.
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @torch.no_grad()
+    @abstractmethod
+    def select(self, evidence: Evidence) -> Selection:
+        """Judge one global batch."""
+
+    @torch.no_grad()
+    def update(self, evidence: Evidence, selection: Selection) -> None:
+        """Learn from the batch after the optimiser step; default: nothing to learn."""
