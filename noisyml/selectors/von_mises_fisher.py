@@ -1,0 +1,224 @@
+"""Von Mises-Fisher densities on the unit sphere: normaliser, concentration, class posterior.
+
+The density of a unit vector x in R^D is ``C_D(kappa) exp(kappa mu.x)`` with
+``C_D(kappa) = kappa^v / ((2 pi)^(D/2) I_v(kappa))`` and ``v = D/2 - 1`` (Mardia and Jupp,
+"Directional Statistics", 2000, section 9.3). Everything here is float64 and runs on any device.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from functools import cache
+
+import torch
+from torch import Tensor
+
+#: From this order upwards 8 terms of the uniform expansion are exact to about 1e-13.
+_MIN_ORDER = 40
+_TERMS = 8
+
+
+@cache
+def _debye_polynomials() -> tuple[tuple[list[float], ...], tuple[list[float], ...]]:
+    """Coefficients in p, lowest power first, of the expansions of I_v and of its derivative.
+
+    First ``U_k``, k = 0 .. K, by the recursion DLMF 10.41.9. Second ``W_k``, k = 1 .. K, with
+    ``V_k = U_k - (1 - p^2) W_k`` for the ``V_k`` of I'_v: ``W_k = p U_{k-1} / 2 + p^2 U'_{k-1}``
+    (DLMF 10.41.11).
+    """
+    u = [[Fraction(1)]]
+    w: list[list[Fraction]] = []
+    for _ in range(_TERMS):
+        last = u[-1]
+        following = [Fraction(0)] * (len(last) + 3)
+        slope = [Fraction(0)] * (len(last) + 1)
+        for power, c in enumerate(last):
+            following[power + 1] += c * Fraction(power, 2) + c * Fraction(1, 8 * (power + 1))
+            following[power + 3] -= c * Fraction(power, 2) + c * Fraction(5, 8 * (power + 3))
+            slope[power + 1] += c * Fraction(1, 2) + c * power
+        u.append(following)
+        w.append(slope)
+    return tuple([float(c) for c in p] for p in u), tuple([float(c) for c in p] for p in w)
+
+
+def _horner(coefficients: list[float], p: Tensor) -> Tensor:
+    total = torch.zeros_like(p)
+    for c in reversed(coefficients):
+        total = total * p + c
+    return total
+
+
+def _bessel_terms(kappa: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """``log[I_v(kappa) (2/kappa)^v Gamma(v+1)]`` and ``I_{v+1}(kappa) / I_v(kappa)``.
+
+    The uniform (Debye) expansion at an order N >= 40, then N - v steps of the downward recurrence,
+    which damps errors. Written so that nothing divides by kappa and nothing large cancels.
+    """
+    order = dim / 2 - 1
+    steps = max(0, math.ceil(_MIN_ORDER - order))
+    top = order + steps
+    u, w = _debye_polynomials()
+
+    root = torch.sqrt(top**2 + kappa**2)
+    p = top / root
+    series = sum((_horner(c, p) / top**k for k, c in enumerate(u)), torch.zeros_like(p))
+    series_at_zero = sum(sum(c) / top**k for k, c in enumerate(u))
+    slope = sum((_horner(c, p) / top**k for k, c in enumerate(w, start=1)), torch.zeros_like(p))
+
+    stretch = kappa**2 / (top * (root + top))  # sqrt(1 + z^2) - 1 for z = kappa / N
+    log_scaled = (
+        top * (stretch - torch.log1p(stretch / 2))
+        - 0.5 * torch.log1p(stretch)
+        + torch.log(series / series_at_zero)
+    )
+    ratio = kappa / (root + top) - kappa / root * (slope / series)
+    for step in range(steps):
+        twice = 2 * (top - step)
+        log_scaled = log_scaled + torch.log1p(kappa * ratio / twice)
+        ratio = kappa / (twice + kappa * ratio)
+    return log_scaled, ratio
+
+
+def log_vmf_ratio(kappa: Tensor, dim: int) -> Tensor:
+    """``g(kappa) = log C_D(kappa) - log C_D(0)``: the log normaliser relative to the uniform one.
+
+    The constant ``log C_D(0)`` is the same for all classes and cancels in a posterior. Absolute
+    error below 1e-10 + 1e-13 |g| for every D >= 2 and kappa up to 1e6.
+
+    Args:
+        kappa: any shape, float, >= 0; computed in float64.
+        dim: D >= 2.
+
+    Returns:
+        float64 of the same shape, <= 0, and 0 at kappa = 0.
+
+    Raises:
+        ValueError: `dim` below 2.
+    """
+    _check_dim(dim)
+    return -_bessel_terms(kappa.to(torch.float64), dim)[0]
+
+
+def mean_resultant_length(kappa: Tensor, dim: int) -> Tensor:
+    """``A_D(kappa) = I_{D/2}(kappa) / I_{D/2-1}(kappa)``, the length of the mean of the density.
+
+    Args:
+        kappa: any shape, float, >= 0; computed in float64.
+        dim: D >= 2.
+
+    Returns:
+        float64 of the same shape in [0, 1).
+
+    Raises:
+        ValueError: `dim` below 2.
+    """
+    _check_dim(dim)
+    return _bessel_terms(kappa.to(torch.float64), dim)[1]
+
+
+def kappa_from_resultant(
+    r_bar: Tensor, dim: int, newton_steps: int = 0, kappa_max: float = float("inf")
+) -> Tensor:
+    """Concentration whose density has a mean of length `r_bar`.
+
+    The closed form ``R (D - R^2) / (1 - R^2)`` (Banerjee et al., "Clustering on the Unit
+    Hypersphere using von Mises-Fisher Distributions", JMLR 2005, eq. 4.4), improved by Newton
+    steps on ``A_D(kappa) = R`` (Sra, "A short note on parameter approximation for von
+    Mises-Fisher distributions", 2012).
+
+    Args:
+        r_bar: any shape, float in [0, 1]; 1 (one row, or identical rows) gives `kappa_max`.
+        dim: D >= 2.
+        newton_steps: 0 leaves the closed form (relative error 3e-4 at D = 512); 1 gives 1e-7.
+        kappa_max: upper bound.
+
+    Returns:
+        float64 of the same shape in [0, `kappa_max`].
+
+    Raises:
+        ValueError: `dim` below 2.
+    """
+    _check_dim(dim)
+    r_bar = r_bar.to(torch.float64)
+    spread = 1 - r_bar**2
+    finite = spread > 0
+    kappa = r_bar * (dim - r_bar**2) / torch.where(finite, spread, 1.0)
+    for _ in range(newton_steps):
+        mean = mean_resultant_length(kappa, dim)
+        per_kappa = torch.where(kappa > 0, mean / kappa.clamp(min=1e-300), 1 / dim)
+        slope = 1 - mean**2 - (dim - 1) * per_kappa
+        # Near R = 1 the slope drowns in rounding; there the closed form is exact anyway.
+        step = torch.where(slope > 1e-13, (mean - r_bar) / slope.clamp(min=1e-13), 0.0)
+        kappa = kappa - step.clamp(min=-kappa, max=kappa / 2)
+    return torch.where(finite, kappa, kappa_max).clamp(max=kappa_max)
+
+
+def resultant_statistics(
+    class_sums: Tensor, class_counts: Tensor, bias_correction: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Mean direction and mean resultant length of every class.
+
+    Args:
+        class_sums: [C, D] float64, sums of unit vectors.
+        class_counts: [C] int64.
+        bias_correction: with few rows the length is biased upwards, ``E R^2 = 1/M + (1 - 1/M)
+            rho^2``; True solves this for rho (0 where M = 1: one row says nothing about spread).
+
+    Returns:
+        directions [C, D] float64, unit norm, 0 where the rows cancel or there are none; and
+        lengths [C] float64 in [0, 1], 0 for an empty class.
+    """
+    norm = class_sums.norm(dim=1)
+    directions = class_sums / norm.clamp(min=1e-300)[:, None]
+    count = class_counts.to(torch.float64)
+    r_bar = (norm / count.clamp(min=1)).clamp(max=1.0)
+    if bias_correction:
+        squared = (count * r_bar**2 - 1) / (count - 1).clamp(min=1)
+        r_bar = torch.where(count > 1, squared.clamp(min=0).sqrt(), 0.0)
+    return directions, r_bar
+
+
+def vmf_log_density(
+    embeddings: Tensor, directions: Tensor, kappa: Tensor, log_ratio: Tensor
+) -> Tensor:
+    """Log density of every embedding under every class, relative to the uniform density.
+
+    Args:
+        embeddings: [B, D] float, unit norm.
+        directions: [C, D], same dtype, unit norm (or 0).
+        kappa: [C] float64.
+        log_ratio: [C] float64, ``log_vmf_ratio(kappa, D)``.
+
+    Returns:
+        [B, C] float64: ``log C_D(kappa_k) - log C_D(0) + kappa_k mu_k.x``. The products mu.x
+        keep the precision of `embeddings`.
+    """
+    similarity = embeddings @ directions.T
+    return torch.addcmul(log_ratio, similarity.to(torch.float64), kappa)
+
+
+def vmf_log_posterior(
+    log_density: Tensor, labels: Tensor, log_prior: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Log probability that each sample belongs to its labelled class (vMF-Sim).
+
+    Args:
+        log_density: [B, C] float64, see `vmf_log_density`.
+        labels: [B] int64.
+        log_prior: [C] float64, up to a constant; ``-inf`` leaves a class out.
+
+    Returns:
+        log P [B] float64, <= 0, and scored [B] bool; a sample of a class left out is not scored
+        and gets log P = 0.
+    """
+    joint = log_density + log_prior
+    own = joint.gather(1, labels[:, None]).squeeze(1)
+    scored = torch.isfinite(log_prior)[labels]
+    log_p = torch.where(scored, own - torch.logsumexp(joint, dim=1), 0.0)
+    return log_p.clamp(max=0.0), scored
+
+
+def _check_dim(dim: int) -> None:
+    if dim < 2:
+        raise ValueError(f"the von Mises-Fisher density needs at least 2 dimensions, got {dim}")
