@@ -1,0 +1,39 @@
+"""Label noise: seeded, pure NumPy, every corruption with a record of what it did.
+
+In a notebook::
+
+    from noisyml.noise import Symmetric
+    manifest = Symmetric(rate=0.4, seed=0).inject(labels, num_classes=10)
+    noisy_labels, is_wrong, rate = manifest.observed, manifest.changed, manifest.actual_rate
+"""
+
+from noisyml.noise.base import FeatureKind, Injector, NoNoise
+from noisyml.noise.class_conditional import Asymmetric, Matrix, Pair, Symmetric
+from noisyml.noise.files import FromManifest, HumanLabels
+from noisyml.noise.instance import ClassificationBased, PartDependent, PolynomialMarginDiminishing
+from noisyml.noise.lists import check_official_list, manifest_from_list, read_list
+from noisyml.noise.manifest import NoiseManifest, SampleState
+from noisyml.noise.open_set import OpenSet
+from noisyml.noise.small_cluster import SmallCluster
+
+__all__ = [
+    "Asymmetric",
+    "ClassificationBased",
+    "FeatureKind",
+    "FromManifest",
+    "HumanLabels",
+    "Injector",
+    "Matrix",
+    "NoNoise",
+    "NoiseManifest",
+    "OpenSet",
+    "Pair",
+    "PartDependent",
+    "PolynomialMarginDiminishing",
+    "SampleState",
+    "SmallCluster",
+    "Symmetric",
+    "check_official_list",
+    "manifest_from_list",
+    "read_list",
+]

@@ -1,0 +1,225 @@
+"""What every injector has in common: checked labels in, a manifest out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from noisyml.errors import UserError
+from noisyml.noise.manifest import NoiseManifest
+from noisyml.noise.random import ClassOrder, Draws, sample_ids
+
+#: What an injector wants as features: raw pixels 0..255, network embeddings, class probabilities.
+FeatureKind = Literal["none", "pixels", "embeddings", "probabilities"]
+
+
+def check_rate(rate: float, key: str = "noise.rate") -> None:
+    """Raise `UserError` unless `rate` is a fraction of 1."""
+    if not 0.0 <= rate <= 1.0:
+        raise UserError(f"{key}={rate} is not a fraction between 0 and 1; 0.4 means 40 percent.")
+
+
+def check_choice(value: str, choices: Sequence[str], key: str) -> None:
+    """Raise `UserError` unless `value` is one of `choices`."""
+    if value not in choices:
+        raise UserError(f"{key}={value} is unknown; choose one of {', '.join(choices)}.")
+
+
+def as_labels(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
+    """Labels as a fresh int64 [N]; lists, arrays and CPU tensors of integers are accepted.
+
+    Raises:
+        TypeError: not one-dimensional integers.
+        UserError: a label is not in ``0 .. num_classes-1``.
+    """
+    array = np.asarray(labels)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise TypeError(f"labels must be integers [N], not {array.dtype} {list(array.shape)}")
+    if array.size and (array.min() < 0 or array.max() >= num_classes):
+        i = int(np.flatnonzero((array < 0) | (array >= num_classes))[0])
+        raise UserError(
+            f"Training sample {i} has label {array[i]}, but the data set declares {num_classes} "
+            f"classes (labels 0 to {num_classes - 1}); correct the label or the class names."
+        )
+    return array.astype(np.int64)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The training split as an injector sees it.
+
+    Attributes:
+        labels: int64 [N], clean labels.
+        num_classes: number of classes C.
+        ids: uint64 [N], stable sample ids.
+        keys: N sample keys or None.
+        features: float [N, D] or None; what they are depends on the injector's `feature_kind`.
+        class_names: C names or None.
+    """
+
+    labels: NDArray[np.int64]
+    num_classes: int
+    ids: NDArray[np.uint64]
+    keys: Sequence[str] | None = None
+    features: NDArray[Any] | None = None
+    class_names: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def class_order(self) -> ClassOrder:
+        """The classes in an order that does not depend on their numbers."""
+        return ClassOrder.of(self.labels, self.ids, self.num_classes)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an injector decided; fields as in `NoiseManifest`, None follows from the rest."""
+
+    observed: NDArray[np.int64]
+    nominal_rate: float | None = None
+    clean: NDArray[np.int64] | None = None
+    changed: NDArray[np.bool_] | None = None
+    source_index: NDArray[np.int64] | None = None
+    num_classes: int | None = None
+    class_source: NDArray[np.int64] | None = None
+    details: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Injector(ABC):
+    """Corrupts the labels of a training split, once, as a pure function of its arguments."""
+
+    #: The injector's name in records and the salt of its draws.
+    name: ClassVar[str]
+    #: What `inject` needs as `features`.
+    feature_kind: ClassVar[FeatureKind] = "none"
+    #: True if `inject` needs `features`.
+    needs_features: ClassVar[bool] = False
+
+    @abstractmethod
+    def inject(
+        self,
+        labels: ArrayLike,
+        num_classes: int,
+        *,
+        keys: Sequence[str] | None = None,
+        features: ArrayLike | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> NoiseManifest:
+        """Corrupt `labels` and say what was done.
+
+        Args:
+            labels: clean labels, integers [N] in ``0 .. num_classes-1``: list, array or tensor.
+            num_classes: number of classes C of the split.
+            keys: N unique sample names; with them a sample's noise depends on its name and not on
+                its position.
+            features: float [N, D], required if `needs_features`; see `feature_kind`.
+            class_names: C names, for class maps written with names.
+
+        Returns:
+            The manifest; with a rate of 0 its observed labels equal `labels`.
+
+        Raises:
+            UserError: a label out of range, repeated keys, missing features, or a request that
+                this data cannot meet.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitInjector(Injector):
+    """An injector that only has to say what becomes of checked samples."""
+
+    @abstractmethod
+    def corrupt(self, samples: Samples) -> Outcome:
+        """The corruption of at least one checked sample; use `inject` from outside."""
+
+    def record(self) -> dict[str, Any]:
+        """The constructor's arguments as they go into the manifest."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    def inject(
+        self,
+        labels: ArrayLike,
+        num_classes: int,
+        *,
+        keys: Sequence[str] | None = None,
+        features: ArrayLike | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> NoiseManifest:
+        """Check the split, corrupt it and write the record; see `Injector.inject`."""
+        clean = as_labels(labels, num_classes)
+        params = self.record()
+        array = None if features is None else np.asarray(features)
+        if self.needs_features:
+            if array is None:
+                raise UserError(
+                    f"noise={self.name} depends on the images and needs {self.feature_kind}, but "
+                    "none were given; use a data set with images or another injector."
+                )
+            if array.ndim != 2 or len(array) != len(clean):
+                raise ValueError(f"features {list(array.shape)} do not fit {len(clean)} labels")
+            if not np.isfinite(array).all():
+                raise UserError(
+                    f"The {self.feature_kind} for noise={self.name} hold NaN or infinity; check "
+                    "the images or the network they come from."
+                )
+        samples = Samples(
+            labels=clean,
+            num_classes=num_classes,
+            ids=sample_ids(len(clean), keys),
+            keys=keys,
+            features=array,
+            class_names=class_names,
+        )
+        if params.get("rate") == 0 or len(clean) == 0:
+            outcome = Outcome(observed=clean, nominal_rate=params.get("rate"))
+        else:
+            outcome = self.corrupt(samples)
+        return NoiseManifest(
+            observed=outcome.observed,
+            clean=clean if outcome.clean is None else outcome.clean,
+            changed=outcome.observed != clean if outcome.changed is None else outcome.changed,
+            num_classes=num_classes if outcome.num_classes is None else outcome.num_classes,
+            injector=self.name,
+            params=params,
+            seed=params.get("seed"),
+            nominal_rate=outcome.nominal_rate,
+            source_index=outcome.source_index,
+            keys=keys,
+            num_clean_classes=num_classes,
+            class_source=outcome.class_source,
+            details=outcome.details,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeededInjector(SplitInjector):
+    """An injector that draws.
+
+    Args:
+        seed: the seed of the noise alone; training seeds do not touch it.
+    """
+
+    seed: int = 0
+
+    @property
+    def draws(self) -> Draws:
+        """The injector's source of random numbers."""
+        return Draws(seed=self.seed, injector=self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoNoise(SplitInjector):
+    """Leaves the labels as they are."""
+
+    name: ClassVar[str] = "none"
+
+    def corrupt(self, samples: Samples) -> Outcome:
+        """The clean labels."""
+        return Outcome(observed=samples.labels, nominal_rate=0.0)
