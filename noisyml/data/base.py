@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,8 +26,9 @@ class ImageSource(Protocol):
 class BrokenImage(Exception):
     """An image that cannot be decoded; `key` names the file."""
 
-    def __init__(self, key: str, reason: str) -> None:
-        super().__init__(f"{key}: {reason}")
+    def __init__(self, key: str, reason: str = "") -> None:
+        # One argument must do: PyTorch rebuilds the exceptions of its workers from their message.
+        super().__init__(f"{key}: {reason}" if reason else key)
         self.key = key
         self.reason = reason
 
@@ -55,14 +57,22 @@ class FileImages:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def path(self, index: int) -> str:
+        """Where the image at `index` lies."""
+        return os.path.join(self.root, self.paths[index])
+
     def load(self, index: int) -> Image.Image:
         """The image at `index`, converted to RGB; raises `BrokenImage` naming the file."""
-        path = f"{self.root}/{self.paths[index]}"
+        path = self.path(index)
         try:
             with Image.open(path) as image:
                 return image.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise BrokenImage(path, str(error)) from error
+        except MemoryError:
+            raise
+        except Exception as error:
+            # A damaged file makes decoders trip over anything: OSError mostly, but TypeError,
+            # ValueError, SyntaxError, EOFError and struct.error have been seen too.
+            raise BrokenImage(path, str(error) or type(error).__name__) from error
 
 
 @dataclass(frozen=True)
@@ -109,6 +119,10 @@ class DatasetSource(ABC):
 
     #: One line: what it shows, how many images and classes.
     description: ClassVar[str]
+    #: True if the labels are known to be right, so that injected noise can be scored.
+    labels_are_true: bool = True
+    #: True if ``val`` is official and clean; otherwise noise is injected into it like into train.
+    clean_val: bool = False
     #: What to fetch, from where, how large, and the folder layout expected; empty if embedded.
     how_to_get: ClassVar[str] = ""
 

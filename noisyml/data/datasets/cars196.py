@@ -1,0 +1,165 @@
+"""Stanford Cars (Krause, Stark, Deng, Fei-Fei, 3DRR 2013), split for zero-shot retrieval."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from noisyml.data.datasets.layout import IMAGE_SUFFIXES, check_choice, first_missing
+from noisyml.data.datasets.zero_shot import Rows, ZeroShotFiles
+from noisyml.errors import UserError
+
+Layout = Literal["auto", "folders", "annos", "devkit"]
+TRAINING_CLASSES = 98
+
+
+class Cars196(ZeroShotFiles):
+    """Cars: classes 1-98 train, 99-196 test, whatever the half of the original release.
+
+    Three layouts are read. Only ``folders`` has the file names of PRISM's noisy lists.
+
+    * ``folders``: ``images/<class name>/*.jpg``; the class id is the rank of the folder's name in
+      byte order, which is also the order of the official ids.
+    * ``annos``: ``cars_annos.mat`` and ``car_ims/``.
+    * ``devkit``: ``devkit/cars_meta.mat``, ``devkit/cars_train_annos.mat``,
+      ``cars_test_annos_withlabels.mat`` (there or in ``devkit/``), ``cars_train/``, ``cars_test/``.
+
+    Args:
+        root: folder of the data set.
+        layout: one of the three, or ``auto`` for the first that is there.
+        val_classes: see `ZeroShotFiles`.
+        check_counts: see `ZeroShotFiles`.
+    """
+
+    description: ClassVar[str] = "Cars196: 16,185 cars, 98 classes to train, 98 to test"
+    how_to_get: ClassVar[str] = (
+        "fetch the Stanford Cars data set of Krause et al., 2013 (16,185 images, about 2 GB; "
+        "ai.stanford.edu/~jkrause/cars/car_dataset.html no longer serves it, mirrors do) and set "
+        "dataset.root to a folder with images/<class name>/*.jpg, or cars_annos.mat and car_ims/, "
+        "or devkit/, cars_test_annos_withlabels.mat, cars_train/ and cars_test/."
+    )
+    name = "cars196"
+    published: ClassVar[dict[str, tuple[int, int]]] = {"train": (8054, 98), "test": (8131, 98)}
+
+    def __init__(
+        self,
+        root: str,
+        layout: Layout = "auto",
+        val_classes: int = 0,
+        check_counts: bool = True,
+    ) -> None:
+        super().__init__(root, val_classes, check_counts)
+        check_choice("dataset.layout", layout, ("auto", "folders", "annos", "devkit"))
+        self.layout = layout
+
+    def missing(self) -> str | None:
+        """None, or what the layout lacks."""
+        if self.layout == "auto":
+            lacking = [self._lacking(layout) for layout in ("folders", "annos", "devkit")]
+            return None if None in lacking else lacking[0]
+        return self._lacking(self.layout)
+
+    def rows(self) -> dict[str, Rows]:
+        """All images of the layout, halved by official class id."""
+        layout = self.layout
+        if layout == "auto":
+            every: tuple[Layout, ...] = ("folders", "annos", "devkit")
+            layout = next(name for name in every if self._lacking(name) is None)
+        found = {
+            "folders": self._from_folders,
+            "annos": self._from_annos,
+            "devkit": self._from_devkit,
+        }[layout]()
+        in_train = found.ids <= TRAINING_CLASSES
+        return {"train": found.take(in_train), "test": found.take(~in_train)}
+
+    def _lacking(self, layout: str) -> str | None:
+        if layout == "folders":
+            return first_missing(self.root, "images")
+        if layout == "annos":
+            return first_missing(self.root, "cars_annos.mat", "car_ims")
+        return first_missing(
+            self.root,
+            "devkit/cars_meta.mat",
+            "devkit/cars_train_annos.mat",
+            self._test_annotations(),
+            "cars_train",
+            "cars_test",
+        )
+
+    def _test_annotations(self) -> str:
+        name = "cars_test_annos_withlabels.mat"
+        return name if (self.root / name).exists() else f"devkit/{name}"
+
+    def _from_folders(self) -> Rows:
+        images = self.root / "images"
+        # Byte order, not the locale's: "AM General" comes before "Acura".
+        classes = sorted(entry.name for entry in os.scandir(images) if entry.is_dir())
+        paths: list[str] = []
+        ids: list[int] = []
+        for number, name in enumerate(classes, start=1):
+            files = sorted(
+                file for file in os.listdir(images / name) if Path(file).suffix in IMAGE_SUFFIXES
+            )
+            paths += [f"images/{name}/{file}" for file in files]
+            ids += [number] * len(files)
+        return Rows(paths, np.array(ids, dtype=np.int64), dict(enumerate(classes, start=1)))
+
+    def _from_annos(self) -> Rows:
+        path = self.root / "cars_annos.mat"
+        content = _load_mat(path, "annotations", "class_names")
+        records = _fields(path, content["annotations"], "relative_im_path", "class")
+        names = {i: str(name) for i, name in enumerate(content["class_names"], start=1)}
+        return _rows(path, [str(image) for image, _ in records], records, names)
+
+    def _from_devkit(self) -> Rows:
+        meta = _load_mat(self.root / "devkit" / "cars_meta.mat", "class_names")
+        names = {i: str(name) for i, name in enumerate(meta["class_names"], start=1)}
+        records, paths = [], []
+        for folder, file in (
+            ("cars_train", "devkit/cars_train_annos.mat"),
+            ("cars_test", self._test_annotations()),
+        ):
+            path = self.root / file
+            part = _fields(path, _load_mat(path, "annotations")["annotations"], "fname", "class")
+            records += part
+            paths += [f"{folder}/{image}" for image, _ in part]
+        return _rows(self.root / "devkit", paths, records, names)
+
+
+def _load_mat(path: Path, *names: str) -> dict[str, Any]:
+    """The variables of a MATLAB file, structures as dictionaries."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        content = loadmat(path, simplify_cells=True)
+    except (OSError, ValueError, NotImplementedError, MatReadError) as error:
+        raise UserError(f"{path} cannot be read as a MATLAB file: {error}.") from error
+    for name in names:
+        if name not in content:
+            raise UserError(f"{path} has no variable '{name}'; fetch the official file.")
+    return {name: np.atleast_1d(content[name]) for name in names}
+
+
+def _fields(path: Path, records: Any, image: str, label: str) -> list[tuple[str, int]]:
+    """Image and class of every annotation."""
+    try:
+        return [(record[image], int(record[label])) for record in records]
+    except (KeyError, TypeError, IndexError) as error:
+        raise UserError(
+            f"{path}: an annotation has no '{image}' or '{label}'; fetch the file with labels."
+        ) from error
+
+
+def _rows(
+    path: Path, paths: list[str], records: list[tuple[str, int]], names: dict[int, str]
+) -> Rows:
+    ids = np.array([number for _, number in records], dtype=np.int64)
+    unnamed = np.setdiff1d(ids, list(names))
+    if len(unnamed):
+        raise UserError(f"{path}: class {unnamed[0]} has no name among the {len(names)} classes.")
+    return Rows(paths, ids, names)

@@ -1,0 +1,190 @@
+"""A table of image paths and labels: the user's own data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from noisyml.data.base import DatasetSource, Split
+from noisyml.data.datasets.layout import (
+    check_choice,
+    parts_to_splits,
+    require_files,
+    stat_files,
+)
+from noisyml.data.datasets.partition import (
+    SPLIT_KINDS,
+    SPLIT_NAMES,
+    SplitKind,
+    arrange,
+    check_fractions,
+)
+from noisyml.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SEPARATORS = {".csv": ",", ".tsv": "\t"}
+TABLE_SUFFIXES = (*SEPARATORS, ".parquet")
+
+
+class CsvTable(DatasetSource):
+    """A ``.csv``, ``.tsv`` or ``.parquet`` table with a row per image.
+
+    Labels may be any text; labels that are all whole numbers are ordered as numbers.
+
+    Args:
+        path: the table.
+        root: folder that relative image paths start from; None for the table's own folder.
+        path_column: column of image paths.
+        label_column: column of labels.
+        split_column: column that says ``train``, ``val``, ``test``, ``query`` or ``gallery``; None
+            to carve the splits. A missing ``val`` is carved from ``train``.
+        split: ``closed_set`` (same classes everywhere) or ``zero_shot`` (disjoint classes).
+        val_fraction: share of each class (or of the classes) for ``val``, in [0, 1).
+        test_fraction: the same for ``test``; unused with `split_column`.
+        seed: which of the possible carvings; unrelated to the seed of a run.
+    """
+
+    description: ClassVar[str] = "Your images, listed in a table of paths and labels"
+    how_to_get: ClassVar[str] = (
+        "set dataset.path to a .csv, .tsv or .parquet table with a column of image paths and one "
+        "of labels."
+    )
+
+    def __init__(
+        self,
+        path: str,
+        root: str | None = None,
+        path_column: str = "path",
+        label_column: str = "label",
+        split_column: str | None = None,
+        split: SplitKind = "closed_set",
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        seed: int = 0,
+    ) -> None:
+        check_choice("dataset.split", split, SPLIT_KINDS)
+        check_fractions(val_fraction, test_fraction)
+        self.path = Path(path)
+        check_choice("The suffix of dataset.path", self.path.suffix.lower(), TABLE_SUFFIXES)
+        self.root = self.path.parent if root is None else Path(root)
+        self.path_column = path_column
+        self.label_column = label_column
+        self.split_column = split_column
+        self.split = split
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self.seed = seed
+
+    def missing(self) -> str | None:
+        """None, or the table or the folder of images."""
+        if not self.path.is_file():
+            return f"the table {self.path}"
+        return None if self.root.is_dir() else f"the folder {self.root} (dataset.root)"
+
+    def splits(self) -> dict[str, Split]:
+        """``train``, ``val`` (if there is one) and ``test`` (or ``query`` and ``gallery``).
+
+        Raises:
+            UserError: a column, label or file is missing, a path is listed twice, or the classes
+                contradict `split`; the sentence names file and row.
+        """
+        require_files(self, "csv")
+        table = self._read()
+        paths = self._column(table, self.path_column, "dataset.path_column")
+        names = self._column(table, self.label_column, "dataset.label_column")
+        given = None
+        if self.split_column is not None:
+            given = self._column(table, self.split_column, "dataset.split_column")
+            wrong = next((row for row, part in enumerate(given) if part not in SPLIT_NAMES), None)
+            if wrong is not None:
+                raise UserError(
+                    f"{self.path}, row {wrong + 1}: the split is '{given[wrong]}'; write one of: "
+                    f"{', '.join(SPLIT_NAMES)}."
+                )
+        self._check_paths(paths)
+        class_names = _in_order(set(names))
+        if len(class_names) < 2:
+            raise UserError(
+                f"{self.path} has {len(class_names)} different labels in its column "
+                f"'{self.label_column}'; two at least are needed."
+            )
+        number = {name: i for i, name in enumerate(class_names)}
+        labels = np.array([number[name] for name in names], dtype=np.int64)
+        rows = arrange(
+            labels,
+            class_names,
+            paths,
+            given,
+            self.split,
+            self.val_fraction,
+            self.test_fraction,
+            self.seed,
+            str(self.path),
+        )
+        share = self.split == "closed_set"
+        return parts_to_splits(self.root, paths, labels, class_names, rows, share)
+
+    def _read(self) -> pd.DataFrame:
+        import pandas as pd
+        from pyarrow import ArrowException
+
+        suffix = self.path.suffix.lower()
+        try:
+            if suffix == ".parquet":
+                return pd.read_parquet(self.path)
+            # As text, so that labels like NA, 007 and 1.0 stay what they are.
+            return pd.read_csv(
+                self.path,
+                sep=SEPARATORS[suffix],
+                dtype=str,
+                keep_default_na=False,
+                encoding="utf-8-sig",
+            )
+        except (OSError, ValueError, ArrowException) as error:
+            reason = str(error).strip().splitlines()[0].rstrip(".")
+            raise UserError(f"The table {self.path} cannot be read: {reason}.") from error
+
+    def _column(self, table: pd.DataFrame, column: str, key: str) -> list[str]:
+        """The column as text without surrounding blanks; no empty cell."""
+        if column not in table.columns:
+            raise UserError(
+                f"{self.path} has no column '{column}' but: {', '.join(map(str, table.columns))}; "
+                f"set {key} to one of them."
+            )
+        empty = table[column].isna().to_numpy()
+        values = [str(value).strip() for value in table[column]]
+        for row, value in enumerate(values):
+            if empty[row] or not value:
+                raise UserError(
+                    f"{self.path}, row {row + 1}: the column '{column}' is empty; fill it or "
+                    "remove the row."
+                )
+        return values
+
+    def _check_paths(self, paths: list[str]) -> None:
+        first: dict[str, int] = {}
+        for row, path in enumerate(paths):
+            before = first.setdefault(path, row)
+            if before != row:
+                raise UserError(
+                    f"{self.path}, row {row + 1}: {path} stands in row {before + 1} already; an "
+                    "image must have one row."
+                )
+        absent = [row for row, stat in enumerate(stat_files(self.root, paths)) if stat is None]
+        if absent:
+            raise UserError(
+                f"{self.path}, row {absent[0] + 1}: there is no file "
+                f"{self.root / paths[absent[0]]} ({len(absent)} of {len(paths)} are missing); "
+                "correct the paths or set dataset.root."
+            )
+
+
+def _in_order(names: set[str]) -> list[str]:
+    """Class names sorted, as numbers if all are whole numbers."""
+    if all(name.isdecimal() for name in names):
+        return sorted(names, key=lambda name: (int(name), name))
+    return sorted(names)

@@ -1,0 +1,240 @@
+"""What the readers of files share: presence, counts, text tables, fingerprints, splits."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisyml.data.base import ArrayImages, FileImages, Split
+from noisyml.errors import UserError
+
+if TYPE_CHECKING:
+    from noisyml.data.base import DatasetSource
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+)
+
+
+def require_files(source: DatasetSource, name: str) -> None:
+    """Raise the error of a missing data set, with the way to get it.
+
+    Raises:
+        UserError: `source.missing()` names something.
+    """
+    missing = source.missing()
+    if missing is not None:
+        raise UserError(f"Data set {name}: {missing} is missing; {source.how_to_get}")
+
+
+def first_missing(root: Path, *names: str) -> str | None:
+    """The first of `names` that does not exist below `root` as a full path, or None."""
+    return next((str(root / name) for name in names if not (root / name).exists()), None)
+
+
+def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
+    """Raise unless `value` is one of `choices`.
+
+    Raises:
+        UserError: it is not.
+    """
+    if value not in choices:
+        raise UserError(f"{key} is '{value}'; choose one of: {', '.join(choices)}.")
+
+
+def check_count(what: str, found: int, expected: int) -> None:
+    """Compare a count with the published one.
+
+    Raises:
+        UserError: they differ.
+    """
+    if found != expected:
+        raise UserError(
+            f"{what}: expected {expected} as published, found {found}; fetch the data set again, "
+            "or set dataset.check_counts=false if the difference is intended."
+        )
+
+
+def check_split(name: str, split: Split, images: int, classes: int) -> None:
+    """Compare a split's images and classes with the published numbers.
+
+    Raises:
+        UserError: one differs.
+    """
+    check_count(f"Images of the {split.name} split of {name}", len(split), images)
+    present = len(np.unique(split.labels))
+    check_count(f"Classes of the {split.name} split of {name}", present, classes)
+
+
+def read_lines(path: Path) -> list[str]:
+    """The non-empty lines of a UTF-8 text file, without line ends.
+
+    Raises:
+        UserError: it cannot be read as text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read as UTF-8 text: {error}.") from error
+    return [line for line in text.splitlines() if line.strip()]
+
+
+def read_columns(path: Path, columns: int, skip: int = 0) -> list[list[str]]:
+    """The rows of a blank-separated table; the last column may hold blanks.
+
+    Args:
+        path: the text file.
+        columns: how many columns each row has.
+        skip: leading lines to leave out.
+
+    Raises:
+        UserError: a row has fewer columns; the sentence names file and line.
+    """
+    rows = [line.split(maxsplit=columns - 1) for line in read_lines(path)[skip:]]
+    for number, row in enumerate(rows, start=skip + 1):
+        if len(row) != columns:
+            raise UserError(f"{path}, line {number}: expected {columns} columns, found {len(row)}.")
+    return rows
+
+
+def whole_numbers(values: Sequence[str], path: Path) -> NDArray[np.int64]:
+    """Decimal integers from text, int64 [N].
+
+    Raises:
+        UserError: one is none; the sentence names it and the file.
+    """
+    try:
+        return np.array([int(value) for value in values], dtype=np.int64)
+    except ValueError as error:
+        wrong = next(value for value in values if not value.strip().lstrip("-").isdecimal())
+        raise UserError(f"{path}: '{wrong}' stands where a whole number is expected.") from error
+
+
+def stat_files(root: Path, paths: Sequence[str]) -> list[os.stat_result | None]:
+    """Size and times of each file, None where there is no file."""
+    found: list[os.stat_result | None] = []
+    for path in paths:
+        try:
+            found.append(os.stat(root / path))
+        except (FileNotFoundError, NotADirectoryError):
+            found.append(None)
+    return found
+
+
+def array_split(
+    name: str,
+    pixels: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    keys: Sequence[str],
+    extras: dict[str, NDArray] | None = None,
+) -> Split:
+    """A split of images held in memory; its fingerprint is the SHA-256 of pixels and labels.
+
+    Args:
+        name: the split's name.
+        pixels: uint8 [N, H, W] or [N, H, W, 3].
+        labels: int64 [N], indices into `class_names`.
+        class_names: C names.
+        keys: N unique names.
+        extras: further per-sample arrays.
+    """
+    digest = hashlib.sha256(pixels.tobytes())
+    digest.update(labels.astype("<i8").tobytes())
+    return Split(
+        name, ArrayImages(pixels), labels, class_names, keys, digest.hexdigest(), extras or {}
+    )
+
+
+def file_split(
+    name: str,
+    root: Path,
+    paths: Sequence[str],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    extras: dict[str, NDArray] | None = None,
+) -> Split:
+    """A split of image files; its fingerprint covers name, paths, sizes and modification times.
+
+    Args:
+        name: the split's name.
+        root: folder the paths are relative to.
+        paths: N paths, also the keys.
+        labels: int64 [N], indices into `class_names`.
+        class_names: C names.
+        extras: further per-sample arrays.
+
+    Raises:
+        UserError: a file is missing (the sentence names the first and counts them), a path occurs
+            twice, or the split is empty.
+    """
+    if not paths:
+        raise UserError(f"The {name} split of {root} has no images; check the folder's layout.")
+    if len(set(paths)) != len(paths):
+        twice = Counter(paths).most_common(1)[0][0]
+        raise UserError(f"The {name} split of {root} lists {twice} twice; remove one of the rows.")
+    stats = stat_files(root, paths)
+    absent = [path for path, stat in zip(paths, stats, strict=True) if stat is None]
+    if absent:
+        raise UserError(
+            f"{len(absent)} of {len(paths)} images of the {name} split are missing, the first is "
+            f"{root / absent[0]}; unpack the images again."
+        )
+    digest = hashlib.sha256(name.encode())
+    for path, stat in zip(paths, stats, strict=True):
+        if stat is not None:
+            digest.update(f"\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="replace"))
+    return Split(
+        name=name,
+        images=FileImages(list(paths), str(root)),
+        labels=labels,
+        class_names=class_names,
+        keys=list(paths),
+        fingerprint=digest.hexdigest(),
+        extras=extras or {},
+    )
+
+
+def parts_to_splits(
+    root: Path,
+    paths: Sequence[str],
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    parts: Mapping[str, NDArray[np.int64]],
+    share_classes: bool,
+) -> dict[str, Split]:
+    """Splits of image files by row numbers.
+
+    Args:
+        root: folder the paths are relative to.
+        paths: N paths.
+        labels: int64 [N], indices into `class_names`.
+        class_names: C names.
+        parts: row numbers of each split; an empty ``val`` is left out.
+        share_classes: True if all splits keep the one list of classes (closed set), False if each
+            has its own (zero-shot); ``query`` and ``gallery``, whose labels are compared, always
+            have one list together.
+
+    Raises:
+        UserError: a split other than ``val`` is empty, or a file is missing.
+    """
+    together = [parts[name] for name in ("query", "gallery") if name in parts]
+    splits = {}
+    for name, rows in parts.items():
+        if name == "val" and not len(rows):
+            continue
+        own, names = labels[rows], list(class_names)
+        if not share_classes:
+            pool = np.concatenate(together) if name in ("query", "gallery") else rows
+            present = np.unique(labels[pool])
+            own = np.searchsorted(present, own).astype(np.int64)
+            names = [class_names[int(value)] for value in present]
+        splits[name] = file_split(name, root, [paths[row] for row in rows], own, names)
+    return splits

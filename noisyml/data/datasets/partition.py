@@ -1,0 +1,246 @@
+"""Who goes into which split: carving that depends on names and a seed, never on the order."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisyml.errors import UserError
+
+SplitKind = Literal["zero_shot", "closed_set"]
+SPLIT_KINDS: tuple[str, ...] = ("zero_shot", "closed_set")
+SPLIT_NAMES: tuple[str, ...] = ("train", "val", "test", "query", "gallery")
+
+
+def check_fractions(
+    val_fraction: float, test_fraction: float = 0.0, needs_test: bool = False
+) -> None:
+    """Raise unless both fractions lie in [0, 1) and leave something to train on.
+
+    Args:
+        val_fraction: share held out for ``val``.
+        test_fraction: share held out for ``test``.
+        needs_test: whether the test fraction must be positive.
+
+    Raises:
+        UserError: they do not.
+    """
+    if not (0 <= val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
+        raise UserError(
+            f"dataset.val_fraction={val_fraction} and test_fraction={test_fraction} leave nothing "
+            "to train on: both must be at least 0 and their sum below 1."
+        )
+    if needs_test and test_fraction == 0:
+        raise UserError("dataset.test_fraction is 0, but a test split is needed: raise it.")
+
+
+def hash_ranks(keys: Sequence[str], seed: int) -> NDArray[np.uint64]:
+    """One pseudo-random number per key, uint64 [N]: a function of key and seed alone.
+
+    Sorting by it shuffles in a way that does not depend on the order in which the keys come.
+    """
+    prefix = f"{seed}\0".encode()
+    digests = b"".join(
+        hashlib.blake2b(prefix + key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        for key in keys
+    )
+    return np.frombuffer(digests, dtype="<u8").astype(np.uint64)
+
+
+def carve_samples(
+    labels: NDArray[np.int64],
+    keys: Sequence[str],
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> NDArray[np.int64]:
+    """Part of every sample, stratified by class: 0 train, 1 val, 2 test; int64 [N].
+
+    Every class gives its rounded share, and keeps at least one sample for training. The choice
+    depends on seed, key and label of the samples, never on their order.
+
+    Args:
+        labels: int64 [N].
+        keys: N unique names.
+        val_fraction: share of each class for ``val``, in [0, 1).
+        test_fraction: share of each class for ``test``, in [0, 1).
+        seed: which of the possible carvings.
+    """
+    _, inverse, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    order = np.lexsort((hash_ranks(keys, seed), inverse))
+    starts = np.cumsum(counts) - counts
+    rank = np.empty(len(labels), dtype=np.int64)
+    rank[order] = np.arange(len(labels)) - np.repeat(starts, counts)
+    test = np.minimum(np.floor(counts * test_fraction + 0.5).astype(np.int64), counts - 1)
+    held_out = test + np.floor(counts * val_fraction + 0.5).astype(np.int64)
+    held_out = np.minimum(held_out, counts - 1)
+    return np.where(rank < test[inverse], 2, np.where(rank < held_out[inverse], 1, 0))
+
+
+def carve_classes(
+    class_names: Sequence[str], val_fraction: float, test_fraction: float, seed: int
+) -> NDArray[np.int64]:
+    """Part of every class for zero-shot retrieval: 0 train, 1 val, 2 test; int64 [C].
+
+    Args:
+        class_names: C unique names; the choice depends on them and the seed, not on their order.
+        val_fraction: share of the classes for ``val``; at least two if positive.
+        test_fraction: share of the classes for ``test``; at least two if positive.
+        seed: which of the possible carvings.
+
+    Raises:
+        UserError: fewer than two classes would be left to train on.
+    """
+    number = len(class_names)
+    test, val = (
+        max(2, math.floor(number * fraction + 0.5)) if fraction > 0 else 0
+        for fraction in (test_fraction, val_fraction)
+    )
+    if number - test - val < 2:
+        raise UserError(
+            f"{number} classes are too few for split=zero_shot with test_fraction={test_fraction} "
+            f"and val_fraction={val_fraction}, which needs two classes in every part: use "
+            "split=closed_set or bring more classes."
+        )
+    parts = np.zeros(number, dtype=np.int64)
+    order = np.argsort(hash_ranks(class_names, seed), kind="stable")
+    parts[order[:test]] = 2
+    parts[order[test : test + val]] = 1
+    return parts
+
+
+def last_classes(labels: NDArray[np.int64], val_classes: int, name: str) -> NDArray[np.bool_]:
+    """Which samples belong to the last `val_classes` label values, bool [N].
+
+    Raises:
+        UserError: `val_classes` is negative or leaves fewer than two classes to train on.
+    """
+    classes = np.unique(labels)
+    if not 0 <= val_classes <= max(0, len(classes) - 2):
+        raise UserError(
+            f"val_classes={val_classes} does not fit {name}: its {len(classes)} training classes "
+            f"allow 0 to {max(0, len(classes) - 2)}."
+        )
+    return np.isin(labels, classes[len(classes) - val_classes :])
+
+
+def carve(
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    keys: Sequence[str],
+    split: SplitKind,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> NDArray[np.int64]:
+    """Part of every sample, 0 train, 1 val, 2 test, int64 [N]: whole classes or within classes.
+
+    Args:
+        labels: int64 [N], indices into `class_names`.
+        class_names: C unique names.
+        keys: N unique names.
+        split: ``zero_shot`` carves classes, ``closed_set`` samples of each class.
+        val_fraction: share for ``val``, in [0, 1).
+        test_fraction: share for ``test``, in [0, 1).
+        seed: which of the possible carvings.
+
+    Raises:
+        UserError: too few classes.
+    """
+    if split == "zero_shot":
+        return carve_classes(class_names, val_fraction, test_fraction, seed)[labels]
+    return carve_samples(labels, keys, val_fraction, test_fraction, seed)
+
+
+def arrange(
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    keys: Sequence[str],
+    given: Sequence[str] | None,
+    split: SplitKind,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+    source: str,
+) -> dict[str, NDArray[np.int64]]:
+    """Row numbers of every split of the user's own data.
+
+    Args:
+        labels: int64 [N], indices into `class_names`.
+        class_names: C unique names.
+        keys: N unique names.
+        given: the split of every sample where the user has chosen, else None. Only a missing
+            ``val`` is then carved, from ``train``.
+        split: ``zero_shot`` or ``closed_set``.
+        val_fraction: share for ``val``, in [0, 1).
+        test_fraction: share for ``test``, in [0, 1); unused if `given`.
+        seed: which of the possible carvings.
+        source: the file or folder, for messages.
+
+    Raises:
+        UserError: `given` lacks a split or contradicts `split`, or there are too few classes.
+    """
+    if given is None:
+        parts = carve(labels, class_names, keys, split, val_fraction, test_fraction, seed)
+        rows = {name: np.flatnonzero(parts == i) for i, name in enumerate(("train", "val", "test"))}
+        if not len(rows["test"]):
+            raise UserError(
+                f"{source}: test_fraction={test_fraction} leaves no image for the test split; "
+                "raise dataset.test_fraction or bring more images per class."
+            )
+        return rows
+    _check_given(labels, class_names, given, split, source)
+    named = np.array(given)
+    rows = {name: np.flatnonzero(named == name) for name in SPLIT_NAMES if name in set(given)}
+    if "val" not in rows:
+        train = rows["train"]
+        present, inner = np.unique(labels[train], return_inverse=True)
+        parts = carve(
+            inner.astype(np.int64),
+            [class_names[i] for i in present],
+            [keys[row] for row in train],
+            split,
+            val_fraction,
+            0.0,
+            seed,
+        )
+        rows |= {"train": train[parts == 0], "val": train[parts == 1]}
+    return rows
+
+
+def _check_given(
+    labels: NDArray[np.int64],
+    class_names: Sequence[str],
+    given: Sequence[str],
+    split: SplitKind,
+    source: str,
+) -> None:
+    """Check the user's own splits against what `split` promises about their classes."""
+    names = set(given)
+    if "train" not in names or not ("test" in names or {"query", "gallery"} <= names):
+        raise UserError(
+            f"{source} has the splits {', '.join(sorted(names))}; 'train' and 'test' are needed "
+            "(or 'query' and 'gallery' in place of 'test')."
+        )
+    in_train = np.array(given) == "train"
+    trained, others = np.unique(labels[in_train]), np.unique(labels[~in_train])
+    if split == "closed_set":
+        unknown = np.setdiff1d(others, trained)
+        if len(unknown):
+            raise UserError(
+                f"{source}: {len(unknown)} classes have no training image, the first is "
+                f"'{class_names[int(unknown[0])]}'; add some, or set dataset.split=zero_shot."
+            )
+    else:
+        shared = np.intersect1d(others, trained)
+        if len(shared):
+            raise UserError(
+                f"{source}: split=zero_shot wants new classes for testing, but {len(shared)} are "
+                f"in training too, the first is '{class_names[int(shared[0])]}'; move them, or set "
+                "dataset.split=closed_set."
+            )
