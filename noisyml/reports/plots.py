@@ -1,0 +1,412 @@
+"""The pictures of a report: figures that read well on white paper and on a dark screen.
+
+A figure is drawn once and written twice: as a PNG on white, and as SVG for the page, where the
+colours of text and grid follow the page.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+#: Okabe and Ito's colours for all kinds of colour vision, without black and yellow, which vanish
+#: on a dark and on a white page, and with a blue light enough for both.
+PALETTE = ("#2182C4", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
+
+RIGHT_COLOUR, WRONG_COLOUR = PALETTE[0], PALETTE[1]
+
+#: Written as they stand into PNG, and replaced by the page's own colours in SVG.
+TEXT, GRID, FAINT = "#31363f", "#d8dce3", "#9aa1ac"
+_THEME = {TEXT: "currentColor", GRID: "var(--grid)", FAINT: "var(--faint)"}
+
+WIDTH = 10.0  # inches; 9-point text is then as large as the page's own small print
+CURVE_POINTS = 200
+HISTOGRAM_BINS = 40
+SATURATED = 0.8  # share of samples in two bins above which a scale tells nothing
+MAP_CLASSES = 18
+NAMED_AMONG_MANY = 12  # classes in colour where there are more than `MAP_CLASSES`
+OTHER_DOTS = "#b4bac4"
+
+Scale = Literal["linear", "logit", "rank"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: x and mean [n], std [n] over seeds (NaN where there is a single one)."""
+
+    label: str
+    x: NDArray[np.floating]
+    mean: NDArray[np.floating]
+    std: NDArray[np.floating]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One pair of axes and its curves."""
+
+    title: str
+    x_label: str
+    y_label: str
+    lines: tuple[Line, ...]
+
+
+def lines_figure(
+    rows: Sequence[Sequence[Panel]], order: Sequence[str], *, markers: bool, faceted: bool
+) -> Figure:
+    """A grid of line plots with one legend; bands show one standard deviation over seeds.
+
+    Args:
+        rows: panels, row by row, all rows equally long.
+        order: every label of the report: a label keeps its colour in all its figures.
+        markers: mark the points (few, measured) or not (a long curve).
+        faceted: panels of one row show the same quantity, those of one column the same runs; then
+            axes are shared and labelled at the edges of the grid.
+    """
+    columns = len(rows[0])
+    width = WIDTH if columns > 1 else 0.58 * WIDTH
+    present = {line.label for panels in rows for panel in panels for line in panel.lines}
+    labels = [name for name in order if name in present]
+    figure = _figure(width, 2.35 * len(rows) + (0.3 if len(labels) > 1 else 0.0))
+    grid = figure.subplots(
+        len(rows),
+        columns,
+        squeeze=False,
+        sharex="col" if faceted else False,
+        sharey="row" if faceted else False,
+    )
+    handles = {}
+    for row, panels in enumerate(rows):
+        for column, panel in enumerate(panels):
+            axes = grid[row, column]
+            for line in panel.lines:
+                style = order.index(line.label)
+                handles[line.label] = _draw_line(axes, line, style, markers)
+            if markers:
+                axes.set_xticks(sorted({float(x) for line in panel.lines for x in line.x}))
+            _dress(axes, panel.title if row == 0 or not faceted else "")
+            if row == len(rows) - 1 or not faceted:
+                axes.set_xlabel(panel.x_label)
+            if column == 0 or not faceted:
+                axes.set_ylabel(panel.y_label)
+    if len(labels) > 1:
+        figure.legend(
+            [handles[name] for name in labels],
+            [plain(name) for name in labels],
+            loc="outside upper left",
+            ncols=min(len(labels), 6),
+            frameon=False,
+            labelcolor=TEXT,
+            fontsize=9,
+            handlelength=2.2,
+        )
+    return figure
+
+
+def dots_figure(panels: Sequence[Panel], labels: Sequence[str]) -> Figure:
+    """Groups that lie on no axis: one row per group, a dot at the mean, a bar of one std.
+
+    Args:
+        panels: one per metric; each line is a group with a single value.
+        labels: the groups from top to bottom.
+    """
+    figure = _figure(WIDTH if len(panels) > 1 else 0.7 * WIDTH, 0.9 + 0.34 * len(labels))
+    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, panel in zip(grid, panels, strict=True):
+        for line in panel.lines:
+            place = labels.index(line.label)
+            spread = np.nan_to_num(line.std)
+            axes.errorbar(
+                line.mean,
+                [place],
+                xerr=spread,
+                fmt="o",
+                ms=6,
+                capsize=3,
+                color=PALETTE[0],
+                elinewidth=1.4,
+            )
+        _dress(axes, panel.title)
+        axes.set_xlabel(panel.x_label)
+        axes.set_yticks(range(len(labels)), [plain(shorten(label, 40)) for label in labels])
+        axes.set_ylim(len(labels) - 0.5, -0.5)
+    return figure
+
+
+def curve(histories: Sequence[pd.DataFrame], metric: str, label: str) -> Line | None:
+    """The mean curve of a metric over several runs' histories, thinned to `CURVE_POINTS`.
+
+    Long series are averaged within equal spans of steps, each run for itself, then over runs.
+    None if no run logged the metric.
+    """
+    parts = [
+        frame[["step", metric]].dropna().assign(run=number)
+        for number, frame in enumerate(histories)
+        if metric in frame and frame[metric].notna().any()
+    ]
+    if not parts:
+        return None
+    points = pd.concat(parts, ignore_index=True).astype(float)
+    if points["step"].nunique() > CURVE_POINTS:
+        edges = np.linspace(points["step"].min(), points["step"].max(), CURVE_POINTS + 1)
+        span = np.clip(np.digitize(points["step"], edges) - 1, 0, CURVE_POINTS - 1)
+        points["step"] = (edges[span] + edges[span + 1]) / 2
+    per_run = points.groupby(["step", "run"])[metric].mean().groupby("step")
+    mean, std = per_run.mean(), per_run.std(ddof=1)
+    return Line(label, mean.index.to_numpy(float), mean.to_numpy(), std.to_numpy())
+
+
+def choose_scale(p_clean: NDArray[np.floating]) -> Scale:
+    """The scale on which a histogram of `p_clean` (in [0, 1], no NaN) tells most.
+
+    Linear unless more than `SATURATED` of the samples crowd into two bins (one at each end, say);
+    then the logit, which spreads out both ends; if they crowd there too, the rank among all.
+    """
+    for scale in ("linear", "logit"):
+        values, low, high = _scaled(p_clean, scale)
+        counts = np.histogram(values, bins=HISTOGRAM_BINS, range=(low, high))[0]
+        if np.sort(counts)[-2:].sum() <= SATURATED * len(values):
+            return scale
+    return "rank"
+
+
+def trust_figure(p_clean: NDArray[np.floating], wrong: NDArray[np.bool_] | None) -> Figure:
+    """Histogram of `p_clean`, rightly and wrongly labelled samples apart where that is known.
+
+    Args:
+        p_clean: [n] in [0, 1], no NaN.
+        wrong: [n] True where the label is wrong; None if unknown.
+    """
+    scale = choose_scale(p_clean)
+    values, low, high = _scaled(p_clean, scale)
+    figure = _figure(0.48 * WIDTH, 2.9)
+    axes = figure.subplots()
+    bins = 20 if scale == "rank" else HISTOGRAM_BINS
+    parts = (
+        [(values, "all labels", FAINT)]
+        if wrong is None
+        else [
+            (values[~wrong], f"label right ({(~wrong).sum():,})", RIGHT_COLOUR),
+            (values[wrong], f"label wrong ({wrong.sum():,})", WRONG_COLOUR),
+        ]
+    )
+    tallest, least = 0, len(values)
+    for part, label, colour in parts:
+        counts, edges = np.histogram(part, bins=bins, range=(low, high))
+        axes.stairs(counts, edges, fill=True, color=colour, alpha=0.45)
+        axes.stairs(counts, edges, color=colour, linewidth=1.3, label=label)
+        tallest = max(tallest, int(counts.max()))
+        least = min(least, int(np.median(counts[counts > 0]))) if counts.any() else least
+    crowded = tallest > 50 * max(least, 1)
+    if crowded:
+        axes.set_yscale("log")
+        axes.set_ylim(bottom=0.7)
+        axes.minorticks_off()
+    else:
+        axes.set_ylim(bottom=0, top=1.08 * tallest)
+    axes.set_xlim(low, high)
+    axes.set_ylabel("samples (log scale)" if crowded else "samples")
+    axes.set_xlabel(
+        {
+            "linear": "p_clean",
+            "logit": "p_clean (logit scale)",
+            "rank": "share of samples trusted less (rank of p_clean)",
+        }[scale]
+    )
+    if scale == "logit":
+        _logit_ticks(axes, high)
+    _dress(axes, "")
+    axes.grid(axis="x", visible=False)
+    if wrong is not None:
+        figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=TEXT, fontsize=9)
+    return figure
+
+
+def map_figure(table: pd.DataFrame) -> Figure:
+    """Test embeddings on two principal axes; the most frequent classes stand out in colour.
+
+    Args:
+        table: columns ``x y label label_name``.
+    """
+    figure = _figure(0.5 * WIDTH, 3.3)
+    axes = figure.subplots()
+    frequent = table["label"].value_counts().index
+    shown = list(frequent if len(frequent) <= MAP_CLASSES else frequent[:NAMED_AMONG_MANY])
+    rest = table[~table["label"].isin(shown)]
+    axes.scatter(rest["x"], rest["y"], s=5, color=OTHER_DOTS, linewidths=0, rasterized=True)
+    for number, label in enumerate(shown):
+        points = table[table["label"] == label]
+        axes.scatter(
+            points["x"],
+            points["y"],
+            s=15,
+            color=PALETTE[number % len(PALETTE)],
+            marker=MARKERS[number // len(PALETTE) % len(MARKERS)],
+            alpha=0.85,
+            linewidths=0,
+            rasterized=True,
+            label=plain(shorten(str(points["label_name"].iloc[0]), 22)),
+        )
+    if len(rest):
+        axes.scatter(
+            [],
+            [],
+            s=12,
+            color=OTHER_DOTS,
+            linewidths=0,
+            label=f"{len(frequent) - len(shown)} other classes",
+        )
+    axes.set_aspect("equal", adjustable="datalim")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_xlabel("first principal axis")
+    axes.set_ylabel("second principal axis")
+    _dress(axes, "")
+    figure.legend(
+        loc="outside right center",
+        frameon=False,
+        labelcolor=TEXT,
+        fontsize=7.5,
+        handletextpad=0.2,
+        labelspacing=0.35,
+    )
+    return figure
+
+
+def save_png(figure: Figure, path: Path) -> None:
+    """Write the figure on white."""
+    _settle(figure)
+    with warnings.catch_warnings():
+        # A class name in a script the font lacks is drawn as boxes; the page shows it rightly.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(path, dpi=130, facecolor="white", format="png")
+
+
+def inline_svg(figure: Figure, description: str) -> Markup:
+    """The figure as an ``<svg>`` element for the page: no external reference, theme colours."""
+    import matplotlib as mpl
+
+    _settle(figure)
+    buffer = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    with (
+        warnings.catch_warnings(),
+        mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "noisyml"}),
+    ):
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing, dpi=160)
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", svg, count=2)
+    svg = re.sub(r'<g id="[^"]*"', "<g", svg)
+    for drawn, themed in _THEME.items():
+        svg = svg.replace(drawn, themed)
+    width = float(figure.get_figwidth())
+    opening = Markup('<svg role="img" aria-label="{}" style="width:{}%"').format(
+        description, round(100 * width / WIDTH, 1)
+    )
+    svg = re.sub(r'^<svg width="[^"]*" height="[^"]*"', lambda _: str(opening), svg, count=1)
+    return Markup(svg)  # matplotlib escapes every text it writes
+
+
+def _settle(figure: Figure) -> None:
+    """Lay the figure out once: otherwise every file written lays it out again."""
+    if figure.get_layout_engine() is not None:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+            figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib shows as it stands: no formula between dollars, no hidden legend."""
+    escaped = text.replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped
+
+
+def shorten(text: str, longest: int) -> str:
+    """Text cut to `longest` characters with an ellipsis."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _draw_line(axes: Axes, line: Line, style: int, markers: bool) -> Line2D:
+    colour = PALETTE[style % len(PALETTE)]
+    dash = DASHES[style // len(PALETTE) % len(DASHES)]
+    drawn = axes.plot(
+        line.x,
+        line.mean,
+        color=colour,
+        linestyle=dash,
+        linewidth=1.6,
+        marker=MARKERS[style % len(MARKERS)] if markers or len(line.x) == 1 else None,
+        markersize=5,
+    )[0]
+    spread = np.isfinite(line.std)
+    if spread.any():
+        low, high = line.mean - line.std, line.mean + line.std
+        axes.fill_between(line.x, low, high, where=spread, color=colour, alpha=0.16, linewidth=0)
+    return drawn
+
+
+def _dress(axes: Axes, title: str) -> None:
+    """The look all figures share: a left title, a faint grid, no box."""
+    if title:
+        axes.set_title(plain(title), loc="left", fontsize=9.5, fontweight="bold", color=TEXT)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(GRID)
+    axes.grid(color=GRID, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=TEXT, labelsize=8.5, length=0)
+    for label in (axes.xaxis.label, axes.yaxis.label):
+        label.set(color=TEXT, fontsize=9)
+
+
+def _scaled(
+    p_clean: NDArray[np.floating], scale: Scale
+) -> tuple[NDArray[np.floating], float, float]:
+    """Values on a scale and the range of its axis."""
+    if scale == "linear":
+        return p_clean, 0.0, 1.0
+    if scale == "rank":
+        return (pd.Series(p_clean).rank().to_numpy() - 0.5) / len(p_clean), 0.0, 1.0
+    with np.errstate(divide="ignore"):
+        logit = np.log10(p_clean) - np.log10(1 - p_clean)
+    finite = np.abs(logit[np.isfinite(logit)])
+    limit = float(np.clip(np.ceil(finite.max(initial=0)), 3, 12))
+    return np.clip(logit, -limit, limit), -limit, limit
+
+
+def _logit_ticks(axes: Axes, high: float) -> None:
+    """Probabilities written at their log-odds: 10⁻³, 0.5, 1 − 10⁻³."""
+    step = 1 if high <= 3 else 2 if high <= 6 else 4
+    outermost = high // step * step
+    ticks = np.arange(-outermost, outermost + 0.5, step)
+    names = {0: "0.5", -1: "0.1", 1: "0.9"}
+    small = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+    texts = [
+        names.get(int(t)) or f"{'1−' if t > 0 else ''}10{str(-abs(int(t))).translate(small)}"
+        for t in ticks
+    ]
+    axes.set_xticks(ticks, texts)

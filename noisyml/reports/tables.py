@@ -1,0 +1,494 @@
+"""Runs as a table: one row per run, then one row per group of seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from noisyml.errors import UserError
+from noisyml.reports.variation import (
+    ABSENT,
+    Settings,
+    decides_data,
+    is_rate,
+    values_of,
+    varied_keys,
+)
+from noisyml.runs import RunFolder, find_runs
+
+FINISHED = "finished"
+
+#: Columns of `load_runs` that are neither a setting nor a metric.
+FACTS = ("run", "state", "problem", "seed")
+
+_METRIC = re.compile(
+    r"(?:(?P<choice>.+)/)?(?P<split>test|val|train|selection|time|noise)/(?P<name>.+)"
+)
+
+#: How a checkpoint was chosen (the prefix of a metric's name), in words.
+CHOICES = {
+    "": "last checkpoint",
+    "best": "best on validation",
+    "chosen_on_test": "CHOSEN ON TEST",
+}
+
+#: Test metrics in the order of a table, with the names the field gives them.
+TEST_METRICS = {
+    "precision_at_1": "P@1",
+    "r_precision": "R-Precision",
+    "map_at_r": "MAP@R",
+    "accuracy": "Accuracy",
+    "accuracy_top5": "Top-5 acc.",
+    "map_macro": "mAP macro",
+    "map_micro": "mAP micro",
+    "f1_macro": "F1 macro",
+    "clustering_accuracy_all": "ACC all",
+    "clustering_accuracy_old": "ACC old",
+    "clustering_accuracy_new": "ACC new",
+    "map_medium": "mAP Medium",
+    "map_hard": "mAP Hard",
+    "fh_at_1": "FH@1",
+    "miou": "mIoU",
+    "nmi": "NMI",
+}
+
+_OTHER_LABELS = {
+    "noise/nominal_rate": "nominal",
+    "noise/actual_rate": "realised",
+    "selection/kept": "share",
+    "selection/precision": "precision",
+    "selection/recall": "recall",
+    "selection/auroc": "AUROC",
+    "time/step_seconds": "s / step",
+    "time/train_seconds": "training s",
+}
+
+_SECTIONS = {
+    "noise": "Noise rate",
+    "selection": "Kept set",
+    "time": "Time",
+    "val": "Validation",
+    "train": "Training",
+}
+
+#: At most so many test metrics per checkpoint choice in the default table.
+TEST_COLUMNS = 4
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric as a column of a table.
+
+    Attributes:
+        metric: its name in ``metrics.json``.
+        section: heading shared by neighbouring columns; tells how the checkpoint was chosen.
+        label: its short name.
+    """
+
+    metric: str
+    section: str
+    label: str
+
+    @classmethod
+    def of(cls, metric: str) -> Column:
+        """The column of a metric, named from the metric's own name."""
+        match = _METRIC.fullmatch(metric)
+        if match is None:
+            return cls(metric, "Other", metric)
+        choice, split, name = match["choice"] or "", match["split"], match["name"]
+        label = _OTHER_LABELS.get(f"{split}/{name}") or _test_label(name)
+        section = _SECTIONS.get(split, f"Test, {CHOICES.get(choice, choice)}")
+        if choice and split != "test":
+            section = f"{section}, {CHOICES.get(choice, choice)}"
+        return cls(metric, section, label)
+
+    @property
+    def heading(self) -> str:
+        """Section and label in one, for tables with one heading row."""
+        if self.section.startswith("Test, "):
+            choice = self.section.removeprefix("Test, ")
+            return f"{self.label} ({choice.removesuffix(' checkpoint')})"
+        return f"{self.section}: {self.label}"
+
+    @property
+    def lower_is_better(self) -> bool:
+        """True for times and losses."""
+        return self.metric.startswith("time/") or "loss" in self.metric
+
+    @property
+    def has_a_best(self) -> bool:
+        """False for columns that describe and do not rank."""
+        return not self.metric.startswith("noise/") and self.metric != "selection/kept"
+
+    def text(self, value: float) -> str:
+        """A value with the digits that mean something; a dash where there is none."""
+        if not math.isfinite(value):
+            return ABSENT
+        if self.metric.startswith("time/"):
+            return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+        if self.metric.startswith(("noise/", "selection/")):
+            return f"{value:.3f}"
+        return f"{value:.4f}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One aggregated figure: texts ready to print.
+
+    Attributes:
+        mean: mean over seeds, or the value of a single one; a dash if missing.
+        std: standard deviation over seeds (ddof 1), empty for fewer than two.
+        best: best of its column among rows with the same data and noise.
+    """
+
+    mean: str
+    std: str
+    best: bool
+
+    def __str__(self) -> str:
+        return f"{self.mean} ± {self.std}" if self.std else self.mean
+
+
+@dataclass(frozen=True)
+class Row:
+    """One group of runs that differ in nothing but their seed.
+
+    Attributes:
+        values: values of the varied settings, as text.
+        runs: how many finished, e.g. ``3`` or ``2 of 3``.
+        cells: one per column.
+        block: number of the block of rows with the same data and noise.
+    """
+
+    values: tuple[str, ...]
+    runs: str
+    cells: tuple[Cell, ...]
+    block: int
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """The table of results, ready for HTML, Markdown or the terminal."""
+
+    keys: tuple[str, ...]
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+
+    @property
+    def sections(self) -> list[tuple[str, int]]:
+        """Headings over neighbouring columns and how many columns each spans."""
+        spans: list[tuple[str, int]] = []
+        for column in self.columns:
+            if spans and spans[-1][0] == column.section:
+                spans[-1] = (column.section, spans[-1][1] + 1)
+            else:
+                spans.append((column.section, 1))
+        return spans
+
+
+def load_runs(paths: Sequence[Path], by: Sequence[str] | None = None) -> pd.DataFrame:
+    """One row per run found at or below `paths`.
+
+    Columns: ``run`` (folder), ``state``, ``problem`` (why there are no figures, or empty),
+    ``seed`` (text, empty if none), the varied settings, and every metric of ``metrics.json``.
+    ``attrs["varied"]`` names the varied settings.
+
+    Args:
+        paths: folders of runs or of sweeps.
+        by: settings (dotted keys) to group by in place of those found to differ.
+
+    Raises:
+        UserError: a folder is missing or holds no run, a config cannot be read, or no run has a
+            setting named in `by`.
+    """
+    folders = find_runs([Path(path) for path in paths])
+    settings = [_settings(run) for run in folders]
+    keys = varied_keys(settings) if by is None else list(by)
+    values = {key: values_of(key, settings) for key in keys}
+    for key, column in values.items():
+        if all(value == ABSENT for value in column):
+            raise UserError(
+                f"No run has a setting '{key}' to group by; config.yaml in a run folder lists them."
+            )
+    rows = []
+    for position, (run, one) in enumerate(zip(folders, settings, strict=True)):
+        state, problem, metrics = _outcome(run)
+        facts = {"run": str(run.path), "state": state, "problem": problem}
+        chosen = {key: values[key][position] for key in keys}
+        rows.append({**facts, "seed": text_of(one.leaves.get("seed", "")), **chosen, **metrics})
+    frame = pd.DataFrame(rows)
+    frame.attrs["varied"] = keys
+    return frame
+
+
+def metric_names(runs: pd.DataFrame) -> list[str]:
+    """The metrics among the columns of `load_runs` for which at least one run has a value."""
+    settings = {*FACTS, *runs.attrs["varied"]}
+    return [str(name) for name in runs.columns if name not in settings and runs[name].notna().any()]
+
+
+def group_order(runs: pd.DataFrame, by: Sequence[str]) -> list[tuple[Any, ...]]:
+    """The groups of runs: sorted by what decides the data, then as they were first met."""
+    met = list(dict.fromkeys(_tuples(runs, by)))
+    ranks = [_ranks([group[i] for group in met]) for i in range(len(by))]
+    order = sorted(range(len(met)), key=lambda g: tuple(rank[g] for rank in ranks))
+    return [met[g] for g in order]
+
+
+def aggregate(
+    runs: pd.DataFrame, by: Sequence[str] | None = None, metrics: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Mean, standard deviation (ddof 1) and number of finished runs of every metric per group.
+
+    Args:
+        runs: what `load_runs` returned.
+        by: settings to group by; default: those that vary.
+        metrics: metrics to aggregate; default: all.
+
+    Returns:
+        One row per group in the order of `group_order` (a group without finished runs has n = 0);
+        columns are pairs (metric, ``mean`` | ``std`` | ``n``).
+    """
+    by = list(runs.attrs["varied"] if by is None else by)
+    metrics = list(metric_names(runs) if metrics is None else metrics)
+    groups = group_order(runs, by)
+    place = {group: position for position, group in enumerate(groups)}
+    member = np.array([place[group] for group in _tuples(runs, by)])
+    finished = (runs["state"] == FINISHED).to_numpy()
+    columns: dict[tuple[str, str], pd.Series] = {}
+    for metric in metrics:
+        values = runs[metric] if metric in runs else pd.Series(np.nan, index=runs.index)
+        grouped = values.astype(float)[finished].groupby(member[finished])
+        for statistic, series in (("mean", grouped.mean()), ("std", grouped.std(ddof=1))):
+            columns[metric, statistic] = series.reindex(range(len(groups)))
+        columns[metric, "n"] = grouped.count().reindex(range(len(groups)), fill_value=0)
+    frame = pd.DataFrame(columns, index=range(len(groups)))
+    if by:
+        frame.index = pd.MultiIndex.from_tuples(groups, names=by)
+    return frame
+
+
+def choose_columns(runs: pd.DataFrame, metrics: Sequence[str] | None = None) -> list[Column]:
+    """The columns of the table of results.
+
+    Args:
+        runs: what `load_runs` returned.
+        metrics: names as in ``metrics.json``; a name without ``/`` means ``test/<name>`` and the
+            same metric under every other choice of checkpoint. Default: noise rates, test metrics
+            by choice of checkpoint, trust in labels, seconds per step, where any run has them.
+
+    Raises:
+        UserError: no run has a metric asked for.
+    """
+    present = metric_names(runs)
+    if metrics is not None:
+        return [Column.of(name) for wanted in metrics for name in _matching(wanted, present)]
+    varies_rate = any(is_rate(key) for key in runs.attrs["varied"])
+    noise = ["noise/actual_rate"] if varies_rate else ["noise/nominal_rate", "noise/actual_rate"]
+    selection = [f"selection/{name}" for name in ("kept", "precision", "recall", "auroc")]
+    wanted = [*noise, *_default_test_metrics(present), *selection, "time/step_seconds"]
+    return [Column.of(name) for name in wanted if name in present]
+
+
+def result_table(runs: pd.DataFrame, metrics: Sequence[str] | None = None) -> ResultTable:
+    """The table of results of `load_runs`, one row per group of seeds.
+
+    Raises:
+        UserError: no run has a metric asked for.
+    """
+    by = list(runs.attrs["varied"])
+    columns = choose_columns(runs, metrics)
+    figures = aggregate(runs, by, [column.metric for column in columns])
+    groups = group_order(runs, by)
+    data_keys = [i for i, key in enumerate(by) if decides_data(key)]
+    blocks = [tuple(group[i] for i in data_keys) for group in groups]
+    numbers = {block: number for number, block in enumerate(dict.fromkeys(blocks))}
+    block_of = np.array([numbers[block] for block in blocks])
+    kept_all = _keeps_everything(runs, by)
+    best = (
+        np.stack(
+            [
+                _best(column, figures[column.metric, "mean"], block_of, kept_all)
+                for column in columns
+            ],
+            axis=1,
+        )
+        if columns
+        else np.zeros((len(groups), 0), dtype=bool)
+    )
+    total, done = _counts(runs, by, groups)
+    rows = []
+    for g, group in enumerate(groups):
+        cells = []
+        for c, column in enumerate(columns):
+            mean, std = (float(figures[column.metric, s].iloc[g]) for s in ("mean", "std"))
+            text = column.text(mean)
+            decimals = len(text.partition(".")[2])
+            spread = f"{std:.{decimals}f}" if math.isfinite(std) else ""
+            cells.append(Cell(text, spread, bool(best[g, c])))
+        count = str(done[g]) if done[g] == total[g] else f"{done[g]} of {total[g]}"
+        values = tuple(text_of(value) for value in group)
+        rows.append(Row(values, count, tuple(cells), int(block_of[g])))
+    return ResultTable(tuple(by), tuple(columns), tuple(rows))
+
+
+def text_of(value: object) -> str:
+    """A setting's value as text; floats in their shortest form."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def markdown_table(table: ResultTable) -> str:
+    """The table in Markdown; the best of a column within the same data is bold."""
+    headings = [*table.keys, "runs", *(column.heading for column in table.columns)]
+    lines = [
+        _markdown_row(headings),
+        _markdown_row(
+            [*["---"] * len(table.keys), *["---:"] * (len(headings) - len(table.keys))],
+            escape=False,
+        ),
+    ]
+    for row in table.rows:
+        cells = [f"**{cell}**" if cell.best else str(cell) for cell in row.cells]
+        values = [_escape_markdown(value) for value in (*row.values, row.runs)]
+        lines.append(_markdown_row([*values, *cells], escape=False))
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_row(cells: Sequence[str], escape: bool = True) -> str:
+    return f"| {' | '.join(_escape_markdown(c) if escape else c for c in cells)} |"
+
+
+def _escape_markdown(text: str) -> str:
+    """Text that stays text in a Markdown table, whatever a file or class is called."""
+    line = " ".join(text.split())
+    return re.sub(r"([\\|`*<>\[\]]|\b_|_\b)", r"\\\1", line)
+
+
+def _settings(run: RunFolder) -> Settings:
+    import yaml
+
+    try:
+        return Settings.read(run)
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"The configuration of the run {run.path} cannot be read ({reason}); "
+            "mend it or leave this run out."
+        ) from error
+
+
+def _outcome(run: RunFolder) -> tuple[str, str, dict[str, float]]:
+    """State, what is wrong with it in words, and the metrics of a finished run."""
+    try:
+        status = run.status()
+    except json.JSONDecodeError as error:
+        return "unreadable", f"status.json is broken: {error}", {}
+    state = str(status.get("state", FINISHED if run.metrics_file.is_file() else "unknown"))
+    if state != FINISHED:
+        reason = next((str(status[k]) for k in ("error", "reason", "message") if k in status), "")
+        return state, reason or _UNFINISHED.get(state, "No result was written."), {}
+    if not run.metrics_file.is_file():
+        return "incomplete", "metrics.json is missing.", {}
+    try:
+        return FINISHED, "", run.metrics()
+    except (json.JSONDecodeError, ValueError, TypeError, AttributeError) as error:
+        return "unreadable", f"metrics.json is broken: {error}", {}
+
+
+_UNFINISHED = {
+    "running": "Still running, or killed before it could say so.",
+    "failed": "Stopped by an error.",
+    "unknown": "Neither status.json nor metrics.json was written.",
+}
+
+
+def _test_label(name: str) -> str:
+    recall = re.fullmatch(r"(recall|precision)_at_(\d+)", name)
+    if recall:
+        return f"{recall[1][0].upper()}@{recall[2]}"
+    return TEST_METRICS.get(name, name)
+
+
+def _default_test_metrics(present: Sequence[str]) -> list[str]:
+    """Test metrics by choice of checkpoint, the same ones under each choice."""
+    by_choice: dict[str, list[str]] = {}
+    for metric in present:
+        match = _METRIC.fullmatch(metric)
+        if match and match["split"] == "test" and "loss" not in match["name"]:
+            by_choice.setdefault(match["choice"] or "", []).append(match["name"])
+    found = list(dict.fromkeys(name for names in by_choice.values() for name in names))
+    known = [name for name in TEST_METRICS if name in found]
+    shown = (known or found)[:TEST_COLUMNS]
+    order = sorted(by_choice, key=lambda c: (list(CHOICES).index(c) if c in CHOICES else 9, c))
+    prefixes = [f"{choice}/" if choice else "" for choice in order]
+    return [f"{prefix}test/{name}" for prefix in prefixes for name in shown]
+
+
+def _matching(wanted: str, present: Sequence[str]) -> list[str]:
+    exact = [name for name in present if name == wanted]
+    suffix = f"test/{wanted}"
+    bare = [name for name in present if name == suffix or name.endswith(f"/{suffix}")]
+    found = exact or bare
+    if not found:
+        listed = ", ".join(present) or "none"
+        raise UserError(f"No finished run has a metric '{wanted}'; there are: {listed}.")
+    return sorted(found, key=lambda name: name != suffix)
+
+
+def _tuples(runs: pd.DataFrame, by: Sequence[str]) -> list[tuple[Any, ...]]:
+    if not by:
+        return [()] * len(runs)
+    return list(zip(*(runs[key].tolist() for key in by), strict=True))
+
+
+def _ranks(values: Sequence[Any]) -> list[int]:
+    """Place of each value in a sensible order: numbers ascending, other values as first met."""
+    unique = list(dict.fromkeys(values))
+    numbers = sorted(value for value in unique if isinstance(value, int | float))
+    others = [value for value in unique if not isinstance(value, int | float)]
+    place = {value: rank for rank, value in enumerate([*numbers, *others])}
+    return [place[value] for value in values]
+
+
+def _counts(
+    runs: pd.DataFrame, by: Sequence[str], groups: Sequence[tuple[Any, ...]]
+) -> tuple[list[int], list[int]]:
+    members = _tuples(runs, by)
+    finished = [
+        group for group, state in zip(members, runs["state"], strict=True) if state == FINISHED
+    ]
+    return [members.count(g) for g in groups], [finished.count(g) for g in groups]
+
+
+def _keeps_everything(runs: pd.DataFrame, by: Sequence[str]) -> np.ndarray:
+    """[groups] bool: groups that reject nothing, whose recall of 1 is no achievement."""
+    kept = aggregate(runs, by, ["selection/kept"])["selection/kept", "mean"].to_numpy(float)
+    return kept >= 1.0
+
+
+def _best(
+    column: Column, means: pd.Series, block_of: np.ndarray, kept_all: np.ndarray
+) -> np.ndarray:
+    """[groups] bool: best of its block as far as the printed digits tell, among two or more."""
+    best = np.zeros(len(means), dtype=bool)
+    if not column.has_a_best:
+        return best
+    printed = np.array(
+        [float(column.text(v)) if math.isfinite(v) else np.nan for v in means.to_numpy(float)]
+    )
+    if column.metric == "selection/recall":
+        printed[kept_all] = np.nan
+    for block in np.unique(block_of):
+        inside = (block_of == block) & np.isfinite(printed)
+        if inside.sum() > 1:
+            extreme = printed[inside].min() if column.lower_is_better else printed[inside].max()
+            best |= inside & (printed == extreme)
+    return best

@@ -1,0 +1,156 @@
+"""What differs between runs: which settings were varied, and their values."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from noisyml.runs import RunFolder
+
+#: Settings that say where or how fast a run ran, or which repetition it was, not what it studied.
+INCIDENTAL = re.compile(
+    r"(^|[./])(\w*seed|\w*_dir|dir|root|job_num|job_id|num_workers|pin_memory|persistent_workers)$"
+    r"|^(hydra|logger|wandb|name|run|resume)([./]|$)"
+)
+
+#: First words of settings that decide which data and which wrong labels a run saw: figures are
+#: comparable only between runs that agree in them.
+DATA_GROUPS = ("dataset", "data", "noise")
+
+ABSENT = "–"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of one run.
+
+    Attributes:
+        tree: the resolved configuration.
+        leaves: the same, flat: dotted key to value, lists as JSON text.
+        typed: what was typed on the command line, key to text.
+    """
+
+    tree: dict[str, Any]
+    leaves: dict[str, Hashable]
+    typed: dict[str, str]
+
+    @classmethod
+    def read(cls, run: RunFolder) -> Settings:
+        """Read ``config.yaml`` and ``overrides.yaml`` of a run."""
+        tree = run.config()
+        return cls(tree=tree, leaves=dict(_leaves(tree)), typed=typed_settings(run.overrides()))
+
+    def node(self, key: str) -> Any:
+        """The part of the configuration at a dotted key, None where there is none."""
+        current: Any = self.tree
+        for part in key.replace("/", ".").split("."):
+            if not isinstance(current, dict) or part not in current:
+                return None
+            current = current[part]
+        return current
+
+
+def typed_settings(overrides: Sequence[str]) -> dict[str, str]:
+    """Overrides of a command line as key and text; deletions (``~key``) are left out."""
+    pairs = (override.lstrip("+").partition("=") for override in overrides if "=" in override)
+    return {key: value for key, _, value in pairs if not key.startswith("~")}
+
+
+def varied_keys(settings: Sequence[Settings]) -> list[str]:
+    """The settings that tell the runs apart, seeds and folders aside.
+
+    What was typed with different values counts first. Then come groups of the configuration whose
+    ``_target_`` differs, and single settings, but only those that separate runs which would
+    otherwise fall together: what follows from another setting is not listed again.
+    """
+    chosen = [
+        key
+        for key in dict.fromkeys(key for s in settings for key in s.typed)
+        if not INCIDENTAL.search(key) and len(set(values_of(key, settings))) > 1
+    ]
+    paths = {key for s in settings for key in s.leaves}
+    groups = sorted(
+        (key.removesuffix("._target_") for key in paths if key.endswith("._target_")),
+        key=lambda key: (key.count("."), key),
+    )
+    leaves = sorted(paths, key=lambda key: (key.count("."), key))
+    columns = [values_of(key, settings) for key in chosen]
+    identity: list[tuple[Hashable, ...]] = [
+        tuple(column[run] for column in columns) for run in range(len(settings))
+    ]
+    for key in [*groups, *leaves]:
+        values = values_of(key, settings)
+        if INCIDENTAL.search(key) or len(set(values)) == 1:
+            continue
+        finer = [(*known, value) for known, value in zip(identity, values, strict=True)]
+        if len(set(finer)) > len(set(identity)):
+            chosen.append(key)
+            identity = finer
+    # Data first: rows of a table are compared within the same data.
+    return sorted(chosen, key=lambda key: not decides_data(key))
+
+
+def decides_data(key: str) -> bool:
+    """True if the setting decides what data or which wrong labels a run saw."""
+    return re.split(r"[./]", key)[0] in DATA_GROUPS
+
+
+def is_rate(key: str) -> bool:
+    """True for the setting of a nominal noise rate."""
+    return key.startswith("noise") and key.rpartition(".")[2].endswith("rate")
+
+
+def values_of(key: str, settings: Sequence[Settings]) -> list[Hashable]:
+    """The value of one setting in every run.
+
+    A group of the configuration (``selector``) has no single value: the name typed for it stands,
+    and where none was typed, the name typed elsewhere for the same ``_target_``, its own
+    ``name``, or its class.
+    """
+    names: dict[Hashable, set[str]] = {}
+    for one in settings:
+        node = one.node(key)
+        if isinstance(node, dict) and key in one.typed:
+            names.setdefault(_target(node), set()).add(one.typed[key])
+    return [_value(key, one, names) for one in settings]
+
+
+def _value(key: str, one: Settings, names: dict[Hashable, set[str]]) -> Hashable:
+    node = one.node(key)
+    if isinstance(node, dict):
+        if key in one.typed:
+            return one.typed[key]
+        elsewhere = names.get(_target(node), set())
+        if len(elsewhere) == 1:
+            return next(iter(elsewhere))
+        return str(node.get("name") or _target(node) or ABSENT).rpartition(".")[2]
+    if node is None:
+        return one.typed.get(key, ABSENT)
+    return _scalar(node)
+
+
+def _target(node: dict[str, Any]) -> Hashable:
+    target = node.get("_target_")
+    return target if isinstance(target, str) else None
+
+
+def _scalar(value: Any) -> Hashable:
+    """Numbers stay numbers (so that they sort and can be an axis), the rest becomes text."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float | str):
+        return value
+    return json.dumps(value, default=str)
+
+
+def _leaves(node: dict[str, Any], prefix: str = "") -> list[tuple[str, Hashable]]:
+    found: list[tuple[str, Hashable]] = []
+    for key, value in node.items():
+        if isinstance(value, dict) and value:
+            found += _leaves(value, f"{prefix}{key}.")
+        else:
+            found.append((f"{prefix}{key}", _scalar(value)))
+    return found
