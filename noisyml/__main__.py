@@ -1,0 +1,7 @@
+"""``python -m noisyml`` is the same as ``noisyml``."""
+
+import sys
+
+from noisyml.cli import main
+
+sys.exit(main())

@@ -1,0 +1,24 @@
+"""Which messages of the libraries a user of the command line need not read."""
+
+import logging
+import warnings
+
+
+def quiet() -> None:
+    """Silence banners, tips and warnings that ask for nothing from the user."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*GPU available but not used.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*is smaller than the logging interval.*",
+        ".*litlogger.*",
+        ".*modules? in eval mode.*",
+        ".*dataloader is not resumable.*",
+        ".*sync_dist=True.*",
+        ".*Can't initialize NVML.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)

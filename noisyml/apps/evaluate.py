@@ -1,0 +1,99 @@
+"""Evaluate a trained model on the test split of its data set, or of another one.
+
+``noisyml evaluate checkpoint=RUN_DIR`` takes the run's configuration and its last weights.
+``which=best`` takes others; ``+settings.KEY=VALUE`` changes the configuration, e.g.
+``+settings.dataset.root=/data/cub200`` or ``+settings.evaluator.recall_at=[1,10]``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from noisyml.errors import UserError
+from noisyml.runs import RunFolder, write_atomically
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: list[str]) -> int:
+    """Run ``noisyml evaluate checkpoint=RUN_DIR [which=last|best] [overrides]``."""
+    from noisyml.config import run_hydra
+
+    return run_hydra(job, "evaluate", "evaluate", arguments)
+
+
+def job(config: DictConfig) -> dict[str, float]:
+    """Evaluate one checkpoint and write its metrics into the output folder."""
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    run, file = locate(Path(config.checkpoint), config.which)
+    trained = OmegaConf.load(run.config_file)
+    settings = OmegaConf.to_container(config.settings, resolve=False)
+    assert isinstance(settings, dict)
+    merged = OmegaConf.merge(trained, settings)
+    output = RunFolder(Path(HydraConfig.get().runtime.output_dir))
+    merged.run_dir = str(output.path)
+    metrics = evaluate(merged, file)  # type: ignore[arg-type]
+    write_atomically(output.config_file, OmegaConf.to_yaml(merged, resolve=True))
+    output.write_metrics(metrics)
+    print(json.dumps(metrics, indent=2))
+    log.info("metrics of %s: %s", file, output.metrics_file)
+    return metrics
+
+
+def locate(path: Path, which: str) -> tuple[RunFolder, Path]:
+    """The run folder and the checkpoint file behind a path to either.
+
+    Raises:
+        UserError: there is no such run or checkpoint.
+    """
+    if path.is_file():
+        run, file = RunFolder(path.resolve().parent.parent), path
+    else:
+        run = RunFolder(path)
+        file = run.checkpoints / f"{which}.ckpt"
+    if not run.is_run():
+        raise UserError(f"{path} belongs to no run folder (no {run.config_file.name} beside it).")
+    if not file.is_file():
+        there = ", ".join(sorted(p.stem for p in run.checkpoints.glob("*.ckpt"))) or "none"
+        raise UserError(f"There is no checkpoint {file}; which=... may be one of: {there}.")
+    return run, file
+
+
+def evaluate(config: DictConfig, checkpoint: Path) -> dict[str, float]:
+    """Test metrics of a checkpoint under a configuration."""
+    import lightning
+
+    from noisyml.apps._quiet import quiet
+    from noisyml.assemble import assemble, build
+    from noisyml.callbacks.progress import announce
+
+    quiet()
+    lightning.seed_everything(config.seed, workers=True, verbose=False)
+    assembly = assemble(config, progress=announce)
+    trainer = build(
+        config.trainer,
+        devices=1,
+        strategy="auto",
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+        default_root_dir=config.run_dir,
+    )
+    trainer.test(
+        assembly.method, assembly.data, ckpt_path=str(checkpoint), verbose=False, weights_only=True
+    )
+    return {
+        name: float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith("test/")
+    }

@@ -1,0 +1,93 @@
+"""Say what there is: methods, datasets, noise, selectors, losses, backbones and more.
+
+Reads the first comment of each YAML file; nothing is imported but, for data sets, the small modules
+that know which files they need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from noisyml.errors import UserError
+
+#: What may be listed: the word typed, and the config group behind it.
+GROUPS = {
+    "methods": "method",
+    "datasets": "dataset",
+    "noise": "noise",
+    "selectors": "selector",
+    "losses": "loss",
+    "backbones": "backbone",
+    "heads": "head",
+    "samplers": "sampler",
+    "transforms": "transform",
+    "optimizers": "optimizer",
+    "schedulers": "scheduler",
+    "trainers": "trainer",
+    "loggers": "logger",
+    "experiments": "experiment",
+}
+
+
+def main(arguments: list[str]) -> int:
+    """Run ``noisyml list [GROUP ...] [--json]``."""
+    from noisyml.cli import did_you_mean
+
+    parser = argparse.ArgumentParser(prog="noisyml list", description=__doc__)
+    parser.add_argument("group", nargs="*", help=f"one of {', '.join(GROUPS)}; default: all")
+    parser.add_argument("--json", action="store_true", help="machine-readable output")
+    typed = parser.parse_args(arguments)
+    for group in typed.group:
+        if group not in GROUPS:
+            raise UserError(
+                f"Nothing is listed under '{group}'.{did_you_mean(group, list(GROUPS))} "
+                f"Choose from: {', '.join(GROUPS)}."
+            )
+    found = {group: entries(group) for group in typed.group or GROUPS}
+    if typed.json:
+        print(json.dumps(found, indent=2))
+        return 0
+    for group, rows in found.items():
+        width = max((len(row["name"]) for row in rows), default=0)
+        print(f"{group} ({GROUPS[group]}=...)")
+        for row in rows:
+            state = f"  [{row['files']}]" if "files" in row else ""
+            print(f"  {row['name']:<{width}}  {row['description']}{state}")
+        print()
+    return 0
+
+
+def entries(group: str) -> list[dict[str, Any]]:
+    """Name and description of each choice; for data sets also ``files``: present or missing."""
+    from noisyml.config import options
+
+    rows: list[dict[str, Any]] = []
+    for option in options(GROUPS[group]):
+        row = {"name": option.name, "description": option.description}
+        if group == "datasets":
+            row["files"] = _presence(option.name)
+        rows.append(row)
+    return rows
+
+
+def _presence(name: str) -> str:
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    from noisyml.config import conf_dir
+
+    folder = conf_dir()
+    config = OmegaConf.create(
+        {
+            "paths": OmegaConf.load(folder / "paths" / "default.yaml"),
+            "dataset": OmegaConf.load(folder / "dataset" / f"{name}.yaml"),
+            "seed": 0,
+        }
+    )
+    asked = sorted(str(key) for key in OmegaConf.missing_keys(config))
+    if asked:
+        return f"give {', '.join(asked)}"
+    gone = instantiate(config.dataset, _convert_="all").missing()
+    return "present" if gone is None else f"missing: {gone}"

@@ -1,0 +1,150 @@
+"""From a composed configuration to objects; `noisyml train` and `noisyml evaluate` share it."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+from hydra.utils import get_class, get_object, instantiate
+from omegaconf import DictConfig
+
+from noisyml.data.datamodule import DataModule
+from noisyml.errors import UserError
+from noisyml.losses.base import EmbeddingLoss
+from noisyml.methods.base import Method
+from noisyml.models.encoder import Encoder
+from noisyml.selectors.base import Selector
+
+
+def build(config: DictConfig, **available: Any) -> Any:
+    """Instantiate a config node, adding those of `available` that its target takes.
+
+    Config keys equal constructor arguments; what a constructor needs beyond them (the encoder, the
+    number of classes) is known only at run time and is passed by name, if it asks for it.
+    """
+    takes = inspect.signature(get_object(str(config["_target_"]))).parameters
+    # Lists and mappings of the YAML arrive as plain Python ones.
+    extra = {name: value for name, value in available.items() if name in takes}
+    return instantiate(config, **extra, _convert_="all")
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """What a run needs, labels prepared and weights initialised."""
+
+    data: DataModule
+    method: Method
+
+
+def data_module(config: DictConfig, **overrides: Any) -> DataModule:
+    """The data module of a configuration; labels are not prepared yet."""
+    source = config.data.open_set_source
+    return DataModule(
+        dataset=build(config.dataset),
+        noise=build(config.noise),
+        transform=build(config.transform),
+        sampler=build(config.sampler),
+        seed=config.seed,
+        cache_dir=config.paths.cache,
+        eval_batch_size=config.data.eval_batch_size,
+        num_workers=config.data.num_workers,
+        on_broken=config.data.on_broken,
+        noisy_val=config.data.noisy_val,
+        open_set_source=None if source is None else build(source),
+        pin_memory=config.trainer.accelerator == "gpu",
+        **overrides,
+    )
+
+
+def assemble(config: DictConfig, **data_settings: Any) -> Assembly:
+    """Data and method, in the order in which they need each other.
+
+    Raises:
+        UserError: data missing, or parts that do not go together.
+    """
+    check_model_choice(config)
+    # Small stand-ins show whether the parts go together before any data is read.
+    toy = {"num_classes": 2, "embedding_size": 2}
+    check_parts(config, build(config.loss, **toy), build(config.selector, **toy))
+    data = data_module(config, **data_settings)
+    backbone = build(config.backbone)
+    data.prepare_labels(backbone if backbone.frozen else None)
+    if backbone.frozen:
+        data.use_features_of(backbone)
+
+    encoder = Encoder(backbone, build(config.head, in_features=backbone.out_features))
+    sizes = {"num_classes": data.num_classes, "embedding_size": encoder.out_features}
+    loss = build(config.loss, **sizes)
+    selector = build(config.selector, **sizes)
+    memory = build(
+        config.memory,
+        size=config.memory.size or len(data.splits["train"]),
+        dim=encoder.out_features,
+        num_classes=data.num_classes,
+    )
+    data.validate_on_test = "test" in config.model_choice
+    method = build(
+        config.method,
+        encoder=encoder,
+        loss=loss,
+        selector=selector,
+        memory=memory,
+        optimizer=build(config.optimizer),
+        scheduler=None if config.scheduler is None else build(config.scheduler),
+        evaluator=build(config.evaluator),
+        **sizes,
+    )
+    return Assembly(data, method)
+
+
+def check_model_choice(config: DictConfig) -> None:
+    """Refuse model choices that do not exist."""
+    unknown = set(config.model_choice) - {"last", "best", "test"}
+    if unknown or not config.model_choice:
+        raise UserError(
+            f"model_choice={list(config.model_choice)} is not a list made of last, best and test; "
+            f"write e.g. model_choice=[last,best]."
+        )
+
+
+def check_parts(config: DictConfig, loss: Any, selector: Any) -> None:
+    """Refuse combinations that compose but cannot work, in one sentence.
+
+    Raises:
+        UserError: the selector needs what method and loss do not give, or the loss is of another
+            kind.
+    """
+    method = get_class(str(config.method["_target_"]))
+    takes = inspect.signature(method).parameters
+    name = method.__name__
+    if "loss" in takes and not isinstance(loss, EmbeddingLoss):
+        raise UserError(
+            f"{name} trains with a loss on embeddings, and {type(loss).__name__} is none: choose "
+            f"another loss=... (`noisyml list losses`)."
+        )
+    if "selector" not in takes:
+        return
+    if not isinstance(selector, Selector):
+        raise UserError(f"{type(selector).__name__} is not a selector (`noisyml list selectors`).")
+    given = set(getattr(method, "evidence", ()))
+    if isinstance(loss, EmbeddingLoss) and loss.has_proxies:
+        given.add("proxies")
+    lacking = sorted(selector.needs - given)
+    if lacking == ["proxies"]:
+        raise UserError(
+            f"{type(selector).__name__} compares samples with the loss's class proxies, and "
+            f"{type(loss).__name__} has none: choose e.g. loss=proxy_nca or another selector=..."
+        )
+    if lacking:
+        raise UserError(
+            f"{type(selector).__name__} judges samples by {' and '.join(lacking)}, which {name} "
+            f"does not provide: choose another selector=... (`noisyml list selectors`)."
+        )
+    if isinstance(loss, EmbeddingLoss) and loss.uses_memory and "memory" not in takes:
+        raise UserError(f"{type(loss).__name__} reads a memory, and {name} keeps none.")
+    if config.method.get("enqueue") == "before" and selector.needs:
+        raise UserError(
+            f"method.enqueue=before puts the batch into the memory before {type(selector).__name__} "
+            f"judges it, so that every sample vouches for itself: use selector=keep_all."
+        )

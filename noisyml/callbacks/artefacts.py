@@ -1,0 +1,112 @@
+"""What a finished run leaves for the eye: a map of embeddings, and the samples trusted least."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from PIL import Image
+
+from noisyml.data.base import BrokenImage
+from noisyml.data.datamodule import DataModule
+from noisyml.methods.base import Method
+from noisyml.runs import RunFolder
+
+#: How much is drawn: more would be a grey cloud, or a page nobody scrolls through.
+MAP_CLASSES = 20
+MAP_POINTS = 1500
+THUMBNAILS = 48
+THUMBNAIL_SIDE = 64
+
+
+def describe_run(method: Method, data: DataModule, folder: RunFolder) -> None:
+    """Write ``embedding_map.parquet`` and ``thumbnails.npz`` of a trained method."""
+    embedding_map(method, data).to_parquet(folder.embedding_map_file, index=False)
+    if folder.selection_file.is_file():
+        least_trusted(data, folder.selection_file, folder.thumbnails_file)
+
+
+@torch.no_grad()
+def embedding_map(method: Method, data: DataModule) -> pd.DataFrame:
+    """The first two principal components of test embeddings.
+
+    Returns:
+        Columns ``x, y, label, label_name``: up to `MAP_POINTS` samples of up to `MAP_CLASSES`
+        classes, chosen evenly.
+    """
+    name = "test" if "test" in data.splits else "query"
+    split = data.splits[name]
+    classes = np.unique(split.labels)
+    chosen = classes[np.linspace(0, len(classes) - 1, min(MAP_CLASSES, len(classes))).astype(int)]
+    positions = np.flatnonzero(np.isin(split.labels, chosen))
+    step = max(1, -(-len(positions) // MAP_POINTS))
+    loader = data.predict_dataloader(name, positions[::step])
+    training = method.training
+    method.eval()
+    device = method.device
+    embeddings, labels = [], []
+    for batch in loader:
+        on_device = {key: value.to(device) for key, value in batch.items()}
+        embeddings.append(method.embed(on_device).cpu().double())
+        labels.append(batch["label"])
+    method.train(training)
+    points = torch.cat(embeddings)
+    points = points - points.mean(dim=0)
+    _, _, axes = torch.linalg.svd(points, full_matrices=False)
+    # The sign of an axis is arbitrary; fix it so that a picture does not flip between machines.
+    axes = axes[:2]
+    axes = axes * torch.sign(axes[torch.arange(len(axes)), axes.abs().argmax(dim=1)])[:, None]
+    plane = torch.zeros(len(points), 2, dtype=points.dtype)
+    plane[:, : len(axes)] = points @ axes.T
+    label = torch.cat(labels).numpy()
+    return pd.DataFrame(
+        {
+            "x": plane[:, 0].numpy(),
+            "y": plane[:, 1].numpy(),
+            "label": label,
+            "label_name": [split.class_names[i] for i in label],
+        }
+    )
+
+
+def least_trusted(data: DataModule, selection_file: Path, file: Path) -> None:
+    """Write images and labels of the training samples with the lowest mean `p_clean`.
+
+    The mean runs over the judgements of the last epoch. Arrays: ``images`` uint8 [n, s, s, 3],
+    ``index``, ``p_clean``, ``observed_name``, ``clean_name`` (empty where unknown), ``key``.
+    """
+    judged = pd.read_parquet(selection_file, columns=["index", "p_clean", "epoch"])
+    judged = judged[judged["epoch"] == judged["epoch"].max()].dropna()
+    if judged.empty:
+        return
+    lowest = judged.groupby("index")["p_clean"].mean().nsmallest(THUMBNAILS)
+    split, manifest = data.splits["train"], data.manifest
+    index = lowest.index.to_numpy()
+    names = np.asarray([*split.class_names, ""])
+    if manifest.num_classes != len(split.class_names):
+        names = np.asarray([*(f"label {i}" for i in range(manifest.num_classes)), ""])
+    clean_names = np.asarray([*split.class_names, ""])
+    np.savez_compressed(
+        file,
+        images=np.stack([_thumbnail(split.images, int(i)) for i in index]),
+        index=index,
+        p_clean=lowest.to_numpy(dtype=np.float64),
+        observed_name=names[manifest.observed[index]],
+        clean_name=clean_names[manifest.clean[index]],
+        key=np.asarray([split.keys[i] for i in index]),
+    )
+
+
+def _thumbnail(images: object, index: int) -> np.ndarray:
+    try:
+        picture = images.load(index).convert("RGB")  # type: ignore[attr-defined]
+    except BrokenImage:
+        picture = Image.new("RGB", (1, 1))
+    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    canvas = Image.new("RGB", (THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    canvas.paste(
+        picture, ((THUMBNAIL_SIDE - picture.width) // 2, (THUMBNAIL_SIDE - picture.height) // 2)
+    )
+    return np.asarray(canvas)

@@ -1,0 +1,146 @@
+"""Checkpoints that survive a kill at any moment and from which a run continues bit for bit."""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from lightning import LightningModule, Trainer
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
+
+from noisyml.errors import UserError
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Writes beside the target and renames, so that a kill leaves the old file or the new one."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
+    ) -> None:
+        """Write `checkpoint` to `path`."""
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.tmp")
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(target)
+
+
+def random_state() -> dict[str, Any]:
+    """The states of all global generators, made of tensors and plain numbers."""
+    _, key, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "numpy": (torch.from_numpy(np.asarray(key).copy()), position, has_gauss, gauss),
+        "python": random.getstate(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Restore what `random_state` returned."""
+    torch.set_rng_state(state["torch"])
+    key, *rest = state["numpy"]
+    np.random.set_state(("MT19937", key.numpy(), *rest))  # noqa: NPY002
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+class RunCheckpoints(Checkpoint):
+    """Keeps ``last.ckpt`` (to continue from) and the best by chosen metrics.
+
+    Args:
+        folder: where checkpoints go.
+        every_n_steps: also write ``last.ckpt`` every so many steps inside an epoch; null: only at
+            the end of epochs.
+        best: file stem to the metric it follows, e.g. ``{best: val/map_at_r}``.
+        mode: ``max`` if larger metrics are better, else ``min``.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        every_n_steps: int | None = None,
+        best: dict[str, str] | None = None,
+        mode: Literal["max", "min"] = "max",
+    ) -> None:
+        self.folder = Path(folder)
+        self.every_n_steps = every_n_steps
+        self.best = dict(best or {})
+        self.sign = 1.0 if mode == "max" else -1.0
+        #: Best value and the number of epochs done when it was reached, by file stem.
+        self.reached: dict[str, tuple[float, int]] = {}
+        self._random: dict[str, Any] | None = None
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to continue from."""
+        return self.folder / "last.ckpt"
+
+    def path(self, stem: str) -> Path:
+        """The checkpoint named `stem`."""
+        return self.folder / f"{stem}.ckpt"
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Write ``last.ckpt`` inside an epoch; its end is left to `on_train_epoch_end`."""
+        if (
+            self.every_n_steps is not None
+            and trainer.global_step % self.every_n_steps == 0
+            and batch_idx + 1 < trainer.num_training_batches
+        ):
+            trainer.save_checkpoint(self.last)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Update the best and write ``last.ckpt``."""
+        for stem, metric in self.best.items():
+            if metric not in trainer.callback_metrics:
+                continue
+            value = float(trainer.callback_metrics[metric])
+            before = self.reached.get(stem, (-self.sign * math.inf, 0))[0]
+            if not math.isnan(value) and self.sign * value > self.sign * before:
+                self.reached[stem] = (value, trainer.current_epoch + 1)
+                trainer.save_checkpoint(self.path(stem))
+        trainer.save_checkpoint(self.last)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the states of the random generators."""
+        checkpoint["random_state"] = random_state()
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Remember the states of the random generators until training starts."""
+        self._random = checkpoint.get("random_state")
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore the generators last, after everything that may draw from them at start-up."""
+        for metric in self.best.values():
+            if trainer.limit_val_batches == 0:
+                raise UserError(f"The best model by {metric} needs validation, which is off.")
+        if self._random is not None:
+            set_random_state(self._random)
+            self._random = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What has been reached."""
+        return {"reached": {stem: list(pair) for stem, pair in self.reached.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.reached = {k: (float(v), int(e)) for k, (v, e) in state_dict["reached"].items()}

@@ -1,0 +1,139 @@
+"""``history.csv``: one row per logged step, one column per metric; loggers get the same rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+
+from noisyml.errors import UserError
+from noisyml.runs import write_atomically
+
+
+class History(Callback):
+    """Writes metrics over steps and measures the time of a step.
+
+    Args:
+        file: the CSV file.
+        every_n_steps: how often the training loss is logged, in steps.
+    """
+
+    #: Steps whose duration is not counted: they pay for allocations and caches.
+    warmup_steps = 5
+
+    def __init__(self, file: str, every_n_steps: int = 10) -> None:
+        self.file = Path(file)
+        self.every_n_steps = every_n_steps
+        self.rows: list[dict[str, Any]] = []
+        self._steps_timed = 0
+        self._seconds = 0.0
+        self._steps_here = 0
+        self._clock: float | None = None
+
+    @property
+    def step_seconds(self) -> float:
+        """Mean wall time of a training step in seconds, data loading included; NaN if unknown."""
+        return self._seconds / self._steps_timed if self._steps_timed else float("nan")
+
+    def latest(self, prefix: str) -> dict[str, float]:
+        """The last logged values of the metrics whose names start with `prefix`."""
+        values: dict[str, float] = {}
+        for row in self.rows:
+            values.update({k: v for k, v in row.items() if k.startswith(prefix)})
+        return values
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take up the rows of an interrupted run, up to the step it is continued from."""
+        if self.file.is_file():
+            with self.file.open(newline="") as file:
+                rows = [
+                    {key: _number(value) for key, value in row.items() if value not in ("", None)}
+                    for row in csv.DictReader(file)
+                ]
+            self.rows = [row for row in rows if row["step"] <= checkpoint["global_step"]]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock; time between epochs (validation) does not count."""
+        self._clock = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Log the loss now and then; a loss that is not a number ends the run."""
+        now = time.perf_counter()
+        self._steps_here += 1
+        if self._clock is not None and self._steps_here > self.warmup_steps:
+            self._seconds += now - self._clock
+            self._steps_timed += 1
+        self._clock = now
+        if trainer.global_step % self.every_n_steps and batch_idx + 1 < trainer.num_training_batches:
+            return
+        loss = float(outputs["loss"])
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise UserError(
+                f"The training loss became {loss} in epoch {trainer.current_epoch}, step "
+                f"{trainer.global_step}; lower optimizer.lr or check the data."
+            )
+        row = {"train/loss": loss}
+        for number, group in enumerate(trainer.optimizers[0].param_groups):
+            row[f"lr/{group.get('name', number)}"] = float(group["lr"])
+        self.add(trainer, row)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the metrics of the validation split."""
+        metrics = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith(("val/", "on_test/"))
+        }
+        if metrics and not trainer.sanity_checking:
+            self.add(trainer, metrics)
+
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """What a checkpoint knows, the file must know too."""
+        self.write()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the rest."""
+        self.write()
+
+    def add(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        """Add a row and hand it to the loggers."""
+        step, epoch = trainer.global_step, trainer.current_epoch
+        self.rows.append({"step": step, "epoch": epoch, **metrics})
+        for logger in trainer.loggers:
+            logger.log_metrics({**metrics, "epoch": epoch}, step=step)
+
+    def write(self) -> None:
+        """Write all rows so far."""
+        columns = dict.fromkeys(["step", "epoch"])
+        for row in self.rows:
+            columns.update(dict.fromkeys(row))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.file, text.getvalue())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The time measured so far."""
+        return {"steps_timed": self._steps_timed, "seconds": self._seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue measuring."""
+        self._steps_timed, self._seconds = state_dict["steps_timed"], state_dict["seconds"]
+
+
+def _number(text: str) -> int | float:
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)

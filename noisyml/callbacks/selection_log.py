@@ -1,0 +1,104 @@
+"""What the selector decided, kept per sample, and how right it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from noisyml.callbacks.history import History
+from noisyml.metrics.label_trust import selection_metrics
+from noisyml.noise.manifest import NoiseManifest
+
+
+class SelectionLog(Callback):
+    """Writes ``selection.parquet`` and logs ``selection/*`` once per epoch.
+
+    The manifest enters here and nowhere in training: true labels score the selector, they never
+    reach a gradient, a threshold or the choice of a model.
+
+    Args:
+        file: the Parquet file, columns ``index, p_clean, kept, epoch``; one row group per epoch.
+    """
+
+    def __init__(self, file: str) -> None:
+        self.file = Path(file)
+        self.parts = self.file.with_name(f".{self.file.stem}.parts")
+        self.manifest: NoiseManifest | None = None
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.last_metrics: dict[str, float] = {}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the judgement of the batch (on its device; it is read once per epoch)."""
+        if "selection" in outputs:
+            selection = outputs["selection"]
+            self._seen.append(
+                (outputs["index"], selection.keep, selection.p_clean.to(torch.float32))
+            )
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Score and store the epoch."""
+        if not self._seen:
+            return
+        index, keep, p_clean = (torch.cat(column).cpu() for column in zip(*self._seen, strict=True))
+        self._seen = []
+        self.last_metrics = self._metrics(index, keep, p_clean)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, History):
+                callback.add(trainer, self.last_metrics)
+        if trainer.is_global_zero:
+            table = pa.table(
+                {
+                    "index": index.numpy(),
+                    "p_clean": p_clean.numpy(),
+                    "kept": keep.numpy(),
+                    "epoch": pa.array([trainer.current_epoch] * len(index), pa.int32()),
+                }
+            )
+            self.parts.mkdir(parents=True, exist_ok=True)
+            part = self.parts / f"{trainer.current_epoch:06d}.parquet"
+            temporary = part.with_suffix(".tmp")
+            pq.write_table(table, temporary)
+            temporary.replace(part)
+
+    def _metrics(self, index: Tensor, keep: Tensor, p_clean: Tensor) -> dict[str, float]:
+        if self.manifest is None or not self.manifest.truth_known:
+            return {"selection/kept": float(keep.double().mean())}
+        wrong = torch.from_numpy(self.manifest.changed)[index]
+        scores = selection_metrics(keep, p_clean, wrong)
+        return {f"selection/{name}": value for name, value in scores.items()}
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Join the epochs into one file."""
+        if not (trainer.is_global_zero and self.parts.is_dir()):
+            return
+        parts = sorted(self.parts.glob("*.parquet"))
+        # An interrupted run may have stored epochs that its checkpoint does not know: they were
+        # trained again and overwritten, and nothing lies beyond the last epoch.
+        temporary = self.file.with_suffix(".tmp")
+        with pq.ParquetWriter(temporary, pq.read_schema(parts[0])) as writer:
+            for part in parts:
+                writer.write_table(pq.read_table(part))
+        temporary.replace(self.file)
+        for part in parts:
+            part.unlink()
+        self.parts.rmdir()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The judgements of the epoch under way, and the scores of the last one."""
+        return {
+            "seen": [tuple(t.cpu() for t in judged) for judged in self._seen],
+            "last_metrics": dict(self.last_metrics),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the epoch under way."""
+        self._seen = [tuple(judged) for judged in state_dict["seen"]]
+        self.last_metrics = dict(state_dict["last_metrics"])

@@ -1,0 +1,110 @@
+"""The ``noisyml`` command: finds the verb, imports it, and turns user errors into one sentence.
+
+A verb is a module of ``noisyml/apps`` with a docstring, whose first line is its help text, and a
+function ``main(arguments: list[str]) -> int``. Nothing else announces it. This module imports only
+the standard library, so that ``noisyml --help`` and a misspelt verb answer at once.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import os
+import sys
+from pathlib import Path
+
+from noisyml import __version__
+from noisyml.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def verbs() -> dict[str, str]:
+    """Every verb with its one-line help, read from the sources without importing them."""
+    found = {}
+    for path in sorted(Path(__file__).with_name("apps").glob("*.py")):
+        if not path.name.startswith("_"):
+            docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            found[path.stem] = docstring.partition("\n")[0]
+    return found
+
+
+def help_text() -> str:
+    """What ``noisyml --help`` prints."""
+    known = verbs()
+    width = max(map(len, known))
+    lines = [f"  {name:<{width}}  {text}" for name, text in known.items()]
+    return "\n".join(
+        [
+            f"noisyml {__version__}: representation learning when labels are wrong, few or missing.",
+            "",
+            "usage: noisyml VERB [key=value ...]",
+            "",
+            *lines,
+            "",
+            "examples:",
+            "  noisyml train dataset=digits noise=symmetric noise.rate=0.3 selector=prism_avg",
+            "  noisyml train -m selector=keep_all,prism_vmf noise.rate=0.3,0.5 seed=0,1,2",
+            "  noisyml report outputs/train/NAME",
+            "",
+            "noisyml VERB --help tells more. Tab completion: eval \"$(noisyml -sc install=bash)\".",
+        ]
+    )
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """``" Did you mean 'x'?"`` or an empty string."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns the exit status.
+
+    Raises:
+        UserError: the verb does not exist, or it raised one.
+    """
+    if not arguments or arguments[0] in {"-h", "--help", "help"}:
+        print(help_text())
+        return 0
+    if arguments[0] == "--version":
+        print(__version__)
+        return 0
+    if arguments[0] in {"-sc", "--shell-completion"}:
+        from noisyml.config import complete_shell
+
+        return complete_shell(arguments, list(verbs()))
+    verb, *rest = arguments
+    known = list(verbs())
+    if verb not in known:
+        raise UserError(
+            f"noisyml has no verb '{verb}'.{did_you_mean(verb, known)} "
+            f"It has: {', '.join(known)}."
+        )
+    module = importlib.import_module(f"noisyml.apps.{verb}")
+    return int(module.main(rest))
+
+
+def main() -> int:
+    """Entry point: a user's mistake ends in one sentence and status 2."""
+    debug = os.environ.get("NOISYML_DEBUG") == "1"
+    try:
+        return run(sys.argv[1:])
+    except UserError as error:
+        if debug:
+            raise
+        print(f"noisyml: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("\nnoisyml: interrupted.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader of a pipe (head, less) has gone: stop quietly, as other commands do.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

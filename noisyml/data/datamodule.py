@@ -1,0 +1,443 @@
+"""From a data set, a noise injector and a sampler to the loaders of a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from lightning import LightningDataModule
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from noisyml import distributed
+from noisyml.data.base import DatasetSource, ImageSource, Split
+from noisyml.data.features import CachedFeatures, Progress, cached_features
+from noisyml.data.samplers import BatchPlan, PlannedBatches
+from noisyml.data.transforms import ImageTransform
+from noisyml.data.views import (
+    EvaluationView,
+    FeatureView,
+    OnBroken,
+    TrainingView,
+    whole,
+)
+from noisyml.errors import UserError
+from noisyml.noise.base import Injector
+from noisyml.noise.manifest import NoiseManifest
+
+log = logging.getLogger(__name__)
+
+#: The parts of a data set that ``test`` may consist of, with their role in retrieval.
+TEST_SPLITS = {"test": "pool", "query": "query", "gallery": "gallery"}
+
+
+class FrozenBackbone(Protocol):
+    """What the feature cache needs of a backbone."""
+
+    def raw_features(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] to float [B, F]."""
+        ...
+
+    def fingerprint(self) -> str:
+        """What raw features depend on."""
+        ...
+
+    def set_feature_statistics(self, mean: Tensor, std: Tensor) -> None:
+        """Standardise by these [F], [F]."""
+        ...
+
+    def to(self, device: torch.device) -> Any:
+        """Move to a device."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplacedImages:
+    """Images of which some are taken from another source: open-set noise keeps the label."""
+
+    images: ImageSource
+    source: ImageSource
+    source_index: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def load(self, index: int) -> Image.Image:
+        """The image at `index`, from the source where the manifest says so."""
+        other = int(self.source_index[index])
+        return self.images.load(index) if other < 0 else self.source.load(other)
+
+
+class DataModule(LightningDataModule):
+    """Splits, noise, features and loaders of one run.
+
+    `prepare_labels` must be called before the model is built: it reads the splits and corrupts the
+    training labels, which fixes the number of classes.
+
+    Args:
+        dataset: the source of splits.
+        noise: corrupts the labels of the training split.
+        transform: images to tensors.
+        sampler: makes the batch plan from ``(labels, seed)``.
+        seed: seed of the plan and of augmentation.
+        eval_batch_size: images per evaluation batch and process.
+        num_workers: decoding processes per loader; 0 decodes in the training process.
+        cache_dir: folder of the feature cache.
+        on_broken: what an undecodable image does: ``error``, or ``skip`` and record.
+        noisy_val: inject noise into the validation split too; ``auto``: unless the data set brings
+            a clean one. Model choice must not see clean labels that training would not have.
+        open_set_source: where the images of open-set noise come from (its training split).
+        pin_memory: copy batches to page-locked memory (for GPUs).
+        progress: called with a title while features are computed; returns the progress function.
+    """
+
+    def __init__(
+        self,
+        dataset: DatasetSource,
+        noise: Injector,
+        transform: ImageTransform,
+        sampler: Callable[..., BatchPlan],
+        *,
+        seed: int,
+        cache_dir: str,
+        eval_batch_size: int = 128,
+        num_workers: int = 0,
+        on_broken: OnBroken = "error",
+        noisy_val: Literal["auto"] | bool = "auto",
+        open_set_source: DatasetSource | None = None,
+        pin_memory: bool = False,
+        progress: Callable[[str], Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.dataset = dataset
+        self.noise = noise
+        self.transform = transform
+        self.make_plan = sampler
+        self.seed = seed
+        self.cache_dir = Path(cache_dir).expanduser()
+        self.eval_batch_size = eval_batch_size
+        self.num_workers = num_workers
+        self.on_broken = on_broken
+        self.noisy_val = (not dataset.clean_val) if noisy_val == "auto" else noisy_val
+        self.open_set_source = open_set_source
+        self.pin_memory = pin_memory
+        self.progress = progress
+        self.backbone: FrozenBackbone | None = None
+        self.validate_on_test = False
+        self._features: dict[str, CachedFeatures] = {}
+        self._resume_at = (0, 0)
+
+    # -- labels ------------------------------------------------------------------------------
+
+    def prepare_labels(self, backbone: FrozenBackbone | None = None) -> NoiseManifest:
+        """Read the splits and corrupt the training labels; deterministic, the same on every rank.
+
+        Args:
+            backbone: a frozen one, for noise that depends on image features.
+
+        Returns:
+            The manifest of the training split.
+
+        Raises:
+            UserError: data missing, or noise that does not fit the data.
+        """
+        splits = self.dataset.splits()
+        train = splits["train"]
+        self.manifest = self._corrupt(train, self.noise, backbone)
+        self.num_classes = self.manifest.num_classes
+        self.splits = dict(splits)
+        if self.manifest.source_index is not None:
+            self.splits["train"] = self._with_foreign_images(train, self.manifest.source_index)
+        self.val_labels: NDArray[np.int64] | None = None
+        if "val" in splits:
+            self.val_labels = splits["val"].labels
+            if self.noisy_val and self.manifest.changed.any():
+                self.val_labels = self._corrupt(splits["val"], self.noise, backbone).observed
+        return self.manifest
+
+    def _corrupt(
+        self, split: Split, noise: Injector, backbone: FrozenBackbone | None
+    ) -> NoiseManifest:
+        features = None
+        if noise.needs_features:
+            features = self._noise_features(split, noise, backbone)
+        manifest = noise.inject(
+            split.labels,
+            len(split.class_names),
+            keys=split.keys,
+            features=features,
+            class_names=split.class_names,
+        )
+        if not self.dataset.labels_are_true and not manifest.changed.any():
+            return manifest.with_unknown_truth()
+        return manifest
+
+    def _noise_features(
+        self, split: Split, noise: Injector, backbone: FrozenBackbone | None
+    ) -> NDArray[np.float32]:
+        """What instance-dependent noise looks at: pixels in 0..255, embeddings, probabilities."""
+        if noise.feature_kind == "pixels":
+            return self._pixels(split)
+        if backbone is not None:
+            self.backbone = backbone
+            features = np.asarray(self._cached(split).features)
+        elif noise.feature_kind == "embeddings":
+            raise UserError(
+                f"noise '{noise.name}' groups images by their features: set backbone.frozen=true, "
+                f"so that there is a fixed network to compute them with."
+            )
+        else:
+            features = self._pixels(split)
+        if noise.feature_kind == "embeddings":
+            return features
+        return _class_probabilities(features, split.labels, len(split.class_names))
+
+    def _pixels(self, split: Split) -> NDArray[np.float32]:
+        view = EvaluationView(split, self.transform)
+        images = [
+            view.__getitems__(np.arange(start, min(start + 1024, len(split))))["image"]
+            for start in range(0, len(split), 1024)
+        ]
+        return torch.cat(images).flatten(1).float().numpy()
+
+    def _with_foreign_images(self, train: Split, source_index: NDArray[np.int64]) -> Split:
+        if self.open_set_source is None:
+            raise UserError(
+                "Open-set noise takes images from another data set: set data.open_set_source to its "
+                "configuration, e.g. '+data.open_set_source={_target_: ...}'."
+            )
+        source = self.open_set_source.splits()["train"]
+        if source_index.max(initial=-1) >= len(source):
+            raise UserError(
+                f"The noise manifest refers to image {source_index.max()} of the open-set source, "
+                f"which has {len(source)}; set noise.source_size to that."
+            )
+        images = ReplacedImages(train.images, source.images, source_index)
+        fingerprint = f"{train.fingerprint}+{source.fingerprint}+{self.manifest.sha256}"
+        return dataclasses.replace(train, images=images, fingerprint=fingerprint)
+
+    @property
+    def test_splits(self) -> dict[str, str]:
+        """The splits that make up the test, in loader order, with their roles."""
+        return {name: role for name, role in TEST_SPLITS.items() if name in self.splits}
+
+    # -- features ----------------------------------------------------------------------------
+
+    def use_features_of(self, backbone: FrozenBackbone) -> None:
+        """Serve cached features of a frozen backbone in place of images."""
+        self.backbone = backbone
+
+    def prepare_data(self) -> None:
+        """Fill the feature cache, on one process per machine (Lightning's rule)."""
+        if self.backbone is not None:
+            for name in self._feature_splits():
+                self._cached(self.splits[name])
+
+    def setup(self, stage: str) -> None:
+        """Map the cached features and set the backbone's standardisation."""
+        if self.backbone is None:
+            return
+        self._features = {name: self._cached(self.splits[name]) for name in self._feature_splits()}
+        if "train" in self._features:
+            self.backbone.set_feature_statistics(*self._feature_statistics())
+
+    def _feature_splits(self) -> list[str]:
+        return [name for name in ("train", "val", *self.test_splits) if name in self.splits]
+
+    def _feature_statistics(self) -> tuple[Tensor, Tensor]:
+        cached = self._features["train"]
+        used = np.setdiff1d(np.arange(len(cached.features)), cached.broken)
+        blocks = np.array_split(used, max(1, len(used) // 8192))
+        mean = sum(cached.features[b].sum(0, dtype=np.float64) for b in blocks) / len(used)
+        square = sum(((cached.features[b] - mean) ** 2).sum(0) for b in blocks) / len(used)
+        return torch.from_numpy(mean).float(), torch.from_numpy(np.sqrt(square)).float()
+
+    def _cached(self, split: Split) -> CachedFeatures:
+        backbone = self.backbone
+        if backbone is None:
+            raise ValueError("no frozen backbone to compute features with")
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        report: Progress | None = None
+        if self.progress is not None:
+            report = self.progress(f"features of {split.name}")
+
+        def encode(images: Tensor) -> Tensor:
+            backbone.to(device)
+            with torch.inference_mode():
+                return backbone.raw_features(images.to(device)).cpu()
+
+        return cached_features(
+            split,
+            self.transform,
+            encode,
+            backbone.fingerprint(),
+            self.cache_dir,
+            batch_size=self.eval_batch_size,
+            num_workers=self.num_workers,
+            on_broken=self.on_broken,
+            progress=report,
+        )
+
+    # -- loaders -----------------------------------------------------------------------------
+
+    def _usable(self, name: str) -> NDArray[np.int64]:
+        """Positions of a split's samples, without images known to be broken."""
+        everything = np.arange(len(self.splits[name]))
+        if name not in self._features:
+            return everything
+        return np.setdiff1d(everything, self._features[name].broken)
+
+    def broken(self) -> dict[str, list[int]]:
+        """Positions of undecodable images that feature extraction skipped, by split."""
+        return {n: c.broken.tolist() for n, c in self._features.items() if len(c.broken)}
+
+    @property
+    def plan(self) -> BatchPlan:
+        """The batches of the training split (positions among its usable samples)."""
+        return self.make_plan(labels=self.manifest.observed[self._usable("train")], seed=self.seed)
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Planned batches, from where an interrupted run left off."""
+        split, labels = self.splits["train"], self.manifest.observed
+        view: Dataset[Any]
+        if self.backbone is not None:
+            usable = self._usable("train")
+            view = FeatureView(self._features["train"].features, labels)
+        else:
+            usable = np.arange(len(split))
+            view = TrainingView(split, labels, self.transform, self.on_broken)
+        plan = _OnSubset(self.plan, usable)
+        epoch, start = self._resume_at
+        batches = PlannedBatches(
+            plan, self.seed, distributed.rank(), distributed.world_size(), epoch, start
+        )
+        return self._loader(view, batches)
+
+    def val_dataloader(self) -> list[DataLoader[Any]]:
+        """The validation split, then (if the run also watches it) the parts of the test split."""
+        loaders = []
+        if "val" in self.splits:
+            loaders.append(self._evaluation_loader("val", self.val_labels))
+        if self.validate_on_test:
+            loaders += self.test_dataloader()
+        return loaders
+
+    def test_dataloader(self) -> list[DataLoader[Any]]:
+        """One loader per part of the test, see `test_splits`."""
+        return [self._evaluation_loader(name) for name in self.test_splits]
+
+    def predict_dataloader(
+        self, name: str = "train", positions: NDArray[np.int64] | None = None
+    ) -> DataLoader[Any]:
+        """Some or all of a split, in order, untransformed, with the labels the run observes.
+
+        Args:
+            name: the split.
+            positions: samples wanted, all of them on this rank; None: this rank's share of all.
+        """
+        labels = self.manifest.observed if name == "train" else None
+        return self._evaluation_loader(name, labels, positions)
+
+    def _evaluation_loader(
+        self,
+        name: str,
+        labels: NDArray[np.int64] | None = None,
+        positions: NDArray[np.int64] | None = None,
+    ) -> DataLoader[Any]:
+        split = self.splits[name]
+        view: Dataset[Any]
+        if name in self._features:
+            labels = split.labels if labels is None else labels
+            view = FeatureView(self._features[name].features, labels)
+        else:
+            view = EvaluationView(split, self.transform, labels, self.on_broken)
+        mine = self._usable(name)
+        if positions is None:
+            # Contiguous shards, no padding: nothing to remove afterwards, empty ones allowed.
+            mine = mine[distributed.shard_slice(len(mine))]
+        else:
+            mine = positions[np.isin(positions, mine)]
+        size = self.eval_batch_size
+        batches = [mine[start : start + size] for start in range(0, len(mine), size)]
+        return self._loader(view, batches)
+
+    def _loader(self, view: Dataset[Any], batches: Any) -> DataLoader[Any]:
+        workers = 0 if isinstance(view, FeatureView) else self.num_workers
+        return DataLoader(
+            view,
+            batch_sampler=batches,
+            collate_fn=whole,
+            num_workers=workers,
+            persistent_workers=workers > 0 and not isinstance(batches, PlannedBatches),
+            pin_memory=self.pin_memory,
+            # Its own generator: drawing a loader's seed must not advance the global one.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    # -- resuming ----------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the sampler stands: epoch and batches of it already consumed."""
+        if self.trainer is None:
+            return {}
+        loop = self.trainer.fit_loop
+        consumed = loop.epoch_loop.batch_progress.current.ready
+        epoch = loop.epoch_progress.current.processed
+        if consumed >= self.trainer.num_training_batches:
+            # Checkpoints are written after the epoch counter moved on, or the epoch is complete.
+            consumed = 0
+        return {"epoch": epoch, "consumed": consumed, "noise_sha256": self.manifest.sha256}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue the plan where `state_dict` says; refuses another data set or noise."""
+        if not state_dict:
+            return
+        if state_dict["noise_sha256"] != self.manifest.sha256:
+            raise UserError(
+                "The checkpoint was trained with other labels than this run has: the data set or "
+                "the noise has changed since; start a new run."
+            )
+        self._resume_at = (state_dict["epoch"], state_dict["consumed"])
+
+
+def _class_probabilities(
+    features: NDArray[np.float32], labels: NDArray[np.int64], num_classes: int
+) -> NDArray[np.float64]:
+    """Softmax outputs [N, C] of a classifier trained on the clean labels, as such noise asks for.
+
+    A multinomial logistic regression on standardised features stands in for the networks of the
+    papers; classes without members get probability 0.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    scaled = StandardScaler().fit_transform(features)
+    classifier = LogisticRegression(C=0.1, max_iter=200).fit(scaled, labels)
+    probabilities = np.zeros((len(labels), num_classes))
+    probabilities[:, classifier.classes_] = classifier.predict_proba(scaled)
+    return probabilities
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnSubset:
+    """A plan whose positions refer to a subset of the split."""
+
+    plan: BatchPlan
+    usable: NDArray[np.int64]
+
+    @property
+    def batch_size(self) -> int:
+        return self.plan.batch_size
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def epoch(self, epoch: int) -> NDArray[np.int64]:
+        return self.usable[self.plan.epoch(epoch)]

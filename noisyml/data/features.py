@@ -1,0 +1,158 @@
+"""Features of a frozen backbone, computed once and shared by every run that needs them.
+
+The cache is keyed by the content of the data split, the evaluation transform and the weights and
+input convention of the backbone; a change in any of them is another file. Files are memory-mapped,
+so that the runs of a sweep share their pages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from noisyml.data.base import Split
+from noisyml.data.transforms import ImageTransform
+from noisyml.data.views import EvaluationView, whole
+
+#: Raise when the meaning of the stored numbers changes.
+FORMAT = 1
+
+#: Called with (samples done, samples in all) while features are computed.
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class CachedFeatures:
+    """Raw features [N, F] float32 (memory-mapped) and the positions of undecodable images."""
+
+    features: NDArray[np.float32]
+    broken: NDArray[np.int64]
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Only one process computes a file; the others wait for it."""
+    with path.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def cache_key(split: Split, transform: ImageTransform, backbone_fingerprint: str) -> str:
+    """The name of a cache entry: 32 hex digits."""
+    parts = (FORMAT, split.fingerprint, len(split), transform.fingerprint(), backbone_fingerprint)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def cached_features(
+    split: Split,
+    transform: ImageTransform,
+    encode: Callable[[Tensor], Tensor],
+    backbone_fingerprint: str,
+    cache_dir: Path,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    on_broken: Literal["error", "skip"] = "error",
+    progress: Progress | None = None,
+) -> CachedFeatures:
+    """Read the features of a split from the cache, computing them first if they are not there.
+
+    Args:
+        split: the images.
+        transform: its deterministic form is used.
+        encode: uint8 images [b, C, H, W] to features [b, F] on the CPU, no gradient.
+        backbone_fingerprint: what `encode` depends on.
+        cache_dir: the folder of the cache; created if need be.
+        batch_size: images per call of `encode`.
+        num_workers: decoding processes.
+        on_broken: ``error`` raises at the first undecodable image, ``skip`` leaves a row of zeros
+            and reports its position.
+        progress: called now and then while computing.
+
+    Raises:
+        BrokenImage: an image cannot be decoded and `on_broken` is ``error``.
+    """
+    folder = cache_dir / "features"
+    folder.mkdir(parents=True, exist_ok=True)
+    key = cache_key(split, transform, backbone_fingerprint)
+    data_file, facts_file = folder / f"{key}.npy", folder / f"{key}.json"
+    if not facts_file.is_file():
+        with _locked(folder / f"{key}.lock"):
+            if not facts_file.is_file():
+                _compute(
+                    split, transform, encode, data_file, facts_file,
+                    batch_size=batch_size, num_workers=num_workers, on_broken=on_broken,
+                    progress=progress,
+                )  # fmt: skip
+    facts = json.loads(facts_file.read_text())
+    features = np.load(data_file, mmap_mode="r", allow_pickle=False)
+    broken = np.asarray(facts["broken"], dtype=np.int64)
+    if len(broken) and on_broken == "error":
+        # An earlier run skipped it; this one was not told to.
+        split.images.load(int(broken[0]))
+    return CachedFeatures(features, broken)
+
+
+def _compute(
+    split: Split,
+    transform: ImageTransform,
+    encode: Callable[[Tensor], Tensor],
+    data_file: Path,
+    facts_file: Path,
+    *,
+    batch_size: int,
+    num_workers: int,
+    on_broken: Literal["error", "skip"],
+    progress: Progress | None,
+) -> None:
+    loader = DataLoader(
+        EvaluationView(split, transform, on_broken=on_broken),
+        batch_sampler=[
+            np.arange(start, min(start + batch_size, len(split)))
+            for start in range(0, len(split), batch_size)
+        ],
+        collate_fn=whole,
+        num_workers=num_workers,
+    )
+    temporary = data_file.with_name(f".{data_file.name}.{os.getpid()}.tmp")
+    stored: NDArray[np.float32] | None = None
+    broken: list[int] = []
+    done = 0
+    for batch in loader:
+        index = batch["index"].numpy()
+        if len(index):
+            features = encode(batch["image"]).float().numpy()
+            if stored is None:
+                stored = np.lib.format.open_memmap(
+                    temporary, mode="w+", dtype=np.float32, shape=(len(split), features.shape[1])
+                )
+            stored[index] = features
+        broken += batch["broken"].tolist()
+        done += len(index) + len(batch["broken"])
+        if progress is not None:
+            progress(done, len(split))
+    if stored is None:
+        raise ValueError(f"split {split.name} has no decodable image")
+    stored.flush()
+    del stored
+    temporary.replace(data_file)
+    facts = {"broken": broken, "split": split.name, "samples": len(split)}
+    # Written last: its presence says that the array is whole.
+    temporary_facts = facts_file.with_name(f".{facts_file.name}.{os.getpid()}.tmp")
+    temporary_facts.write_text(json.dumps(facts))
+    temporary_facts.replace(facts_file)

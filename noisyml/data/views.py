@@ -1,0 +1,153 @@
+"""Map-style views that PyTorch's DataLoader reads: one call fetches one whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from noisyml.data.base import BrokenImage, Split
+from noisyml.data.samplers import DrawnBatch
+from noisyml.data.transforms import ImageTransform
+
+OnBroken = Literal["error", "skip"]
+
+#: ``index`` [b] int64, ``label`` [b] int64, ``image`` uint8 [b, C, H, W] or ``features`` [b, F],
+#: ``broken`` [k] int64: positions that could not be decoded and are absent from the batch.
+Batch = dict[str, Tensor]
+
+
+def whole(batch: Batch) -> Batch:
+    """The collate function of all loaders: a view already returns a whole batch."""
+    return batch
+
+
+def _stack(images: list[Tensor]) -> Tensor:
+    if not images:
+        return torch.empty(0)
+    shapes = {tuple(image.shape) for image in images}
+    if len(shapes) == 1:
+        return torch.stack(images)
+    # A folder may mix grey and colour images; colour wins.
+    colour = [image.expand(3, -1, -1) if image.shape[0] == 1 else image for image in images]
+    sizes = {tuple(image.shape[1:]) for image in colour}
+    if len(sizes) > 1:
+        raise ValueError(f"images of different sizes {sorted(sizes)[:3]} in one batch: set a size")
+    return torch.stack(colour)
+
+
+def _batch(
+    positions: NDArray[np.int64],
+    labels: NDArray[np.int64],
+    images: list[Tensor],
+    broken: list[int],
+) -> Batch:
+    gone = np.isin(positions, np.asarray(broken, dtype=np.int64))
+    index = positions[~gone]
+    return {
+        "index": torch.from_numpy(np.ascontiguousarray(index)),
+        "label": torch.from_numpy(np.ascontiguousarray(labels[index])),
+        "image": _stack(images),
+        "broken": torch.tensor(broken, dtype=torch.int64),
+    }
+
+
+class TrainingView(Dataset[Any]):
+    """Randomly transformed training images with observed labels.
+
+    Args:
+        split: the images.
+        labels: observed labels [N] int64.
+        transform: its random form is used.
+        on_broken: what an undecodable image does: ``error`` or ``skip``.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        labels: NDArray[np.int64],
+        transform: ImageTransform,
+        on_broken: OnBroken = "error",
+    ) -> None:
+        self._split, self._labels, self._transform = split, labels, transform
+        self._on_broken = on_broken
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitems__(self, drawn: DrawnBatch) -> Batch:
+        images, broken = [], []
+        for position, seed in zip(drawn.index.tolist(), drawn.seed.tolist(), strict=True):
+            try:
+                images.append(self._transform.train(self._split.images.load(position), seed))
+            except BrokenImage:
+                if self._on_broken == "error":
+                    raise
+                broken.append(position)
+        return _batch(drawn.index, self._labels, images, broken)
+
+
+class EvaluationView(Dataset[Any]):
+    """Deterministically transformed images with given labels.
+
+    Args:
+        split: the images.
+        transform: its deterministic form is used.
+        labels: labels [N] int64 to report; the split's own if not given.
+        on_broken: what an undecodable image does: ``error`` or ``skip``.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        transform: ImageTransform,
+        labels: NDArray[np.int64] | None = None,
+        on_broken: OnBroken = "error",
+    ) -> None:
+        self._split, self._transform = split, transform
+        self._labels = split.labels if labels is None else labels
+        self._on_broken = on_broken
+
+    def __len__(self) -> int:
+        return len(self._split)
+
+    def __getitems__(self, positions: Sequence[int] | NDArray[np.int64]) -> Batch:
+        asked = np.asarray(positions, dtype=np.int64)
+        images, broken = [], []
+        for position in asked.tolist():
+            try:
+                images.append(self._transform.evaluate(self._split.images.load(position)))
+            except BrokenImage:
+                if self._on_broken == "error":
+                    raise
+                broken.append(position)
+        return _batch(asked, self._labels, images, broken)
+
+
+class FeatureView(Dataset[Any]):
+    """Cached features with labels, for training and evaluation alike.
+
+    Args:
+        features: raw backbone features [N, F] float32, memory-mapped.
+        labels: labels [N] int64.
+    """
+
+    def __init__(self, features: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+        self._features, self._labels = features, labels
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitems__(self, asked: DrawnBatch | Sequence[int] | NDArray[np.int64]) -> Batch:
+        index = asked.index if isinstance(asked, DrawnBatch) else np.asarray(asked, dtype=np.int64)
+        return {
+            "index": torch.from_numpy(np.ascontiguousarray(index)),
+            "label": torch.from_numpy(np.ascontiguousarray(self._labels[index])),
+            "features": torch.from_numpy(np.ascontiguousarray(self._features[index])),
+            "broken": torch.empty(0, dtype=torch.int64),
+        }

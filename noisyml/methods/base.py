@@ -1,0 +1,174 @@
+"""What all methods share: an encoder, an optimiser, and evaluation on whole splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from lightning import LightningModule
+from torch import Tensor
+
+from noisyml import distributed
+from noisyml.data.views import Batch
+from noisyml.errors import UserError
+from noisyml.metrics.base import Evaluator
+from noisyml.models.encoder import Encoder
+from noisyml.optim import OptimizerFactory, SchedulerFactory, parameter_groups
+
+#: Prefix of metrics of the test split when a run may choose its model by them.
+ON_TEST = "on_test"
+
+
+class Method(LightningModule):
+    """Base of all methods; a subclass writes `training_step` and, if it must, `after_backward`.
+
+    Args:
+        encoder: images or features to embeddings.
+        optimizer: parameter groups to an optimiser.
+        scheduler: ``(optimizer, total_steps=...)`` to a schedule per step; None: constant rate.
+        evaluator: computes the metrics of a split.
+        param_groups: optimiser arguments by prefix of parameter names, see
+            `noisyml.optim.parameter_groups`.
+    """
+
+    #: Fields of `Evidence` this method fills for a selector.
+    evidence: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None,
+        evaluator: Evaluator,
+        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.evaluator = evaluator
+        self.param_groups = dict(param_groups or {})
+        self._make_optimizer = optimizer
+        self._make_scheduler = scheduler
+
+    # -- training ----------------------------------------------------------------------------
+
+    def embed_globally(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode this rank's share and gather the global batch in rank order.
+
+        Returns:
+            Embeddings [B, D] with gradient, observed labels [B], positions [B].
+        """
+        embeddings = distributed.gather(self.encoder(batch))
+        return embeddings, distributed.gather(batch["label"]), distributed.gather(batch["index"])
+
+    def after_backward(self) -> None:
+        """Hook for state that must change after the gradients are computed (memories)."""
+
+    def on_after_backward(self) -> None:
+        """Lightning's hook for `after_backward`."""
+        self.after_backward()
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser and the schedule of the configuration."""
+        optimizer = self._make_optimizer(parameter_groups(self, self.param_groups))
+        if self._make_scheduler is None:
+            return optimizer
+        steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = self._make_scheduler(optimizer, total_steps=steps)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    # -- evaluation --------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last evaluation."""
+        self.evaluator.reset()
+        self._val_seen = False
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Embed a batch of the validation split, or of the test split where a run watches it."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        has_val = "val" in data.splits
+        if has_val and dataloader_idx == 0:
+            self._collect(batch, "pool")
+            self._val_seen = True
+            return
+        if self._val_seen:
+            # The first batch of the test split: the validation split is complete.
+            self._report("val")
+        roles = list(data.test_splits.values())
+        self._collect(batch, roles[dataloader_idx - has_val])
+
+    def on_validation_epoch_end(self) -> None:
+        """Compute and log the metrics of what was embedded."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        self._report(f"{ON_TEST}/test" if data.validate_on_test else "val")
+
+    def on_test_epoch_start(self) -> None:
+        """Forget the last evaluation."""
+        self.evaluator.reset()
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Embed a batch of one part of the test split."""
+        roles = list(self.trainer.datamodule.test_splits.values())  # type: ignore[attr-defined]
+        self._collect(batch, roles[dataloader_idx])
+
+    def on_test_epoch_end(self) -> None:
+        """Compute and log the test metrics."""
+        self._report("test")
+
+    def _collect(self, batch: Batch, role: str) -> None:
+        if len(batch["index"]):
+            self.evaluator.update(
+                index=batch["index"],
+                labels=batch["label"],
+                embeddings=self.encoder(batch),
+                split_role=role,
+            )
+
+    def _report(self, prefix: str) -> None:
+        metrics = self.evaluator.compute()
+        self.evaluator.reset()
+        self._val_seen = False
+        for name, value in metrics.items():
+            # Every rank computed the same number from the whole split: nothing to reduce.
+            # The history callback hands rows to the loggers.
+            value_ = torch.tensor(value, dtype=torch.float64)
+            self.log(f"{prefix}/{name}", value_, logger=False, sync_dist=False)
+
+    # -- checkpoints -------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave a frozen network out: its weights come from elsewhere and never change."""
+        backbone = self.encoder.backbone
+        if backbone.frozen:
+            state = checkpoint["state_dict"]
+            for name in [n for n in state if n.startswith("encoder.backbone.body.")]:
+                del state[name]
+            checkpoint["frozen_backbone"] = backbone.fingerprint()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take a frozen network from the configuration, after checking that it is the same."""
+        backbone = self.encoder.backbone
+        known = checkpoint.get("frozen_backbone")
+        if backbone.frozen != (known is not None):
+            raise UserError(
+                "The checkpoint and the configuration differ in backbone.frozen; use the "
+                "configuration the checkpoint was trained with."
+            )
+        if known is not None and known != backbone.fingerprint():
+            raise UserError(
+                "The frozen backbone differs from the one the checkpoint was trained with; use the "
+                "same backbone and weights."
+            )
+        if known is not None:
+            for name, tensor in backbone.body.state_dict().items():
+                checkpoint["state_dict"][f"encoder.backbone.body.{name}"] = tensor
+
+    @torch.no_grad()
+    def embed(self, batch: Batch) -> Tensor:
+        """Embeddings [b, D] of a batch in evaluation mode."""
+        embeddings: Tensor = self.encoder(batch)
+        return embeddings
