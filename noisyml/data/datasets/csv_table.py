@@ -46,6 +46,9 @@ class CsvTable(DatasetSource):
         val_fraction: share of each class (or of the classes) for ``val``, in [0, 1).
         test_fraction: the same for ``test``; unused with `split_column`.
         seed: which of the possible carvings; unrelated to the seed of a run.
+        labels_are_true: whether the labels are known to be right, so that the labels changed by an
+            injector are the only wrong ones and selection can be scored against them.
+        clean_val: whether ``val`` is your own and clean; injected noise then leaves it alone.
     """
 
     description: ClassVar[str] = "Your images, listed in a table of paths and labels"
@@ -65,6 +68,8 @@ class CsvTable(DatasetSource):
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
         seed: int = 0,
+        labels_are_true: bool = False,
+        clean_val: bool = False,
     ) -> None:
         check_choice("dataset.split", split, SPLIT_KINDS)
         check_fractions(val_fraction, test_fraction)
@@ -78,6 +83,8 @@ class CsvTable(DatasetSource):
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.seed = seed
+        self.labels_are_true = labels_are_true
+        self.clean_val = clean_val
 
     def missing(self) -> str | None:
         """None, or the table or the folder of images."""

@@ -202,8 +202,8 @@ def arrange(
         present, inner = np.unique(labels[train], return_inverse=True)
         parts = carve(
             inner.astype(np.int64),
-            [class_names[i] for i in present],
-            [keys[row] for row in train],
+            [class_names[i] for i in present.tolist()],
+            [keys[row] for row in train.tolist()],
             split,
             val_fraction,
             0.0,

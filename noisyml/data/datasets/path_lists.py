@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from noisyml.data.datasets.layout import read_lines, stat_files, whole_numbers
+from noisyml.data.datasets.layout import stat_files
 from noisyml.data.datasets.zero_shot import Rows, ZeroShotFiles
 from noisyml.errors import UserError
 
@@ -29,21 +29,22 @@ def read_path_list(path: Path, folders: Sequence[str]) -> Rows:
         folders: names of data-set folders, e.g. ``("cars_noise", "cars196")``.
 
     Raises:
-        UserError: a row is not ``path,label`` or lies in none of the folders.
+        UserError: a line is not ``path,label``, or its path goes through none of the folders.
     """
-    paths, labels = [], []
-    for number, line in enumerate(read_lines(path), start=1):
-        image, comma, label = line.rpartition(",")
-        parts = PurePosixPath(image.strip()).parts
+    from noisyml.noise.lists import read_list
+
+    listed = read_list(path)
+    paths = []
+    for number, image in enumerate(listed.paths, start=1):
+        parts = PurePosixPath(image).parts
         start = next((i for i, part in enumerate(parts) if part in folders), None)
-        if not comma or start is None:
+        if start is None:
             raise UserError(
-                f"{path}, line {number}: expected 'path,label' with a path through a folder "
-                f"{' or '.join(folders)}, found '{line}'."
+                f"{path}, line {number}: the path goes through no folder "
+                f"{' or '.join(folders)}: '{image}'."
             )
         paths.append("/".join(parts[start:]))
-        labels.append(label)
-    ids = whole_numbers(labels, path)
+    ids = listed.labels
     parents = defaultdict(set)
     for image, number in zip(paths, ids.tolist(), strict=True):
         parents[number].add(PurePosixPath(image).parent.name)
@@ -64,6 +65,9 @@ class CrawledFiles(ZeroShotFiles):
         val_classes: see `ZeroShotFiles`.
         check_counts: see `ZeroShotFiles`; what is listed is counted, missing or not.
     """
+
+    #: The noise is real, and nobody knows which labels are wrong.
+    labels_are_true = False
 
     def __init__(
         self,

@@ -1,0 +1,214 @@
+"""Look at a data set: decode every image (check), or print and picture what it holds (show).
+
+``noisyml data check dataset=csv dataset.path=labels.csv`` names undecodable images, duplicates
+across splits, copies with different labels and classes with a single image; it exits with 1 if an
+image is broken. ``noisyml data show dataset=glyphs`` prints the splits and writes a contact sheet
+of each into the output folder.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from noisyml.errors import UserError
+from noisyml.runs import write_atomically
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from rich.console import Console
+
+    from noisyml.data.base import Split
+    from noisyml.data.checks import Duplicate, SplitReport
+
+ACTIONS = ("check", "show")
+#: Broken images and duplicates named on the terminal; check.json has them all.
+NAMED = 20
+
+
+def main(arguments: list[str]) -> int:
+    """Run ``noisyml data check|show [overrides]``; 1 if a check finds broken images."""
+    from noisyml.cli import did_you_mean
+    from noisyml.config import run_hydra
+
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        print(
+            f"usage: noisyml data {'|'.join(ACTIONS)} [dataset=NAME] [key=value ...]\n\n{__doc__}"
+        )
+        return 0
+    action, *rest = arguments
+    if action not in ACTIONS:
+        raise UserError(
+            f"noisyml data has no action '{action}'.{did_you_mean(action, list(ACTIONS))} "
+            f"Choose from: {', '.join(ACTIONS)}."
+        )
+    broken = []
+
+    def job(config: DictConfig) -> None:
+        broken.append(check(config) if action == "check" else show(config))
+
+    run_hydra(job, "data", f"data {action}", rest)
+    return 1 if any(broken) else 0
+
+
+def show(config: DictConfig) -> int:
+    """Print the splits and write a contact sheet of each; returns 0."""
+    import numpy as np
+    from rich.console import Console
+    from rich.table import Table
+
+    from noisyml.data.checks import contact_sheet
+
+    least = {"classes": config.classes, "instances": config.instances, "tile": config.tile}
+    _check_positive(least)
+    splits, output = _open(config)
+    table = Table("split", "images", "classes", "images per class", "extras", "fingerprint")
+    for name, split in splits.items():
+        counts = np.bincount(split.labels)
+        counts = counts[counts > 0]
+        spread = f"{counts.min()} / {int(np.median(counts))} / {counts.max()}"
+        table.add_row(
+            name,
+            str(len(split)),
+            str(len(counts)),
+            spread,
+            ", ".join(split.extras),
+            split.fingerprint[:12],
+        )
+        sheet = output / f"{name}.png"
+        contact_sheet(split, config.classes, config.instances, config.tile).save(sheet)
+    console = Console()
+    console.print(table)
+    console.print("images per class: least / median / greatest")
+    for name in splits:
+        print(f"contact sheet: {output / f'{name}.png'}")
+    return 0
+
+
+def check(config: DictConfig) -> int:
+    """Decode every image, print what is wrong, write ``check.json``; returns the broken ones."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    from noisyml.data.checks import check_images, find_duplicates
+
+    _check_positive({"workers": config.workers})
+    splits, output = _open(config)
+    console = Console()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    reports = {}
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        # One bar for all splits, so that the remaining time is that of the whole command.
+        total = sum(map(len, splits.values()))
+        task = progress.add_task("", total=total, rate="")
+        start, finished = time.monotonic(), 0
+
+        def advance(done: int) -> None:
+            nonlocal finished
+            finished += done
+            rate = finished / max(time.monotonic() - start, 1e-6)
+            progress.update(task, advance=done, rate=f"{rate:.0f} images/s")
+
+        for name, split in splits.items():
+            progress.update(task, description=f"decoding {name}")
+            reports[name] = check_images(split, config.workers, advance)
+    duplicates = find_duplicates(reports)
+    _print_report(console, reports, duplicates)
+    content = {
+        "dataset": config.dataset._target_,
+        "splits": [report.to_dict() for report in reports.values()],
+        "duplicates": [
+            {
+                "across_splits": group.across_splits,
+                "labels_differ": group.labels_differ,
+                "members": [
+                    dict(zip(("split", "key", "label"), m, strict=True)) for m in group.members
+                ],
+            }
+            for group in duplicates
+        ],
+    }
+    path = output / "check.json"
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    print(f"all findings: {path}")
+    return sum(len(report.broken) for report in reports.values())
+
+
+def _print_report(
+    console: Console, reports: dict[str, SplitReport], found: list[Duplicate]
+) -> None:
+    from rich.table import Table
+
+    table = Table("split", "images", "broken", "classes", "of one image", "width x height", "modes")
+    for name, report in reports.items():
+        sizes = report.sizes
+        both = [f"{sizes[key][0]}x{sizes[key][1]}" for key in ("min", "median", "max") if sizes]
+        table.add_row(
+            name,
+            str(len(report.keys)),
+            str(len(report.broken)),
+            str(int((report.class_counts > 0).sum())),
+            str(len(report.lone_classes)),
+            " / ".join(dict.fromkeys(both)),
+            ", ".join(f"{mode} {count}" for mode, count in report.modes.items()),
+        )
+    console.print(table)
+    for name, report in reports.items():
+        _name_some(
+            f"{len(report.broken)} broken images in {name}",
+            [f"{key}: {reason}" for key, reason in report.broken],
+        )
+        _name_some(f"classes with a single image in {name}", report.lone_classes)
+        _name_some(f"classes without any image in {name}", report.empty_classes)
+    across = [group for group in found if group.across_splits]
+    _name_some(f"{len(across)} images are in more than one split (same bytes)", _members(across))
+    differ = [group for group in found if group.labels_differ]
+    _name_some(
+        f"{len(differ)} images have copies with another label (same bytes)", _members(differ)
+    )
+
+
+def _members(groups: list[Duplicate]) -> list[str]:
+    return [
+        " = ".join(f"{split}:{key} ({label})" for split, key, label in group.members)
+        for group in groups
+    ]
+
+
+def _name_some(heading: str, lines: list[str]) -> None:
+    if not lines:
+        return
+    print(f"{heading}:")
+    for line in lines[:NAMED]:
+        print(f"  {line}")
+    if len(lines) > NAMED:
+        print(f"  ... and {len(lines) - NAMED} more")
+
+
+def _open(config: DictConfig) -> tuple[dict[str, Split], Path]:
+    """The splits of the configured data set, and the output folder."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.utils import instantiate
+
+    source = instantiate(config.dataset, _convert_="all")
+    return source.splits(), Path(HydraConfig.get().runtime.output_dir)
+
+
+def _check_positive(values: dict[str, int]) -> None:
+    for key, value in values.items():
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{key} is {value}; it must be a whole number of at least 1.")
