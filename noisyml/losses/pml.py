@@ -21,7 +21,7 @@ from noisyml.losses.base import EmbeddingLoss
 from noisyml.similarity.memory_bank import MemoryBank
 
 #: Losses that cannot be computed from embeddings and labels with arguments from a config file.
-_UNSUITABLE = frozenset({"BaseMetricLossFunction", "GenericPairLoss", "VICRegLoss"})
+_UNSUITABLE = frozenset({"BaseMetricLossFunction", "GenericPairLoss", "ManifoldLoss", "VICRegLoss"})
 #: Where the library keeps class vectors, and along which axis of the parameter the classes lie.
 _CLASS_VECTORS = {"proxies": 0, "W": 1, "fc": 1}
 

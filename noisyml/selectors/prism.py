@@ -51,8 +51,8 @@ class TopR(NamedTuple):
     Attributes:
         keep: [B] bool.
         window: [tau] float64, the cut values to pass on.
-        threshold: scalar float64; the window's mean, or the batch's own cut value where the window
-            decided nothing.
+        threshold: scalar float64; the mean of the window, or the batch's own cut value where the
+            window decided nothing; NaN where nothing is removed.
     """
 
     keep: Tensor
@@ -139,7 +139,7 @@ def smooth_top_r(
     return TopR(
         keep=torch.where(by_window, above, remainder),
         window=torch.where(by_window | ~started, window, newest_only),
-        threshold=torch.where(started, mean, cut),
+        threshold=torch.where(by_window, mean, cut),
     )
 
 
