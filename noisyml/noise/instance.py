@@ -86,7 +86,7 @@ class PartDependent(SeededInjector):
         seed: the noise seed.
     """
 
-    name: ClassVar[str] = "part_dependent"
+    name: ClassVar[str] = "pdn"
     feature_kind: ClassVar[FeatureKind] = "pixels"
     needs_features: ClassVar[bool] = True
 

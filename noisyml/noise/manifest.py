@@ -341,3 +341,12 @@ class NoiseManifest:
             source_index=None if self.source_index is None else self.source_index[positions],
             keys=None if self.keys is None else [self.keys[int(i)] for i in positions],
         )
+
+    def with_unknown_truth(self) -> NoiseManifest:
+        """The same observed labels, but nobody knows which are wrong (real label noise)."""
+        return replace(
+            self,
+            clean=np.full(len(self), -1),
+            changed=np.zeros(len(self), dtype=bool),
+            nominal_rate=None,
+        )
