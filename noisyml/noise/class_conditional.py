@@ -352,9 +352,10 @@ class Matrix(SeededInjector):
             observed = recipe(labels, matrix, self.seed)
         elif self.count == "exact":
             members = np.bincount(labels, minlength=samples.num_classes)
-            runs = np.cumsum(exact_counts(members, matrix), axis=1)
+            classes = np.arange(samples.num_classes)
+            runs = np.repeat(np.tile(classes, len(classes)), exact_counts(members, matrix).ravel())
             place = self.draws.rank_within_class(labels, samples.ids, "flip")
-            observed = first_above(runs, labels, place)
+            observed = runs[(np.cumsum(members) - members)[labels] + place]
         else:
             observed = self._bernoulli(samples, matrix)
         rate = float(1.0 - prior @ np.diagonal(matrix))

@@ -22,7 +22,7 @@ from noisyml.noise.lists import (
 )
 from noisyml.noise.manifest import NoiseManifest
 
-#: MD5 of the CIFAR-N label files, as published beside them (Wei et al., ICLR 2022).
+#: MD5 of the CIFAR-N label files (Wei et al., ICLR 2022).
 CIFAR_N_MD5 = {
     "CIFAR-10_human.pt": "96644db5574813cae939af5f7f2a0aec",
     "CIFAR-100_human.pt": "a67b45c1d7992051865b5c755bd68bb1",

@@ -156,7 +156,7 @@ class PartDependent(SeededInjector):
 def pmd_levels(
     eta: NDArray[np.float64], kind: int, factor: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-    """Polynomial-margin-diminishing noise (Zhang et al., PLC, ICLR 2021, section 4).
+    """Polynomial-margin-diminishing noise (Zhang et al., PLC, ICLR 2021).
 
     Args:
         eta: float64 [N, C], class posteriors.

@@ -108,7 +108,7 @@ class ListName:
         return f"{self.dataset}_{self.split}.csv"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PathList:
     """A list in memory.
 

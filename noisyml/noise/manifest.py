@@ -9,6 +9,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,11 @@ class SampleState(IntEnum):
 
 def current_versions() -> dict[str, str]:
     """Versions of everything a draw can depend on."""
-    import scipy
-    import sklearn
-
+    libraries = ("numpy", "scipy", "scikit-learn")
     return {
         "noisyml": noisyml.__version__,
         "python": platform.python_version(),
-        "numpy": np.__version__,
-        "scipy": scipy.__version__,
-        "scikit-learn": sklearn.__version__,
+        **{library: version(library) for library in libraries},
     }
 
 

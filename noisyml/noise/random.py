@@ -129,8 +129,11 @@ class Draws:
         self, labels: NDArray[np.int64], ids: NDArray[np.uint64], stream: str
     ) -> NDArray[np.int64]:
         """Position of each sample in a random permutation of its class's members, int64 [N]."""
-        order = np.lexsort((self.bits(ids, stream), labels))
+        order = np.argsort(self.bits(ids, stream))
         sizes = np.bincount(labels)
+        # NumPy sorts 16-bit integers by radix, several times faster than wider ones.
+        narrow = labels.astype(np.uint16) if len(sizes) <= 1 << 16 else labels
+        order = order[np.argsort(narrow[order], kind="stable")]
         starts = np.cumsum(sizes) - sizes
         ranks = np.empty(len(labels), dtype=np.int64)
         ranks[order] = np.arange(len(labels)) - starts[labels[order]]

@@ -1,7 +1,6 @@
 """Small-cluster noise: whole classes dissolve and their visual groups join other classes.
 
-Liu et al., "Noise-resistant Deep Metric Learning with Ranking-based Instance Selection", CVPR 2021,
-section 4.1.
+Liu et al., "Noise-resistant Deep Metric Learning with Ranking-based Instance Selection", CVPR 2021.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from noisyml.errors import UserError
 from noisyml.noise.base import FeatureKind, Outcome, Samples, SeededInjector, check_rate
@@ -156,27 +156,29 @@ class SmallCluster(SeededInjector):
         remaining = [int(c) for c in samples.class_order().classes if sizes[c]]
         away = 0
         steps: list[Removal] = []
-        while away / len(labels) < self.rate:
-            if len(remaining) < 2:
-                raise UserError(
-                    f"Small-cluster noise cannot reach noise.rate={self.rate} on this data: one "
-                    f"class is left at {away / len(labels):.3f}; lower the rate."
-                )
-            step = np.array([len(steps)], dtype=np.uint64)
-            removed = remaining.pop(int(draws.below(len(remaining), step, "class")[0]))
-            members = carriers.pop(removed)
-            cluster = self._cluster(samples.features[members], samples.ids[members], len(steps))
-            count = num_clusters(len(members))
-            numbers = np.arange(count, dtype=np.uint64)
-            which = draws.below(len(remaining), numbers, f"destination/{len(steps)}")
-            destination = np.array(remaining, dtype=np.int64)[which]
-            steps.append(Removal(removed, members, cluster, destination))
-            # Nobody returns: whoever was sent away comes from a class that is gone.
-            away += int((labels[members] == removed).sum())
-            arrivals = destination[cluster]
-            for host in np.unique(arrivals).tolist():
-                joined = np.concatenate([carriers[host], members[arrivals == host]])
-                carriers[host] = joined[np.argsort(samples.ids[joined], kind="stable")]
+        # Sums over several threads round differently; on one, every machine agrees.
+        with threadpool_limits(limits=1):
+            while away / len(labels) < self.rate:
+                if len(remaining) < 2:
+                    raise UserError(
+                        f"Small-cluster noise cannot reach noise.rate={self.rate} on this data: "
+                        f"one class is left at {away / len(labels):.3f}; lower the rate."
+                    )
+                step = np.array([len(steps)], dtype=np.uint64)
+                removed = remaining.pop(int(draws.below(len(remaining), step, "class")[0]))
+                members = carriers.pop(removed)
+                cluster = self._cluster(samples.features[members], samples.ids[members], len(steps))
+                count = num_clusters(len(members))
+                numbers = np.arange(count, dtype=np.uint64)
+                which = draws.below(len(remaining), numbers, f"destination/{len(steps)}")
+                destination = np.array(remaining, dtype=np.int64)[which]
+                steps.append(Removal(removed, members, cluster, destination))
+                # Nobody returns: whoever was sent away comes from a class that is gone.
+                away += int((labels[members] == removed).sum())
+                arrivals = destination[cluster]
+                for host in np.unique(arrivals).tolist():
+                    joined = np.concatenate([carriers[host], members[arrivals == host]])
+                    carriers[host] = joined[np.argsort(samples.ids[joined], kind="stable")]
         return steps
 
     def _cluster(self, features: NDArray, ids: NDArray[np.uint64], step: int) -> NDArray[np.int64]:

@@ -123,7 +123,7 @@ CIFAR100_FINE_TO_COARSE.setflags(write=False)
 CLASS_MAPS: dict[str, tuple[int, dict[int, int]]] = {
     # Patrini et al., CVPR 2017: truck->automobile, bird->airplane, cat<->dog, deer->horse.
     "cifar10": (10, {9: 1, 2: 0, 3: 5, 5: 3, 4: 7}),
-    # Patrini et al., CVPR 2017, with both directions of 5 and 6.
+    # Patrini et al., CVPR 2017: 7->1, 2->7, 5<->6, 3->8.
     "mnist": (10, {7: 1, 2: 7, 5: 6, 6: 5, 3: 8}),
     # The literature has no agreed map; this one is ours: sandal, boot->sneaker, pullover->shirt,
     # coat<->shirt, dress->T-shirt.
@@ -311,7 +311,8 @@ def exact_counts(class_counts: ArrayLike, matrix: ArrayLike) -> NDArray[np.int64
         matrix: float [C, C], row-stochastic.
     """
     members = np.asarray(class_counts, dtype=np.int64)
-    wanted = members[:, None] * np.asarray(matrix, dtype=np.float64)
+    probabilities = np.asarray(matrix, dtype=np.float64)
+    wanted = members[:, None] * (probabilities / probabilities.sum(axis=1, keepdims=True))
     counts = np.floor(wanted + 1e-9)
     order = np.argsort(-np.round(wanted - counts, 9), axis=1, kind="stable")
     left = members - counts.sum(axis=1)

@@ -265,13 +265,13 @@ def test_global_generators_are_neither_read_nor_moved() -> None:
 
     labels = split(300, 4)
     for injector in every_injector(0.3, 4):
-        np.random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
         random.seed(0)
-        before = np.random.get_state()[1].copy(), random.getstate()
+        before = np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
         first = injector.inject(labels, 4).sha256
-        assert np.array_equal(np.random.get_state()[1], before[0])
+        assert np.array_equal(np.random.get_state()[1], before[0])  # noqa: NPY002
         assert random.getstate() == before[1]
-        np.random.seed(99)
+        np.random.seed(99)  # noqa: NPY002
         random.seed(99)
         assert injector.inject(labels, 4).sha256 == first
 
