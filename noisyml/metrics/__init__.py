@@ -1,0 +1,1 @@
+"""Metrics: retrieval, clustering, label trust. A library without Lightning and Hydra."""

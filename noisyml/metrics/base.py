@@ -1,0 +1,52 @@
+"""What an evaluator is to the rest of the house."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal
+
+from torch import Tensor
+
+SplitRole = Literal["pool", "query", "gallery"]
+
+
+class Evaluator(ABC):
+    """Streams embeddings or logits in, gives a flat dict of named metrics out.
+
+    Exact under DDP: the ranks' shards may be uneven or empty, samples that a distributed sampler
+    repeated for padding count once (recognised by `index`), and every rank returns the same dict.
+    """
+
+    @abstractmethod
+    def update(
+        self,
+        *,
+        index: Tensor,
+        labels: Tensor,
+        embeddings: Tensor | None = None,
+        logits: Tensor | None = None,
+        split_role: SplitRole = "pool",
+    ) -> None:
+        """Take in one batch of this rank.
+
+        Args:
+            index: positions in the split [b] int64.
+            labels: [b] int64, or multi-hot [b, C].
+            embeddings: [b, D] float or None.
+            logits: [b, C] float or None.
+            split_role: ``pool`` (queries that are their own gallery), ``query`` or ``gallery``.
+
+        Raises:
+            UserError: the metrics asked for need an output that the model does not give.
+        """
+
+    @abstractmethod
+    def compute(self) -> dict[str, float]:
+        """The metrics over everything taken in on all ranks; a collective call.
+
+        Names carry no split prefix (``precision_at_1``); fractions of 1; NaN where undefined.
+        """
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget all batches."""

@@ -1,0 +1,71 @@
+"""How well a selector tells clean labels from wrong ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def auroc(scores: Tensor, positive: Tensor) -> float:
+    """Probability that a positive scores above a negative, ties counting one half.
+
+    The Mann-Whitney statistic from mid-ranks. NaN scores are left out.
+
+    Args:
+        scores: [N] float.
+        positive: [N] bool.
+
+    Returns:
+        In [0, 1]; NaN without a scored positive or a scored negative.
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    if scores.shape != positive.shape or scores.ndim != 1:
+        raise ValueError(
+            f"scores {tuple(scores.shape)} and positive {tuple(positive.shape)} must both be [N]"
+        )
+    scored = ~torch.isnan(scores)
+    scores, positive = scores[scored], positive[scored]
+    n_positive = int(positive.sum())
+    n_negative = len(positive) - n_positive
+    if n_positive == 0 or n_negative == 0:
+        return float("nan")
+    _, member, counts = scores.unique(return_inverse=True, return_counts=True)
+    middle = counts.cumsum(0).to(torch.float64) - (counts - 1).to(torch.float64) / 2
+    rank_sum = float(middle[member[positive]].sum())
+    return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
+
+
+def selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str, float]:
+    """Quality of a selection of samples; samples with a right label are the positives.
+
+    Args:
+        keep: [N] bool, True for the samples kept.
+        p_clean: [N] float, larger for samples believed clean; NaN where nothing was computed.
+        wrong: [N] bool, True where the label is wrong.
+
+    Returns:
+        ``kept``: share of samples kept; ``precision``: share of the kept that are clean;
+        ``recall``: share of the clean that are kept; ``auroc`` of `p_clean`. NaN where undefined.
+
+    Raises:
+        ValueError: shapes that differ.
+    """
+    if not keep.shape == p_clean.shape == wrong.shape or keep.ndim != 1:
+        raise ValueError(
+            f"keep {tuple(keep.shape)}, p_clean {tuple(p_clean.shape)} and wrong "
+            f"{tuple(wrong.shape)} must all be [N]"
+        )
+    keep, clean = keep.to(torch.bool), ~wrong.to(torch.bool)
+    kept_clean = int((keep & clean).sum())
+
+    def share(part: int, whole: int) -> float:
+        return part / whole if whole else float("nan")
+
+    return {
+        "kept": share(int(keep.sum()), len(keep)),
+        "precision": share(kept_clean, int(keep.sum())),
+        "recall": share(kept_clean, int(clean.sum())),
+        "auroc": auroc(p_clean, clean),
+    }

@@ -1,0 +1,568 @@
+"""Retrieval metrics: exact, blockwise, with the rules for ties and lone queries stated.
+
+A query's ranking orders the gallery by descending cosine (or ascending Euclidean distance), ties by
+ascending gallery number, the query itself left out by its number. With R relevant items left, and
+rank(m) the rank of the m-th of them:
+
+* ``precision_at_K``: relevant items among the first K, over K.
+* ``recall_at_K``: 1 if one of the first K is relevant (the metric-learning convention).
+* ``r_precision``: relevant items among the first R, over R.
+* ``map_at_r``: (1/R) sum of m / rank(m) over the m with rank(m) <= R
+  (Musgrave et al., A Metric Learning Reality Check, ECCV 2020).
+* ``map``: the same over all m, i.e. average precision; ``map_at_K``: over rank(m) <= K, divisor R.
+* ``mrr``: 1 / rank(1).
+* ``mean_precision_1_to_100``: mean of precision_at_1 .. precision_at_100, called mAP@100 in the
+  code of PRISM (Liu et al., CVPR 2021); NaN with fewer than 100 other items.
+* ``recall_margin_at_K``: 1 if fewer than K irrelevant items are strictly more similar than the best
+  relevant one; equals ``recall_at_K`` without ties and is optimistic with them.
+
+A *lone* query has no relevant item (R = 0).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args, overload
+
+import torch
+from torch import Tensor
+
+from noisyml.distributed import all_reduce_sum, gather, is_distributed, rank, world_size
+from noisyml.errors import UserError
+from noisyml.metrics.base import Evaluator, SplitRole
+from noisyml.metrics.clustering import ami, cluster_embeddings, nmi
+from noisyml.metrics.ranking import QueryBlock, Ranking, Ties, ranking_task
+
+Lone = Literal["exclude", "zero"]
+Average = Literal["micro", "macro"]
+Distance = Literal["cosine", "l2"]
+
+DEFAULT_METRICS = ("precision_at_1", "r_precision", "map_at_r")
+DEFAULT_MEMORY_BUDGET = 128 * 2**20
+
+_FIXED = ("r_precision", "map_at_r", "map", "mrr", "mean_precision_1_to_100")
+_AT_K = re.compile(r"(precision|recall|recall_margin|map)_at_([1-9]\d*)")
+_NO_LIMIT = 2**62
+
+
+@dataclass(frozen=True)
+class _Metric:
+    """One metric of one query, as a function of the ranks of its relevant items."""
+
+    name: str
+    kind: str
+    k: int = 0
+
+    @classmethod
+    def parse(cls, name: str) -> _Metric:
+        if name in _FIXED:
+            return cls(name, name, 100 if name == "mean_precision_1_to_100" else 0)
+        match = _AT_K.fullmatch(name)
+        if match is None:
+            raise UserError(
+                f"Unknown retrieval metric {name!r}; choose from {', '.join(_FIXED)}, "
+                "precision_at_K, recall_at_K, recall_margin_at_K and map_at_K with K = 1, 2, ..."
+            )
+        return cls(name, match[1], int(match[2]))
+
+    def caps(self, m: Tensor, n_relevant: Tensor) -> Tensor:
+        """Most negatives before the m-th (from 0) relevant item at which it still matters."""
+        if self.kind in ("recall", "recall_margin"):
+            return torch.where(m == 0, self.k - 1, -1)
+        if self.kind == "mrr":
+            return torch.where(m == 0, _NO_LIMIT, -1)
+        if self.kind in ("r_precision", "map_at_r"):
+            return n_relevant - 1 - m
+        if self.k:
+            return self.k - 1 - m
+        return torch.full_like(m, _NO_LIMIT)
+
+    def values(self, ranks: Tensor, relevant: Tensor, n_relevant: Tensor) -> Tensor:
+        """Per-query values float64 [b].
+
+        Args:
+            ranks: rank of the m-th relevant item from 1, int64 [b, R].
+            relevant: False in the padding [b, R].
+            n_relevant: [b], at least 1.
+        """
+        position = torch.arange(1, ranks.shape[1] + 1, device=ranks.device)
+        exact_ranks = ranks.to(torch.float64)
+        count = n_relevant.to(torch.float64)
+        if self.kind in ("recall", "recall_margin"):
+            return (ranks[:, 0] <= self.k).to(torch.float64)
+        if self.kind == "mrr":
+            return 1.0 / exact_ranks[:, 0]
+        if self.kind == "precision":
+            return (relevant & (ranks <= self.k)).sum(1).to(torch.float64) / self.k
+        if self.kind == "mean_precision_1_to_100":
+            # An item at rank r adds 1/k to every precision_at_k with k >= r.
+            steps = 1.0 / torch.arange(1, 101, dtype=torch.float64, device=ranks.device)
+            tail = steps.flip(0).cumsum(0).flip(0)
+            share = torch.where(relevant & (ranks <= 100), tail[(ranks - 1).clamp(max=99)], 0.0)
+            return _row_sums(share) / 100
+        seen = relevant
+        if self.kind in ("r_precision", "map_at_r"):
+            seen = seen & (ranks <= n_relevant[:, None])
+        elif self.k:
+            seen = seen & (ranks <= self.k)
+        if self.kind == "r_precision":
+            return seen.sum(1).to(torch.float64) / count
+        return _row_sums(torch.where(seen, position / exact_ranks, 0.0)) / count
+
+
+def _row_sums(x: Tensor) -> Tensor:
+    """Sums of [b, R] over R, one term after the other.
+
+    A blocked sum would round differently when the zeros of the padding shift its blocks.
+    """
+    return x.cumsum(1)[:, -1]
+
+
+@overload
+def retrieval_metrics(
+    query: Tensor,
+    query_labels: Tensor,
+    gallery: Tensor | None = ...,
+    gallery_labels: Tensor | None = ...,
+    *,
+    metrics: Sequence[str] = ...,
+    recall_at: Sequence[int] = ...,
+    metric: Distance = ...,
+    exclude_self: bool | None = ...,
+    query_index_in_gallery: Tensor | None = ...,
+    lone: Lone = ...,
+    average: Average = ...,
+    tie_bounds: bool = ...,
+    memory_budget_bytes: int = ...,
+    return_per_query: Literal[False] = ...,
+    share_over_ranks: bool = ...,
+) -> dict[str, float]: ...
+
+
+@overload
+def retrieval_metrics(
+    query: Tensor,
+    query_labels: Tensor,
+    gallery: Tensor | None = ...,
+    gallery_labels: Tensor | None = ...,
+    *,
+    metrics: Sequence[str] = ...,
+    recall_at: Sequence[int] = ...,
+    metric: Distance = ...,
+    exclude_self: bool | None = ...,
+    query_index_in_gallery: Tensor | None = ...,
+    lone: Lone = ...,
+    average: Average = ...,
+    tie_bounds: bool = ...,
+    memory_budget_bytes: int = ...,
+    return_per_query: Literal[True],
+    share_over_ranks: bool = ...,
+) -> tuple[dict[str, float], dict[str, Tensor]]: ...
+
+
+@torch.no_grad()
+def retrieval_metrics(
+    query: Tensor,
+    query_labels: Tensor,
+    gallery: Tensor | None = None,
+    gallery_labels: Tensor | None = None,
+    *,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    recall_at: Sequence[int] = (1,),
+    metric: Distance = "cosine",
+    exclude_self: bool | None = None,
+    query_index_in_gallery: Tensor | None = None,
+    lone: Lone = "exclude",
+    average: Average = "micro",
+    tie_bounds: bool = False,
+    memory_budget_bytes: int = DEFAULT_MEMORY_BUDGET,
+    return_per_query: bool = False,
+    share_over_ranks: bool = False,
+) -> dict[str, float] | tuple[dict[str, float], dict[str, Tensor]]:
+    """Retrieval metrics by name, plus ``queries`` and ``lone_queries``.
+
+    Scores are exact inner products of rows rounded to a grid finer than float32 arithmetic (see
+    `noisyml.metrics.ranking`), so results do not depend on the block size, the number of processes
+    or the matrix library. Time O(Nq Ng D), halved where queries are the gallery.
+
+    Args:
+        query: [Nq, D] floating point.
+        query_labels: [Nq] integer.
+        gallery: [Ng, D]; None: the queries are the gallery.
+        gallery_labels: [Ng] integer; given with `gallery`.
+        metrics: names from the table at the head of this module.
+        recall_at: every K here adds ``recall_at_K``.
+        metric: ``cosine`` or ``l2``.
+        exclude_self: leave the query itself out. Default: True if there is no separate gallery or
+            if `query_index_in_gallery` is given. With a gallery and True alone, query i is
+            gallery item i (queries first, distractors after them).
+        query_index_in_gallery: gallery number of each query, or -1 [Nq] int64.
+        lone: ``exclude`` lone queries from every mean (NaN if none is left) or score them ``zero``.
+        average: ``micro``: mean over queries; ``macro``: mean over classes of the class means.
+        tie_bounds: add ``<name>_optimistic`` and ``<name>_pessimistic``, with relevant items first
+            or last among equal scores.
+        memory_budget_bytes: aim of the working memory beyond the inputs; at least 1 MiB.
+        return_per_query: also return the values per query, float64 [Nq] by name (NaN for lone
+            queries under ``exclude``).
+        share_over_ranks: all ranks hold the same inputs; each does a share of the work.
+
+    Raises:
+        UserError: NaN or infinite embeddings, an unknown metric, or an option out of its range.
+        ValueError: shapes that do not fit together.
+        TypeError: labels that are not integers or embeddings that are not floating point.
+    """
+    own_index = _own_index(
+        query, query_labels, gallery, gallery_labels, exclude_self, query_index_in_gallery
+    )
+    for name, value, allowed in (
+        ("metric", metric, get_args(Distance)),
+        ("lone", lone, get_args(Lone)),
+        ("average", average, get_args(Average)),
+    ):
+        if value not in allowed:
+            raise UserError(f"Retrieval option {name}={value!r} must be {' or '.join(allowed)}.")
+    if memory_budget_bytes < 2**20:
+        raise UserError(
+            f"Retrieval option memory_budget_bytes={memory_budget_bytes} is too small; give at "
+            "least 1048576 (1 MiB)."
+        )
+    names = dict.fromkeys([*metrics, *(f"recall_at_{k}" for k in recall_at)])
+    wanted = [_Metric.parse(name) for name in names]
+    columns: list[tuple[str, _Metric, Ties]] = [
+        (m.name, m, "optimistic" if m.kind == "recall_margin" else "index") for m in wanted
+    ]
+    if tie_bounds:
+        bounds: tuple[Ties, ...] = ("optimistic", "pessimistic")
+        columns += [
+            (f"{m.name}_{ties}", m, ties)
+            for m in wanted
+            if m.kind != "recall_margin"
+            for ties in bounds
+        ]
+
+    task = ranking_task(
+        query,
+        query_labels.to(torch.int64),
+        gallery,
+        None if gallery_labels is None else gallery_labels.to(torch.int64),
+        own_index,
+        metric,
+    )
+    shared = share_over_ranks and is_distributed()
+    ranking = Ranking(
+        task,
+        _caps(wanted),
+        sorted({ties for _, _, ties in columns}),
+        memory_budget_bytes,
+        part=rank() if shared else 0,
+        parts=world_size() if shared else 1,
+        reduce=all_reduce_sum if shared else None,
+    )
+    per_query = query.new_zeros((len(columns), len(query)), dtype=torch.float64)
+    for block in ranking.blocks():
+        _score_block(block, columns, per_query)
+    if shared and not ranking.symmetric:
+        per_query = all_reduce_sum(per_query)
+
+    others = len(query) if gallery is None else len(gallery)
+    for row, (_, m, _) in enumerate(columns):
+        if m.kind == "mean_precision_1_to_100":
+            per_query[row, others - (own_index >= 0).to(torch.int64) < 100] = torch.nan
+    lone_queries = task.n_relevant == 0
+    per_query[:, lone_queries] = 0.0 if lone == "zero" else torch.nan
+
+    counted = slice(None) if lone == "zero" else ~lone_queries
+    means = _means(per_query[:, counted], query_labels[counted], average)
+    result = {name: mean for (name, _, _), mean in zip(columns, means, strict=True)}
+    result["queries"] = float(len(query))
+    result["lone_queries"] = float(lone_queries.sum())
+    if return_per_query:
+        return result, {name: per_query[row] for row, (name, _, _) in enumerate(columns)}
+    return result
+
+
+def _own_index(
+    query: Tensor,
+    query_labels: Tensor,
+    gallery: Tensor | None,
+    gallery_labels: Tensor | None,
+    exclude_self: bool | None,
+    query_index_in_gallery: Tensor | None,
+) -> Tensor:
+    """Check the inputs; the gallery number to leave out for each query, -1 for none."""
+    if (gallery is None) != (gallery_labels is None):
+        raise ValueError("gallery and gallery_labels must be given together")
+    sides = [("query", query, query_labels)]
+    if gallery is not None and gallery_labels is not None:
+        sides.append(("gallery", gallery, gallery_labels))
+    for name, embeddings, labels in sides:
+        if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
+            raise ValueError(
+                f"{name} embeddings {tuple(embeddings.shape)} and labels {tuple(labels.shape)} "
+                "must be [N, D] and [N]"
+            )
+        if not embeddings.is_floating_point():
+            raise TypeError(f"{name} embeddings must be floating point, got {embeddings.dtype}")
+        if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+            raise TypeError(f"{name} labels must be integers, got {labels.dtype}")
+    if gallery is not None and gallery.shape[1] != query.shape[1]:
+        raise ValueError(
+            f"query and gallery embeddings have {query.shape[1]} and {gallery.shape[1]} dimensions"
+        )
+    if query_index_in_gallery is not None:
+        if gallery is None or exclude_self is False:
+            raise ValueError("query_index_in_gallery needs a gallery and exclude_self not False")
+        if query_index_in_gallery.shape != query_labels.shape:
+            raise ValueError("query_index_in_gallery must hold one number per query")
+        if len(query) and int(query_index_in_gallery.max()) >= len(gallery):
+            raise ValueError("query_index_in_gallery points behind the end of the gallery")
+        return query_index_in_gallery.to(torch.int64)
+    if exclude_self or (exclude_self is None and gallery is None):
+        if gallery is not None and len(gallery) < len(query):
+            raise ValueError("exclude_self needs a gallery that begins with the queries")
+        return torch.arange(len(query), device=query.device)
+    return torch.full((len(query),), -1, dtype=torch.int64, device=query.device)
+
+
+def _caps(metrics: Sequence[_Metric]) -> Callable[[Tensor, Tensor], Tensor]:
+    def caps(m: Tensor, n_relevant: Tensor) -> Tensor:
+        widest = torch.full((len(n_relevant), len(m)), -1, device=m.device)
+        for metric in metrics:
+            widest = torch.maximum(widest, metric.caps(m, n_relevant))
+        return widest
+
+    return caps
+
+
+def _score_block(
+    block: QueryBlock, columns: Sequence[tuple[str, _Metric, Ties]], per_query: Tensor
+) -> None:
+    """Write the values of a finished block into `per_query` [columns, Nq]."""
+    some = block.n_relevant > 0
+    if not bool(some.any()):
+        return
+    n_relevant = block.n_relevant[some]
+    position = torch.arange(1, block.scores.shape[1] + 1, device=n_relevant.device)
+    relevant = position <= n_relevant[:, None]
+    ranks = {ties: block.negatives_before(ties)[some] + position for ties in block.counts}
+    for row, (_, metric, ties) in enumerate(columns):
+        per_query[row, block.query_index[some]] = metric.values(ranks[ties], relevant, n_relevant)
+
+
+def _means(values: Tensor, labels: Tensor, average: Average) -> list[float]:
+    """Means of [columns, n] over queries, or over classes of the class means; NaN if n is 0."""
+    if values.shape[1] == 0:
+        return [float("nan")] * len(values)
+    if average == "macro":
+        classes, member = labels.unique(return_inverse=True)
+        sums = values.new_zeros((len(values), len(classes))).index_add_(1, member, values)
+        values = sums / torch.bincount(member, minlength=len(classes))
+    means: list[float] = values.mean(1).tolist()
+    return means
+
+
+@dataclass
+class _Shard:
+    """What this rank has taken in under one role."""
+
+    index: list[Tensor]
+    labels: list[Tensor]
+    embeddings: list[Tensor]
+
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+class RetrievalEvaluator(Evaluator):
+    """Retrieval (and clustering) metrics over the whole split, exact under DDP.
+
+    Roles: ``pool`` alone: queries are their own gallery, each left out for itself. ``query`` and
+    ``gallery``: two sets, nothing left out. ``pool`` and ``gallery``: the pool is searched together
+    with a gallery of distractors.
+
+    Args:
+        metrics: names from the table in `noisyml.metrics.retrieval`.
+        recall_at: every K here adds ``recall_at_K``.
+        metric: ``cosine`` or ``l2``.
+        average: ``micro`` (mean over queries) or ``macro`` (mean over classes of class means).
+        lone: ``exclude`` queries without a relevant item, or count them as ``zero``.
+        clustering: add ``nmi`` and ``ami`` of k-means with as many clusters as query labels.
+        tie_bounds: add ``_optimistic`` and ``_pessimistic`` values.
+        memory_budget_bytes: aim of the working memory beyond the embeddings.
+        seed: of the k-means initialisation.
+
+    Raises:
+        UserError: an unknown metric.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[str] = DEFAULT_METRICS,
+        recall_at: Sequence[int] = (1, 2, 4, 8),
+        metric: Distance = "cosine",
+        average: Average = "micro",
+        lone: Lone = "exclude",
+        clustering: bool = False,
+        tie_bounds: bool = False,
+        memory_budget_bytes: int = DEFAULT_MEMORY_BUDGET,
+        seed: int = 0,
+    ) -> None:
+        self.metrics = list(metrics)
+        self.recall_at = list(recall_at)
+        for name in [*self.metrics, *(f"recall_at_{k}" for k in self.recall_at)]:
+            _Metric.parse(name)
+        self.metric: Distance = metric
+        self.average: Average = average
+        self.lone: Lone = lone
+        self.clustering = clustering
+        self.tie_bounds = tie_bounds
+        self.memory_budget_bytes = memory_budget_bytes
+        self.seed = seed
+        self._shards: dict[SplitRole, _Shard] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self._shards = {role: _Shard([], [], []) for role in get_args(SplitRole)}
+
+    def update(
+        self,
+        *,
+        index: Tensor,
+        labels: Tensor,
+        embeddings: Tensor | None = None,
+        logits: Tensor | None = None,
+        split_role: SplitRole = "pool",
+    ) -> None:
+        """Take in one batch: `index` [b], `labels` [b], `embeddings` [b, D]; `logits` are not used.
+
+        Raises:
+            UserError: no embeddings, or labels that are not one integer per sample.
+        """
+        if embeddings is None:
+            raise UserError(
+                "The retrieval evaluator needs embeddings, but the method gives none; choose "
+                "another evaluator=… or a method with an embedding."
+            )
+        if labels.ndim != 1 or labels.is_floating_point():
+            raise UserError(
+                f"The retrieval evaluator needs one integer label per sample, but got labels of "
+                f"shape {list(labels.shape)} and type {labels.dtype}; choose another evaluator=…."
+            )
+        if not len(index) == len(labels) == len(embeddings):
+            raise ValueError("index, labels and embeddings must have the same length")
+        shard = self._shards[split_role]
+        shard.index.append(index.detach().to(torch.int64))
+        shard.labels.append(labels.detach().to(torch.int64))
+        shard.embeddings.append(embeddings.detach())
+
+    @torch.no_grad()
+    def compute(self) -> dict[str, float]:
+        """The metrics over all batches of all ranks, each sample counted once.
+
+        Raises:
+            UserError: nothing taken in, ``query`` without ``gallery`` or mixed with ``pool``, or
+                NaN embeddings.
+        """
+        pool, query, gallery = (self._whole(role) for role in ("pool", "query", "gallery"))
+        queries = query if pool is None else pool
+        alone = pool is None and gallery is None
+        if queries is None or alone or (pool is not None and query is not None):
+            raise UserError(
+                "The retrieval evaluator needs a pool, a pool and a gallery, or a query and a "
+                f"gallery set, but has {self._present(pool, query, gallery)}; check the splits "
+                "that the data set names."
+            )
+        embeddings, labels = queries
+        other, other_labels, own = None, None, None
+        if gallery is not None:
+            other, other_labels = gallery
+            if pool is not None:
+                own = torch.arange(len(labels), device=labels.device)
+                other = torch.cat([embeddings, other])
+                other_labels = torch.cat([labels, other_labels])
+        result = retrieval_metrics(
+            embeddings,
+            labels,
+            other,
+            other_labels,
+            metrics=self.metrics,
+            recall_at=self.recall_at,
+            metric=self.metric,
+            query_index_in_gallery=own,
+            lone=self.lone,
+            average=self.average,
+            tie_bounds=self.tie_bounds,
+            memory_budget_bytes=self.memory_budget_bytes,
+            share_over_ranks=True,
+        )
+        if self.clustering:
+            result |= self._clustering(embeddings, labels)
+        return result
+
+    def _clustering(self, embeddings: Tensor, labels: Tensor) -> dict[str, float]:
+        scores = embeddings.new_zeros(2, dtype=torch.float64)
+        # On one rank only: k-means need not give the same clusters twice on different machines.
+        if rank() == 0:
+            rows = embeddings
+            if self.metric == "cosine":
+                rows = torch.nn.functional.normalize(embeddings.to(torch.float32), dim=1)
+            clusters = cluster_embeddings(rows, len(labels.unique()), seed=self.seed)
+            scores[0] = nmi(labels, clusters)
+            scores[1] = ami(labels, clusters)
+        scores = all_reduce_sum(scores)
+        return {"nmi": float(scores[0]), "ami": float(scores[1])}
+
+    @staticmethod
+    def _present(*sets: tuple[Tensor, Tensor] | None) -> str:
+        roles = [r for r, s in zip(get_args(SplitRole), sets, strict=True) if s is not None]
+        return " and ".join(roles) or "nothing"
+
+    def _whole(self, role: SplitRole) -> tuple[Tensor, Tensor] | None:
+        """Embeddings and labels of a role from all ranks, ordered by index without repetitions."""
+        shard = self._shards[role]
+        index, labels, embeddings = self._joined(shard)
+        if embeddings is None:
+            return None
+        index, labels, embeddings = gather(index), gather(labels), gather(embeddings)
+        order = index.argsort(stable=True)
+        index = index[order]
+        first = torch.ones_like(index, dtype=torch.bool)
+        first[1:] = index[1:] != index[:-1]
+        order = order[first]
+        if torch.equal(order, torch.arange(len(labels), device=order.device)):
+            return embeddings, labels
+        return embeddings[order], labels[order]
+
+    def _joined(self, shard: _Shard) -> tuple[Tensor, Tensor, Tensor | None]:
+        """This rank's shard in one piece; None embeddings if no rank has any.
+
+        A rank without a batch learns the embeddings' width and type from the others.
+        """
+        device = shard.index[0].device if shard.index else _collective_device()
+        kind = [0, 0]
+        if shard.embeddings:
+            kind = [shard.embeddings[0].shape[1], _DTYPES.index(shard.embeddings[0].dtype)]
+            # One piece from here on, so that a second `compute` does not join again.
+            shard.index = [torch.cat(shard.index)]
+            shard.labels = [torch.cat(shard.labels)]
+            shard.embeddings = [torch.cat(shard.embeddings)]
+        kinds = gather(torch.tensor([kind], device=device))
+        width = int(kinds[:, 0].max())
+        if width == 0:
+            empty = torch.empty(0, dtype=torch.int64, device=device)
+            return empty, empty, None
+        if shard.embeddings:
+            return shard.index[0], shard.labels[0], shard.embeddings[0]
+        empty = torch.empty(0, dtype=torch.int64, device=device)
+        dtype = _DTYPES[int(kinds[:, 1].max())]
+        return empty, empty, torch.empty((0, width), dtype=dtype, device=device)
+
+
+def _collective_device() -> torch.device:
+    """Where an empty rank must put its tensors to take part in a collective."""
+    if is_distributed() and torch.distributed.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")

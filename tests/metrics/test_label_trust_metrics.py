@@ -1,0 +1,66 @@
+"""Precision, recall and AUROC of a selection of samples."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import roc_auc_score
+
+from noisyml.metrics.label_trust import auroc, selection_metrics
+
+
+def test_a_small_case_by_hand() -> None:
+    found = selection_metrics(
+        keep=torch.tensor([True, True, True, False, False]),
+        p_clean=torch.tensor([0.9, 0.8, 0.7, 0.7, 0.1]),
+        wrong=torch.tensor([False, False, True, False, True]),
+    )
+    assert found["kept"] == 3 / 5
+    assert found["precision"] == 2 / 3
+    assert found["recall"] == 2 / 3
+    # Six (clean, wrong) pairs, one of them tied.
+    assert found["auroc"] == pytest.approx(5.5 / 6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10_000), n=st.integers(2, 100), levels=st.integers(1, 20))
+def test_auroc_with_ties_equals_scikit_learn(seed: int, n: int, levels: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = torch.randint(levels, (n,), generator=generator) / levels
+    clean = torch.rand(n, generator=generator) < 0.5
+    if bool(clean.all()) or not bool(clean.any()):
+        assert math.isnan(auroc(scores, clean))
+    else:
+        assert auroc(scores, clean) == pytest.approx(roc_auc_score(clean, scores), abs=1e-12)
+
+
+def test_unscored_samples_do_not_enter_the_auroc() -> None:
+    scores = torch.tensor([0.9, torch.nan, 0.2, torch.nan])
+    clean = torch.tensor([True, False, False, True])
+    assert auroc(scores, clean) == 1.0
+    assert math.isnan(auroc(torch.full((4,), torch.nan), clean))
+
+
+def test_undefined_shares_are_nan() -> None:
+    nothing_kept = selection_metrics(
+        torch.zeros(3, dtype=torch.bool), torch.rand(3), torch.tensor([True, False, True])
+    )
+    assert nothing_kept["kept"] == nothing_kept["recall"] == 0
+    assert math.isnan(nothing_kept["precision"])
+    all_wrong = selection_metrics(
+        torch.ones(3, dtype=torch.bool), torch.rand(3), torch.ones(3, dtype=torch.bool)
+    )
+    assert all_wrong["precision"] == 0
+    assert math.isnan(all_wrong["recall"])
+    assert math.isnan(all_wrong["auroc"])
+
+
+def test_shapes_must_match() -> None:
+    with pytest.raises(ValueError, match=r"must all be \[N\]"):
+        selection_metrics(torch.ones(3), torch.ones(2), torch.ones(3))
+    with pytest.raises(ValueError, match=r"must both be \[N\]"):
+        auroc(torch.ones(3), torch.ones(2))
