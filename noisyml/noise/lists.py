@@ -226,7 +226,7 @@ def _locate(keys: Sequence[str], rows: Sequence[str], what: str) -> NDArray[np.i
 
 def _translate(
     written: NDArray[np.int64], pairs: NDArray[np.int64], num_classes: int
-) -> tuple[NDArray[np.int64], dict[int, int], list[int]]:
+) -> tuple[NDArray[np.int64], list[int]]:
     """Labels as written in a list -> the split's numbering.
 
     Args:
@@ -235,8 +235,8 @@ def _translate(
         num_classes: classes of the split.
 
     Returns:
-        Translated labels int64 [N]; the translation; written labels that stand for no class of the
-        split and got new numbers from `num_classes` on.
+        Translated labels int64 [N]; the written labels that stand for no class of the split and got
+        new numbers from `num_classes` on.
     """
     known = np.unique(pairs, axis=0)
     if len(np.unique(known[:, 0])) != len(known) or len(np.unique(known[:, 1])) != len(known):
@@ -247,6 +247,7 @@ def _translate(
     translation = dict(zip(known[:, 0].tolist(), known[:, 1].tolist(), strict=True))
     shifts = np.unique(known[:, 0] - known[:, 1])
     phantom: list[int] = []
+    # A label no clean row explains keeps the distance the others have, if it is the same for all.
     for label in np.setdiff1d(written, known[:, 0]).tolist():
         guess = label - int(shifts[0]) if len(shifts) == 1 else -1
         if 0 <= guess < num_classes:
@@ -258,7 +259,7 @@ def _translate(
     for label, number in translation.items():
         if label < len(table):
             table[label] = number
-    return table[written], translation, phantom
+    return table[written], phantom
 
 
 def manifest_from_list(
@@ -344,7 +345,7 @@ def manifest_from_list(
         pairs = np.stack([written[~wrong], truth[~wrong]], axis=1)
         if true_written is not None:
             pairs = np.concatenate([pairs, np.stack([true_written, truth], axis=1)])
-        observed, _, phantom = _translate(written, pairs, classes)
+        observed, phantom = _translate(written, pairs, classes)
         total = classes + len(phantom)
     missing = np.setdiff1d(np.arange(len(rows)), place)
     return NoiseManifest(
