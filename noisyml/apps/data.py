@@ -49,8 +49,7 @@ def main(arguments: list[str]) -> int:
     def job(config: DictConfig) -> None:
         broken.append(check(config) if action == "check" else show(config))
 
-    run_hydra(job, "data", f"data {action}", rest)
-    return 1 if any(broken) else 0
+    return run_hydra(job, "data", f"data {action}", rest) or int(any(broken))
 
 
 def show(config: DictConfig) -> int:

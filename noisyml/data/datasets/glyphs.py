@@ -22,7 +22,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,9 +38,6 @@ from noisyml.data.datasets.partition import (
     hash_ranks,
 )
 from noisyml.errors import UserError
-
-if TYPE_CHECKING:
-    from io import BufferedWriter
 
 #: Order matters: a face's position is its `font` number and part of the seed of its distortions.
 FACES = (
@@ -63,7 +60,8 @@ FACES = (
 )
 #: Raise it when the same settings give other pixels.
 RENDERER = 1
-REFERENCE_SIZE = 32
+#: Side of the cells in which look-alikes are sought, in pixels.
+REFERENCE_SIDE = 32
 #: Share of the cell's side: the em and the height of the baseline, so that accented capitals fit.
 EM = 0.66
 BASELINE = 0.72
@@ -156,7 +154,7 @@ class Glyphs(DatasetSource):
             ("num_test_classes", num_test_classes, 2, 10_000),
             ("distortions", distortions, 1, 1_000),
             ("min_faces", min_faces, 1, len(FACES)),
-            ("max_faces", max_faces or len(FACES), 1, len(FACES)),
+            ("max_faces", len(FACES) if max_faces is None else max_faces, 1, len(FACES)),
             ("image_size", image_size, 8, 512),
             ("min_difference", min_difference, 0, 1),
             ("class_seed", class_seed, 0, 2**63),
@@ -188,9 +186,12 @@ class Glyphs(DatasetSource):
         """``train``, ``val`` (if asked for) and ``test``.
 
         Raises:
-            UserError: more classes are asked for than there are.
+            UserError: more classes are asked for than there are, or the cache cannot be written.
         """
         require_files(self, "glyphs")
+        if self.cache_dir is not None:
+            # Before the seconds of drawing, not after them.
+            _make_folder(self.cache_dir)
         chosen = self._chosen()
         if self.split == "closed_set":
             return self._closed_set(chosen["train"])
@@ -366,7 +367,7 @@ def find_characters(min_faces: int, min_difference: float) -> list[Character]:
     points = [p for p in every if counts[p] >= min_faces and _is_drawable(p)]
 
     drawn = np.zeros((len(points), len(FACES)), dtype=bool)
-    cells = np.zeros((len(points), len(FACES), REFERENCE_SIZE**2), dtype=np.uint8)
+    cells = np.zeros((len(points), len(FACES), REFERENCE_SIDE**2), dtype=np.uint8)
     for face, mapped in enumerate(maps):
         rows = np.array([row for row, point in enumerate(points) if point in mapped])
         drawn[rows, face], cells[rows, face] = _reference_cells(face, [points[row] for row in rows])
@@ -392,7 +393,8 @@ def _reference_cells(
     face: int, points: Sequence[int]
 ) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
     """Which characters the face draws (bool [P]) and their undistorted cells (uint8 [P, R * R])."""
-    size = REFERENCE_SIZE
+    # Canvases show a cell at twice its size; here they are not halved.
+    size = REFERENCE_SIDE // 2
     # No Unicode character has this code point, so every face answers with its .notdef picture.
     drawings = np.stack([_canvas(face, point, size) for point in [*points, 0x10FFFF]])
     windows = drawings[:, size : 3 * size, size : 3 * size]
@@ -403,8 +405,8 @@ def _reference_cells(
     is_notdef = (drawings == drawings[-1]).all(axis=(1, 2))
     # Characters that are not drawn keep black cells, which the sums over faces rely on.
     drawn = inside & ~outside & ~is_notdef
-    cells = np.where(drawn[:, None, None], _halve(windows), 0)
-    return drawn[:-1], cells[:-1].astype(np.uint8).reshape(len(points), -1)
+    cells = np.where(drawn[:, None, None], windows, 0)
+    return drawn[:-1], cells[:-1].reshape(len(points), -1)
 
 
 def _identical(cells: NDArray[np.uint8], drawn: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -653,23 +655,32 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
 
 
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
 def _write(path: Path, content: bytes | NDArray[np.uint8]) -> None:
     """Write beside the target and rename: a second process sees all of it or nothing."""
+    temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(handle, "wb") as file:
-            _write_content(file, content)
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                np.save(file, content, allow_pickle=False)
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(
-            f"The cache {path.parent} cannot be written ({error.strerror}); set "
-            "dataset.cache_dir to a folder you may write to, or to null."
-        ) from error
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+        raise _unwritable(path.parent, error) from error
 
 
-def _write_content(file: BufferedWriter, content: bytes | NDArray[np.uint8]) -> None:
-    if isinstance(content, bytes):
-        file.write(content)
-    else:
-        np.save(file, content, allow_pickle=False)
+def _unwritable(folder: Path, error: OSError) -> UserError:
+    return UserError(
+        f"The cache {folder} cannot be written ({error.strerror}); set dataset.cache_dir to a "
+        "folder you may write to, or to null."
+    )

@@ -209,7 +209,8 @@ def arrange(
             0.0,
             seed,
         )
-        rows |= {"train": train[parts == 0], "val": train[parts == 1]}
+        carved = {"train": train[parts == 0], "val": train[parts == 1]}
+        rows = {name: (rows | carved)[name] for name in SPLIT_NAMES if name in rows | carved}
     return rows
 
 

@@ -1,0 +1,244 @@
+"""The user's own data: folders and tables, and the sentences for what can be wrong with them."""
+
+import os
+import re
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from noisyml.data.base import BrokenImage
+from noisyml.data.datasets.csv_table import CsvTable
+from noisyml.data.datasets.image_folder import ImageFolder
+from noisyml.errors import UserError
+
+
+def _image(path, seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for i, name in enumerate(("cat", "dog", "eel", "fox", "gnu", "hen")):
+        for j in range(10):
+            _image(tmp_path / "animals" / name / f"{j}.png", seed=10 * i + j)
+    return tmp_path / "animals"
+
+
+def _table(folder, name="labels.csv", **changes):
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.png"))
+    table = pd.DataFrame({"path": files, "label": [file.split("/")[0] for file in files]})
+    for column, values in changes.items():
+        table[column] = values
+    path = folder / name
+    if name.endswith("parquet"):
+        table.to_parquet(path)
+    else:
+        table.to_csv(path, index=False, sep="\t" if name.endswith("tsv") else ",")
+    return path
+
+
+def test_folder_closed_set(folder):
+    splits = ImageFolder(str(folder)).splits()
+    assert {name: len(split) for name, split in splits.items()} == {
+        "train": 42,
+        "val": 6,
+        "test": 12,
+    }
+    for split in splits.values():
+        assert split.class_names == ["cat", "dog", "eel", "fox", "gnu", "hen"]
+        assert [key.split("/")[0] for key in split.keys] == [
+            split.class_names[label] for label in split.labels
+        ]
+        assert split.images.load(0).size == (5, 6)
+    keys = [key for split in splits.values() for key in split.keys]
+    assert len(set(keys)) == 60
+
+
+def test_folder_zero_shot_has_disjoint_classes(folder):
+    splits = ImageFolder(
+        str(folder), split="zero_shot", val_fraction=0.0, test_fraction=0.5
+    ).splits()
+    assert list(splits) == ["train", "test"]
+    names = [set(split.class_names) for split in splits.values()]
+    assert [len(n) for n in names] == [3, 3]
+    assert not names[0] & names[1]
+    for split in splits.values():
+        assert np.unique(split.labels).tolist() == [0, 1, 2]
+
+
+def test_folder_split_already(folder, tmp_path):
+    root = tmp_path / "ready"
+    for part, names in (("train", "abc"), ("test", "ab")):
+        for name in names:
+            for j in range(5):
+                _image(root / part / name / f"{j}.jpg", seed=j)
+    splits = ImageFolder(str(root), val_fraction=0.2).splits()
+    assert {name: len(split) for name, split in splits.items()} == {
+        "train": 12,
+        "val": 3,
+        "test": 10,
+    }
+    assert splits["test"].keys[0] == "test/a/0.jpg"
+    assert splits["test"].class_names == ["a", "b", "c"]
+    assert all(key.startswith("train/") for key in splits["val"].keys)
+    with pytest.raises(UserError, match="2 are in training too, the first is 'a'"):
+        ImageFolder(str(root), split="zero_shot").splits()
+    _image(root / "test" / "d" / "0.jpg")
+    with pytest.raises(UserError, match="1 classes have no training image, the first is 'd'"):
+        ImageFolder(str(root)).splits()
+
+
+def test_carving_survives_a_copy_of_the_folder(folder, tmp_path):
+    shutil.copytree(folder, tmp_path / "copy")
+    first, second = (ImageFolder(str(path)).splits() for path in (folder, tmp_path / "copy"))
+    assert {n: s.keys for n, s in first.items()} == {n: s.keys for n, s in second.items()}
+
+
+def test_fingerprint_follows_the_files(folder):
+    before = ImageFolder(str(folder)).splits()
+    assert before["train"].fingerprint == ImageFolder(str(folder)).splits()["train"].fingerprint
+    changed = folder / before["train"].keys[0]
+    os.utime(changed, ns=(1, 1))
+    after = ImageFolder(str(folder)).splits()
+    assert before["train"].fingerprint != after["train"].fingerprint
+    assert before["test"].fingerprint == after["test"].fingerprint
+
+
+def test_folder_mistakes(folder, tmp_path):
+    with pytest.raises(UserError, match=r"the folder \S+nowhere is missing; set dataset.path"):
+        ImageFolder(str(tmp_path / "nowhere")).splits()
+    (folder / "void").mkdir()
+    with pytest.raises(UserError, match=r"class folder .*void holds no image"):
+        ImageFolder(str(folder)).splits()
+    with pytest.raises(UserError, match="has 0 class folders"):
+        ImageFolder(str(folder / "cat")).splits()
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "labels.tsv", "labels.parquet"])
+def test_table_formats_agree(folder, name):
+    splits = CsvTable(str(_table(folder, name))).splits()
+    same = ImageFolder(str(folder)).splits()
+    assert {n: s.keys for n, s in splits.items()} == {n: s.keys for n, s in same.items()}
+    for part, split in splits.items():
+        np.testing.assert_array_equal(split.labels, same[part].labels)
+
+
+def test_table_rows_may_come_in_any_order(folder):
+    first = CsvTable(str(_table(folder))).splits()
+    table = pd.read_csv(folder / "labels.csv").sample(frac=1, random_state=1)
+    table.to_csv(folder / "labels.csv", index=False)
+    second = CsvTable(str(folder / "labels.csv")).splits()
+    assert {n: set(s.keys) for n, s in first.items()} == {n: set(s.keys) for n, s in second.items()}
+
+
+def test_table_with_root_absolute_paths_and_other_columns(folder, tmp_path):
+    files = sorted(folder.rglob("*.png"))
+    table = pd.DataFrame({"file": [str(p) for p in files], "kind": [p.parent.name for p in files]})
+    path = tmp_path / "elsewhere" / "t.csv"
+    path.parent.mkdir()
+    table.to_csv(path, index=False)
+    absolute = CsvTable(str(path), path_column="file", label_column="kind").splits()["train"]
+    assert absolute.images.load(0).size == (5, 6)
+    table["file"] = [p.relative_to(folder).as_posix() for p in files]
+    table.to_csv(path, index=False)
+    rooted = CsvTable(str(path), root=str(folder), path_column="file", label_column="kind")
+    assert rooted.splits()["train"].images.load(0).size == (5, 6)
+
+
+def test_labels_stay_text(folder):
+    labels = ["NA", "007", "7", "1.0", "", "nan"]
+    labels[4] = "true"
+    path = _table(folder, label=[labels[i // 10] for i in range(60)])
+    assert set(CsvTable(str(path)).splits()["train"].class_names) == set(labels)
+
+
+def test_whole_numbers_are_ordered_as_numbers(folder):
+    path = _table(folder, label=[[10, 9, 100, 1, 2, 11][i // 10] for i in range(60)])
+    assert CsvTable(str(path)).splits()["test"].class_names == ["1", "2", "9", "10", "11", "100"]
+
+
+def test_query_and_gallery_share_their_classes(folder):
+    parts = np.array((["train"] * 10) * 3 + (["query"] * 4 + ["gallery"] * 6) * 3)
+    path = _table(folder, split=parts)
+    source = CsvTable(str(path), split_column="split", split="zero_shot", val_fraction=0.0)
+    splits = source.splits()
+    assert list(splits) == ["train", "query", "gallery"]
+    assert splits["query"].class_names == splits["gallery"].class_names == ["fox", "gnu", "hen"]
+    assert splits["train"].class_names == ["cat", "dog", "eel"]
+    assert np.unique(splits["query"].labels).tolist() == [0, 1, 2]
+
+
+def _break(folder, what):
+    table = pd.read_csv(_table(folder), dtype=str)
+    if what == "empty label":
+        table.loc[6, "label"] = None
+    elif what == "blank path":
+        table.loc[2, "path"] = "  "
+    elif what == "duplicate":
+        table.loc[8, "path"] = table.loc[3, "path"]
+    elif what == "missing file":
+        table.loc[4, "path"] = "cat/none.png"
+    elif what == "one label":
+        table["label"] = "x"
+    elif what == "no column":
+        table = table.rename(columns={"label": "class"})
+    elif what == "bad split":
+        table["split"] = "train"
+        table.loc[5, "split"] = "tset"
+    elif what == "only in test":
+        table["split"] = np.where(table["label"] == "hen", "test", "train")
+    table.to_csv(folder / "labels.csv", index=False)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("empty label", r"labels.csv, row 7: the column 'label' is empty; fill it or remove"),
+        ("blank path", r"labels.csv, row 3: the column 'path' is empty"),
+        ("duplicate", r"labels.csv, row 9: cat/3.png stands in row 4 already"),
+        ("missing file", r"labels.csv, row 5: there is no file .*cat/none.png \(1 of 60"),
+        ("one label", r"has 1 different labels in its column 'label'"),
+        ("no column", r"has no column 'label' but: path, class; set dataset.label_column"),
+        ("bad split", r"labels.csv, row 6: the split is 'tset'; write one of: train, val"),
+        ("only in test", r"1 classes have no training image, the first is 'hen'"),
+    ],
+)
+def test_table_mistakes(folder, what, message):
+    _break(folder, what)
+    column = "split" if what in ("bad split", "only in test") else None
+    with pytest.raises(UserError, match=message) as caught:
+        CsvTable(str(folder / "labels.csv"), split_column=column).splits()
+    # One sentence: one full stop, at its end.
+    text = re.sub(r"\S+\.\S+", "x", str(caught.value))
+    assert text.count(".") <= 1
+    assert str(caught.value).endswith(".")
+
+
+def test_unreadable_tables(tmp_path):
+    for name, content in (
+        ("a.csv", b""),
+        ("b.csv", b"path,label\n\xff\xfe\xfa,x\n"),
+        ("c.parquet", b"no parquet"),
+        ("d.csv", b'path,label\n"open,quote\n'),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=name):
+            CsvTable(str(tmp_path / name)).splits()
+    with pytest.raises(UserError, match=r"the table \S+gone.csv is missing"):
+        CsvTable(str(tmp_path / "gone.csv")).splits()
+    with pytest.raises(UserError, match=r"suffix of dataset.path is '.xlsx'"):
+        CsvTable(str(tmp_path / "x.xlsx"))
+
+
+def test_broken_image_names_its_file(folder):
+    (folder / "cat" / "0.png").write_bytes(b"\x89PNG nonsense")
+    splits = ImageFolder(str(folder), val_fraction=0.0).splits()
+    where = [(n, s.keys.index("cat/0.png")) for n, s in splits.items() if "cat/0.png" in s.keys]
+    ((name, index),) = where
+    with pytest.raises(BrokenImage, match=r"cat/0\.png"):
+        splits[name].images.load(index)
