@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from noisyml.reports.page import Report
+    from noisyml.reports.report import Report
     from noisyml.reports.tables import Cell, ResultTable
 
 
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
     """
     options = _parser().parse_args(arguments)
 
-    from noisyml.reports.page import build_report, home, save_report
+    from noisyml.reports.report import build_report, home, save_report
 
     report = build_report(
         options.run_dirs, by=options.group_by, metrics=options.metrics, title=options.title

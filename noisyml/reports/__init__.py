@@ -1,6 +1,6 @@
 """Reports: run folders in, tables, plots and one self-contained page out."""
 
-from noisyml.reports.page import ReportPaths, render_html, write_report
+from noisyml.reports.report import ReportPaths, render_html, write_report
 from noisyml.reports.tables import aggregate, load_runs, markdown_table, result_table
 
 __all__ = [

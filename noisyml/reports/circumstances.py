@@ -19,9 +19,12 @@ from noisyml.reports.tables import FINISHED, text_of
 from noisyml.reports.variation import decides_data, typed_settings
 from noisyml.runs import RunFolder
 
-_VERSIONS = re.compile(r"^(versions?|packages)\.")
+_VERSIONS = re.compile(r"^((versions?|packages)\.|python$)")
 _COMMIT = re.compile(r"(^|[._])commit$")
 _DEVICE = re.compile(r"(^|[._])(device|devices|gpu|accelerator|device_name)$")
+
+#: What ends a commit's name if files differed from it.
+_DIRTY = "-dirty"
 
 #: Nominal and realised noise rate further apart than this are pointed out.
 RATE_GAP = 0.02
@@ -56,16 +59,21 @@ def environment_warnings(facts: Sequence[Fact]) -> list[str]:
     mixed = [fact for fact in facts if fact.mixed]
     commits = next((fact for fact in mixed if _COMMIT.search(fact.name)), None)
     if commits:
-        listed = _listed([f"{value[:10]} ({count})" for value, count in commits.values])
+        listed = _listed([f"{_short(value)} ({count})" for value, count in commits.values])
         said.append(f"Runs of different code are mixed: commits {listed}.")
-    dirty = next((f for f in facts if f.name.rpartition(".")[2] == "dirty"), None)
-    changed = sum(n for value, n in dirty.values if value.lower() == "true") if dirty else 0
+    changed = sum(
+        count
+        for fact in facts
+        if _COMMIT.search(fact.name)
+        for value, count in fact.values
+        if value.endswith(_DIRTY)
+    )
     if changed:
         said.append(f"{_runs(changed)} made from code with uncommitted changes.")
     versions = [fact for fact in mixed if _VERSIONS.match(fact.name)]
     if versions:
         listed = "; ".join(
-            f"{fact.name.partition('.')[2]} {_listed([value for value, _ in fact.values])}"
+            f"{fact.name.rpartition('.')[2]} {_listed([value for value, _ in fact.values])}"
             for fact in versions
         )
         said.append(f"Runs with different library versions are mixed: {listed}.")
@@ -182,6 +190,12 @@ def _verb(run: RunFolder) -> str:
 
 def _path(text: object) -> Path:
     return Path(str(text))
+
+
+def _short(commit: str) -> str:
+    """A commit by its first ten digits."""
+    ending = _DIRTY if commit.endswith(_DIRTY) else ""
+    return f"{commit.removesuffix(_DIRTY)[:10]}{ending}"
 
 
 def _listed(items: Sequence[str]) -> str:

@@ -33,7 +33,8 @@ class Judgements:
     Attributes:
         table: columns ``index`` int64, ``epoch`` int64, ``kept`` bool, ``p_clean`` float
             (NaN where none was computed) and ``wrong`` bool (label differs from the true one).
-        truth_known: False if no label of the run is known to be wrong; ``wrong`` is then all False.
+        truth_known: True if some labels are known to be wrong and all others to be right; if
+            not, ``wrong`` is all False and means nothing.
         samples: number of training samples.
     """
 
@@ -74,6 +75,7 @@ class Thumbnails:
         observed_name: [n] name of the label in the data.
         clean_name: [n] name of the true label, ``""`` where unknown.
         key: [n] what names the sample (a path or an id).
+        right: [n] True or False where it is known whether the label is right, else None.
     """
 
     images: NDArray[np.uint8]
@@ -81,6 +83,7 @@ class Thumbnails:
     observed_name: NDArray[np.str_]
     clean_name: NDArray[np.str_]
     key: NDArray[np.str_]
+    right: tuple[bool | None, ...]
 
     def __len__(self) -> int:
         return len(self.images)
@@ -107,7 +110,7 @@ def read_judgements(run: RunFolder) -> Judgements | None:
         return None
     table = table.astype({"index": np.int64, "epoch": np.int64, "kept": bool, "p_clean": float})
     manifest = read_manifest(run)
-    if manifest is None or not manifest["changed"].any():
+    if manifest is None or not manifest["changed"].any() or _unknown(manifest).any():
         samples = int(table["index"].nunique()) if manifest is None else len(manifest)
         return Judgements(table.assign(wrong=False), truth_known=False, samples=samples)
     wrong = table["index"].map(manifest.set_index("index")["changed"])
@@ -130,17 +133,19 @@ def read_thumbnails(run: RunFolder) -> Thumbnails | None:
         with np.load(run.thumbnails_file, allow_pickle=False) as arrays:
             found = {name: arrays[name] for name in arrays.files}
         images, p_clean = found["images"], found["p_clean"].astype(float)
+        index = found["index"].astype(np.int64)
         names = [found[key].astype(str) for key in ("observed_name", "clean_name", "key")]
     except (ValueError, OSError, KeyError, EOFError) as error:
         raise Unreadable(f"thumbnails.npz cannot be read: {_short(error)}") from error
     grey_or_rgb = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
     if images.dtype != np.uint8 or not grey_or_rgb:
         raise Unreadable(f"thumbnails.npz holds no images: {images.dtype} {list(images.shape)}.")
-    if any(array.shape != (len(images),) for array in (p_clean, *names)):
+    if any(array.shape != (len(images),) for array in (p_clean, index, *names)):
         raise Unreadable("thumbnails.npz holds names or scores for another number of images.")
     order = np.argsort(p_clean, kind="stable")
     observed, clean, key = (array[order] for array in names)
-    return Thumbnails(images[order], p_clean[order], observed, clean, key)
+    right = _rightness(read_manifest(run), index[order], observed, clean)
+    return Thumbnails(images[order], p_clean[order], observed, clean, key, right)
 
 
 def read_environment(run: RunFolder) -> dict[str, str]:
@@ -177,13 +182,39 @@ def _parquet(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
 
     try:
         # Not through pandas' metadata: a column called "index" may be stored as the index.
-        table = pyarrow.parquet.read_table(path, columns=list(columns), partitioning=None)
+        file = pyarrow.parquet.ParquetFile(path)
+        missing = [column for column in columns if column not in file.schema_arrow.names]
+        if missing:
+            raise Unreadable(f"{path.name} lacks the column {missing[0]}.")
+        return file.read(columns=list(columns)).to_pandas(ignore_metadata=True)
     except (OSError, ValueError, KeyError) as error:
         raise Unreadable(f"{path.name} cannot be read: {_short(error)}") from error
-    missing = [column for column in columns if column not in table.column_names]
-    if missing:
-        raise Unreadable(f"{path.name} lacks the column {missing[0]}.")
-    return table.to_pandas(ignore_metadata=True)
+
+
+def _rightness(
+    manifest: pd.DataFrame | None,
+    index: NDArray[np.int64],
+    observed: NDArray[np.str_],
+    clean: NDArray[np.str_],
+) -> tuple[bool | None, ...]:
+    """Whether labels are right, as the manifest says, or else as their names say."""
+    if manifest is None:
+        return tuple(
+            bool(seen == true) if true else None for seen, true in zip(observed, clean, strict=True)
+        )
+    rows = manifest.set_index("index").reindex(index)
+    if rows["changed"].isna().any():
+        raise Unreadable("thumbnails.npz shows samples that noise.parquet does not list.")
+    unknown = _unknown(rows.astype({"changed": bool}))
+    return tuple(
+        None if nobody_knows else not changed
+        for nobody_knows, changed in zip(unknown, rows["changed"], strict=True)
+    )
+
+
+def _unknown(manifest: pd.DataFrame) -> pd.Series:
+    """[N] bool: samples of which nobody knows whether their label is right."""
+    return (manifest["clean"] < 0) & ~manifest["changed"]
 
 
 def _digest(values: pd.Series) -> str:

@@ -40,7 +40,7 @@ WIDTH = 10.0  # inches; 9-point text is then as large as the page's own small pr
 CURVE_POINTS = 200
 HISTOGRAM_BINS = 40
 SATURATED = 0.8  # share of samples in two bins above which a scale tells nothing
-MAP_CLASSES = 18
+MAP_CLASSES = 20
 NAMED_AMONG_MANY = 12  # classes in colour where there are more than `MAP_CLASSES`
 OTHER_DOTS = "#b4bac4"
 
@@ -176,14 +176,15 @@ def choose_scale(p_clean: NDArray[np.floating]) -> Scale:
     """The scale on which a histogram of `p_clean` (in [0, 1], no NaN) tells most.
 
     Linear unless more than `SATURATED` of the samples crowd into two bins (one at each end, say);
-    then the logit, which spreads out both ends; if they crowd there too, the rank among all.
+    then the logit, which spreads out both ends; if they crowd there too, the rank among all, which
+    spreads out all that differ, or the linear one again where few do.
     """
     for scale in ("linear", "logit"):
         values, low, high = _scaled(p_clean, scale)
         counts = np.histogram(values, bins=HISTOGRAM_BINS, range=(low, high))[0]
         if np.sort(counts)[-2:].sum() <= SATURATED * len(values):
             return scale
-    return "rank"
+    return "rank" if len(np.unique(p_clean)) > len(p_clean) / 2 else "linear"
 
 
 def trust_figure(p_clean: NDArray[np.floating], wrong: NDArray[np.bool_] | None) -> Figure:
@@ -225,7 +226,7 @@ def trust_figure(p_clean: NDArray[np.floating], wrong: NDArray[np.bool_] | None)
     axes.set_xlabel(
         {
             "linear": "p_clean",
-            "logit": "p_clean (logit scale)",
+            "logit": "p_clean (logit scale; what lies outside is in the outer bins)",
             "rank": "share of samples trusted less (rank of p_clean)",
         }[scale]
     )
@@ -244,7 +245,7 @@ def map_figure(table: pd.DataFrame) -> Figure:
     Args:
         table: columns ``x y label label_name``.
     """
-    figure = _figure(0.5 * WIDTH, 3.3)
+    figure = _figure(0.5 * WIDTH, 3.4)
     axes = figure.subplots()
     frequent = table["label"].value_counts().index
     shown = list(frequent if len(frequent) <= MAP_CLASSES else frequent[:NAMED_AMONG_MANY])
@@ -327,10 +328,11 @@ def inline_svg(figure: Figure, description: str) -> Markup:
 
 def _settle(figure: Figure) -> None:
     """Lay the figure out once: otherwise every file written lays it out again."""
-    if figure.get_layout_engine() is not None:
+    engine = figure.get_layout_engine()
+    if engine is not None:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Glyph .* missing from")
-            figure.draw_without_rendering()
+            engine.execute(figure)
         figure.set_layout_engine("none")
 
 

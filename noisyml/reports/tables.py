@@ -19,6 +19,7 @@ from noisyml.reports.variation import (
     Settings,
     decides_data,
     is_rate,
+    repetitions,
     values_of,
     varied_keys,
 )
@@ -132,6 +133,8 @@ class Column:
         """A value with the digits that mean something; a dash where there is none."""
         if not math.isfinite(value):
             return ABSENT
+        if self.metric.endswith("/epoch"):
+            return f"{value:.0f}"
         if self.metric.startswith("time/"):
             return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
         if self.metric.startswith(("noise/", "selection/")):
@@ -218,12 +221,13 @@ def load_runs(paths: Sequence[Path], by: Sequence[str] | None = None) -> pd.Data
             raise UserError(
                 f"No run has a setting '{key}' to group by; config.yaml in a run folder lists them."
             )
+    seeds = repetitions(settings)
     rows = []
-    for position, (run, one) in enumerate(zip(folders, settings, strict=True)):
+    for position, run in enumerate(folders):
         state, problem, metrics = _outcome(run)
         facts = {"run": str(run.path), "state": state, "problem": problem}
         chosen = {key: values[key][position] for key in keys}
-        rows.append({**facts, "seed": text_of(one.leaves.get("seed", "")), **chosen, **metrics})
+        rows.append({**facts, "seed": seeds[position], **chosen, **metrics})
     frame = pd.DataFrame(rows)
     frame.attrs["varied"] = keys
     return frame

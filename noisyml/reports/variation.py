@@ -13,8 +13,10 @@ from noisyml.runs import RunFolder
 #: Settings that say where or how fast a run ran, or which repetition it was, not what it studied.
 INCIDENTAL = re.compile(
     r"(^|[./])(\w*seed|\w*_dir|dir|root|job_num|job_id|num_workers|pin_memory|persistent_workers)$"
-    r"|^(hydra|logger|wandb|name|run|resume)([./]|$)"
+    r"|^(hydra|logger|paths|name|run|resume|report)([./]|$)"
 )
+
+SEED = re.compile(r"(^|[._])seed$")
 
 #: First words of settings that decide which data and which wrong labels a run saw: figures are
 #: comparable only between runs that agree in them.
@@ -29,7 +31,8 @@ class Settings:
 
     Attributes:
         tree: the resolved configuration.
-        leaves: the same, flat: dotted key to value, lists as JSON text.
+        leaves: the same, flat: dotted key to value, lists as JSON text, the run's own folder in
+            it written ``RUN_DIR``.
         typed: what was typed on the command line, key to text.
     """
 
@@ -41,7 +44,12 @@ class Settings:
     def read(cls, run: RunFolder) -> Settings:
         """Read ``config.yaml`` and ``overrides.yaml`` of a run."""
         tree = run.config()
-        return cls(tree=tree, leaves=dict(_leaves(tree)), typed=typed_settings(run.overrides()))
+        own_folder = str(tree.get("run_dir") or run.path)
+        leaves = {
+            key: value.replace(own_folder, "RUN_DIR") if isinstance(value, str) else value
+            for key, value in _leaves(tree)
+        }
+        return cls(tree=tree, leaves=leaves, typed=typed_settings(run.overrides()))
 
     def node(self, key: str) -> Any:
         """The part of the configuration at a dotted key, None where there is none."""
@@ -62,15 +70,18 @@ def typed_settings(overrides: Sequence[str]) -> dict[str, str]:
 def varied_keys(settings: Sequence[Settings]) -> list[str]:
     """The settings that tell the runs apart, seeds and folders aside.
 
-    What was typed with different values counts first. Then come groups of the configuration whose
-    ``_target_`` differs, and single settings, but only those that separate runs which would
-    otherwise fall together: what follows from another setting is not listed again.
+    Settings typed with different values count first. Then come choices that stand nowhere in the
+    configuration (``experiment``), groups whose ``_target_`` differs, and single settings, but only
+    those that separate runs which would otherwise fall together: what follows from another setting
+    is not listed again.
     """
-    chosen = [
+    typed = [
         key
         for key in dict.fromkeys(key for s in settings for key in s.typed)
         if not INCIDENTAL.search(key) and len(set(values_of(key, settings))) > 1
     ]
+    nowhere = [key for key in typed if all(one.node(key) is None for one in settings)]
+    chosen = [key for key in typed if key not in nowhere]
     paths = {key for s in settings for key in s.leaves}
     groups = sorted(
         (key.removesuffix("._target_") for key in paths if key.endswith("._target_")),
@@ -81,16 +92,36 @@ def varied_keys(settings: Sequence[Settings]) -> list[str]:
     identity: list[tuple[Hashable, ...]] = [
         tuple(column[run] for column in columns) for run in range(len(settings))
     ]
-    for key in [*groups, *leaves]:
+    telling = [key for key in leaves if not INCIDENTAL.search(key)]
+    contents = [tuple(one.leaves.get(key, ABSENT) for key in telling) for one in settings]
+    for key in [*nowhere, *groups, *leaves]:
         values = values_of(key, settings)
         if INCIDENTAL.search(key) or len(set(values)) == 1:
             continue
+        if len(set(zip(identity, contents, strict=True))) == len(set(identity)):
+            break  # runs that still fall together have the same settings, by whatever name
         finer = [(*known, value) for known, value in zip(identity, values, strict=True)]
         if len(set(finer)) > len(set(identity)):
             chosen.append(key)
             identity = finer
     # Data first: rows of a table are compared within the same data.
     return sorted(chosen, key=lambda key: not decides_data(key))
+
+
+def repetitions(settings: Sequence[Settings]) -> list[str]:
+    """What tells repetitions of the same run apart: ``seed``, and other seeds that vary freely.
+
+    A seed that follows from ``seed`` is not named again: ``0``, but ``0, noise.seed=3``.
+    """
+    seeds = [str(one.leaves.get("seed", "")) for one in settings]
+    names = [list(filter(None, [seed])) for seed in seeds]
+    keys = dict.fromkeys(k for s in settings for k in s.leaves if SEED.search(k))
+    for key in keys:
+        values = values_of(key, settings)
+        if key != "seed" and len(set(zip(seeds, values, strict=True))) > len(set(seeds)):
+            for name, value in zip(names, values, strict=True):
+                name.append(f"{key}={value}")
+    return [", ".join(name) for name in names]
 
 
 def decides_data(key: str) -> bool:
@@ -119,6 +150,8 @@ def values_of(key: str, settings: Sequence[Settings]) -> list[Hashable]:
 
 
 def _value(key: str, one: Settings, names: dict[Hashable, set[str]]) -> Hashable:
+    if key in one.leaves:
+        return one.leaves[key]
     node = one.node(key)
     if isinstance(node, dict):
         if key in one.typed:
@@ -127,9 +160,7 @@ def _value(key: str, one: Settings, names: dict[Hashable, set[str]]) -> Hashable
         if len(elsewhere) == 1:
             return next(iter(elsewhere))
         return str(node.get("name") or _target(node) or ABSENT).rpartition(".")[2]
-    if node is None:
-        return one.typed.get(key, ABSENT)
-    return _scalar(node)
+    return one.typed.get(key, ABSENT)
 
 
 def _target(node: dict[str, Any]) -> Hashable:

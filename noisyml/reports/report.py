@@ -224,7 +224,7 @@ def render_markdown(report: Report) -> str:
     parts.append(markdown_table(report.table).rstrip())
     parts.append(_LEGEND)
     if report.unfinished:
-        lines = [f"- `{r.name}`: {r.state}. {_one_line(r.problem)}" for r in report.unfinished]
+        lines = [f"- {_one_line(f'{r.name}: {r.state}. {r.problem}')}" for r in report.unfinished]
         parts.append("## Runs without a result\n\n" + "\n".join(lines))
     shown = [f"![{_one_line(p.caption)}](plots/{p.name}.png)" for p in report.pictures]
     parts += [*shown, *(f"    {command}" for command in report.commands)]
@@ -598,24 +598,22 @@ class _Builder:
         if found is None or len(found) == 0:
             return (), ""
         shown = min(limit, len(found))
-        thumbs = []
-        for i in range(shown):
-            observed, truth = str(found.observed_name[i]), str(found.clean_name[i])
-            thumbs.append(
-                Thumb(
-                    source=png_data_uri(found.images[i], THUMBNAIL_PIXELS),
-                    observed=observed,
-                    truth=truth,
-                    right=observed == truth if truth else None,
-                    p_clean=f"{found.p_clean[i]:.3g}",
-                    key=str(found.key[i]),
-                )
+        thumbs = tuple(
+            Thumb(
+                source=png_data_uri(found.images[i], THUMBNAIL_PIXELS),
+                observed=str(found.observed_name[i]),
+                truth=str(found.clean_name[i]) or "none of the classes",
+                right=found.right[i],
+                p_clean=f"{found.p_clean[i]:.3g}",
+                key=str(found.key[i]),
             )
+            for i in range(shown)
+        )
         known = [thumb for thumb in thumbs if thumb.right is not None]
         caption = f"The {shown} training samples trusted least"
         if known:
             caption += f"; {sum(not t.right for t in known)} of them are indeed wrongly labelled"
-        return tuple(thumbs), f"{caption}."
+        return thumbs, f"{caption}."
 
     def _run_lines(self) -> list[RunLine]:
         common = home([folder.path for folder in self.folders])

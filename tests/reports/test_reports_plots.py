@@ -1,0 +1,98 @@
+"""Figures: what they draw, and that the page can carry them."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from noisyml.reports import plots
+from noisyml.reports.plots import Line, Panel
+
+
+def test_a_long_curve_is_thinned_without_bias() -> None:
+    steps = np.arange(10_000)
+    history = pd.DataFrame({"step": steps, "loss": steps * 2.0})
+    line = plots.curve([history], "loss", "a")
+    assert line is not None
+    assert len(line.x) == plots.CURVE_POINTS
+    assert line.mean.mean() == pytest.approx(steps.mean() * 2)
+    assert np.allclose(line.mean, 2 * line.x, atol=60)
+    assert np.isnan(line.std).all()
+
+
+def test_the_mean_curve_of_two_seeds_by_hand() -> None:
+    one = pd.DataFrame({"step": [1, 2, 3], "loss": [1.0, np.nan, 3.0]})
+    two = pd.DataFrame({"step": [1, 2, 3], "loss": [2.0, 5.0, 5.0]})
+    line = plots.curve([one, two], "loss", "a")
+    assert line is not None
+    assert line.x.tolist() == [1, 2, 3]
+    assert line.mean.tolist() == [1.5, 5.0, 4.0]
+    assert line.std == pytest.approx([np.sqrt(0.5), np.nan, np.sqrt(2)], nan_ok=True)
+    assert plots.curve([one], "accuracy", "a") is None
+
+
+def test_the_scale_of_a_histogram_follows_the_crowding() -> None:
+    rng = np.random.default_rng(0)
+    even = rng.random(1000)
+    assert plots.choose_scale(even) == "linear"
+    saturated = 1 / (1 + np.exp(-rng.normal(0, 20, 1000)))
+    assert plots.choose_scale(saturated) == "logit"
+    beyond = 10.0 ** -rng.uniform(20, 200, 1000)
+    assert plots.choose_scale(beyond) == "rank"
+    two_values = np.where(even < 0.3, 0.0, 1.0)
+    assert plots.choose_scale(two_values) == "linear"
+
+
+def test_a_histogram_counts_every_sample_once() -> None:
+    p_clean = np.array([0.01, 0.02, 0.4, 0.6, 0.99, 1.0, 0.0])
+    wrong = np.array([True, True, False, True, False, False, True])
+    axes = plots.trust_figure(p_clean, wrong).axes[0]
+    counts = [patch.get_data().values.sum() for patch in axes.patches]
+    assert counts == [3, 3, 4, 4]  # right and wrong, each filled and outlined
+
+
+def test_svg_is_free_of_references_and_follows_the_page() -> None:
+    line = Line("a <b> $x$", np.arange(3.0), np.arange(3.0), np.full(3, 0.1))
+    panel = Panel("<script>alert(1)</script>", "step", "loss $", (line,))
+    figure = plots.lines_figure([[panel, panel]], ["a <b> $x$"], markers=True, faceted=False)
+    svg = str(plots.inline_svg(figure, 'caption "quoted"'))
+    assert svg.startswith('<svg role="img" aria-label="caption &#34;quoted&#34;"')
+    assert "<script" not in svg
+    assert "&lt;script&gt;alert(1)" in svg
+    assert "loss $" in svg
+    assert not re.search(r"https?:|<!DOCTYPE|<\?xml", svg)
+    assert "currentColor" in svg
+    assert plots.TEXT not in svg
+
+
+def test_names_with_dollars_and_underscores_are_shown_as_they_are() -> None:
+    table = pd.DataFrame(
+        {"x": [0.0, 1.0], "y": [0.0, 1.0], "label": [0, 1], "label_name": ["$\\frac", "_hidden"]}
+    )
+    svg = str(plots.inline_svg(plots.map_figure(table), "map"))
+    assert "$\\frac" in svg
+    assert "_hidden" in svg
+
+
+def test_many_classes_get_a_short_legend() -> None:
+    label = np.arange(300) % 30
+    table = pd.DataFrame(
+        {"x": label, "y": label, "label": label, "label_name": [f"n{i}" for i in label]}
+    )
+    texts = [t.get_text() for t in plots.map_figure(table).legends[0].get_texts()]
+    assert len(texts) == plots.NAMED_AMONG_MANY + 1
+    assert texts[-1] == f"{30 - plots.NAMED_AMONG_MANY} other classes"
+
+
+def test_a_label_keeps_its_colour_in_every_figure() -> None:
+    def colours(labels: list[str]) -> dict[str, object]:
+        x = np.arange(2.0)
+        lines = tuple(Line(label, x, x, x) for label in labels)
+        panels = [[Panel("", "", "", lines)]]
+        axes = plots.lines_figure(panels, ["a", "b", "c"], markers=False, faceted=False).axes[0]
+        return {label: ln.get_color() for label, ln in zip(labels, axes.lines, strict=True)}
+
+    assert colours(["a", "b", "c"])["c"] == colours(["c"])["c"] != colours(["a"])["a"]
