@@ -6,10 +6,11 @@ colours of text and grid follow the page.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -37,6 +38,7 @@ TEXT, GRID, FAINT = "#31363f", "#d8dce3", "#9aa1ac"
 _THEME = {TEXT: "currentColor", GRID: "var(--grid)", FAINT: "var(--faint)"}
 
 WIDTH = 10.0  # inches; 9-point text is then as large as the page's own small print
+DPI = 140  # of PNG files and of point clouds inside SVG
 CURVE_POINTS = 200
 HISTOGRAM_BINS = 40
 SATURATED = 0.8  # share of samples in two bins above which a scale tells nothing
@@ -273,7 +275,11 @@ def map_figure(table: pd.DataFrame) -> Figure:
             linewidths=0,
             label=f"{len(frequent) - len(shown)} other classes",
         )
-    axes.set_aspect("equal", adjustable="datalim")
+    middle = (table[["x", "y"]].max() + table[["x", "y"]].min()) / 2
+    half = 0.54 * float((table[["x", "y"]].max() - table[["x", "y"]].min()).max()) or 1.0
+    axes.set_xlim(middle["x"] - half, middle["x"] + half)
+    axes.set_ylim(middle["y"] - half, middle["y"] + half)
+    axes.set_aspect("equal")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_xlabel("first principal axis")
@@ -292,26 +298,31 @@ def map_figure(table: pd.DataFrame) -> Figure:
 
 def save_png(figure: Figure, path: Path) -> None:
     """Write the figure on white."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     _settle(figure)
-    with warnings.catch_warnings():
-        # A class name in a script the font lacks is drawn as boxes; the page shows it rightly.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(path, dpi=130, facecolor="white", format="png")
+    with _missing_glyphs_allowed():
+        FigureCanvasAgg(figure).print_png(path)
 
 
 def inline_svg(figure: Figure, description: str) -> Markup:
     """The figure as an ``<svg>`` element for the page: no external reference, theme colours."""
     import matplotlib as mpl
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
 
     _settle(figure)
     buffer = io.StringIO()
+    papers = [figure.patch, *(axes.patch for axes in figure.axes)]
+    for paper in papers:
+        paper.set_visible(False)
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with (
-        warnings.catch_warnings(),
+        _missing_glyphs_allowed(),
         mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "noisyml"}),
     ):
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        figure.savefig(buffer, format="svg", transparent=True, metadata=nothing, dpi=160)
+        FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
+    for paper in papers:
+        paper.set_visible(True)
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r'\sxmlns(:xlink)?="[^"]*"', "", svg, count=2)
@@ -326,12 +337,19 @@ def inline_svg(figure: Figure, description: str) -> Markup:
     return Markup(svg)  # matplotlib escapes every text it writes
 
 
+@contextlib.contextmanager
+def _missing_glyphs_allowed() -> Iterator[None]:
+    """A name in a script the font lacks is drawn as boxes in PNG; the page shows it rightly."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
 def _settle(figure: Figure) -> None:
     """Lay the figure out once: otherwise every file written lays it out again."""
     engine = figure.get_layout_engine()
     if engine is not None:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        with _missing_glyphs_allowed():
             engine.execute(figure)
         figure.set_layout_engine("none")
 
@@ -348,9 +366,12 @@ def shorten(text: str, longest: int) -> str:
 
 
 def _figure(width: float, height: float) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
 
 
 def _draw_line(axes: Axes, line: Line, style: int, markers: bool) -> Line2D:
