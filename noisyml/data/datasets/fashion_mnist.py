@@ -62,7 +62,8 @@ class FashionMNIST(DatasetSource):
 
     def missing(self) -> str | None:
         """None, or the first of the four files that no known folder has."""
-        return next((name for name, path in self._files().items() if path is None), None)
+        absent = next((stem for stem, path in self._files().items() if path is None), None)
+        return None if absent is None else str(self.root / "FashionMNIST" / "raw" / f"{absent}.gz")
 
     def splits(self) -> dict[str, Split]:
         """``train``, ``val`` (if its fraction is positive) and ``test``."""

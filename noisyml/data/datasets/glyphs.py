@@ -304,12 +304,12 @@ class Glyphs(DatasetSource):
         if self.cache_dir is None:
             return find_characters(self.min_faces, self.min_difference)
         path = self.cache_dir / f"alphabet-{_cache_key(settings)}.json"
-        cached = _read_json(path)
+        cached = _read_json(path).get("characters")
         if cached is None:
             characters = find_characters(self.min_faces, self.min_difference)
             _write(path, json.dumps({"characters": [asdict(c) for c in characters]}).encode())
             return characters
-        return [Character(c["code_point"], tuple(c["faces"])) for c in cached["characters"]]
+        return [Character(c["code_point"], tuple(c["faces"])) for c in cached]
 
     def _pixels(self, characters: list[Character]) -> NDArray[np.uint8]:
         """Pixels [N, S, S] from the cache if their checksum holds, else drawn and cached."""
@@ -322,13 +322,13 @@ class Glyphs(DatasetSource):
         if self.cache_dir is None:
             return draw(characters, self.image_size, self.distortions, self.seed)
         path = self.cache_dir / f"pixels-{_cache_key(settings)}.npy"
-        note = _read_json(path.with_suffix(".json"))
-        if note is not None and path.is_file():
+        checksum = _read_json(path.with_suffix(".json")).get("sha256")
+        if checksum is not None and path.is_file():
             try:
                 pixels = np.load(path, allow_pickle=False)
             except (OSError, ValueError, EOFError):
                 pixels = np.empty(0, dtype=np.uint8)
-            if hashlib.sha256(pixels.tobytes()).hexdigest() == note["sha256"]:
+            if hashlib.sha256(pixels.tobytes()).hexdigest() == checksum:
                 return pixels
         pixels = draw(characters, self.image_size, self.distortions, self.seed)
         _write(path, pixels)
@@ -413,10 +413,12 @@ def _identical(cells: NDArray[np.uint8], drawn: NDArray[np.bool_]) -> NDArray[np
     """Pairs with the very same picture in at least one face that draws both; bool [P, P]."""
     same = np.zeros((len(drawn), len(drawn)), dtype=bool)
     for face in range(cells.shape[1]):
-        rows = np.flatnonzero(drawn[:, face])
+        # Characters the face does not draw get a number of their own.
+        group = -1 - np.arange(len(drawn))
         numbers: dict[bytes, int] = {}
-        group = [numbers.setdefault(cells[row, face].tobytes(), len(numbers)) for row in rows]
-        same[np.ix_(rows, rows)] |= np.equal.outer(group, group)
+        for row in np.flatnonzero(drawn[:, face]):
+            group[row] = numbers.setdefault(cells[row, face].tobytes(), len(numbers))
+        same |= group[:, None] == group[None, :]
     np.fill_diagonal(same, False)
     return same
 
@@ -576,7 +578,8 @@ def _halve(pictures: NDArray) -> NDArray[np.float32]:
     return (rows[:, :, 0::2] + rows[:, :, 1::2]) * np.float32(0.25)
 
 
-@functools.lru_cache(maxsize=256)
+# The distortions of a character and face come one after the other.
+@functools.lru_cache(maxsize=2)
 def _canvas(face: int, point: int, size: int) -> NDArray[np.uint8]:
     """The character at twice the size, with half a cell of margin on each side: [4S, 4S]."""
     image = Image.new("L", (4 * size, 4 * size))
@@ -637,6 +640,7 @@ def _versions() -> dict[str, Any]:
         "freetype": features.version("freetype2"),
         "pillow": Image.__version__,
         "numpy": np.__version__,
+        "unicode": unicodedata.unidata_version,
     }
 
 
@@ -645,14 +649,13 @@ def _cache_key(settings: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
-def _read_json(path: Path) -> dict[str, Any] | None:
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in the file; ``{}`` if there is none, or a damaged one, which is written anew."""
     try:
-        return dict(json.loads(path.read_text()))
-    except FileNotFoundError:
-        return None
+        content = json.loads(path.read_text())
     except (OSError, ValueError):
-        # A file another program damaged is as good as none: it is written anew.
-        return None
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _make_folder(folder: Path) -> None:
