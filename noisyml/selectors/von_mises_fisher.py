@@ -20,15 +20,15 @@ _TERMS = 8
 
 
 @cache
-def _debye_polynomials() -> tuple[tuple[list[float], ...], tuple[list[float], ...]]:
+def _debye_polynomials() -> tuple[list[list[Fraction]], list[list[Fraction]]]:
     """Coefficients in p, lowest power first, of the expansions of I_v and of its derivative.
 
-    First ``U_k``, k = 0 .. K, by the recursion DLMF 10.41.9. Second ``W_k``, k = 1 .. K, with
+    First ``U_k``, k = 0 .. K, by the recursion DLMF 10.41.9. Second ``W_k``, k = 0 .. K, with
     ``V_k = U_k - (1 - p^2) W_k`` for the ``V_k`` of I'_v: ``W_k = p U_{k-1} / 2 + p^2 U'_{k-1}``
-    (DLMF 10.41.11).
+    (DLMF 10.41.11), ``W_0 = 0``.
     """
     u = [[Fraction(1)]]
-    w: list[list[Fraction]] = []
+    w = [[Fraction(0)]]
     for _ in range(_TERMS):
         last = u[-1]
         following = [Fraction(0)] * (len(last) + 3)
@@ -39,14 +39,19 @@ def _debye_polynomials() -> tuple[tuple[list[float], ...], tuple[list[float], ..
             slope[power + 1] += c * Fraction(1, 2) + c * power
         u.append(following)
         w.append(slope)
-    return tuple([float(c) for c in p] for p in u), tuple([float(c) for c in p] for p in w)
+    return u, w
 
 
-def _horner(coefficients: list[float], p: Tensor) -> Tensor:
-    total = torch.zeros_like(p)
-    for c in reversed(coefficients):
-        total = total * p + c
-    return total
+@cache
+@torch.inference_mode(False)
+def _debye_series(order: float, device: torch.device) -> Tensor:
+    """``sum_k U_k(p) / order^k`` and the same of ``W_k``: coefficients in p, [3 K + 1, 2]."""
+    total = torch.zeros(3 * _TERMS + 1, 2, dtype=torch.float64)
+    for column, polynomials in enumerate(_debye_polynomials()):
+        for k, coefficients in enumerate(polynomials):
+            for power, c in enumerate(coefficients):
+                total[power, column] += float(c) / order**k
+    return total.to(device)
 
 
 def _bessel_terms(kappa: Tensor, dim: int) -> tuple[Tensor, Tensor]:
@@ -58,13 +63,13 @@ def _bessel_terms(kappa: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     order = dim / 2 - 1
     steps = max(0, math.ceil(_MIN_ORDER - order))
     top = order + steps
-    u, w = _debye_polynomials()
+    coefficients = _debye_series(top, kappa.device)
 
     root = torch.sqrt(top**2 + kappa**2)
     p = top / root
-    series = sum((_horner(c, p) / top**k for k, c in enumerate(u)), torch.zeros_like(p))
-    series_at_zero = sum(sum(c) / top**k for k, c in enumerate(u))
-    slope = sum((_horner(c, p) / top**k for k, c in enumerate(w, start=1)), torch.zeros_like(p))
+    powers = p[..., None] ** torch.arange(len(coefficients), device=kappa.device)
+    series, slope = (powers @ coefficients).unbind(-1)
+    series_at_zero = coefficients[:, 0].sum()
 
     stretch = kappa**2 / (top * (root + top))  # sqrt(1 + z^2) - 1 for z = kappa / N
     log_scaled = (
@@ -97,7 +102,7 @@ def log_vmf_ratio(kappa: Tensor, dim: int) -> Tensor:
         ValueError: `dim` below 2.
     """
     _check_dim(dim)
-    return -_bessel_terms(kappa.to(torch.float64), dim)[0]
+    return -_bessel_terms(kappa.to(torch.float64), dim)[0].clamp(min=0.0)
 
 
 def mean_resultant_length(kappa: Tensor, dim: int) -> Tensor:

@@ -308,7 +308,7 @@ def test_equal_concentrations_rank_like_cosine(seed, kappa):
     assert torch.equal(density.argsort(dim=1), cosine.argsort(dim=1))
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**16))
 def test_scores_and_decisions_follow_a_permutation_of_the_batch(seed):
     bank = small_bank()
