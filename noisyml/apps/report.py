@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         help="metrics of the table, e.g. test/map_at_r,selection/auroc; a name without '/' means "
         "the test metric under every choice of checkpoint",
     )
-    parser.add_argument("--title", help="heading of the page; default: the folder's name")
+    parser.add_argument("--title", help="heading of the page; default: the folder")
     return parser
 
 

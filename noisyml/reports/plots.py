@@ -102,6 +102,11 @@ def lines_figure(
                 handles[line.label] = _draw_line(axes, line, style, markers)
             if markers:
                 axes.set_xticks(sorted({float(x) for line in panel.lines for x in line.x}))
+            else:
+                axes.xaxis.get_major_locator().set_params(integer=True)
+            if panel.y_label.endswith("(fraction)"):
+                low, high = axes.get_ylim()
+                axes.set_ylim(top=min(high, 1 + 0.03 * (1 - low)))
             _dress(axes, panel.title if row == 0 or not faceted else "")
             if row == len(rows) - 1 or not faceted:
                 axes.set_xlabel(panel.x_label)
@@ -253,7 +258,7 @@ def map_figure(table: pd.DataFrame) -> Figure:
     shown = list(frequent if len(frequent) <= MAP_CLASSES else frequent[:NAMED_AMONG_MANY])
     rest = table[~table["label"].isin(shown)]
     axes.scatter(rest["x"], rest["y"], s=5, color=OTHER_DOTS, linewidths=0, rasterized=True)
-    for number, label in enumerate(shown):
+    for number, label in enumerate(sorted(shown)):
         points = table[table["label"] == label]
         axes.scatter(
             points["x"],
@@ -411,7 +416,8 @@ def _scaled(
 ) -> tuple[NDArray[np.floating], float, float]:
     """Values on a scale and the range of its axis."""
     if scale == "linear":
-        return p_clean, 0.0, 1.0
+        low = float(np.floor(20 * p_clean.min()) / 20)
+        return p_clean, low, max(float(np.ceil(20 * p_clean.max()) / 20), low + 0.05)
     if scale == "rank":
         return (pd.Series(p_clean).rank().to_numpy() - 0.5) / len(p_clean), 0.0, 1.0
     with np.errstate(divide="ignore"):

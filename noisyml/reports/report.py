@@ -49,7 +49,7 @@ from noisyml.reports.tables import (
     result_table,
     text_of,
 )
-from noisyml.reports.variation import ABSENT, decides_data, is_rate
+from noisyml.reports.variation import ABSENT, Settings, decides_data, is_rate, values_of
 from noisyml.runs import RunFolder, write_atomically
 
 if TYPE_CHECKING:
@@ -164,6 +164,12 @@ class Report:
         return [i for i, key in enumerate(self.table.keys) if decides_data(key)]
 
     @property
+    def judged(self) -> bool:
+        """True if a selector's judgements are shown."""
+        pictures = [picture.name for detail in self.details for picture in detail.pictures]
+        return bool(self.trust) or any(name.endswith("p_clean") for name in pictures)
+
+    @property
     def open_detail(self) -> int:
         """Position of the detail to show unfolded: the first with thumbnails, else the first."""
         return next((i for i, detail in enumerate(self.details) if detail.thumbs), 0)
@@ -192,7 +198,7 @@ def build_report(
         paths: folders of runs or of sweeps.
         by: settings to group by in place of those found to differ.
         metrics: metrics of the table in place of the default ones.
-        title: heading of the page; default: the common folder's name.
+        title: heading of the page; default: the last two parts of the common folder.
 
     Raises:
         UserError: a folder is missing or holds no run, or `by` or `metrics` names nothing known.
@@ -289,6 +295,9 @@ _LEGEND = (
     "Mean ± standard deviation over seeds (ddof 1), fractions of 1; bold: best of its column "
     "among rows with the same data and noise."
 )
+
+#: Groups of the configuration that say what a run is.
+_DESCRIBED = ("method", "dataset", "noise", "selector", "loss")
 
 _CHOSEN_ON_TEST = (
     "Figures marked CHOSEN ON TEST use a checkpoint chosen on the test data: they are optimistic "
@@ -391,8 +400,7 @@ class _Builder:
         total, done = len(self.runs), sum(self.finished)
         if total == 1:
             one = self.runs.iloc[0]
-            seed = f", seed {one['seed']}" if one["seed"] else ""
-            return f"One run{seed}: {one['state']}."
+            return " · ".join([*self._choices(), f"seed {one['seed'] or ABSENT}", one["state"]])
         seeds = self.runs["seed"].nunique()
         varied = " × ".join(
             f"{len({g[i] for g in self.groups})} {key}" for i, key in enumerate(self.keys)
@@ -400,6 +408,12 @@ class _Builder:
         what = f"{varied} × {seeds} seed" if varied else f"{seeds} seed"
         states = f"{done} finished" if done < total else "all finished"
         return f"{total} runs ({states}): {what}{'' if seeds == 1 else 's'}."
+
+    def _choices(self) -> list[str]:
+        """What a single run is made of, group by group."""
+        settings = [Settings.read(self.folders[0])]
+        named = [(key, values_of(key, settings)[0]) for key in _DESCRIBED]
+        return [f"{key} {text_of(value)}" for key, value in named if value != ABSENT]
 
     def _chosen_on_test(self) -> bool:
         return any(c.metric.startswith("chosen_on_test/") for c in self.table.columns)
@@ -548,6 +562,8 @@ class _Builder:
                 for judged in read
                 if judged is not None
             ]
+        if all((frame["kept"] == 1).all() for own in frames.values() for frame in own):
+            return []
         metrics = {n: _axis_label(f"selection/{n}") for n in ("precision", "recall", "kept")}
         caption = (
             "What the selector kept, epoch by epoch. Precision: share of right labels among those "
@@ -645,7 +661,7 @@ def _trust_picture(judged: Judgements, name: str) -> Picture | None:
     wrong = scored["wrong"].to_numpy() if judged.truth_known else None
     figure = plots.trust_figure(scored["p_clean"].clip(0, 1).to_numpy(), wrong)
     caption = (
-        f"Probability of a right label as judged in the last epoch, "
+        f"Trust in each label (p_clean) as judged in the last epoch, "
         f"{len(scored):,} of {judged.samples:,} training samples."
     )
     return Picture(name, figure, caption)
@@ -684,7 +700,7 @@ def _default_title(runs: pd.DataFrame) -> str:
     if len(folders) == 1:
         return _run_name(folders[0])
     common = Path(os.path.commonpath(folders))
-    return common.name or "Comparison of runs"
+    return _run_name(common)
 
 
 def _one_line(text: str) -> str:

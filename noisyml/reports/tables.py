@@ -136,7 +136,7 @@ class Column:
         if self.metric.endswith("/epoch"):
             return f"{value:.0f}"
         if self.metric.startswith("time/"):
-            return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+            return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
         if self.metric.startswith(("noise/", "selection/")):
             return f"{value:.3f}"
         return f"{value:.4f}"

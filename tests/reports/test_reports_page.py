@@ -44,6 +44,7 @@ def test_one_run(maker: RunMaker) -> None:
     assert written.html == run.report_file
     html = written.html.read_text()
     metrics = run.metrics()
+    assert "method Prism · dataset Glyphs · noise Symmetric · selector prism_avg · seed 0" in html
     assert f"{metrics['test/precision_at_1']:.4f}" in html
     assert f"{metrics['best/test/map_at_r']:.4f}" in html
     assert "noisyml train experiment=demo selector=prism_avg noise.rate=0.3 seed=0" in html
@@ -155,6 +156,18 @@ def test_a_bare_run_is_enough(maker: RunMaker) -> None:
     written = write_report([run.path])
     assert written.plots == ()
     assert "0.5000" in written.html.read_text()
+
+
+def test_a_run_that_kept_everything_has_no_section_on_trust(maker: RunMaker) -> None:
+    import pandas as pd
+
+    run = maker.run("one", "keep_all", files=("map", "noise"))
+    index = range(400)
+    columns = {"index": index, "p_clean": float("nan"), "kept": True, "epoch": 0}
+    pd.DataFrame(columns).to_parquet(run.selection_file)
+    report = build_report([run.path])
+    assert [picture.name for picture in report.pictures] == ["embedding_map"]
+    assert not report.judged
 
 
 def test_a_failed_run_says_so(maker: RunMaker) -> None:

@@ -46,6 +46,20 @@ def test_the_scale_of_a_histogram_follows_the_crowding() -> None:
     assert plots.choose_scale(two_values) == "linear"
 
 
+def test_a_narrow_distribution_fills_its_axis() -> None:
+    p_clean = np.random.default_rng(0).uniform(0.06, 0.19, 500)
+    axes = plots.trust_figure(p_clean, None).axes[0]
+    assert axes.get_xlim() == pytest.approx((0.05, 0.2))
+
+
+def test_fractions_have_no_axis_beyond_one() -> None:
+    x = np.arange(3.0)
+    panel = Panel("", "epoch", "recall (fraction)", (Line("a", x, np.ones(3), np.full(3, np.nan)),))
+    axes = plots.lines_figure([[panel]], ["a"], markers=False, faceted=False).axes[0]
+    assert 1 < axes.get_ylim()[1] < 1.01
+    assert all(tick == int(tick) for tick in axes.get_xticks())
+
+
 def test_a_histogram_counts_every_sample_once() -> None:
     p_clean = np.array([0.01, 0.02, 0.4, 0.6, 0.99, 1.0, 0.0])
     wrong = np.array([True, True, False, True, False, False, True])
