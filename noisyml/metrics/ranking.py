@@ -197,6 +197,24 @@ class PairScores:
             )
         return scores
 
+    def exact_block(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
+        """Exact scores float64 [n, m] of all pairs of query_index [n] and gallery_index [m]."""
+        shape = (len(query_index), len(gallery_index))
+        scores = torch.empty(shape, dtype=torch.float64, device=query_index.device)
+        for top in range(0, shape[0], _ROWS_AT_ONCE):
+            left = self.query.exact(query_index[top : top + _ROWS_AT_ONCE])
+            for side in range(0, shape[1], _ROWS_AT_ONCE):
+                right = self.gallery.exact(gallery_index[side : side + _ROWS_AT_ONCE])
+                scores[top : top + _ROWS_AT_ONCE, side : side + _ROWS_AT_ONCE] = _products(
+                    left, right
+                )
+        if self.query.half_squares is not None and self.gallery.half_squares is not None:
+            scores -= (
+                self.query.half_squares[query_index, None]
+                + self.gallery.half_squares[gallery_index]
+            )
+        return scores
+
     def _by_product(self, query_index: Tensor, gallery_index: Tensor, scores: Tensor) -> bool:
         """Fill `scores` from matrix products of the rows involved if that is cheaper."""
         rows, row_of = query_index.unique(return_inverse=True)
@@ -216,10 +234,7 @@ class PairScores:
             if top != held:
                 held, left = top, self.query.exact(rows[top : top + step])
             right = self.gallery.exact(columns[side : side + step])
-            # Each of the three products is exact, so this sum is the same with the sides swapped.
-            products = left[0] @ right[1].T
-            products += left[1] @ right[0].T
-            products += left[0] @ right[0].T
+            products = _products(left, right)
             pairs = order[first:last]
             scores[pairs] = products[row_of[pairs] - top, column_of[pairs] - side]
         return True
@@ -229,6 +244,17 @@ class PairScores:
         left, right = self.query.exact(query_index), self.gallery.exact(gallery_index)
         cross = (left[0] * right[1]).sum(1) + (left[1] * right[0]).sum(1)
         scores.copy_(cross + (left[0] * right[0]).sum(1))
+
+
+def _products(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> Tensor:
+    """Inner products [n, m] of rows in two limbs.
+
+    Each of the three products is exact, so their sum is the same with the sides swapped.
+    """
+    products = left[0] @ right[1].T
+    products += left[1] @ right[0].T
+    products += left[0] @ right[0].T
+    return products
 
 
 @dataclass
@@ -289,10 +315,13 @@ class QueryBlock:
         width = self.scores.shape[1]
         middle = rows * _KEY_STRIDE - approximate
         margin = error[rows] + self._key_slack
-        offset = rows * width
-        surely_beaten_by = torch.searchsorted(self._keys, middle - margin) - offset
-        perhaps_beaten_by = torch.searchsorted(self._keys, middle + margin, right=True) - offset
-        open_cases = (surely_beaten_by < perhaps_beaten_by).nonzero().flatten()
+        surely_beaten_by = torch.searchsorted(self._keys, middle - margin) - rows * width
+        # A case is open if the next relevant item is not surely worse.
+        following = (rows * width + surely_beaten_by).clamp(max=len(self._keys) - 1)
+        is_open = (surely_beaten_by < self.n_relevant[rows]) & (
+            self._keys[following] <= middle + margin
+        )
+        open_cases = is_open.nonzero().flatten()
         slots = dict.fromkeys(self.counts, surely_beaten_by)
         if len(open_cases):
             row, item = rows[open_cases], gallery_index[open_cases]
@@ -530,15 +559,20 @@ class Ranking:
         width = int(n_relevant.max()) if len(n_relevant) else 0
         # One column more than relevant items: the query itself is among its class.
         offset = torch.arange(width + 1, device=classes.device)
-        rows, column = (offset < size[:, None]).nonzero(as_tuple=True)
-        item = self._gallery_order[start[rows] + column]
-        other = item != task.own_index[query_index[rows]]
-        rows, column, item = rows[other], column[other], item[other]
+        place = start[:, None] + offset
+        items = self._gallery_order[place.clamp(max=max(0, len(self._gallery_order) - 1))]
+        relevant = (offset < size[:, None]) & (items != task.own_index[query_index, None])
         shape = (len(query_index), width + 1)
         scores = torch.full(shape, -torch.inf, dtype=torch.float64, device=classes.device)
-        scores[rows, column] = task.scores.exact(query_index[rows], item)
-        items = torch.zeros(shape, dtype=torch.int64, device=classes.device)
-        items[rows, column] = item
+        first, last = int(start.min()), int((start + size).max())
+        if len(query_index) * (last - first) <= 4 * int(n_relevant.sum()):
+            # Large classes: the block's whole stretch of the gallery is little more than its pairs.
+            stretch = task.scores.exact_block(query_index, self._gallery_order[first:last])
+            near = (place - first).clamp(max=last - first - 1)
+            scores = torch.where(relevant, stretch.gather(1, near), scores)
+        else:
+            rows, column = relevant.nonzero(as_tuple=True)
+            scores[rows, column] = task.scores.exact(query_index[rows], items[rows, column])
         scores, by_score = scores.sort(dim=1, descending=True, stable=True)
         scores, items = scores[:, :width].contiguous(), items.gather(1, by_score[:, :width])
         counts: dict[Ties, Tensor] = {
