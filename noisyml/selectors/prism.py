@@ -36,12 +36,13 @@ class Scores(NamedTuple):
 
     Attributes:
         p_clean: [B] float in [0, 1]; 1 where not scored.
-        log_p_clean: [B] float, <= 0; the order of the samples even where `p_clean` saturates.
+        order_by: [B] float, increasing with P_clean: P_clean itself, or its logarithm, which still
+            tells samples apart where P_clean saturates.
         scored: [B] bool, False for samples whose class is unknown so far.
     """
 
     p_clean: Tensor
-    log_p_clean: Tensor
+    order_by: Tensor
     scored: Tensor
 
 
@@ -230,7 +231,7 @@ class PrismSelector(PinnedBuffers, Selector):
             self.recent_cuts,
             number_removed(self.noise_rate, len(scores.p_clean)),
             certain=self.certain,
-            order_by=scores.log_p_clean,
+            order_by=scores.order_by,
             scored=scores.scored if self.cold_start == "keep_all" else None,
         )
         self.recent_cuts.copy_(window)
@@ -494,7 +495,7 @@ class PrismVonMisesFisher(PrismSelector):
         return weight.log()
 
     def _threshold_values(self, scores: Scores) -> Tensor:
-        return scores.p_clean if self.threshold_space == "prob" else scores.log_p_clean
+        return scores.p_clean if self.threshold_space == "prob" else scores.order_by
 
     def _refresh(self, memory: MemoryBank, classes: Tensor) -> None:
         if len(self.directions) != memory.num_classes:
