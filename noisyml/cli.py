@@ -8,14 +8,13 @@ the standard library, so that ``noisyml --help`` and a misspelt verb answer at o
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import os
 import sys
 from pathlib import Path
 
 from noisyml import __version__
-from noisyml.errors import UserError
+from noisyml.errors import UserError, did_you_mean
 
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -52,12 +51,6 @@ def help_text() -> str:
             "noisyml VERB --help tells more. Tab completion: eval \"$(noisyml -sc install=bash)\".",
         ]
     )
-
-
-def did_you_mean(word: str, known: list[str]) -> str:
-    """``" Did you mean 'x'?"`` or an empty string."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    return f" Did you mean '{close[0]}'?" if close else ""
 
 
 def run(arguments: list[str]) -> int:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisyml.cli import did_you_mean
-from noisyml.errors import UserError
+from noisyml.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -22,6 +22,8 @@ HYDRA_FLAGS = (
     "--shell-completion -sc --config-path -cp --config-name -cn --config-dir -cd "
     "--experimental-rerun --info -i"
 ).split()
+#: What constructors raise when a value does not suit them.
+EXPECTED = (TypeError, ValueError, OSError)
 
 
 def conf_dir() -> Path:
@@ -60,11 +62,24 @@ def options(group: str) -> list[Option]:
 
 
 def register_resolvers() -> None:
-    """Interpolations used by the YAML files: ``${mul:a,b}`` and ``${div:a,b}`` (integers)."""
+    """The interpolation ``${choice:GROUP}`` of the YAML files: the option chosen in a group.
+
+    Unlike ``${hydra:runtime.choices.GROUP}`` it also resolves where Hydra names a sweep's folder,
+    before its own configuration is in place.
+    """
     from omegaconf import OmegaConf
 
-    OmegaConf.register_new_resolver("mul", lambda a, b: a * b, replace=True)
-    OmegaConf.register_new_resolver("div", lambda a, b: a // b, replace=True)
+    OmegaConf.register_new_resolver("choice", _choice, replace=True)
+
+
+def _choice(group: str, *, _root_: DictConfig) -> str:
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
+
+    choices = OmegaConf.select(_root_, "hydra.runtime.choices")
+    if choices is None:
+        choices = HydraConfig.get().runtime.choices
+    return str(choices[group])
 
 
 def compose(root: str, overrides: list[str]) -> DictConfig:
@@ -101,7 +116,12 @@ def run_hydra(task: Callable[[DictConfig], Any], root: str, verb: str, arguments
     import hydra
 
     _check_flags(arguments)
-    register_resolvers()
+    try:
+        check_types(root, _overrides_in(arguments))
+    except UserError:
+        raise
+    except Exception as error:
+        raise _as_user_error(error, root, _overrides_in(arguments)) from error
     saved_argv, saved_env = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [f"{sys.argv[0]}", *arguments]
     # Hydra then hands us the exception itself instead of printing its own account of it.
@@ -135,6 +155,26 @@ def run_hydra(task: Callable[[DictConfig], Any], root: str, verb: str, arguments
     if jobs > 1 and failed:
         print(f"noisyml: {len(failed)} of {jobs} jobs failed, see above.", file=sys.stderr)
     return 2 if failed else 0
+
+
+def count_jobs(arguments: list[str], params: Mapping[str, Any]) -> int:
+    """How many jobs a sweep has: the product of the choices typed and those of the configuration.
+
+    Args:
+        arguments: what was typed after the verb.
+        params: ``hydra.sweeper.params``; a key that is also typed counts as typed.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    configured = [f"{key}={value}" for key, value in params.items()]
+    parsed = OverridesParser.create().parse_overrides([*configured, *_overrides_in(arguments)])
+    choices = {
+        override.key_or_group: len(list(override.sweep_string_iterator()))
+        if override.is_sweep_override()
+        else 1
+        for override in parsed
+    }
+    return math.prod(choices.values())
 
 
 def _runs_here() -> bool:
@@ -203,22 +243,94 @@ def _group_names() -> list[str]:
     return [str(folder.relative_to(conf_dir())) for folder in folders]
 
 
-def _known_keys(root: str, overrides: list[str]) -> list[str]:
-    """Keys of the composed config, with those overrides that choose existing group options."""
+def _choices_in(overrides: list[str]) -> list[str]:
+    """Those overrides that choose an existing option of a group (of a sweep, the first one)."""
+    groups = set(_group_names())
+    chosen = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        first = value.split(",")[0]
+        if key in groups and (conf_dir() / key / f"{first}.yaml").is_file():
+            chosen.append(f"{key}={first}")
+    return chosen
+
+
+def _defaults(root: str, overrides: list[str]) -> DictConfig:
+    """The composed configuration with the chosen options, before any value is changed."""
     from hydra import compose as hydra_compose
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    groups = _group_names()
-    choices = []
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key in groups and (conf_dir() / key / f"{value.split(',')[0]}.yaml").is_file():
-            choices.append(f"{key}={value.split(',')[0]}")
+    register_resolvers()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        config = hydra_compose(root, choices)
-    return [*groups, *(key for key, _ in flatten(config))]
+        config = hydra_compose(root, _choices_in(overrides))
+    GlobalHydra.instance().clear()
+    return config
+
+
+def _keys_by_option(group: str) -> dict[str, list[str]]:
+    """The settings of every option of a group."""
+    found = {}
+    for path in sorted((conf_dir() / group).glob("*.yaml")):
+        keys = re.findall(r"^(\w+):", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+        found[path.stem] = [key for key in keys if key not in ("defaults", "_target_", "_partial_")]
+    return found
+
+
+def _known_keys(root: str, overrides: list[str]) -> list[str]:
+    """Keys of the composed configuration, then those that other options would bring."""
+    composed = [key for key, _ in flatten(_defaults(root, overrides))]
+    others = [
+        f"{group}.{key}"
+        for group in _group_names()
+        for keys in _keys_by_option(group).values()
+        for key in keys
+    ]
+    known = [key for key in [*composed, *_group_names(), *others] if "._" not in key]
+    return list(dict.fromkeys(known))
+
+
+def _unknown_key(key: str, root: str, overrides: list[str]) -> str:
+    """The sentence for a setting that does not exist."""
+    group, _, leaf = key.partition(".")
+    chosen = dict(choice.split("=", 1) for choice in _choices_in(overrides))
+    if leaf and group in _group_names():
+        having = [option for option, keys in _keys_by_option(group).items() if leaf in keys]
+        if having:
+            now = f"{group}={chosen[group]}" if group in chosen else f"The {group} in use"
+            return (
+                f"{now} has no setting '{leaf}'; these have: "
+                f"{', '.join(f'{group}={option}' for option in having)}."
+            )
+    hint = suggest_key(key, _known_keys(root, overrides))
+    return f"There is no setting '{key}'.{hint} `noisyml {root} --cfg job` shows all settings."
+
+
+def check_types(root: str, overrides: list[str]) -> None:
+    """Refuse words where the default is a number or a switch.
+
+    Raises:
+        UserError: such an override.
+    """
+    from omegaconf import OmegaConf
+
+    changed = [o.lstrip("+") for o in overrides if "=" in o and not o.startswith(("~", "hydra"))]
+    values = [o for o in changed if o.partition("=")[0] not in _group_names()]
+    if not values:
+        return
+    defaults = {
+        key: value
+        for key, value in flatten(_defaults(root, overrides))
+        if isinstance(value, bool | int | float)
+    }
+    for override in values:
+        key, _, text = override.partition("=")
+        if key in defaults and text and not re.search(r"[${(,\[]", text):
+            value = OmegaConf.create(f"x: {text}").x if text.strip() else ""
+            if isinstance(value, str):
+                kind = "true or false" if isinstance(defaults[key], bool) else "a number"
+                raise UserError(f"{key}={text} should be {kind}; the default is {defaults[key]}.")
 
 
 def suggest_key(key: str, known: list[str]) -> str:
@@ -271,10 +383,7 @@ def _as_user_error(error: Exception, root: str, overrides: list[str]) -> Excepti
             match = re.match(r"Could not (?:append|delete)[^']*'([^']+)'", str(link))
         if match:
             key = match.group(1).partition("@")[0]
-            hint = suggest_key(key, _known_keys(root, overrides))
-            return UserError(
-                f"There is no setting '{key}'.{hint} `noisyml {root} --cfg job` shows all settings."
-            )
+            return UserError(_unknown_key(key, root, overrides))
     for link in chain:
         match = re.search(r"got an unexpected keyword argument '(\w+)'", str(link))
         if match and any("instantiat" in str(other) or "Error in call" in str(other) for other in chain):
@@ -283,6 +392,11 @@ def _as_user_error(error: Exception, root: str, overrides: list[str]) -> Excepti
             where = re.search(r"full_key: (\S+)", " ".join(str(other) for other in chain))
             key = f"{where.group(1)}.{match.group(1)}" if where else match.group(1)
             return UserError(f"{what} has no setting '{match.group(1)}': remove {key} from the command.")
+    for link in chain:
+        match = re.match(r"Error in call to target '([\w.]+)'", str(link))
+        if match and isinstance(link, HydraException) and isinstance(link.__cause__, EXPECTED):
+            what = match.group(1).rpartition(".")[2]
+            return UserError(f"{what} cannot be made of its settings: {_first_line(link.__cause__)}.")
     for link in chain:
         if isinstance(link, OmegaConfBaseException):
             return UserError(f"The configuration cannot be read: {_first_line(link)}.")

@@ -1,5 +1,10 @@
 """The one exception a user may see: a sentence, not a traceback."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
 
 class UserError(Exception):
     """Something the user can mend: the message says what is wrong, where, and what to do.
@@ -7,3 +12,9 @@ class UserError(Exception):
     The command line prints the message alone and exits with status 2; set ``NOISYML_DEBUG=1`` for
     the traceback.
     """
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``" Did you mean 'x'?"`` for the nearest of `known`, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" Did you mean '{close[0]}'?" if close else ""

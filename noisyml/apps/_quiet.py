@@ -16,7 +16,7 @@ def quiet() -> None:
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*is smaller than the logging interval.*",
         ".*litlogger.*",
-        ".*modules? in eval mode.*",
+        ".*in eval mode at the start of training.*",
         ".*dataloader is not resumable.*",
         ".*sync_dist=True.*",
         ".*Can't initialize NVML.*",

@@ -10,7 +10,7 @@ import argparse
 import json
 from typing import Any
 
-from noisyml.errors import UserError
+from noisyml.errors import UserError, did_you_mean
 
 #: What may be listed: the word typed, and the config group behind it.
 GROUPS = {
@@ -33,8 +33,6 @@ GROUPS = {
 
 def main(arguments: list[str]) -> int:
     """Run ``noisyml list [GROUP ...] [--json]``."""
-    from noisyml.cli import did_you_mean
-
     parser = argparse.ArgumentParser(prog="noisyml list", description=__doc__)
     parser.add_argument("group", nargs="*", help=f"one of {', '.join(GROUPS)}; default: all")
     parser.add_argument("--json", action="store_true", help="machine-readable output")

@@ -10,6 +10,8 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+@dataclass
+class Sweep:
+    """What `main` must know of the jobs that ran in this process."""
+
+    arguments: list[str]
+    folders: list[Path] = field(default_factory=list)
+    report: bool = True
+
+
 def main(arguments: list[str]) -> int:
     """Run ``noisyml train [overrides]``."""
     from noisyml.config import run_hydra
@@ -30,29 +41,57 @@ def main(arguments: list[str]) -> int:
     if resume and resume[-1] not in ("", "null"):
         others = [a for a in arguments if not a.startswith("resume=")]
         return continue_run(Path(resume[-1]), others)
-    return run_hydra(job, "train", "train", arguments)
+    sweep = Sweep(arguments)
+    status = run_hydra(partial(job, sweep=sweep), "train", "train", arguments)
+    if sweep.folders and sweep.report:
+        _report(sweep.folders)
+    return status
 
 
-def job(config: DictConfig) -> dict[str, float]:
+def _report(folders: list[Path]) -> None:
+    """Table and page of one run, or of the sweep that several runs make up."""
+    from noisyml.apps import report
+
+    target = folders[0] if len(folders) == 1 else folders[0].parent
+    report.main([str(target)])
+
+
+def job(config: DictConfig, sweep: Sweep) -> dict[str, float]:
     """One job of Hydra: a new run folder, or one that an interrupted sweep left behind."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    from noisyml.config import count_jobs
 
     hydra = HydraConfig.get()
     folder = RunFolder(Path(hydra.runtime.output_dir))
     config = resolve(config, folder)
-    title = Path(hydra.sweep.subdir).name if hydra.mode is not None and hydra.job.get("num") else ""
-    if folder.is_run():
-        if _differs(config, folder):
-            raise UserError(
-                f"{folder.path} holds a run with another configuration; choose another "
-                f"hydra.sweep.dir, or remove that folder."
-            )
-        if folder.status().get("state") == "finished":
-            log.info("%s is finished already; left as it is.", folder.path)
-            return folder.metrics()
-    else:
-        _write_inputs(config, folder, list(hydra.overrides.task))
-    return train(config, folder, title)
+    sweep.report = config.report
+    overrides = list(hydra.overrides.task)
+    title = config.name
+    if hydra.mode == RunMode.MULTIRUN:
+        jobs = count_jobs(sweep.arguments, hydra.sweeper.get("params") or {})
+        title = f"[{hydra.job.num + 1}/{jobs}] {' '.join(swept(overrides))}"
+    if not folder.is_run():
+        _write_inputs(config, folder, overrides)
+    elif _differs(config, folder):
+        raise UserError(
+            f"{folder.path} holds a run with another configuration; choose another "
+            f"hydra.sweep.dir, or remove that folder."
+        )
+    elif folder.status().get("state") == "finished":
+        log.info("%s is finished already; left as it is.", folder.path)
+        sweep.folders.append(folder.path)
+        return folder.metrics()
+    metrics = train(config, folder, title)
+    sweep.folders.append(folder.path)
+    return metrics
+
+
+def swept(overrides: list[str]) -> list[str]:
+    """What tells a job from its neighbours: its overrides without experiment and folders."""
+    uninteresting = ("experiment=", "hydra", "name=", "report=", "callbacks.", "paths.")
+    return [o for o in overrides if not o.startswith(uninteresting)]
 
 
 def continue_run(path: Path, overrides: list[str]) -> int:
@@ -77,7 +116,9 @@ def continue_run(path: Path, overrides: list[str]) -> int:
         return 0
     if overrides and is_main_process():
         OmegaConf.save(config, folder.config_file)
-    train(config, folder, "")  # type: ignore[arg-type]
+    train(config, folder, str(config.name))  # type: ignore[arg-type]
+    if config.report and is_main_process():
+        _report([folder.path])
     return 0
 
 
@@ -113,19 +154,13 @@ def _write_inputs(config: DictConfig, folder: RunFolder, overrides: list[str]) -
     write_atomically(folder.config_file, OmegaConf.to_yaml(config))
 
 
-def train(config: DictConfig, folder: RunFolder, title: str = "") -> dict[str, float]:
+def train(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float]:
     """Run the recipe with its other processes, and keep the folder's status true."""
     from noisyml.launch import is_main_process, other_ranks
 
     with _status(folder) if is_main_process() else contextlib.nullcontext():
         with other_ranks(_processes(config), folder.path):
-            metrics = recipe(config, folder, title)
-    if is_main_process() and config.report:
-        from noisyml.reports.report import write_report
-
-        write_report([folder.path])
-        log.info("report: %s", folder.report_file)
-    return metrics
+            return recipe(config, folder, title)
 
 
 def _processes(config: DictConfig) -> int:
@@ -188,7 +223,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     if SelectionLog in by_type:
         by_type[SelectionLog].manifest = manifest
     if LiveProgress in by_type:
-        by_type[LiveProgress].title = title or config.name
+        by_type[LiveProgress].title = title
     loggers = [build(node) for node in (config.logger or {}).values() if node is not None]
     trainer = build(
         config.trainer,

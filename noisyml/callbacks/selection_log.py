@@ -71,7 +71,7 @@ class SelectionLog(Callback):
     def _metrics(self, index: Tensor, keep: Tensor, p_clean: Tensor) -> dict[str, float]:
         if self.manifest is None or not self.manifest.truth_known:
             return {"selection/kept": float(keep.double().mean())}
-        wrong = torch.from_numpy(self.manifest.changed)[index]
+        wrong = torch.from_numpy(self.manifest.changed.copy())[index]
         scores = selection_metrics(keep, p_clean, wrong)
         return {f"selection/{name}": value for name, value in scores.items()}
 

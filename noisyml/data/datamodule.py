@@ -92,7 +92,8 @@ class DataModule(LightningDataModule):
         cache_dir: folder of the feature cache.
         on_broken: what an undecodable image does: ``error``, or ``skip`` and record.
         noisy_val: inject noise into the validation split too; ``auto``: unless the data set brings
-            a clean one. Model choice must not see clean labels that training would not have.
+            a clean one. Model choice must not see clean labels that training would not have. Noise
+            that describes one training split (`Injector.training_only`) stays there.
         open_set_source: where the images of open-set noise come from (its training split).
         pin_memory: copy batches to page-locked memory (for GPUs).
         progress: called with a title while features are computed; returns the progress function.
@@ -158,7 +159,9 @@ class DataModule(LightningDataModule):
         self.val_labels: NDArray[np.int64] | None = None
         if "val" in splits:
             self.val_labels = splits["val"].labels
-            if self.noisy_val and self.manifest.changed.any():
+            if self.noisy_val and self.noise.training_only:
+                log.info("noise %s exists for the training split only; val stays as it is", self.noise.name)
+            elif self.noisy_val and self.manifest.changed.any():
                 self.val_labels = self._corrupt(splits["val"], self.noise, backbone).observed
         return self.manifest
 

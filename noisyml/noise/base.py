@@ -101,6 +101,9 @@ class Injector(ABC):
     feature_kind: ClassVar[FeatureKind] = "none"
     #: True if `inject` needs `features`.
     needs_features: ClassVar[bool] = False
+    #: True if the corruption describes one training split (a file of labels, renumbered classes,
+    #: foreign images) and cannot be repeated on the validation split.
+    training_only: ClassVar[bool] = False
 
     @abstractmethod
     def inject(

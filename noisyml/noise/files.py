@@ -41,6 +41,7 @@ class FromManifest(Injector):
     """
 
     name: ClassVar[str] = "manifest"
+    training_only: ClassVar[bool] = True
 
     path: str
     cleaned: str | None = None
@@ -122,6 +123,7 @@ class HumanLabels(SplitInjector):
     """
 
     name: ClassVar[str] = "human"
+    training_only: ClassVar[bool] = True
 
     path: str
     label: str = "noisy_label"

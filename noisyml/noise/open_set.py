@@ -30,6 +30,7 @@ class OpenSet(SeededInjector):
     """
 
     name: ClassVar[str] = "open_set"
+    training_only: ClassVar[bool] = True
 
     rate: float
     open_share: float = 0.5

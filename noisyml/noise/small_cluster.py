@@ -110,6 +110,7 @@ class SmallCluster(SeededInjector):
     """
 
     name: ClassVar[str] = "small_cluster"
+    training_only: ClassVar[bool] = True
     feature_kind: ClassVar[FeatureKind] = "embeddings"
     needs_features: ClassVar[bool] = True
 

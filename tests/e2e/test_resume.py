@@ -1,0 +1,95 @@
+"""A killed run, resumed, ends exactly where the uninterrupted one ends."""
+
+import json
+import shutil
+import signal
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import TINY
+
+SETTINGS = [
+    *TINY,
+    "selector=prism_vmf",
+    "selector.warmup_steps=4",
+    "callbacks.checkpoint.every_n_steps=7",
+    "callbacks.history.every_n_steps=1",
+]
+
+
+def weights(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def timeless(run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    return {k: v for k, v in metrics.items() if not k.startswith("time/")}
+
+
+
+
+@pytest.mark.parametrize("killed_at", [9, 22], ids=["first-epoch", "second-epoch"])
+def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(shell, killed_at):
+    status, said = shell("train", *SETTINGS, "name=whole")
+    assert status == 0, said
+    (whole,) = shell.runs()
+
+    victim = f"+callbacks.kill={{_target_: saboteur.KillAt, step: {killed_at}}}"
+    killed = shell.apart("train", *SETTINGS, "name=killed", victim)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    (broken,) = [run for run in shell.runs() if run != whole]
+    assert not (broken / "metrics.json").exists()
+    # The saboteur must not strike again.
+    config = yaml.safe_load((broken / "config.yaml").read_text())
+    del config["callbacks"]["kill"]
+    (broken / "config.yaml").write_text(yaml.safe_dump(config))
+
+    status, said = shell("train", f"resume={broken}")
+    assert status == 0, said
+    assert timeless(broken) == timeless(whole)
+    expected, resumed = weights(whole), weights(broken)
+    assert expected.keys() == resumed.keys()
+    for name in expected:
+        if isinstance(expected[name], torch.Tensor):
+            torch.testing.assert_close(
+                resumed[name], expected[name], rtol=0, atol=0, equal_nan=True, msg=name
+            )
+        else:
+            assert expected[name] == resumed[name], name
+    pd.testing.assert_frame_equal(
+        pd.read_csv(whole / "history.csv"), pd.read_csv(broken / "history.csv")
+    )
+    pd.testing.assert_frame_equal(
+        pd.read_parquet(whole / "selection.parquet"), pd.read_parquet(broken / "selection.parquet")
+    )
+
+
+def test_resuming_a_finished_run_leaves_it_alone(shell):
+    assert shell("train", *TINY)[0] == 0
+    (run,) = shell.runs()
+    before = (run / "metrics.json").stat().st_mtime_ns
+    status, said = shell("train", f"resume={run}")
+    assert status == 0
+    assert "finished already" in said
+    assert (run / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_sweep_typed_again_trains_only_what_is_missing(shell):
+    sweep = ["train", "-m", *TINY, "seed=0,1", "hydra.sweep.dir=outputs/train/again"]
+    assert shell(*sweep)[0] == 0
+    first, second = shell.runs()
+    kept = (first / "metrics.json").read_text()
+    shutil.rmtree(second)
+    status, said = shell(*sweep)
+    assert status == 0
+    assert "finished already" in said
+    assert (first / "metrics.json").read_text() == kept
+    assert (second / "metrics.json").exists()
+
+
+def test_resuming_nothing_is_one_sentence(shell):
+    status, said = shell("train", "resume=nowhere")
+    assert status == 2
+    assert said.strip() == "noisyml: nowhere holds no run (no config.yaml); nothing to resume."
