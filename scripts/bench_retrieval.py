@@ -90,7 +90,13 @@ def run_contender(name: str, folder: Path) -> dict[str, float]:
 
 
 def _spawn(name: str, folder: Path, threads: int) -> dict[str, float]:
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+        # Threads that wait for a preempted one would burn the time of both contenders.
+        "OMP_WAIT_POLICY": "passive",
+    }
     command = [sys.executable, __file__, "--contender", name, "--folder", str(folder)]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
