@@ -145,6 +145,7 @@ def check_parts(config: DictConfig, loss: Any, selector: Any) -> None:
         raise UserError(f"{type(loss).__name__} reads a memory, and {name} keeps none.")
     if config.method.get("enqueue") == "before" and selector.needs:
         raise UserError(
-            f"method.enqueue=before puts the batch into the memory before {type(selector).__name__} "
-            f"judges it, so that every sample vouches for itself: use selector=keep_all."
+            f"method.enqueue=before puts the batch into the memory before "
+            f"{type(selector).__name__} judges it, so that every sample vouches for itself: use "
+            f"selector=keep_all."
         )

@@ -37,7 +37,7 @@ def help_text() -> str:
     lines = [f"  {name:<{width}}  {text}" for name, text in known.items()]
     return "\n".join(
         [
-            f"noisyml {__version__}: representation learning when labels are wrong, few or missing.",
+            f"noisyml {__version__}: representations from labels that are wrong, few or missing.",
             "",
             "usage: noisyml VERB [key=value ...]",
             "",
@@ -48,7 +48,7 @@ def help_text() -> str:
             "  noisyml train -m selector=keep_all,prism_vmf noise.rate=0.3,0.5 seed=0,1,2",
             "  noisyml report outputs/train/NAME",
             "",
-            "noisyml VERB --help tells more. Tab completion: eval \"$(noisyml -sc install=bash)\".",
+            'noisyml VERB --help tells more. Tab completion: eval "$(noisyml -sc install=bash)".',
         ]
     )
 
@@ -66,15 +66,14 @@ def run(arguments: list[str]) -> int:
         print(__version__)
         return 0
     if arguments[0] in {"-sc", "--shell-completion"}:
-        from noisyml.config import complete_shell
+        from noisyml.command import complete_shell
 
         return complete_shell(arguments, list(verbs()))
     verb, *rest = arguments
     known = list(verbs())
     if verb not in known:
         raise UserError(
-            f"noisyml has no verb '{verb}'.{did_you_mean(verb, known)} "
-            f"It has: {', '.join(known)}."
+            f"noisyml has no verb '{verb}'.{did_you_mean(verb, known)} It has: {', '.join(known)}."
         )
     module = importlib.import_module(f"noisyml.apps.{verb}")
     return int(module.main(rest))

@@ -11,9 +11,21 @@ from typing import Any
 
 #: Distributions whose versions may change a result.
 PACKAGES = (
-    "noisyml torch torchvision lightning hydra-core omegaconf numpy scipy scikit-learn timm "
-    "torchmetrics pytorch-metric-learning pillow matplotlib"
-).split()
+    "noisyml",
+    "torch",
+    "torchvision",
+    "lightning",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "timm",
+    "torchmetrics",
+    "pytorch-metric-learning",
+    "pillow",
+    "matplotlib",
+)
 
 
 def describe_environment() -> dict[str, Any]:
@@ -22,7 +34,7 @@ def describe_environment() -> dict[str, Any]:
 
     import torch
 
-    versions = {}
+    versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)

@@ -95,7 +95,7 @@ def parameter_groups(
         if prefix != "loss" and not any(_below(name, prefix) for name in names):
             known = sorted({name.partition(".")[0] for name in names})
             raise UserError(
-                f"param_groups: no parameter is named '{prefix}...'; modules are {', '.join(known)}."
+                f"param_groups: no parameter is named '{prefix}...'; there are {', '.join(known)}."
             )
     groups: dict[str, dict[str, Any]] = {"": {"params": [], "name": "default"}}
     for prefix, changed in settings.items():

@@ -19,6 +19,7 @@ def quiet() -> None:
         ".*in eval mode at the start of training.*",
         ".*dataloader is not resumable.*",
         ".*sync_dist=True.*",
+        ".*Trying to infer the `batch_size`.*",
         ".*Can't initialize NVML.*",
     ):
         warnings.filterwarnings("ignore", message=message)

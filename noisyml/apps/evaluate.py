@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 def main(arguments: list[str]) -> int:
     """Run ``noisyml evaluate checkpoint=RUN_DIR [which=last|best] [overrides]``."""
-    from noisyml.config import run_hydra
+    from noisyml.command import run_hydra
 
     return run_hydra(job, "evaluate", "evaluate", arguments)
 

@@ -35,7 +35,7 @@ class Sweep:
 
 def main(arguments: list[str]) -> int:
     """Run ``noisyml train [overrides]``."""
-    from noisyml.config import run_hydra
+    from noisyml.command import run_hydra
 
     resume = [a.partition("=")[2] for a in arguments if a.partition("=")[0] == "resume"]
     if resume and resume[-1] not in ("", "null"):
@@ -61,7 +61,7 @@ def job(config: DictConfig, sweep: Sweep) -> dict[str, float]:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from noisyml.config import count_jobs
+    from noisyml.command import count_jobs
 
     hydra = HydraConfig.get()
     folder = RunFolder(Path(hydra.runtime.output_dir))
@@ -129,8 +129,7 @@ def resolve(config: DictConfig, folder: RunFolder) -> DictConfig:
     with open_dict(config):
         config.run_dir = str(folder.path)
         config.paths.cache = str(Path(config.paths.cache).expanduser())
-    resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
-    return resolved  # type: ignore[return-value]
+    return OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[return-value]
 
 
 def _differs(config: DictConfig, folder: RunFolder) -> bool:
@@ -158,9 +157,9 @@ def train(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float]
     """Run the recipe with its other processes, and keep the folder's status true."""
     from noisyml.launch import is_main_process, other_ranks
 
-    with _status(folder) if is_main_process() else contextlib.nullcontext():
-        with other_ranks(_processes(config), folder.path):
-            return recipe(config, folder, title)
+    status = _status(folder) if is_main_process() else contextlib.nullcontext()
+    with status, other_ranks(_processes(config), folder.path):
+        return recipe(config, folder, title)
 
 
 def _processes(config: DictConfig) -> int:

@@ -72,7 +72,10 @@ class History(Callback):
             self._seconds += now - self._clock
             self._steps_timed += 1
         self._clock = now
-        if trainer.global_step % self.every_n_steps and batch_idx + 1 < trainer.num_training_batches:
+        if (
+            trainer.global_step % self.every_n_steps
+            and batch_idx + 1 < trainer.num_training_batches
+        ):
             return
         loss = float(outputs["loss"])
         if loss != loss or loss in (float("inf"), float("-inf")):

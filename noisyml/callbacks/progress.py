@@ -128,7 +128,11 @@ class LiveProgress(ProgressBar):
             self._bar = None
 
     def _note(self, trainer: Trainer) -> str:
-        parts = [f"epoch {min(trainer.current_epoch + 1, int(trainer.max_epochs or 1))}/{trainer.max_epochs}", f"loss {self._loss:.3f}"]
+        epochs = trainer.max_epochs or 1
+        parts = [
+            f"epoch {min(trainer.current_epoch + 1, epochs)}/{epochs}",
+            f"loss {self._loss:.3f}",
+        ]
         value = trainer.callback_metrics.get(f"val/{self.metric}")
         if value is not None:
             parts.append(f"val/{self.metric} {float(value):.3f}")

@@ -160,7 +160,10 @@ class DataModule(LightningDataModule):
         if "val" in splits:
             self.val_labels = splits["val"].labels
             if self.noisy_val and self.noise.training_only:
-                log.info("noise %s exists for the training split only; val stays as it is", self.noise.name)
+                log.info(
+                    "noise %s exists for the training split only; val stays as it is",
+                    self.noise.name,
+                )
             elif self.noisy_val and self.manifest.changed.any():
                 self.val_labels = self._corrupt(splits["val"], self.noise, backbone).observed
         return self.manifest
@@ -184,7 +187,7 @@ class DataModule(LightningDataModule):
 
     def _noise_features(
         self, split: Split, noise: Injector, backbone: FrozenBackbone | None
-    ) -> NDArray[np.float32]:
+    ) -> NDArray[np.floating[Any]]:
         """What instance-dependent noise looks at: pixels in 0..255, embeddings, probabilities."""
         if noise.feature_kind == "pixels":
             return self._pixels(split)
@@ -213,8 +216,8 @@ class DataModule(LightningDataModule):
     def _with_foreign_images(self, train: Split, source_index: NDArray[np.int64]) -> Split:
         if self.open_set_source is None:
             raise UserError(
-                "Open-set noise takes images from another data set: set data.open_set_source to its "
-                "configuration, e.g. '+data.open_set_source={_target_: ...}'."
+                "Open-set noise takes images from another data set: name it by its configuration, "
+                "e.g. 'data.open_set_source={_target_: noisyml.data.datasets.digits.Digits}'."
             )
         source = self.open_set_source.splits()["train"]
         if source_index.max(initial=-1) >= len(source):
@@ -390,12 +393,10 @@ class DataModule(LightningDataModule):
         """Where the sampler stands: epoch and batches of it already consumed."""
         if self.trainer is None:
             return {}
-        loop = self.trainer.fit_loop
-        consumed = loop.epoch_loop.batch_progress.current.ready
-        epoch = loop.epoch_progress.current.processed
+        epoch = self.trainer.current_epoch
+        consumed = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if consumed >= self.trainer.num_training_batches:
-            # Checkpoints are written after the epoch counter moved on, or the epoch is complete.
-            consumed = 0
+            epoch, consumed = epoch + 1, 0
         return {"epoch": epoch, "consumed": consumed, "noise_sha256": self.manifest.sha256}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,14 +123,14 @@ def _compute(
     loader = DataLoader(
         EvaluationView(split, transform, on_broken=on_broken),
         batch_sampler=[
-            np.arange(start, min(start + batch_size, len(split)))
+            list(range(start, min(start + batch_size, len(split))))
             for start in range(0, len(split), batch_size)
         ],
         collate_fn=whole,
         num_workers=num_workers,
     )
     temporary = data_file.with_name(f".{data_file.name}.{os.getpid()}.tmp")
-    stored: NDArray[np.float32] | None = None
+    stored: np.memmap[Any, np.dtype[np.float32]] | None = None
     broken: list[int] = []
     done = 0
     for batch in loader:

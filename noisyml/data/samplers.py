@@ -21,7 +21,7 @@ from noisyml.errors import UserError
 class DrawnBatch(NamedTuple):
     """Positions in the training split [b] int64 and augmentation seeds [b] uint64."""
 
-    index: NDArray[np.int64]
+    index: NDArray[np.int64]  # type: ignore[assignment]  # hides tuple.index, which nobody needs
     seed: NDArray[np.uint64]
 
 
@@ -230,7 +230,6 @@ class PlannedBatches(Sampler[DrawnBatch]):
         epoch, start = self._epoch, self._start
         batches = self._plan.epoch(epoch)
         for number in range(start, len(batches)):
-            seeds = np.random.SeedSequence([self._seed, epoch, number]).generate_state(
-                self._plan.batch_size, np.uint64
-            )
+            entropy = np.random.SeedSequence([self._seed, epoch, number])
+            seeds = entropy.generate_state(self._plan.batch_size, np.uint64).astype(np.uint64)
             yield DrawnBatch(batches[number, self._mine], seeds[self._mine])

@@ -123,8 +123,5 @@ class ImageTransform:
 
 def _tensor(image: Image.Image) -> Tensor:
     pixels = np.asarray(image)
-    if pixels.ndim == 2:
-        pixels = pixels[None]
-    else:
-        pixels = np.moveaxis(pixels, 2, 0)
+    pixels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
     return torch.from_numpy(np.array(pixels))

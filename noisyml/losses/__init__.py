@@ -1,0 +1,1 @@
+"""Losses on embeddings: a pure function and the module around it."""

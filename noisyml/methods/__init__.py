@@ -1,0 +1,1 @@
+"""One module per published method; its `training_step` reads like the algorithm."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ from torch import Tensor
 from noisyml import distributed
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
-from noisyml.metrics.base import Evaluator
+from noisyml.metrics.base import Evaluator, SplitRole
 from noisyml.models.encoder import Encoder
 from noisyml.optim import OptimizerFactory, SchedulerFactory, parameter_groups
 
@@ -46,6 +47,7 @@ class Method(LightningModule):
         super().__init__()
         self.encoder = encoder
         self.evaluator = evaluator
+        self._test_watcher = copy.deepcopy(evaluator)
         self.param_groups = dict(param_groups or {})
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
@@ -85,26 +87,25 @@ class Method(LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation."""
         self.evaluator.reset()
-        self._val_seen = False
+        self._test_watcher.reset()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Embed a batch of the validation split, or of the test split where a run watches it."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        has_val = "val" in data.splits
-        if has_val and dataloader_idx == 0:
-            self._collect(batch, "pool")
-            self._val_seen = True
-            return
-        if self._val_seen:
-            # The first batch of the test split: the validation split is complete.
-            self._report("val")
-        roles = list(data.test_splits.values())
-        self._collect(batch, roles[dataloader_idx - has_val])
+        first_test_loader = int("val" in data.splits)
+        if dataloader_idx < first_test_loader:
+            self._collect(self.evaluator, batch, "pool")
+        else:
+            roles = list(data.test_splits.values())
+            self._collect(self._test_watcher, batch, roles[dataloader_idx - first_test_loader])
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log the metrics of what was embedded."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self._report(f"{ON_TEST}/test" if data.validate_on_test else "val")
+        if "val" in data.splits:
+            self._report(self.evaluator, "val")
+        if data.validate_on_test:
+            self._report(self._test_watcher, f"{ON_TEST}/test")
 
     def on_test_epoch_start(self) -> None:
         """Forget the last evaluation."""
@@ -113,30 +114,28 @@ class Method(LightningModule):
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Embed a batch of one part of the test split."""
         roles = list(self.trainer.datamodule.test_splits.values())  # type: ignore[attr-defined]
-        self._collect(batch, roles[dataloader_idx])
+        self._collect(self.evaluator, batch, roles[dataloader_idx])
 
     def on_test_epoch_end(self) -> None:
         """Compute and log the test metrics."""
-        self._report("test")
+        self._report(self.evaluator, "test")
 
-    def _collect(self, batch: Batch, role: str) -> None:
+    def _collect(self, evaluator: Evaluator, batch: Batch, role: SplitRole) -> None:
         if len(batch["index"]):
-            self.evaluator.update(
+            evaluator.update(
                 index=batch["index"],
                 labels=batch["label"],
                 embeddings=self.encoder(batch),
                 split_role=role,
             )
 
-    def _report(self, prefix: str) -> None:
-        metrics = self.evaluator.compute()
-        self.evaluator.reset()
-        self._val_seen = False
+    def _report(self, evaluator: Evaluator, prefix: str) -> None:
+        metrics = evaluator.compute()
+        evaluator.reset()
         for name, value in metrics.items():
-            # Every rank computed the same number from the whole split: nothing to reduce.
-            # The history callback hands rows to the loggers.
-            value_ = torch.tensor(value, dtype=torch.float64)
-            self.log(f"{prefix}/{name}", value_, logger=False, sync_dist=False)
+            # Every rank computed the same number from the whole split: nothing to reduce. Rows for
+            # loggers are written by the history callback.
+            self.log(f"{prefix}/{name}", torch.tensor(value, dtype=torch.float64), logger=False)
 
     # -- checkpoints -------------------------------------------------------------------------
 

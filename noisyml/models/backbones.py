@@ -37,6 +37,8 @@ class Backbone(nn.Module):
             features (per dimension, without labels); only for a frozen body.
     """
 
+    mean: Tensor
+    std: Tensor
     feature_mean: Tensor
     feature_std: Tensor
 
@@ -220,6 +222,7 @@ def timm_model(
     if name not in timm.list_models():
         close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
         raise UserError(f"timm has no model '{name}'; near it: {', '.join(close) or 'nothing'}.")
+    body: Any
     try:
         body = timm.create_model(
             name, pretrained=weights == "pretrained", num_classes=0, global_pool=pooling
@@ -251,7 +254,7 @@ def efficientnet_lite0(weights: str | None = "imagenet", **settings: Any) -> Bac
     """
     import timm
 
-    body = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    body: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     if weights == "imagenet":
         weights = str(_lite0_wheel_file())
     if weights is not None:

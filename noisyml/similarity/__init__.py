@@ -1,0 +1,1 @@
+"""The performance core: memory banks and what search is built of."""

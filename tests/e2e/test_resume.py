@@ -28,8 +28,6 @@ def timeless(run):
     return {k: v for k, v in metrics.items() if not k.startswith("time/")}
 
 
-
-
 @pytest.mark.parametrize("killed_at", [9, 22], ids=["first-epoch", "second-epoch"])
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(shell, killed_at):
     status, said = shell("train", *SETTINGS, "name=whole")

@@ -7,6 +7,8 @@ from omegaconf import OmegaConf
 from noisyml.selectors.keep_all import KeepAll
 from noisyml.selectors.prism import PrismAverage, PrismProxy, PrismVonMisesFisher
 
+#: What the root configuration shares among selectors.
+SHARED = {"selection": {"warmup_steps": 0}}
 CONF = Path(__file__).parents[2] / "conf"
 
 
@@ -22,7 +24,7 @@ CONF = Path(__file__).parents[2] / "conf"
 def test_configs_build(name, kind):
     node = OmegaConf.load(CONF / "selector" / f"{name}.yaml")
     for noise, rate in (({"rate": 0.2}, 0.2), ({"path": "noise.parquet"}, 0.5)):
-        root = OmegaConf.create({"selector": node, "noise": noise})
+        root = OmegaConf.create({"selector": node, "noise": noise, **SHARED})
         selector = instantiate(root.selector)
         assert type(selector) is kind
         if kind is not KeepAll:
@@ -37,7 +39,10 @@ def test_configs_state_the_defaults_of_the_code():
         ("prism_vmf", PrismVonMisesFisher),
     ):
         node = OmegaConf.load(CONF / "selector" / f"{name}.yaml")
-        written, built = instantiate(OmegaConf.create({"selector": node}).selector), kind(0.5)
+        written, built = (
+            instantiate(OmegaConf.create({"selector": node, **SHARED}).selector),
+            kind(0.5),
+        )
         for key, value in vars(built).items():
             if not key.startswith("_"):
                 assert getattr(written, key) == value, key

@@ -1,0 +1,210 @@
+"""From an exception of composition or instantiation to the sentence a user can act on."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from noisyml.config import (
+    choices_in,
+    compose_defaults,
+    flatten,
+    group_names,
+    keys_by_option,
+)
+from noisyml.errors import UserError, did_you_mean
+
+#: Options of Hydra's own command line; anything else that starts with a dash is a mistake.
+HYDRA_FLAGS = (
+    "--help",
+    "-h",
+    "--hydra-help",
+    "--version",
+    "--cfg",
+    "-c",
+    "--resolve",
+    "--package",
+    "-p",
+    "--run",
+    "-r",
+    "--multirun",
+    "-m",
+    "--shell-completion",
+    "-sc",
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--config-dir",
+    "-cd",
+    "--experimental-rerun",
+    "--info",
+    "-i",
+)
+
+#: What constructors raise when a value does not suit them.
+EXPECTED = (TypeError, ValueError, OSError)
+
+
+def check_flags(arguments: list[str]) -> None:
+    """Refuse options that Hydra does not have.
+
+    Raises:
+        UserError: such an option, with the nearest one that exists.
+    """
+    for argument in arguments:
+        flag = argument.partition("=")[0]
+        if flag.startswith("-") and flag not in HYDRA_FLAGS:
+            raise UserError(f"There is no option '{flag}'.{did_you_mean(flag, HYDRA_FLAGS)}")
+
+
+def check_types(root: str, overrides: list[str]) -> None:
+    """Refuse words where the default is a number or a switch.
+
+    Raises:
+        UserError: such an override.
+    """
+    from omegaconf import OmegaConf
+
+    changed = [o.lstrip("+") for o in overrides if "=" in o and not o.startswith(("~", "hydra"))]
+    values = [o for o in changed if o.partition("=")[0] not in group_names()]
+    if not values:
+        return
+    defaults = {
+        key: value
+        for key, value in flatten(compose_defaults(root, overrides))
+        if isinstance(value, bool | int | float)
+    }
+    for override in values:
+        key, _, text = override.partition("=")
+        if key in defaults and text and not re.search(r"[${(,\[]", text):
+            value = OmegaConf.create(f"x: {text}").x if text.strip() else ""
+            if isinstance(value, str):
+                kind = "true or false" if isinstance(defaults[key], bool) else "a number"
+                raise UserError(f"{key}={text} should be {kind}; the default is {defaults[key]}.")
+
+
+def _known_keys(root: str, overrides: list[str]) -> list[str]:
+    """Keys of the composed configuration, then those that other options would bring."""
+    composed = [key for key, _ in flatten(compose_defaults(root, overrides))]
+    others = [
+        f"{group}.{key}"
+        for group in group_names()
+        for keys in keys_by_option(group).values()
+        for key in keys
+    ]
+    known = [key for key in [*composed, *group_names(), *others] if "._" not in key]
+    return list(dict.fromkeys(known))
+
+
+def _unknown_key(key: str, root: str, overrides: list[str]) -> str:
+    """The sentence for a setting that does not exist."""
+    group, _, leaf = key.partition(".")
+    chosen = dict(choice.split("=", 1) for choice in choices_in(overrides))
+    if leaf and group in group_names():
+        having = [option for option, keys in keys_by_option(group).items() if leaf in keys]
+        if having:
+            now = f"{group}={chosen[group]}" if group in chosen else f"The {group} in use"
+            return (
+                f"{now} has no setting '{leaf}'; these have: "
+                f"{', '.join(f'{group}={option}' for option in having)}."
+            )
+    hint = suggest_key(key, _known_keys(root, overrides))
+    return f"There is no setting '{key}'.{hint} `noisyml {root} --cfg job` shows all settings."
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    current: BaseException | None = error
+    while current is not None:
+        yield current
+        current = current.__cause__ or current.__context__
+
+
+def suggest_key(key: str, known: list[str]) -> str:
+    """The best guess at what `key` was meant to be, as a sentence or an empty string."""
+    guess = did_you_mean(key, known)
+    if guess:
+        return guess
+    leaf = key.rpartition(".")[2]
+    by_leaf: dict[str, str] = {}
+    for candidate in known:
+        by_leaf.setdefault(candidate.rpartition(".")[2], candidate)
+    close = did_you_mean(leaf, list(by_leaf))
+    return f" Did you mean '{by_leaf[close.split(chr(39))[1]]}'?" if close else ""
+
+
+def as_user_error(error: Exception, root: str, overrides: list[str]) -> Exception:
+    """The sentence for an error of composition or instantiation; other errors come back as are.
+
+    Args:
+        error: what Hydra raised, with its causes.
+        root: name of the root YAML.
+        overrides: what was typed.
+    """
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+    from omegaconf.errors import (
+        InterpolationResolutionError,
+        MissingMandatoryValue,
+        OmegaConfBaseException,
+        ValidationError,
+    )
+
+    chain = list(_chain(error))
+    for link in chain:
+        if isinstance(link, UserError):
+            return link
+    for link in chain:
+        if isinstance(link, MissingConfigException) and link.missing_cfg_file:
+            missing = link.missing_cfg_file
+            group, _, name = (missing if isinstance(missing, str) else "?").rpartition("/")
+            known = [str(option) for option in link.options or []]
+            where = f"{group} '{name}'" if group else f"configuration '{name}'"
+            listed = f" Choose from: {', '.join(known)}." if known else ""
+            return UserError(f"There is no {where}.{did_you_mean(name, known)}{listed}")
+        if isinstance(link, OverrideParseException):
+            reason = str(link).splitlines()[0]
+            return UserError(f"The override '{link.override}' cannot be read: {reason}.")
+        if isinstance(link, MissingMandatoryValue):
+            key = _full_key(link)
+            return UserError(f"A value for '{key}' is needed: add {key}=... to the command.")
+        if isinstance(link, InterpolationResolutionError):
+            return UserError(f"The configuration refers to something missing: {_first_line(link)}.")
+        if isinstance(link, ValidationError):
+            return UserError(
+                f"A value does not fit the setting {_full_key(link)}: {_first_line(link)}."
+            )
+    for link in chain:
+        match = re.match(r"Could not override '([^']+)'", str(link))
+        if match is None and isinstance(link, HydraException):
+            match = re.match(r"Could not (?:append|delete)[^']*'([^']+)'", str(link))
+        if match:
+            key = match.group(1).partition("@")[0]
+            return UserError(_unknown_key(key, root, overrides))
+    everything = "\n".join(str(link) for link in chain)
+    call = re.search(r"Error in call to target '([\w.]+)'", everything)
+    if call:
+        what = call.group(1).rpartition(".")[2]
+        unexpected = re.search(r"got an unexpected keyword argument '(\w+)'", everything)
+        if unexpected:
+            return UserError(
+                f"{what} has no setting '{unexpected.group(1)}': remove it from the command."
+            )
+        causes = [link for link in chain if isinstance(link, EXPECTED)]
+        if causes:
+            return UserError(f"{what} cannot be made of its settings: {_first_line(causes[-1])}.")
+    for link in chain:
+        if isinstance(link, OmegaConfBaseException):
+            return UserError(f"The configuration cannot be read: {_first_line(link)}.")
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
+
+
+def _full_key(error: BaseException) -> str:
+    match = re.search(r"full_key: (\S+)", str(error))
+    if match:
+        return match.group(1)
+    match = re.search(r"Missing mandatory value: (\S+)", str(error))
+    return match.group(1) if match else "?"

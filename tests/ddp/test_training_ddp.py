@@ -1,0 +1,113 @@
+"""Two gloo processes train exactly what one process trains: losses, masks, memory, metrics."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+SETTINGS = [
+    "dataset=digits",
+    "noise=symmetric",
+    "noise.rate=0.4",
+    "backbone=mlp",
+    "backbone.hidden_features=[32]",
+    "head=mlp",
+    "head.hidden_features=[32]",
+    "head.out_features=16",
+    "selection.warmup_steps=4",
+    # Adam divides small gradients by their own size and so magnifies rounding; plain SGD does not.
+    "optimizer=sgd",
+    "optimizer.lr=0.002",
+    "trainer.max_epochs=2",
+    "trainer.limit_train_batches=12",
+    "callbacks.history.every_n_steps=1",
+    "report=false",
+]
+
+
+def train(folder, *overrides):
+    done = subprocess.run(
+        [sys.executable, "-m", "noisyml", "train", *SETTINGS, *overrides],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "NOISYML_CACHE": str(folder / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = [p.parent for p in folder.glob("outputs/train/*/*/metrics.json")]
+    return run
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["selector=prism_vmf", "loss=memory_contrastive", "loss.relu_form=true"],
+        ["selector=prism_avg", "loss=proxy_nca", "method.param_groups.loss.lr=0.01"],
+    ],
+    ids=["vmf-memory", "avg-proxies"],
+)
+def test_two_processes_equal_one(tmp_path, parts):
+    runs = {}
+    for name, trainer in (("one", ["trainer=cpu"]), ("two", ["trainer=ddp_cpu"])):
+        folder = tmp_path / name
+        folder.mkdir()
+        runs[name] = train(folder, *trainer, *parts)
+    one, two = runs["one"], runs["two"]
+
+    pd.testing.assert_frame_equal(
+        pd.read_csv(one / "history.csv"), pd.read_csv(two / "history.csv"), rtol=1e-4, atol=1e-5
+    )
+    judged = [pd.read_parquet(run / "selection.parquet") for run in (one, two)]
+    assert len(judged[0]) == 2 * 12 * 64
+    for column in ("index", "kept", "epoch"):
+        assert judged[0][column].equals(judged[1][column]), column
+    np.testing.assert_allclose(judged[0]["p_clean"], judged[1]["p_clean"], atol=1e-4)
+
+    states = [
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for run in (one, two)
+    ]
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        if isinstance(tensor, torch.Tensor):
+            torch.testing.assert_close(
+                states[1][name], tensor, rtol=1e-4, atol=1e-5, equal_nan=True, msg=name
+            )
+    assert torch.equal(states[0]["memory.index"], states[1]["memory.index"])
+
+    metrics = [json.loads((run / "metrics.json").read_text()) for run in (one, two)]
+    assert metrics[0].keys() == metrics[1].keys()
+    for name, value in metrics[0].items():
+        if not name.startswith("time/") and value is not None:
+            assert abs(metrics[1][name] - value) < 0.01, name
+    assert metrics[0]["test/queries"] == metrics[1]["test/queries"]
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "noisyml",
+            "train",
+            *SETTINGS,
+            "trainer=ddp_cpu",
+            "sampler=shuffle",
+            "sampler.batch_size=33",
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert "cannot be divided among 2 processes" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,27 @@
+"""No reference vector lies unused: the session must have opened every one."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def test_every_reference_vector_is_exercised(request):
+    if request.config.args != ["tests"] or request.config.option.keyword:
+        pytest.skip("only the whole suite opens all vectors")
+    opened = next(
+        module.OPENED for module in list(sys.modules.values()) if hasattr(module, "OPENED")
+    )
+    vectors = {
+        path.resolve() for path in GOLDEN.rglob("*") if path.suffix in {".npz", ".csv", ".json"}
+    }
+    assert len(vectors) > 40
+    unused = sorted(str(path.relative_to(GOLDEN)) for path in vectors - opened)
+    assert not unused, f"reference vectors that no test has opened: {unused}"
+
+
+def test_every_folder_of_vectors_says_where_they_come_from():
+    for folder in GOLDEN.iterdir():
+        assert (folder / "README.md").is_file(), folder
