@@ -68,7 +68,7 @@ def test_two_processes_equal_one(tmp_path, parts):
     assert len(judged[0]) == 2 * 12 * 64
     for column in ("index", "kept", "epoch"):
         assert judged[0][column].equals(judged[1][column]), column
-    np.testing.assert_allclose(judged[0]["p_clean"], judged[1]["p_clean"], atol=1e-4)
+    np.testing.assert_allclose(judged[0]["p_clean"], judged[1]["p_clean"], atol=5e-3)
 
     states = [
         torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]

@@ -1,0 +1,77 @@
+"""The command line before any heavy import."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from noisyml import cli
+from noisyml.command import count_jobs, overrides_in
+
+
+def run(*arguments, **env):
+    return subprocess.run(
+        [sys.executable, "-m", "noisyml", *arguments],
+        capture_output=True, text=True, timeout=60, env={**os.environ, **env}, check=False,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", [[], ["--help"], ["--version"], ["trian"]])
+def test_help_and_misspelt_verbs_import_nothing_heavy(arguments):
+    code = (
+        f"import sys; sys.argv=['noisyml', *{arguments!r}]\nfrom noisyml import cli\ncli.main()\n"
+        "heavy = {'torch', 'hydra', 'numpy', 'pandas', 'lightning'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_names_every_verb_with_its_line():
+    began = time.perf_counter()
+    said = run("--help").stdout
+    assert time.perf_counter() - began < 5, "no machine is that slow"
+    for verb, line in cli.verbs().items():
+        assert verb in said
+        assert line in said
+        assert line.endswith(".")
+
+
+def test_every_verb_is_one_file_with_a_main():
+    import importlib
+
+    for verb in cli.verbs():
+        assert callable(importlib.import_module(f"noisyml.apps.{verb}").main)
+
+
+def test_debug_shows_the_traceback_and_otherwise_there_is_none():
+    assert "Traceback" not in run("trian").stderr
+    assert "Traceback" in run("trian", NOISYML_DEBUG="1").stderr
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("noisyml tr", "train"),
+        ("noisyml train selector=prism_v", "selector=prism_vmf"),
+        ("noisyml train noise=sym", "noise=symmetric"),
+        ("noisyml train trainer.max_ep", "trainer.max_epochs="),
+    ],
+)
+def test_the_shell_completes_verbs_groups_and_keys(line, expected):
+    done = run("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
+    assert expected in done.stdout.split(), done.stderr
+
+
+def test_the_completion_script_is_for_this_command():
+    said = run("-sc", "install=bash").stdout
+    assert "-sc query=bash" in said
+
+
+def test_jobs_of_a_sweep_are_counted():
+    typed = ["-m", "--config-dir", "x", "seed=0,1,2", "noise.rate=0.3,0.5", "name=a"]
+    assert overrides_in(typed) == ["seed=0,1,2", "noise.rate=0.3,0.5", "name=a"]
+    assert count_jobs(typed, {}) == 6
+    assert count_jobs(typed, {"noise.rate": "0.1,0.2,0.3", "selector": "a,b"}) == 12
