@@ -211,7 +211,8 @@ class DataModule(LightningDataModule):
             view.__getitems__(np.arange(start, min(start + 1024, len(split))))["image"]
             for start in range(0, len(split), 1024)
         ]
-        return torch.cat(images).flatten(1).float().numpy()
+        # Height, width, channel: the order in which released generators project raw pixels.
+        return torch.cat(images).permute(0, 2, 3, 1).flatten(1).float().numpy()
 
     def _with_foreign_images(self, train: Split, source_index: NDArray[np.int64]) -> Split:
         if self.open_set_source is None:

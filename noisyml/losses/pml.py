@@ -78,7 +78,8 @@ class PMLLoss(EmbeddingLoss):
     ) -> Tensor:
         """The loss of the kept samples; `memory` is not read. Computed in float32 at least."""
         if keep is not None:
-            embeddings, labels = embeddings[keep], labels[keep]
+            kept = keep.nonzero().squeeze(1)  # once: every boolean mask waits for the device
+            embeddings, labels = embeddings[kept], labels[kept]
         if len(embeddings) == 0:
             # Every parameter takes part, so that no process waits for a missing gradient.
             return sum((p.sum() * 0 for p in self.parameters()), embeddings.sum() * 0)

@@ -13,11 +13,12 @@ cross-batch memory baseline (MCL).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from torch import Tensor
 
 from noisyml.data.views import Batch
+from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss
 from noisyml.methods.base import Method
 from noisyml.metrics.base import Evaluator
@@ -41,6 +42,9 @@ class Prism(Method):
         scheduler: see `Method`.
         evaluator: see `Method`.
         param_groups: see `Method`.
+
+    Raises:
+        UserError: an unknown `enqueue`.
     """
 
     #: Fields of `Evidence` this method fills (and proxies, where the loss has them).
@@ -55,10 +59,12 @@ class Prism(Method):
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory | None,
         evaluator: Evaluator,
-        enqueue: str = "after",
+        enqueue: Literal["after", "before"] = "after",
         param_groups: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__(encoder, optimizer, scheduler, evaluator, param_groups)
+        if enqueue not in ("after", "before"):
+            raise UserError(f"method.enqueue={enqueue} is not known: use after or before.")
         self.loss = loss
         self.selector = selector
         self.memory = memory
@@ -80,9 +86,8 @@ class Prism(Method):
         )
         selection = self.selector.select(evidence)
 
-        trusted = (
-            embeddings.detach()[selection.keep], labels[selection.keep], index[selection.keep]
-        )  # fmt: skip
+        kept = selection.keep.nonzero().squeeze(1)  # the step's one wait for the device
+        trusted = (embeddings.detach()[kept], labels[kept], index[kept])
         if self.enqueue == "before":
             self.memory.enqueue(*trusted)
         loss = self.loss(embeddings, labels, memory=self.memory, keep=selection.keep)

@@ -162,7 +162,7 @@ class NoiseManifest:
 
     @property
     def sha256(self) -> str:
-        """Hex digest of the samples: observed and clean labels, flags, image sources, keys."""
+        """Hex digest of the samples: labels, flags, image sources, keys, and class sources."""
         digest = hashlib.sha256(f"{len(self)} {self.num_classes}".encode())
         digest.update(self.observed.astype("<i8").tobytes())
         digest.update(self.clean.astype("<i8").tobytes())
@@ -171,6 +171,9 @@ class NoiseManifest:
             digest.update(b"source" + self.source_index.astype("<i8").tobytes())
         if self.keys is not None:
             digest.update(b"keys" + "\0".join(self.keys).encode())
+        if self.class_source is not None:
+            # They decide which wrong samples are open-set.
+            digest.update(b"classes" + self.class_source.astype("<i8").tobytes())
         return digest.hexdigest()
 
     def count_matrix(self) -> NDArray[np.int64]:

@@ -251,7 +251,7 @@ def preset_matrix(name: str) -> NDArray[np.float64]:
 def check_matrix(
     matrix: ArrayLike, num_classes: int, *, diagonally_dominant: bool = False
 ) -> NDArray[np.float64]:
-    """A user's matrix as float64 [C, C].
+    """A user's matrix as float64 [C, C], rows that are off by more than rounding brought to 1.
 
     Raises:
         UserError: not C x C, negative or not finite, a row that does not sum to 1 within 1e-6, or
@@ -285,7 +285,10 @@ def check_matrix(
                 f"Class {weak[0]} is mislabelled as another class at least as often as it is "
                 "labelled right; lower its noise or set noise.diagonally_dominant=false."
             )
-    return array
+    # NumPy's multinomial refuses what a matrix stored as float32 is off; rows that are right to
+    # the last bits stay as they are, because released label files depend on them.
+    sums = array.sum(axis=1, keepdims=True)
+    return np.where(np.abs(sums - 1.0) > 1e-12, array / sums, array)
 
 
 def empirical_matrix(clean: ArrayLike, observed: ArrayLike, num_classes: int) -> NDArray:

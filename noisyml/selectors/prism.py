@@ -121,7 +121,8 @@ def smooth_top_r(
         return TopR(keep, window, window.new_tensor(torch.nan))
     values = p.to(torch.float64)
     order = torch.argsort(p if order_by is None else order_by, stable=True)
-    cut = values[order[r - 1]]
+    # A slice: indexing with a scalar tensor would wait for the device to read it.
+    cut = values[order[r - 1 : r]].squeeze(0)
 
     informative = ~torch.isnan(cut) & (cut != certain)
     window = torch.where(informative, torch.cat([window[1:], cut[None]]), window)
@@ -387,7 +388,8 @@ class PrismVonMisesFisher(PrismSelector):
             0 and 1 for D >= 64; the mean of probabilities is ruled by its largest entries, that of
             logarithms by the smallest).
         absent: a class without rows is left out and its samples get P = 1 (``exclude``), or counts
-            as the uniform density, which also catches outliers (``uniform``).
+            as the uniform density, which also catches outliers (``uniform``); while no class has
+            `min_count` rows all samples get P = 1 either way.
         prior: of the classes: ``uniform``, or ``empirical`` (share of the bank's rows).
         min_count: classes with fewer rows share the pooled concentration of the others.
         kappa_max: upper bound of the concentration.
@@ -491,7 +493,8 @@ class PrismVonMisesFisher(PrismSelector):
         elif self.absent == "exclude":
             weight = known.to(torch.float64)
         else:
-            weight = torch.ones_like(self.r_bar)
+            # While no class is known all densities are the uniform one and nothing can be scored.
+            weight = known.any().to(torch.float64).expand(len(known))
         return weight.log()
 
     def _threshold_values(self, scores: Scores) -> Tensor:

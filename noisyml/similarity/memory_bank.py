@@ -42,7 +42,9 @@ class MemoryBank(PinnedBuffers):
         embeddings: [K, D], zero where empty.
         labels: [K] int64, -1 where empty.
         index: [K] int64, positions in the training split, -1 where empty.
-        class_sums: [C, D] float64, sum of the stored rows of each class.
+        class_sums: [C, D] float64, sum of the stored rows of each class; rows of less than float64
+            enter it as multiples of 2^-32, so that it is exact (below 2^21) and the same bits on
+            every rank, whatever the order of summation.
         class_counts: [C] int64, number of stored rows of each class.
 
     Raises:
@@ -211,7 +213,7 @@ class MemoryBank(PinnedBuffers):
         stop = start + len(rows.labels)
         occupied = slice(start, max(start, min(stop, self._length)))
         evicted = self.labels[occupied].clone()
-        self._add(evicted, self.embeddings[occupied].to(torch.float64), sign=-1)
+        self._add(evicted, self.embeddings[occupied], sign=-1)
         # A class that lost its last row is exactly empty again: no rounding may survive in its sum.
         gone = self.class_counts[evicted] == 0
         self.class_sums[evicted] = self.class_sums[evicted].masked_fill(gone[:, None], 0.0)
@@ -219,12 +221,16 @@ class MemoryBank(PinnedBuffers):
         self.embeddings[start:stop] = rows.embeddings
         self.labels[start:stop] = rows.labels
         self.index[start:stop] = rows.index
-        self._add(rows.labels, rows.embeddings.to(torch.float64), sign=1)
+        self._add(rows.labels, rows.embeddings, sign=1)
         self._length = max(self._length, stop)
         return [evicted, rows.labels]
 
     def _add(self, labels: Tensor, embeddings: Tensor, sign: int) -> None:
-        self.class_sums.index_add_(0, labels, embeddings, alpha=sign)
+        addends = embeddings.to(torch.float64)
+        if embeddings.dtype != torch.float64:
+            # Accelerators add in any order; without rounding no order can make ranks differ.
+            addends = addends.mul_(2.0**32).round_().mul_(2.0**-32)
+        self.class_sums.index_add_(0, labels, addends, alpha=sign)
         self.class_counts.index_add_(0, labels, torch.ones_like(labels), alpha=sign)
 
     def _remember_change(self, classes: Tensor) -> None:

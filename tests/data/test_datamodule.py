@@ -1,0 +1,179 @@
+"""Splits, noise and loaders together."""
+
+import numpy as np
+import pytest
+import torch
+
+from noisyml.data.base import ArrayImages, DatasetSource, Split
+from noisyml.data.datamodule import DataModule
+from noisyml.data.samplers import Shuffle
+from noisyml.data.transforms import ImageTransform
+from noisyml.errors import UserError
+from noisyml.models.backbones import mlp
+from noisyml.noise import ClassificationBased, NoNoise, OpenSet, SmallCluster, Symmetric
+
+RNG = np.random.default_rng(0)
+
+
+def split(name, n, offset=0):
+    return Split(
+        name,
+        ArrayImages(RNG.integers(0, 256, (n, 8, 8), dtype=np.uint8)),
+        np.arange(n) % 5,
+        list("abcde"),
+        [f"{name}{i}" for i in range(offset, offset + n)],
+        f"{name}{n}{offset}",
+    )
+
+
+class Toy(DatasetSource):
+    """Five classes of random images."""
+
+    description = "toy"
+
+    def __init__(self, n=60, clean_val=False, labels_are_true=True):
+        self.n, self.clean_val, self.labels_are_true = n, clean_val, labels_are_true
+        self.made = {
+            "train": split("train", n),
+            "val": split("val", 40),
+            "query": split("query", 13),
+            "gallery": split("gallery", 21),
+        }
+
+    def missing(self):
+        return None
+
+    def splits(self):
+        return self.made
+
+
+def module(tmp_path, dataset=None, noise=None, **settings):
+    def plan(labels, seed):
+        return Shuffle(labels, seed, batch_size=16)
+
+    return DataModule(
+        dataset or Toy(),
+        noise or NoNoise(),
+        ImageTransform(),
+        plan,
+        seed=0,
+        cache_dir=str(tmp_path),
+        eval_batch_size=8,
+        **settings,
+    )
+
+
+def test_training_sees_observed_labels_and_tests_the_true_ones(tmp_path):
+    data = module(tmp_path, noise=Symmetric(rate=0.5))
+    manifest = data.prepare_labels()
+    for batch in data.train_dataloader():
+        index = batch["index"].numpy()
+        assert np.array_equal(batch["label"].numpy(), manifest.observed[index])
+    query, gallery = data.test_dataloader()
+    for loader, name in ((query, "query"), (gallery, "gallery")):
+        labels = torch.cat([batch["label"] for batch in loader]).numpy()
+        assert np.array_equal(labels, data.splits[name].labels)
+    assert data.test_splits == {"query": "query", "gallery": "gallery"}
+
+
+@pytest.mark.parametrize(
+    ("clean_val", "noisy_val", "corrupted"),
+    [(False, "auto", True), (True, "auto", False), (True, True, True), (False, False, False)],
+)
+def test_validation_carries_noise_like_training_unless_it_is_official(
+    tmp_path, clean_val, noisy_val, corrupted
+):
+    data = module(tmp_path, Toy(clean_val=clean_val), Symmetric(rate=0.5), noisy_val=noisy_val)
+    data.prepare_labels()
+    assert (data.val_labels != data.splits["val"].labels).any() == corrupted
+
+
+def test_labels_of_unknown_truth_are_not_called_right(tmp_path):
+    data = module(tmp_path, Toy(labels_are_true=False))
+    assert not data.prepare_labels().truth_known
+
+
+def test_noise_by_features_takes_those_of_the_frozen_backbone(tmp_path):
+    data = module(tmp_path, noise=SmallCluster(rate=0.3))
+    with pytest.raises(UserError, match=r"set backbone\.frozen=true"):
+        data.prepare_labels()
+    backbone = mlp(image_size=8, hidden_features=[], frozen=True)
+    manifest = module(tmp_path, noise=SmallCluster(rate=0.3)).prepare_labels(backbone)
+    assert 0.3 <= manifest.actual_rate < 0.6
+    assert manifest.num_classes < 5
+
+
+def test_noise_by_probabilities_flips_exactly_its_share(tmp_path):
+    data = module(tmp_path, noise=ClassificationBased(rate=0.25))
+    assert data.prepare_labels().changed.sum() == 15
+
+
+def test_open_set_noise_takes_images_from_elsewhere(tmp_path):
+    noise = OpenSet(rate=0.5, open_share=1.0, source_size=30)
+    with pytest.raises(UserError, match=r"data\.open_set_source"):
+        module(tmp_path, noise=noise).prepare_labels()
+    source = Toy(n=30)
+    data = module(tmp_path, noise=noise, open_set_source=source)
+    manifest = data.prepare_labels()
+    foreign = np.flatnonzero(manifest.source_index >= 0)
+    assert len(foreign) == 30
+    for i in foreign[:5]:
+        expected = source.made["train"].images.load(int(manifest.source_index[i]))
+        assert np.array_equal(
+            np.asarray(data.splits["train"].images.load(int(i))), np.asarray(expected)
+        )
+    assert data.splits["train"].fingerprint != Toy().splits()["train"].fingerprint
+
+
+def test_cached_features_take_the_place_of_images(tmp_path):
+    data = module(tmp_path, noise=Symmetric(rate=0.5))
+    backbone = mlp(image_size=8, hidden_features=[4], frozen=True, standardise=True)
+    data.prepare_labels(backbone)
+    data.use_features_of(backbone)
+    data.prepare_data()
+    data.setup("fit")
+    batches = list(data.train_dataloader())
+    assert all("image" not in batch for batch in batches)
+    images = data.splits["train"].images
+    for batch in batches:
+        pixels = torch.stack(
+            [torch.from_numpy(np.asarray(images.load(int(i))).copy())[None] for i in batch["index"]]
+        )
+        torch.testing.assert_close(batch["features"], backbone.raw_features(pixels))
+    every = torch.cat([backbone.finish(b["features"]) for b in data.predict_dataloader("train")])
+    torch.testing.assert_close(every.mean(0), torch.zeros(4), atol=1e-5, rtol=0)
+
+
+def test_a_checkpoint_of_other_labels_is_refused(tmp_path):
+    data = module(tmp_path, noise=Symmetric(rate=0.5))
+    manifest = data.prepare_labels()
+    data.load_state_dict({"epoch": 1, "consumed": 2, "noise_sha256": manifest.sha256})
+    whole = module(tmp_path, noise=Symmetric(rate=0.5))
+    whole.prepare_labels()
+    resumed = list(data.train_dataloader().batch_sampler)
+    assert len(resumed) == len(list(whole.train_dataloader().batch_sampler)) - 2
+    with pytest.raises(UserError, match="trained with other labels"):
+        data.load_state_dict({"epoch": 1, "consumed": 2, "noise_sha256": "other"})
+
+
+def test_loaders_do_not_advance_the_global_generator(tmp_path):
+    data = module(tmp_path)
+    data.prepare_labels()
+    before = torch.get_rng_state()
+    list(data.train_dataloader())
+    list(data.val_dataloader()[0])
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_do_not_depend_on_the_number_of_workers(tmp_path, workers):
+    data = module(tmp_path, num_workers=workers)
+    data.transform = ImageTransform(size=8, crop="random", padding=2, horizontal_flip=0.5)
+    data.prepare_labels()
+    alone = module(tmp_path)
+    alone.transform = data.transform
+    alone.dataset = data.dataset
+    alone.prepare_labels()
+    for ours, theirs in zip(data.train_dataloader(), alone.train_dataloader(), strict=True):
+        assert torch.equal(ours["index"], theirs["index"])
+        assert torch.equal(ours["image"], theirs["image"])

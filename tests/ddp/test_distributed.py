@@ -1,0 +1,62 @@
+"""Gather and shards on 2 and 3 gloo processes, one of them with nothing."""
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from noisyml import distributed
+
+SHARDS = {2: (3, 4), 3: (2, 0, 5)}
+
+
+def _work(rank, world, file, out):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=world
+    )
+    torch.manual_seed(0)
+    whole = torch.randn(sum(SHARDS[world]), 4, dtype=torch.float64)
+    weight = torch.randn(4, 4, dtype=torch.float64)
+    start = sum(SHARDS[world][:rank])
+    mine = whole[start : start + SHARDS[world][rank]]
+
+    parameter = weight.clone().requires_grad_()
+    gathered = distributed.gather(mine @ parameter)
+    # A loss that couples all samples, computed alike on every rank.
+    loss = (gathered @ gathered.T).square().sum()
+    loss.backward()
+    average = distributed.all_reduce_sum(parameter.grad) / world  # what DDP does
+
+    alone = weight.clone().requires_grad_()
+    expected = ((whole @ alone) @ (whole @ alone).T).square().sum()
+    expected.backward()
+    results = {
+        "values": torch.allclose(gathered, whole @ weight),
+        "loss": torch.allclose(loss, expected),
+        "gradient": torch.allclose(average, alone.grad),
+        "labels": torch.equal(
+            distributed.gather(torch.arange(start, start + len(mine))), torch.arange(len(whole))
+        ),
+        "masks": torch.equal(distributed.gather(mine[:, 0] > 0), whole[:, 0] > 0),
+        "sizes": distributed.shard_sizes(len(mine), mine.device) == list(SHARDS[world]),
+        "slice": distributed.gather(torch.arange(10)[distributed.shard_slice(10)]).tolist()
+        == list(range(10)),
+        "rank": distributed.rank() == rank and distributed.world_size() == world,
+    }
+    torch.save(results, f"{out}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_see_the_global_batch_and_its_gradient(tmp_path, world):
+    mp.spawn(_work, args=(world, str(tmp_path / "store"), str(tmp_path)), nprocs=world)
+    for rank in range(world):
+        results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert all(results.values()), (rank, results)
+
+
+def test_one_process_gathers_itself():
+    x = torch.randn(3, 2, requires_grad=True)
+    assert distributed.gather(x) is x
+    assert distributed.shard_slice(7) == slice(0, 7)
+    assert distributed.shard_sizes(5, x.device) == [5]
+    assert not distributed.is_distributed()
