@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -248,12 +249,35 @@ class DataModule(LightningDataModule):
                 self._cached(self.splits[name])
 
     def setup(self, stage: str) -> None:
-        """Map the cached features and set the backbone's standardisation."""
+        """Compare the labels across ranks, map cached features, standardise the backbone's input.
+
+        Raises:
+            UserError: the ranks did not make the same labels.
+        """
+        self._check_same_labels()
         if self.backbone is None:
             return
         self._features = {name: self._cached(self.splits[name]) for name in self._feature_splits()}
         if "train" in self._features:
             self.backbone.set_feature_statistics(*self._feature_statistics())
+
+    def _check_same_labels(self) -> None:
+        """Every rank made its own labels; noise by features may round differently elsewhere."""
+        if not distributed.is_distributed():
+            return
+        digest = hashlib.sha256(self.manifest.sha256.encode())
+        if self.val_labels is not None:
+            digest.update(self.val_labels.astype("<i8").tobytes())
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        mine = torch.tensor([list(digest.digest())], dtype=torch.int64, device=device)
+        digests = distributed.gather(mine)
+        others = (digests != digests[0]).any(dim=1).nonzero().flatten().tolist()
+        if others:
+            raise UserError(
+                f"Process {others[0]} made other noisy labels than process 0 (another data set, "
+                "library version or processor there): make them once, and train with "
+                "noise=manifest noise.path=<noise.parquet of that run>."
+            )
 
     def _feature_splits(self) -> list[str]:
         return [name for name in ("train", "val", *self.test_splits) if name in self.splits]

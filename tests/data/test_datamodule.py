@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from noisyml import distributed
 from noisyml.data.base import ArrayImages, DatasetSource, Split
 from noisyml.data.datamodule import DataModule
 from noisyml.data.samplers import Shuffle
@@ -177,3 +178,25 @@ def test_batches_do_not_depend_on_the_number_of_workers(tmp_path, workers):
     for ours, theirs in zip(data.train_dataloader(), alone.train_dataloader(), strict=True):
         assert torch.equal(ours["index"], theirs["index"])
         assert torch.equal(ours["image"], theirs["image"])
+
+
+def test_pixels_for_noise_come_in_height_width_channel_order(tmp_path):
+    """Released generators project raw pixels in this order; bit-exact labels depend on it."""
+    pixels = RNG.integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
+    coloured = Split("train", ArrayImages(pixels), np.zeros(7, int), ["a"], list("abcdefg"), "c")
+    np.testing.assert_array_equal(module(tmp_path)._pixels(coloured), pixels.reshape(7, -1))
+
+
+def test_processes_with_different_labels_are_refused(tmp_path, monkeypatch):
+    data = module(tmp_path, noise=Symmetric(rate=0.4))
+    data.prepare_labels()
+    other = module(tmp_path, noise=Symmetric(rate=0.4, seed=1))
+    other.prepare_labels()
+    sent = []
+    monkeypatch.setattr(distributed, "is_distributed", lambda: True)
+    monkeypatch.setattr(distributed, "gather", lambda x: sent.append(x) or torch.cat([x, x]))
+    data.setup("fit")
+    other.setup("fit")
+    monkeypatch.setattr(distributed, "gather", lambda x: torch.cat(sent))
+    with pytest.raises(UserError, match="Process 1 made other noisy labels than process 0"):
+        data.setup("fit")
