@@ -149,6 +149,34 @@ def test_warmup_keeps_everything_and_scores_nothing(make_selector):
     assert not outcomes[2].p_clean.isnan().any()
 
 
+def test_selection_waits_for_no_device():
+    """A meta tensor has no values: whatever had to read one would raise."""
+    batch, classes = 12, 5
+    with torch.device("meta"):
+        embeddings, centres = torch.empty(batch, DIM), torch.empty(classes, DIM)
+        labels = torch.empty(batch, dtype=torch.int64)
+        counts = torch.empty(classes, dtype=torch.int64)
+        window = torch.empty(30, dtype=torch.float64)
+        p = prism_avg_scores(embeddings, labels, centres, counts > 0)
+        assert smooth_top_r(p, window, 4, scored=p < 1).keep.shape == (batch,)
+        directions, r_bar = resultant_statistics(centres.double(), counts, bias_correction=True)
+        kappa = kappa_from_resultant(r_bar, DIM, newton_steps=1, kappa_max=1e4)
+        density = vmf_log_density(embeddings, directions.float(), kappa, log_vmf_ratio(kappa, DIM))
+        log_p, scored = vmf_log_posterior(density, labels, (counts > 0).double().log())
+        assert smooth_top_r(log_p, window, 4, certain=0.0, scored=scored).window.shape == (30,)
+
+
+@pytest.mark.parametrize("absent", ["exclude", "uniform"])
+def test_vmf_drops_nobody_while_no_class_has_enough_rows(absent):
+    bank = MemoryBank(20, DIM, CLASSES)
+    bank.enqueue(unit_rows(5), torch.arange(5), torch.arange(5))
+    selector = PrismVonMisesFisher(0.5, absent=absent, min_count=2)
+    selection = selector.select(evidence_of(unit_rows(8, seed=1), torch.arange(8) % 5, bank))
+    assert selection.keep.all()
+    assert (selection.p_clean == 1).all()
+    assert selector.recent_cuts.isnan().all()
+
+
 def test_cold_start():
     embeddings, labels = unit_rows(8), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
     for choice, expected in (("keep_all", 8), ("released", 4)):
