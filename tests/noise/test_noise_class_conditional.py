@@ -395,3 +395,15 @@ def test_first_above_is_a_search_in_each_row(columns: int, n: int, seed: int) ->
     values = rng.integers(0, table[rows, -1])
     wanted = [np.searchsorted(table[r], v, side="right") for r, v in zip(rows, values, strict=True)]
     np.testing.assert_array_equal(first_above(table, rows, values), wanted)
+
+
+@pytest.mark.parametrize("legacy", ["multinomial", "cleanlab"])
+def test_a_matrix_stored_in_single_precision_serves_every_recipe(legacy: str) -> None:
+    """Rows may be off by 1e-6; NumPy's multinomial refuses what exceeds 1e-12."""
+    rows = np.eye(4)
+    rows[0, :2] = 0.5 + 4e-7
+    assert rows[0, :-1].sum() > 1 + 1e-12
+    labels = split(400, 4)
+    observed = Matrix(matrix=rows, count="legacy", legacy=legacy).inject(labels, 4).observed
+    assert set(observed[labels == 0]) == {0, 1}
+    np.testing.assert_array_equal(observed[labels > 0], labels[labels > 0])

@@ -100,6 +100,21 @@ def test_altered_samples_are_detected(column: str, tmp_path: Path) -> None:
         NoiseManifest.load(path)
 
 
+def test_altered_class_sources_are_detected(tmp_path: Path) -> None:
+    path = tmp_path / "noise.parquet"
+    features = np.random.default_rng(0).normal(size=(len(LABELS), 4))
+    made = SmallCluster(rate=0.3).inject(LABELS, 6, features=features)
+    made.save(path)
+    assert NoiseManifest.load(path).sha256 == made.sha256
+    table = pq.read_table(path)
+    record = json.loads(table.schema.metadata[b"noisyml.noise"])
+    record["class_source"].reverse()
+    metadata = {b"noisyml.noise": json.dumps(record).encode()}
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    with pytest.raises(UserError, match="altered after it was written"):
+        NoiseManifest.load(path)
+
+
 def test_rows_out_of_order_or_out_of_range_are_detected(tmp_path: Path) -> None:
     path = tmp_path / "noise.parquet"
     Symmetric(rate=0.3).inject(LABELS, 6).save(path)
