@@ -104,7 +104,11 @@ def _thumbnail(images: object, index: int) -> np.ndarray:
         picture = images.load(index).convert("RGB")  # type: ignore[attr-defined]
     except BrokenImage:
         picture = Image.new("RGB", (1, 1))
-    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    scale = THUMBNAIL_SIDE / max(picture.size)
+    size = [max(1, round(side * scale)) for side in picture.size]
+    # Small pictures are enlarged pixel by pixel, large ones reduced smoothly.
+    way = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    picture = picture.resize((size[0], size[1]), way)
     canvas = Image.new("RGB", (THUMBNAIL_SIDE, THUMBNAIL_SIDE))
     canvas.paste(
         picture, ((THUMBNAIL_SIDE - picture.width) // 2, (THUMBNAIL_SIDE - picture.height) // 2)

@@ -104,14 +104,16 @@ def lines_figure(
                 axes.set_xticks(sorted({float(x) for line in panel.lines for x in line.x}))
             else:
                 axes.xaxis.get_major_locator().set_params(integer=True)
-            if panel.y_label.endswith("(fraction)"):
-                low, high = axes.get_ylim()
-                axes.set_ylim(top=min(high, 1 + 0.03 * (1 - low)))
             _dress(axes, panel.title if row == 0 or not faceted else "")
             if row == len(rows) - 1 or not faceted:
                 axes.set_xlabel(panel.x_label)
             if column == 0 or not faceted:
                 axes.set_ylabel(panel.y_label)
+    # Only now: a limit set earlier would stop a shared axis from growing with the later panels.
+    for axes, panel in zip(grid.flat, (panel for panels in rows for panel in panels), strict=True):
+        if panel.y_label.endswith("(fraction)"):
+            low, high = axes.get_ylim()
+            axes.set_ylim(top=min(high, 1 + 0.03 * (1 - low)))
     if len(labels) > 1:
         figure.legend(
             [handles[name] for name in labels],

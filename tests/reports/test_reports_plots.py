@@ -110,3 +110,16 @@ def test_a_label_keeps_its_colour_in_every_figure() -> None:
         return {label: ln.get_color() for label, ln in zip(labels, axes.lines, strict=True)}
 
     assert colours(["a", "b", "c"])["c"] == colours(["c"])["c"] != colours(["a"])["a"]
+
+
+def test_panels_that_share_an_axis_show_all_their_curves():
+    x, nothing = np.arange(3.0), np.full(3, np.nan)
+    panels = [
+        Panel(name, "epoch", "share (fraction)", (Line("a", x, level + 0.01 * x, nothing),))
+        for name, level in (("high", 0.9), ("low", 0.2))
+    ]
+    figure = plots.lines_figure([panels], ["a"], markers=False, faceted=True)
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        assert low < 0.2
+        assert high > 0.92
