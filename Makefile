@@ -44,6 +44,7 @@ bench: $(READY)  ## ratios against named peers, as JSON in outputs/bench
 	mkdir -p outputs/bench
 	$(BIN)/python scripts/bench_retrieval.py --out outputs/bench/retrieval.json
 	$(BIN)/python scripts/bench_prism.py --out outputs/bench/prism.json
+	$(BIN)/python scripts/bench_noise.py --out outputs/bench/noise.json
 
 clean:  ## remove the environment and caches of tools, never results
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
