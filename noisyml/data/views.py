@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from noisyml.data.base import BrokenImage, Split
 from noisyml.data.samplers import DrawnBatch
 from noisyml.data.transforms import ImageTransform
+from noisyml.errors import UserError
 
 OnBroken = Literal["error", "skip"]
 
@@ -89,6 +90,11 @@ class TrainingView(Dataset[Any]):
                 if self._on_broken == "error":
                     raise
                 broken.append(position)
+        if not images:
+            raise UserError(
+                f"None of the {len(broken)} images of a training batch can be decoded (one of "
+                f"them: {self._split.keys[broken[0]]}); `noisyml data check` lists them all."
+            )
         return _batch(drawn.index, self._labels, images, broken)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -56,4 +57,8 @@ class EmbeddingHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """[B, in_features] to [B, out_features]."""
         projected: Tensor = self.layers(features)
-        return F.normalize(projected, dim=1) if self.normalise else projected
+        if not self.normalise:
+            return projected
+        # In half precision a unit vector is off by 1e-3, and a sample no longer equals itself.
+        with torch.autocast(projected.device.type, enabled=False):
+            return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)))

@@ -24,7 +24,7 @@ SETTINGS = [
     "optimizer=sgd",
     "optimizer.lr=0.002",
     "trainer.max_epochs=2",
-    "trainer.limit_train_batches=12",
+    "trainer.limit_train_batches=8",
     "callbacks.history.every_n_steps=1",
     "report=false",
 ]
@@ -65,7 +65,7 @@ def test_two_processes_equal_one(tmp_path, parts):
         pd.read_csv(one / "history.csv"), pd.read_csv(two / "history.csv"), rtol=1e-4, atol=1e-5
     )
     judged = [pd.read_parquet(run / "selection.parquet") for run in (one, two)]
-    assert len(judged[0]) == 2 * 12 * 64
+    assert len(judged[0]) == 2 * 8 * 64
     for column in ("index", "kept", "epoch"):
         assert judged[0][column].equals(judged[1][column]), column
     np.testing.assert_allclose(judged[0]["p_clean"], judged[1]["p_clean"], atol=5e-3)

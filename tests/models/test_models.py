@@ -158,6 +158,13 @@ def test_heads_put_embeddings_on_the_unit_sphere(norm):
     assert EmbeddingHead(10, 4, normalise=False)(torch.randn(6, 10)).norm(dim=1).std() > 1e-3
 
 
+def test_embeddings_are_of_unit_length_under_reduced_precision():
+    head = EmbeddingHead(10, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        embeddings = head(torch.randn(6, 10))
+    torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(6), atol=1e-6, rtol=0)
+
+
 def test_the_encoder_takes_images_or_their_cached_features():
     backbone = mlp(image_size=32, hidden_features=[16], frozen=True)
     encoder = Encoder(backbone, EmbeddingHead(16, 4)).eval()
