@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from noisyml.reports.report import Report
     from noisyml.reports.tables import Cell, ResultTable
 
+#: Share of the terminal's width above which settings no longer stand in each of its tables.
+LEAD_SHARE = 0.6
+
 
 def main(arguments: list[str]) -> int:
     """Write the report on the runs named and print its table and where it lies.
@@ -92,6 +95,7 @@ def _terminal_tables(table: ResultTable, width: int) -> list[Table]:
     """The result table for a terminal `width` characters wide.
 
     A table too wide is split into several; a single row without settings is turned on its side.
+    Where the settings alone would leave no room, they are listed once and the rows numbered.
     Names from files are shown as they stand.
     """
     from rich import box
@@ -105,33 +109,38 @@ def _terminal_tables(table: ResultTable, width: int) -> list[Table]:
         return [upright]
 
     gap, edges = 2, 2
-    leads = [(*row.values, row.runs) for row in table.rows]
     tops = [
         column.section.removeprefix("Test, ")
         .removesuffix(" checkpoint")
         .replace("validation", "val")
         for column in table.columns
     ]
-    taken = edges + sum(
-        gap + max(len(heading), *(len(lead[i]) for lead in leads))
-        for i, heading in enumerate([*table.keys, "runs"])
-    )
+    needed = [
+        gap + max(map(len, [top, column.label, *(_compact(row.cells[c]) for row in table.rows)]))
+        for c, (top, column) in enumerate(zip(tops, table.columns, strict=True))
+    ]
+    keys: tuple[str, ...] = table.keys
+    leads = [(*row.values, row.runs) for row in table.rows]
+    taken = edges + _widths([*keys, "runs"], leads, gap)
+    shown = []
+    if taken + max(needed, default=0) > width or taken > LEAD_SHARE * width:
+        shown.append(_legend(table))
+        keys = ("group",)
+        leads = [(str(number), row.runs) for number, row in enumerate(table.rows, 1)]
+        taken = edges + _widths([*keys, "runs"], leads, gap)
     parts: list[list[int]] = [[]]
     used = taken
-    for c, (top, column) in enumerate(zip(tops, table.columns, strict=True)):
-        texts = [top, column.label, *(_compact(row.cells[c]) for row in table.rows)]
-        needed = gap + max(map(len, texts))
-        if parts[-1] and used + needed > width:
+    for c, space in enumerate(needed):
+        if parts[-1] and used + space > width:
             parts.append([])
             used = taken
         parts[-1].append(c)
-        used += needed
+        used += space
 
-    shown = []
     for part in parts:
         one = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, gap - 1, 0, 0))
-        for key in table.keys:
-            one.add_column(Text(f"\n{key}"))
+        for key in keys:
+            one.add_column(Text(f"\n{key}"), no_wrap=True)
         one.add_column(Text("\nruns"), justify="right", no_wrap=True)
         for c in part:
             heading = Text(f"{tops[c]}\n{table.columns[c].label}")
@@ -146,6 +155,27 @@ def _terminal_tables(table: ResultTable, width: int) -> list[Table]:
             one.add_row(*map(Text, lead), *cells, end_section=ends)
         shown.append(one)
     return shown
+
+
+def _widths(headings: list[str], rows: list[tuple[str, ...]], gap: int) -> int:
+    """Characters that columns of text take up, gaps included."""
+    columns = zip(headings, *rows, strict=True)
+    return sum(gap + max(map(len, column)) for column in columns)
+
+
+def _legend(table: ResultTable) -> Table:
+    """The settings of each row, numbered; long lines are folded."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    legend = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    legend.add_column("group", no_wrap=True)
+    legend.add_column("settings", overflow="fold")
+    for number, row in enumerate(table.rows, 1):
+        pairs = zip(table.keys, row.values, strict=True)
+        legend.add_row(str(number), Text(", ".join(f"{key}={value}" for key, value in pairs)))
+    return legend
 
 
 def _compact(cell: Cell) -> str:

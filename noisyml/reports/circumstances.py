@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 import shlex
@@ -25,6 +24,9 @@ _DEVICE = re.compile(r"(^|[._])(device|devices|gpu|accelerator|device_name)$")
 
 #: What ends a commit's name if files differed from it.
 _DIRTY = "-dirty"
+
+#: Whatever its folder is called, a run was made by this.
+_TRAIN = ("noisyml", "train")
 
 #: Nominal and realised noise rate further apart than this are pointed out.
 RATE_GAP = 0.02
@@ -164,28 +166,16 @@ def rerun_commands(runs: Sequence[RunFolder]) -> list[str]:
     A sweep is written as one command if the values typed form a full product.
     """
     typed = [typed_settings(run.overrides()) for run in runs]
-    verbs = [_verb(run) for run in runs]
     keys = list(dict.fromkeys(key for one in typed for key in one))
     same_keys = all(len(one) == len(keys) for one in typed)
-    if len(runs) > 1 and same_keys and len(set(verbs)) == 1:
+    if len(runs) > 1 and same_keys:
         values = {key: list(dict.fromkeys(one[key] for one in typed)) for key in keys}
         combinations = {tuple(one[key] for key in keys) for one in typed}
         if len(combinations) == math.prod(len(found) for found in values.values()):
             words = [f"{key}={','.join(found)}" for key, found in values.items()]
             swept = ["-m"] if len(combinations) > 1 else []
-            return [shlex.join(["noisyml", verbs[0], *swept, *words])]
-    commands = [
-        shlex.join(["noisyml", verb, *run.overrides()])
-        for verb, run in zip(verbs, runs, strict=True)
-    ]
-    return list(dict.fromkeys(commands))
-
-
-def _verb(run: RunFolder) -> str:
-    """The verb that made a run, from ``outputs/<verb>/<name>/...``."""
-    parts = run.path.resolve().parts
-    after = [word for before, word in itertools.pairwise(parts[:-1]) if before == "outputs"]
-    return after[-1] if after else "train"
+            return [shlex.join([*_TRAIN, *swept, *words])]
+    return list(dict.fromkeys(shlex.join([*_TRAIN, *run.overrides()]) for run in runs))
 
 
 def _path(text: object) -> Path:

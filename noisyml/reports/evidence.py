@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 
 from noisyml.runs import RunFolder
 
+#: One row per image that could not be decoded, where a run was told to skip those.
+BROKEN_IMAGES_FILE = "broken_images.csv"
+
 
 class Unreadable(Exception):
     """A file of a run folder is there but cannot be used; the message names it and says why."""
@@ -146,6 +149,17 @@ def read_thumbnails(run: RunFolder) -> Thumbnails | None:
     observed, clean, key = (array[order] for array in names)
     right = _rightness(read_manifest(run), index[order], observed, clean)
     return Thumbnails(images[order], p_clean[order], observed, clean, key, right)
+
+
+def read_broken_images(run: RunFolder) -> int:
+    """How many images could not be decoded and were left out; 0 where the run tells of none."""
+    path = run.path / BROKEN_IMAGES_FILE
+    if not path.is_file():
+        return 0
+    try:
+        return len(pd.read_csv(path))
+    except (ValueError, OSError) as error:
+        raise Unreadable(f"{path.name} cannot be read: {_short(error)}") from error
 
 
 def read_environment(run: RunFolder) -> dict[str, str]:

@@ -40,6 +40,7 @@ _THEME = {TEXT: "currentColor", GRID: "var(--grid)", FAINT: "var(--faint)"}
 WIDTH = 10.0  # inches; 9-point text is then as large as the page's own small print
 DPI = 140  # of PNG files and of point clouds inside SVG
 CURVE_POINTS = 200
+FEW_POINTS = 3  # a curve of at most so many points is marked at each of them
 HISTOGRAM_BINS = 40
 SATURATED = 0.8  # share of samples in two bins above which a scale tells nothing
 MAP_CLASSES = 20
@@ -111,6 +112,12 @@ def lines_figure(
                 axes.set_ylabel(panel.y_label)
     # Only now: a limit set earlier would stop a shared axis from growing with the later panels.
     for axes, panel in zip(grid.flat, (panel for panels in rows for panel in panels), strict=True):
+        sharing = [axes, *axes.get_shared_x_axes().get_siblings(axes)]
+        places = {float(x) for one in sharing for drawn in one.lines for x in drawn.get_xdata()}
+        if len(places) == 1 and not markers:
+            only = places.pop()
+            axes.set_xlim(only - 1, only + 1)
+            axes.set_xticks([only])
         if panel.y_label.endswith("(fraction)"):
             low, high = axes.get_ylim()
             axes.set_ylim(top=min(high, 1 + 0.03 * (1 - low)))
@@ -390,7 +397,7 @@ def _draw_line(axes: Axes, line: Line, style: int, markers: bool) -> Line2D:
         color=colour,
         linestyle=dash,
         linewidth=1.6,
-        marker=MARKERS[style % len(MARKERS)] if markers or len(line.x) == 1 else None,
+        marker=MARKERS[style % len(MARKERS)] if markers or len(line.x) <= FEW_POINTS else None,
         markersize=5,
     )[0]
     spread = np.isfinite(line.std)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -26,9 +27,11 @@ from noisyml.reports.circumstances import (
     rerun_commands,
 )
 from noisyml.reports.evidence import (
+    BROKEN_IMAGES_FILE,
     Judgements,
     Unreadable,
     png_data_uri,
+    read_broken_images,
     read_embedding_map,
     read_environment,
     read_history,
@@ -49,7 +52,14 @@ from noisyml.reports.tables import (
     result_table,
     text_of,
 )
-from noisyml.reports.variation import ABSENT, Settings, decides_data, is_rate, values_of
+from noisyml.reports.variation import (
+    ABSENT,
+    DESCRIBING,
+    Settings,
+    decides_data,
+    is_rate,
+    values_of,
+)
 from noisyml.runs import RunFolder, write_atomically
 
 if TYPE_CHECKING:
@@ -64,6 +74,7 @@ PANELS_PER_ROW = 4
 THUMBNAILS_OF_ONE, THUMBNAILS_OF_MANY = 60, 20
 THUMBNAIL_PIXELS = 96
 COMMANDS_SHOWN = 50
+NAMES_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -198,7 +209,7 @@ def build_report(
         paths: folders of runs or of sweeps.
         by: settings to group by in place of those found to differ.
         metrics: metrics of the table in place of the default ones.
-        title: heading of the page; default: the last two parts of the common folder.
+        title: heading of the page; default: the name of the common folder.
 
     Raises:
         UserError: a folder is missing or holds no run, or `by` or `metrics` names nothing known.
@@ -296,9 +307,6 @@ _LEGEND = (
     "among rows with the same data and noise."
 )
 
-#: Groups of the configuration that say what a run is.
-_DESCRIBED = ("method", "dataset", "noise", "selector", "loss")
-
 _CHOSEN_ON_TEST = (
     "Figures marked CHOSEN ON TEST use a checkpoint chosen on the test data: they are optimistic "
     "and compare with no others."
@@ -341,7 +349,9 @@ class _Builder:
             *([_CHOSEN_ON_TEST] if self._chosen_on_test() else []),
             *environment_warnings(facts),
             *data_warnings(self.runs, lambda run: self._read(read_manifest, run)),
+            *self._left_out(),
             *(repetition_warnings(self.runs, names) if len(self.runs) > 1 else []),
+            *self._broken_images(),
             *rate_warnings(self.runs),
             *dict.fromkeys(self.unreadable),
         ]
@@ -405,14 +415,48 @@ class _Builder:
         varied = " × ".join(
             f"{len({g[i] for g in self.groups})} {key}" for i, key in enumerate(self.keys)
         )
+        if len(self.groups) < math.prod(
+            len({g[i] for g in self.groups}) for i in range(len(self.keys))
+        ):
+            varied = f"{len(self.groups)} groups by {', '.join(self.keys)}"
         what = f"{varied} × {seeds} seed" if varied else f"{seeds} seed"
         states = f"{done} finished" if done < total else "all finished"
         return f"{total} runs ({states}): {what}{'' if seeds == 1 else 's'}."
 
+    def _left_out(self) -> list[str]:
+        """A sentence on runs that repeat a newer one and are left out."""
+        names = [_run_name(Path(path)) for path in self.runs.attrs["left_out"]]
+        if not names:
+            return []
+        more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+        listed = ", ".join(names[:NAMES_SHOWN]) + more
+        return [
+            f"{len(names)} finished {'run was' if len(names) == 1 else 'runs were'} left out, "
+            f"because a newer one has the same configuration and seed: {listed}."
+        ]
+
+    def _broken_images(self) -> list[str]:
+        """A sentence on images that could not be decoded, per run or at most."""
+        counts = [self._read(read_broken_images, run) or 0 for run in self.folders]
+        most, concerned = max(counts), sum(count > 0 for count in counts)
+        if not most:
+            return []
+        images = f"{most:,} {'image' if most == 1 else 'images'}"
+        tail = (
+            "could not be decoded and were left out"
+            if most != 1
+            else ("could not be decoded and was left out")
+        )
+        up_to = "Up to " if len({count for count in counts if count}) > 1 else ""
+        where = f" in {concerned} of {len(counts)} runs" if len(counts) > 1 else ""
+        return [
+            f"{up_to}{images} {tail}{where}; {BROKEN_IMAGES_FILE} in the run folder lists them."
+        ]
+
     def _choices(self) -> list[str]:
         """What a single run is made of, group by group."""
         settings = [Settings.read(self.folders[0])]
-        named = [(key, values_of(key, settings)[0]) for key in _DESCRIBED]
+        named = [(key, values_of(key, settings)[0]) for key in DESCRIBING]
         return [f"{key} {text_of(value)}" for key, value in named if value != ABSENT]
 
     def _chosen_on_test(self) -> bool:
@@ -565,10 +609,12 @@ class _Builder:
         if all((frame["kept"] == 1).all() for own in frames.values() for frame in own):
             return []
         metrics = {n: _axis_label(f"selection/{n}") for n in ("precision", "recall", "kept")}
-        caption = (
-            "What the selector kept, epoch by epoch. Precision: share of right labels among those "
-            "kept; recall: share of right labels that were kept."
-        )
+        caption = "What the selector kept, epoch by epoch."
+        if any("precision" in frame for own in frames.values() for frame in own):
+            caption += (
+                " Precision: share of right labels among those kept; recall: share of right labels "
+                "that were kept."
+            )
         return self._grids(metrics, "epoch", frames, "kept_set_by_epoch", caption)
 
     def _details(self) -> tuple[list[Detail], str]:
@@ -697,10 +743,9 @@ def _run_name(path: Path) -> str:
 
 def _default_title(runs: pd.DataFrame) -> str:
     folders = [Path(path).resolve() for path in runs["run"]]
-    if len(folders) == 1:
-        return _run_name(folders[0])
     common = Path(os.path.commonpath(folders))
-    return _run_name(common)
+    # A job's number or a time says nothing without the name of what was run.
+    return _run_name(common) if common.name[:1].isdigit() else common.name or "Runs"
 
 
 def _one_line(text: str) -> str:

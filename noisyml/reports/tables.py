@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from noisyml.reports.variation import (
     decides_data,
     is_rate,
     repetitions,
+    same_runs,
     values_of,
     varied_keys,
 )
@@ -202,7 +204,8 @@ def load_runs(paths: Sequence[Path], by: Sequence[str] | None = None) -> pd.Data
 
     Columns: ``run`` (folder), ``state``, ``problem`` (why there are no figures, or empty),
     ``seed`` (text, empty if none), the varied settings, and every metric of ``metrics.json``.
-    ``attrs["varied"]`` names the varied settings.
+    ``attrs["varied"]`` names the varied settings. Of finished runs with equal configuration and
+    seed only the newest has a row; ``attrs["left_out"]`` lists the folders of the others.
 
     Args:
         paths: folders of runs or of sweeps.
@@ -214,6 +217,10 @@ def load_runs(paths: Sequence[Path], by: Sequence[str] | None = None) -> pd.Data
     """
     folders = find_runs([Path(path) for path in paths])
     settings = [_settings(run) for run in folders]
+    outcomes = [_outcome(run) for run in folders]
+    kept = _newest(folders, settings, [state for state, _, _ in outcomes])
+    left_out = [str(run.path) for position, run in enumerate(folders) if position not in kept]
+    folders, settings, outcomes = ([of[i] for i in kept] for of in (folders, settings, outcomes))
     keys = varied_keys(settings) if by is None else list(by)
     values = {key: values_of(key, settings) for key in keys}
     for key, column in values.items():
@@ -224,12 +231,13 @@ def load_runs(paths: Sequence[Path], by: Sequence[str] | None = None) -> pd.Data
     seeds = repetitions(settings)
     rows = []
     for position, run in enumerate(folders):
-        state, problem, metrics = _outcome(run)
+        state, problem, metrics = outcomes[position]
         facts = {"run": str(run.path), "state": state, "problem": problem}
         chosen = {key: values[key][position] for key in keys}
         rows.append({**facts, "seed": seeds[position], **chosen, **metrics})
     frame = pd.DataFrame(rows)
     frame.attrs["varied"] = keys
+    frame.attrs["left_out"] = left_out
     return frame
 
 
@@ -389,6 +397,27 @@ def _settings(run: RunFolder) -> Settings:
         ) from error
 
 
+def _newest(
+    folders: Sequence[RunFolder], settings: Sequence[Settings], states: Sequence[str]
+) -> list[int]:
+    """Positions of all runs but those of which a newer finished run is a repetition."""
+    newest: dict[int, int] = {}
+    numbers = same_runs(settings)
+    for position in range(len(folders)):
+        if states[position] == FINISHED:
+            other = newest.setdefault(numbers[position], position)
+            if _ended(folders[position]) > _ended(folders[other]):
+                newest[numbers[position]] = position
+    chosen = set(newest.values())
+    return [i for i in range(len(folders)) if states[i] != FINISHED or i in chosen]
+
+
+def _ended(run: RunFolder) -> float:
+    """When a finished run ended, in seconds since 1970."""
+    ended = run.status().get("ended")
+    return float(ended) if isinstance(ended, int | float) else run.metrics_file.stat().st_mtime
+
+
 def _outcome(run: RunFolder) -> tuple[str, str, dict[str, float]]:
     """State, what is wrong with it in words, and the metrics of a finished run."""
     try:
@@ -398,6 +427,9 @@ def _outcome(run: RunFolder) -> tuple[str, str, dict[str, float]]:
     state = str(status.get("state", FINISHED if run.metrics_file.is_file() else "unknown"))
     if state != FINISHED:
         reason = next((str(status[k]) for k in ("error", "reason", "message") if k in status), "")
+        if state == "interrupted":
+            advice = f"continue with {shlex.join(['noisyml', 'train', f'resume={run.path}'])}"
+            return state, f"{reason.rstrip('.')}; {advice}" if reason else f"C{advice[1:]}", {}
         return state, reason or _UNFINISHED.get(state, "No result was written."), {}
     if not run.metrics_file.is_file():
         return "incomplete", "metrics.json is missing.", {}

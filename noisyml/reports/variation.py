@@ -24,6 +24,15 @@ DATA_GROUPS = ("dataset", "data", "noise")
 
 ABSENT = "–"
 
+#: Groups that say what a run is, named first where several tell the same runs apart.
+DESCRIBING = ("method", "dataset", "noise", "selector", "loss")
+
+#: Settings that may differ between two runs of the same configuration.
+_OF_ONE_FOLDER = re.compile(r"^(run_dir|name|report|resume|paths\.output)$|^(hydra|logger)([./]|$)")
+
+#: Option names of the groups of the configuration, as a training run writes them.
+CHOICES_FILE = "choices.yaml"
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -34,22 +43,30 @@ class Settings:
         leaves: the same, flat: dotted key to value, lists as JSON text, the run's own folder in
             it written ``RUN_DIR``.
         typed: what was typed on the command line, key to text.
+        choices: the option chosen of each group, typed or not; empty for a run without
+            ``choices.yaml``.
     """
 
     tree: dict[str, Any]
     leaves: dict[str, Hashable]
     typed: dict[str, str]
+    choices: dict[str, str]
 
     @classmethod
     def read(cls, run: RunFolder) -> Settings:
-        """Read ``config.yaml`` and ``overrides.yaml`` of a run."""
+        """Read ``config.yaml``, ``overrides.yaml`` and ``choices.yaml`` of a run."""
         tree = run.config()
         own_folder = str(tree.get("run_dir") or run.path)
         leaves = {
             key: value.replace(own_folder, "RUN_DIR") if isinstance(value, str) else value
             for key, value in _leaves(tree)
         }
-        return cls(tree=tree, leaves=leaves, typed=typed_settings(run.overrides()))
+        typed = typed_settings(run.overrides())
+        return cls(tree=tree, leaves=leaves, typed=typed, choices=_choices(run))
+
+    def name(self, group: str) -> str | None:
+        """The option of a group by the name it was chosen by, None where that is not known."""
+        return self.choices.get(group) or self.typed.get(group)
 
     def node(self, key: str) -> Any:
         """The part of the configuration at a dotted key, None where there is none."""
@@ -71,9 +88,10 @@ def varied_keys(settings: Sequence[Settings]) -> list[str]:
     """The settings that tell the runs apart, seeds and folders aside.
 
     Settings typed with different values count first. Then come choices that stand nowhere in the
-    configuration (``experiment``), groups whose ``_target_`` differs, and single settings, but only
-    those that separate runs which would otherwise fall together: what follows from another setting
-    is not listed again.
+    configuration (``experiment``), groups of which another option was chosen, and single settings,
+    but only those that separate runs which would otherwise fall together: what follows from another
+    setting is not listed again. A setting inside a group is left out where the choice of the group
+    says it already, a noise rate excepted.
     """
     typed = [
         key
@@ -81,11 +99,14 @@ def varied_keys(settings: Sequence[Settings]) -> list[str]:
         if not INCIDENTAL.search(key) and len(set(values_of(key, settings))) > 1
     ]
     nowhere = [key for key in typed if all(one.node(key) is None for one in settings)]
-    chosen = [key for key in typed if key not in nowhere]
+    chosen = list(
+        dict.fromkeys(_standing_for(key, settings) for key in typed if key not in nowhere)
+    )
     paths = {key for s in settings for key in s.leaves}
+    options = {key for s in settings for key in s.choices}
     groups = sorted(
-        (key.removesuffix("._target_") for key in paths if key.endswith("._target_")),
-        key=lambda key: (key.count("."), key),
+        options | {key.removesuffix("._target_") for key in paths if key.endswith("._target_")},
+        key=lambda key: (key not in DESCRIBING, key.count("."), key),
     )
     leaves = sorted(paths, key=lambda key: (key.count("."), key))
     columns = [values_of(key, settings) for key in chosen]
@@ -106,6 +127,19 @@ def varied_keys(settings: Sequence[Settings]) -> list[str]:
             identity = finer
     # Data first: rows of a table are compared within the same data.
     return sorted(chosen, key=lambda key: not decides_data(key))
+
+
+def same_runs(settings: Sequence[Settings]) -> list[int]:
+    """Number of the configuration of each run: equal for equal ones, seeds included.
+
+    What only says where a run lies or what it is called counts for nothing.
+    """
+    contents = [
+        frozenset((k, v) for k, v in one.leaves.items() if not _OF_ONE_FOLDER.search(k))
+        for one in settings
+    ]
+    numbers = {content: number for number, content in enumerate(dict.fromkeys(contents))}
+    return [numbers[content] for content in contents]
 
 
 def repetitions(settings: Sequence[Settings]) -> list[str]:
@@ -137,19 +171,21 @@ def is_rate(key: str) -> bool:
 def values_of(key: str, settings: Sequence[Settings]) -> list[Hashable]:
     """The value of one setting in every run.
 
-    A group of the configuration (``selector``) has no single value: the name typed for it stands,
-    and where none was typed, the name typed elsewhere for the same ``_target_``, its own
-    ``name``, or its class.
+    A group of the configuration (``selector``) has no single value: the name of the option chosen
+    stands, and where ``choices.yaml`` is missing, the name typed, the name known elsewhere for the
+    same ``_target_``, its own ``name``, or its class.
     """
     names: dict[Hashable, set[str]] = {}
     for one in settings:
-        node = one.node(key)
-        if isinstance(node, dict) and key in one.typed:
-            names.setdefault(_target(node), set()).add(one.typed[key])
+        node, name = one.node(key), one.name(key)
+        if isinstance(node, dict) and name is not None:
+            names.setdefault(_target(node), set()).add(name)
     return [_value(key, one, names) for one in settings]
 
 
 def _value(key: str, one: Settings, names: dict[Hashable, set[str]]) -> Hashable:
+    if key in one.choices:
+        return one.choices[key]
     if key in one.leaves:
         return one.leaves[key]
     node = one.node(key)
@@ -161,6 +197,38 @@ def _value(key: str, one: Settings, names: dict[Hashable, set[str]]) -> Hashable
             return next(iter(elsewhere))
         return str(node.get("name") or _target(node) or ABSENT).rpartition(".")[2]
     return one.typed.get(key, ABSENT)
+
+
+def _standing_for(key: str, settings: Sequence[Settings]) -> str:
+    """The outermost group whose option determines a setting inside it, or the setting itself."""
+    if is_rate(key):
+        return key
+    parts = key.split(".")
+    values = values_of(key, settings)
+    for length in range(1, len(parts)):
+        group = ".".join(parts[:length])
+        if not any(isinstance(one.node(group), dict) and _is_group(group, one) for one in settings):
+            continue
+        options = values_of(group, settings)
+        if len(set(zip(options, values, strict=True))) == len(set(options)):
+            return group
+    return key
+
+
+def _is_group(key: str, one: Settings) -> bool:
+    return key in one.choices or key in one.typed or f"{key}._target_" in one.leaves
+
+
+def _choices(run: RunFolder) -> dict[str, str]:
+    import yaml
+
+    path = run.path / CHOICES_FILE
+    if not path.is_file():
+        return {}
+    loaded = yaml.safe_load(path.read_text()) or {}
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{CHOICES_FILE} is no mapping of groups to options")
+    return {str(group): str(option) for group, option in loaded.items() if option is not None}
 
 
 def _target(node: dict[str, Any]) -> Hashable:

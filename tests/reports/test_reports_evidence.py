@@ -140,6 +140,11 @@ def test_a_complete_sweep_is_repeated_by_one_command(maker: RunMaker) -> None:
     assert len(rerun_commands(runs[:-1])) == 7
 
 
+def test_a_sweep_folder_does_not_decide_the_verb(maker: RunMaker) -> None:
+    run = maker.run("../sw/x/0", files=False)
+    assert rerun_commands([run])[0].startswith("noisyml train ")
+
+
 def test_commands_are_quoted_for_the_shell(maker: RunMaker) -> None:
     run = maker.run("a", files=False, extra_overrides=("dataset.path=my labels; rm -rf.csv",))
     assert rerun_commands([run])[0].endswith(" 'dataset.path=my labels; rm -rf.csv'")
@@ -171,8 +176,9 @@ def test_different_data_and_different_wrong_labels_are_told(maker: RunMaker) -> 
 
 
 def test_repeated_and_missing_seeds_are_told(maker: RunMaker) -> None:
-    for number, (selector, seed) in enumerate([("x", 0), ("x", 0), ("y", 0)]):
-        maker.run(f"s/{number}", selector, seed=seed, files=False)
+    for number, (selector, workers) in enumerate([("x", 0), ("x", 2), ("y", 0)]):
+        extra = {"data": {"num_workers": workers}}
+        maker.run(f"s/{number}", selector, seed=0, files=False, extra_config=extra)
     runs = load_runs([maker.root / "s"])
     told = repetition_warnings(runs, ["x", "x", "y"])
     assert told[0].startswith("Seed 0 in x was run more than once")

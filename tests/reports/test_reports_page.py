@@ -249,3 +249,65 @@ def test_a_narrow_terminal_gets_several_tables(sweep: Path) -> None:
 def test_a_wrong_folder_is_a_sentence(tmp_path: Path, where: str, says: str) -> None:
     with pytest.raises(UserError, match=says):
         main([str(tmp_path / where)])
+
+
+def test_what_was_left_out_is_told(maker: RunMaker) -> None:
+    runs = [maker.run(f"s/{n}", seed=seed, files=False) for n, seed in enumerate((0, 0, 1))]
+    for run, ended in zip(runs, (1.0, 2.0, 3.0), strict=True):
+        run.write_status("finished", ended=ended)
+        (run.path / "broken_images.csv").write_text("split,index,key\ntrain,3,a\ntrain,5,b\n")
+    notices = build_report([maker.root / "s"]).notices
+    assert any(
+        n.startswith("1 finished run was left out, because a newer one has the same configuration")
+        and n.endswith("s/0.")
+        for n in notices
+    )
+    assert any(
+        n.startswith("2 images could not be decoded and were left out in 2 of 2 runs")
+        for n in notices
+    )
+    (runs[2].path / "broken_images.csv").write_text("")
+    assert any(
+        "broken_images.csv cannot be read" in n for n in build_report([runs[2].path]).notices
+    )
+
+
+@pytest.mark.parametrize(
+    ("where", "title"), [("stranger", "stranger"), ("demo/2026-11-22_10-20-04", None)]
+)
+def test_the_title_is_the_name_of_the_folder(
+    maker: RunMaker, where: str, title: str | None
+) -> None:
+    for seed in (0, 1):
+        maker.run(f"{where}/{seed}", seed=seed, files=False)
+    assert build_report([maker.root / where]).title == (title or where)
+
+
+def test_thumbnails_show_trust_and_captions_only_what_is_drawn(maker: RunMaker) -> None:
+    import pandas as pd
+
+    run = maker.run("one", files=("noise", "selection", "thumbnails"))
+    report = build_report([run.path])
+    thumb = report.details[0].thumbs[0]
+    assert f'<div class="quiet">p_clean {thumb.p_clean}</div>' in render_html(report)
+    assert "Precision:" in report.trust[0].caption
+    manifest = pd.read_parquet(run.noise_file)
+    manifest.assign(clean=-1, changed=False).to_parquet(run.noise_file)
+    assert "Precision:" not in build_report([run.path]).trust[0].caption
+
+
+def test_many_settings_are_listed_once_and_never_cut(maker: RunMaker) -> None:
+    keys = [f"head.layers.a_rather_long_setting_{i}" for i in range(8)]
+    for number in range(3):
+        typed = tuple(f"{key}={number}" for key in keys)
+        extra = {"width": number}
+        maker.run(f"s/{number}", files=False, extra_config=extra, extra_overrides=typed)
+    table = result_table(load_runs([maker.root / "s"], by=keys))
+    console = Console(width=80, file=io.StringIO())
+    for part in _terminal_tables(table, 80):
+        console.print(part)
+    printed = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "…" not in printed
+    assert all(printed.count(key) == 3 for key in keys)
+    for row in table.rows:
+        assert all(cell.mean in printed for cell in row.cells)

@@ -123,3 +123,12 @@ def test_panels_that_share_an_axis_show_all_their_curves():
         low, high = axes.get_ylim()
         assert low < 0.2
         assert high > 0.92
+
+
+def test_a_single_epoch_is_a_marked_point_at_an_integer() -> None:
+    one = Line("a", np.zeros(1), np.full(1, 0.5), np.full(1, np.nan))
+    panels = [[Panel("", "epoch", "share (fraction)", (one,))]]
+    axes = plots.lines_figure(panels, ["a"], markers=False, faceted=False).axes[0]
+    assert axes.get_xlim() == (-1, 1)
+    assert axes.get_xticks().tolist() == [0]
+    assert axes.lines[0].get_marker() != "None"

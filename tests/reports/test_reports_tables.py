@@ -212,3 +212,22 @@ def test_names_of_the_field() -> None:
     assert Column.of("test/precision_at_1").label == "P@1"
     assert Column.of("best/test/map_macro").section == "Test, best on validation"
     assert Column.of("something").label == "something"
+
+
+def test_of_equal_runs_only_the_newest_counts(maker: RunMaker) -> None:
+    for number, (seed, ended, value) in enumerate(((0, 20.0, 0.7), (0, 10.0, 0.1), (1, 5.0, 0.8))):
+        run = maker.run(f"s/{number}", seed=seed, metrics={P1: value}, files=False)
+        run.write_status("finished", ended=ended)
+    maker.run("s/3", seed=0, status={"state": "failed"}, files=False)
+    runs = load_runs([maker.root / "s"])
+    assert [Path(path).name for path in runs["run"]] == ["0", "2", "3"]
+    assert [Path(path).name for path in runs.attrs["left_out"]] == ["1"]
+    row = result_table(runs).rows[0]
+    assert (row.runs, row.cells[0].mean) == ("2 of 3", "0.7500")
+
+
+def test_an_interrupted_run_says_how_to_go_on(maker: RunMaker) -> None:
+    run = maker.run("a", files=False, status={"state": "interrupted"})
+    runs = load_runs([maker.root])
+    assert runs["state"].tolist() == ["interrupted"]
+    assert runs["problem"][0] == f"Continue with noisyml train resume={run.path}"

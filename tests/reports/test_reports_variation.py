@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import yaml
 from synthetic_runs import RunMaker
 
 from noisyml.reports.variation import Settings, repetitions, values_of, varied_keys
@@ -73,3 +74,52 @@ def test_a_choice_of_experiment_stands_for_all_it_changes(maker: RunMaker) -> No
     for run, name in zip(runs, ("small", "large"), strict=True):
         run.overrides_file.write_text(f"- experiment={name}\n- seed=0\n")
     assert varied_keys(read(*runs)) == ["experiment"]
+
+
+def choose(run: RunFolder, **choices: str) -> RunFolder:
+    """Add the file of choices as the train verb writes it."""
+    (run.path / "choices.yaml").write_text(yaml.safe_dump(choices))
+    return run
+
+
+def test_choices_name_the_options_whether_typed_or_not(maker: RunMaker) -> None:
+    runs = [maker.run("a", "x", files=False), maker.run("b", "y", files=False)]
+    for run in runs:
+        run.overrides_file.write_text("- seed=1\n")
+    old = read(*runs)
+    assert values_of("selector", old) == ["X", "Y"]
+    new = read(choose(runs[0], selector="prism_vmf"), choose(runs[1], selector="prism_avg"))
+    assert values_of("selector", new) == ["prism_vmf", "prism_avg"]
+    assert varied_keys(new) == ["selector"]
+
+
+def test_an_older_run_takes_the_name_from_a_newer_one(maker: RunMaker) -> None:
+    runs = [maker.run("a", "x", files=False), maker.run("b", "x", 0.3, files=False)]
+    for run in runs:
+        run.overrides_file.write_text("- seed=1\n")
+    assert values_of("selector", read(choose(runs[0], selector="small_loss"), runs[1])) == [
+        "small_loss",
+        "small_loss",
+    ]
+
+
+def test_settings_that_follow_from_the_choice_of_their_group_are_left_out(
+    maker: RunMaker,
+) -> None:
+    runs = []
+    for name, dataset, classes, warmup in (
+        ("a", "glyphs", 10, 1),
+        ("b", "glyphs", 10, 2),
+        ("c", "digits", 5, 1),
+    ):
+        typed = (f"dataset={dataset}", f"dataset.classes={classes}", f"selector.warmup={warmup}")
+        tree = {
+            "dataset": {"_target_": f"x.{dataset}", "classes": classes},
+            "selector": {"_target_": "x.Prism", "warmup": warmup},
+        }
+        run = maker.run(
+            name, rate=0.1 * classes, files=False, extra_config=tree, extra_overrides=typed
+        )
+        runs.append(choose(run, dataset=dataset, selector="prism_avg", noise="symmetric"))
+    # The rate follows from the data set, too, but is what tables are sorted and plotted by.
+    assert set(varied_keys(read(*runs))) == {"noise.rate", "dataset", "selector.warmup"}
