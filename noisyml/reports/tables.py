@@ -220,7 +220,9 @@ def load_runs(paths: Sequence[Path], by: Sequence[str] | None = None) -> pd.Data
     outcomes = [_outcome(run) for run in folders]
     kept = _newest(folders, settings, [state for state, _, _ in outcomes])
     left_out = [str(run.path) for position, run in enumerate(folders) if position not in kept]
-    folders, settings, outcomes = ([of[i] for i in kept] for of in (folders, settings, outcomes))
+    folders = [folders[i] for i in kept]
+    settings = [settings[i] for i in kept]
+    outcomes = [outcomes[i] for i in kept]
     keys = varied_keys(settings) if by is None else list(by)
     values = {key: values_of(key, settings) for key in keys}
     for key, column in values.items():
