@@ -10,7 +10,7 @@ from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 
 class ImageSource(Protocol):
@@ -23,11 +23,26 @@ class ImageSource(Protocol):
         ...
 
 
+def sentence_of(error: type[Exception], message: str) -> str:
+    """The message of an exception that PyTorch carried over from a worker process.
+
+    PyTorch rebuilds such an exception from one text, a traceback that ends in the message.
+
+    Args:
+        error: the exception's class.
+        message: what its constructor was given; text of another kind is returned as it is.
+    """
+    if not message.startswith(f"Caught {error.__name__} in DataLoader worker"):
+        return message
+    return message.rsplit(f"{error.__module__}.{error.__qualname__}: ", 1)[-1].strip()
+
+
 class BrokenImage(Exception):
     """An image that cannot be decoded; `key` names the file."""
 
     def __init__(self, key: str, reason: str = "") -> None:
         # One argument must do: PyTorch rebuilds the exceptions of its workers from their message.
+        key = sentence_of(BrokenImage, key)
         super().__init__(f"{key}: {reason}" if reason else key)
         self.key = key
         self.reason = reason
@@ -72,7 +87,17 @@ class FileImages:
         except Exception as error:
             # A damaged file makes decoders trip over anything: OSError mostly, but TypeError,
             # ValueError, SyntaxError, EOFError and struct.error have been seen too.
-            raise BrokenImage(path, str(error) or type(error).__name__) from error
+            raise BrokenImage(path, _why(error)) from error
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with an image file, in a few words and without its path."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or damaged"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    message = str(error)
+    return "truncated" if "truncated" in message.lower() else message or type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -125,6 +150,8 @@ class DatasetSource(ABC):
     clean_val: bool = False
     #: What to fetch, from where, how large, and the folder layout expected; empty if embedded.
     how_to_get: ClassVar[str] = ""
+    #: Where the splits come from, if that is not the data set's own matter; set by `splits`.
+    split_origin: str = ""
 
     @abstractmethod
     def missing(self) -> str | None:

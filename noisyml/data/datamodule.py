@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from noisyml import distributed
 from noisyml.data.base import DatasetSource, ImageSource, Split
+from noisyml.data.datasets.layout import check_choice
 from noisyml.data.features import CachedFeatures, Progress, cached_features
 from noisyml.data.samplers import BatchPlan, PlannedBatches
 from noisyml.data.transforms import ImageTransform
@@ -27,11 +28,14 @@ from noisyml.data.views import (
     FeatureView,
     OnBroken,
     TrainingView,
+    UnusableBatch,
+    stack,
     whole,
 )
 from noisyml.errors import UserError
 from noisyml.noise.base import Injector
 from noisyml.noise.manifest import NoiseManifest
+from noisyml.noise.open_set import OpenSet
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +102,9 @@ class DataModule(LightningDataModule):
         open_set_source: where the images of open-set noise come from (its training split).
         pin_memory: copy batches to page-locked memory (for GPUs).
         progress: called with a title while features are computed; returns the progress function.
+
+    Raises:
+        UserError: a value that is none of the choices.
     """
 
     def __init__(
@@ -118,6 +125,9 @@ class DataModule(LightningDataModule):
         progress: Callable[[str], Any] | None = None,
     ) -> None:
         super().__init__()
+        check_choice("data.on_broken", on_broken, ("error", "skip"))
+        if noisy_val != "auto" and not isinstance(noisy_val, bool):
+            raise UserError(f"data.noisy_val is '{noisy_val}'; choose one of: auto, true, false.")
         self.dataset = dataset
         self.noise = noise
         self.transform = transform
@@ -133,8 +143,11 @@ class DataModule(LightningDataModule):
         self.progress = progress
         self.backbone: FrozenBackbone | None = None
         self.validate_on_test = False
+        #: True when evaluating: the standardisation comes with the trained encoder.
+        self.fixed_statistics = False
         self._features: dict[str, CachedFeatures] = {}
         self._resume_at = (0, 0)
+        self._foreign: Split | None = None
 
     # -- labels ------------------------------------------------------------------------------
 
@@ -152,7 +165,10 @@ class DataModule(LightningDataModule):
         """
         splits = self.dataset.splits()
         train = splits["train"]
-        self.manifest = self._corrupt(train, self.noise, backbone)
+        noise = self.noise
+        if isinstance(noise, OpenSet) and noise.source_size is None and noise.rate > 0:
+            noise = dataclasses.replace(noise, source_size=len(self._open_set_images()))
+        self.manifest = self._corrupt(train, noise, backbone)
         self.num_classes = self.manifest.num_classes
         self.splits = dict(splits)
         if self.manifest.source_index is not None:
@@ -207,29 +223,56 @@ class DataModule(LightningDataModule):
         return _class_probabilities(features, split.labels, len(split.class_names))
 
     def _pixels(self, split: Split) -> NDArray[np.float32]:
-        view = EvaluationView(split, self.transform)
-        images = [
-            view.__getitems__(np.arange(start, min(start + 1024, len(split))))["image"]
+        """Raw pixels 0..255 of the evaluation form, float32 [N, H * W * C]; zeros if broken."""
+        view = EvaluationView(split, self.transform, on_broken=self.on_broken)
+        batches = [
+            view.__getitems__(np.arange(start, min(start + 1024, len(split))))
             for start in range(0, len(split), 1024)
         ]
+        images = stack([image for batch in batches for image in batch["image"]])
+        if not len(images):
+            raise UnusableBatch(
+                f"None of the {len(split)} images of the {split.name} split can be decoded; "
+                "`noisyml data check` says why."
+            )
         # Height, width, channel: the order in which released generators project raw pixels.
-        return torch.cat(images).permute(0, 2, 3, 1).flatten(1).float().numpy()
+        flat = images.permute(0, 2, 3, 1).flatten(1)
+        pixels = np.zeros((len(split), flat.shape[1]), dtype=np.float32)
+        pixels[torch.cat([batch["index"] for batch in batches]).numpy()] = flat.numpy()
+        return pixels
 
-    def _with_foreign_images(self, train: Split, source_index: NDArray[np.int64]) -> Split:
+    def _open_set_images(self) -> Split:
+        """The training split of the open-set source, read once."""
         if self.open_set_source is None:
             raise UserError(
                 "Open-set noise takes images from another data set: name it by its configuration, "
                 "e.g. 'data.open_set_source={_target_: noisyml.data.datasets.digits.Digits}'."
             )
-        source = self.open_set_source.splits()["train"]
+        if self._foreign is None:
+            self._foreign = self.open_set_source.splits()["train"]
+        return self._foreign
+
+    def _with_foreign_images(self, train: Split, source_index: NDArray[np.int64]) -> Split:
+        source = self._open_set_images()
         if source_index.max(initial=-1) >= len(source):
             raise UserError(
                 f"The noise manifest refers to image {source_index.max()} of the open-set source, "
-                f"which has {len(source)}; set noise.source_size to that."
+                f"which has {len(source)}; set noise.source_size to that, or to null."
             )
         images = ReplacedImages(train.images, source.images, source_index)
         fingerprint = f"{train.fingerprint}+{source.fingerprint}+{self.manifest.sha256}"
         return dataclasses.replace(train, images=images, fingerprint=fingerprint)
+
+    def remarks(self) -> list[str]:
+        """What a user should know of the splits before reading numbers."""
+        if self.val_labels is None:
+            return ["there is no validation split: the last model is reported, and no best one"]
+        if not np.array_equal(self.val_labels, self.splits["val"].labels):
+            return [
+                "validation labels are noisy like training labels (data.noisy_val): validation "
+                "metrics are lower than test metrics"
+            ]
+        return []
 
     @property
     def test_splits(self) -> dict[str, str]:
@@ -258,7 +301,7 @@ class DataModule(LightningDataModule):
         if self.backbone is None:
             return
         self._features = {name: self._cached(self.splits[name]) for name in self._feature_splits()}
-        if "train" in self._features:
+        if "train" in self._features and not self.fixed_statistics:
             self.backbone.set_feature_statistics(*self._feature_statistics())
 
     def _check_same_labels(self) -> None:

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 from noisyml.data.base import Split
 from noisyml.data.transforms import ImageTransform
 from noisyml.data.views import EvaluationView, whole
+from noisyml.errors import UserError
 
 #: Raise when the meaning of the stored numbers changes.
 FORMAT = 1
@@ -147,7 +148,10 @@ def _compute(
         if progress is not None:
             progress(done, len(split))
     if stored is None:
-        raise ValueError(f"split {split.name} has no decodable image")
+        raise UserError(
+            f"None of the {len(split)} images of the {split.name} split can be decoded; "
+            "`noisyml data check` says why."
+        )
     stored.flush()
     del stored
     temporary.replace(data_file)

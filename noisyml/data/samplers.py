@@ -42,6 +42,21 @@ class BatchPlan(Protocol):
         ...
 
 
+def _check_batch(samples: int, batch_size: int, batches_per_epoch: int | None) -> None:
+    """Raise unless a batch fits into the split and an epoch has one."""
+    if batch_size < 1:
+        raise UserError(f"sampler.batch_size={batch_size} must be at least 1.")
+    if batch_size > samples:
+        raise UserError(
+            f"sampler.batch_size={batch_size} exceeds the {samples} training samples; lower it."
+        )
+    if batches_per_epoch is not None and batches_per_epoch < 1:
+        raise UserError(
+            f"sampler.batches_per_epoch={batches_per_epoch} must be at least 1, or null for as "
+            "many as the training split fills."
+        )
+
+
 class MPerClass:
     """P x K batches: P distinct classes, K samples of each.
 
@@ -56,10 +71,10 @@ class MPerClass:
         batch_size: global batch size B, a multiple of `samples_per_class`.
         samples_per_class: K; None: the smallest divisor of B from 4 up with which the classes of
             the split can fill a batch.
-        batches_per_epoch: length of an epoch; None: ``N // B``, at least 1.
+        batches_per_epoch: length of an epoch; None: ``N // B``.
 
     Raises:
-        UserError: B is not a multiple of K, or there are fewer than B/K classes.
+        UserError: B exceeds N or is not a multiple of K, or there are fewer than B/K classes.
     """
 
     def __init__(
@@ -70,6 +85,7 @@ class MPerClass:
         samples_per_class: int | None = None,
         batches_per_epoch: int | None = None,
     ) -> None:
+        _check_batch(len(labels), batch_size, batches_per_epoch)
         if samples_per_class is None:
             classes = len(np.unique(labels))
             fitting = (k for k in range(4, batch_size) if batch_size % k == 0)
@@ -94,7 +110,7 @@ class MPerClass:
         self._members = order
         self._starts = starts
         self._counts = counts
-        self._length = batches_per_epoch or max(1, len(labels) // batch_size)
+        self._length = batches_per_epoch or len(labels) // batch_size
 
     def __len__(self) -> int:
         return self._length
@@ -159,10 +175,7 @@ class Shuffle:
         batch_size: int,
         batches_per_epoch: int | None = None,
     ) -> None:
-        if len(labels) < batch_size:
-            raise UserError(
-                f"sampler.batch_size={batch_size} exceeds the {len(labels)} training samples."
-            )
+        _check_batch(len(labels), batch_size, batches_per_epoch)
         self.batch_size = batch_size
         self.seed = seed
         self._n = len(labels)

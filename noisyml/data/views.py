@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from noisyml.data.base import BrokenImage, Split
+from noisyml.data.base import BrokenImage, Split, sentence_of
 from noisyml.data.samplers import DrawnBatch
 from noisyml.data.transforms import ImageTransform
 from noisyml.errors import UserError
@@ -28,17 +28,33 @@ def whole(batch: Any) -> Any:
     return batch
 
 
-def _stack(images: list[Tensor]) -> Tensor:
+class UnusableBatch(UserError):
+    """Images that cannot be put into one batch; its sentence survives a worker process."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(sentence_of(UnusableBatch, message))
+
+
+def stack(images: Sequence[Tensor]) -> Tensor:
+    """Images uint8 [C, H, W] as one uint8 [b, C, H, W]; empty if there are none.
+
+    Raises:
+        UnusableBatch: they differ in height or width.
+    """
     if not images:
         return torch.empty(0)
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) == 1:
-        return torch.stack(images)
+        return torch.stack(list(images))
     # A folder may mix grey and colour images; colour wins.
     colour = [image.expand(3, -1, -1) if image.shape[0] == 1 else image for image in images]
     sizes = {tuple(image.shape[1:]) for image in colour}
     if len(sizes) > 1:
-        raise ValueError(f"images of different sizes {sorted(sizes)[:3]} in one batch: set a size")
+        (height, width), (other_height, other_width) = sorted(sizes)[:2]
+        raise UnusableBatch(
+            f"The images differ in size ({width}x{height} and {other_width}x{other_height} pixels "
+            "in one batch): set transform=square transform.size=64 or transform=photo."
+        )
     return torch.stack(colour)
 
 
@@ -53,7 +69,7 @@ def _batch(
     return {
         "index": torch.from_numpy(np.ascontiguousarray(index)),
         "label": torch.from_numpy(np.ascontiguousarray(labels[index])),
-        "image": _stack(images),
+        "image": stack(images),
         "broken": torch.tensor(broken, dtype=torch.int64),
     }
 
@@ -91,7 +107,7 @@ class TrainingView(Dataset[Any]):
                     raise
                 broken.append(position)
         if not images:
-            raise UserError(
+            raise UnusableBatch(
                 f"None of the {len(broken)} images of a training batch can be decoded (one of "
                 f"them: {self._split.keys[broken[0]]}); `noisyml data check` lists them all."
             )

@@ -23,6 +23,7 @@ from noisyml.noise.base import (
 from noisyml.noise.transition import (
     MATRIX_PRESETS,
     check_matrix,
+    check_preset_names,
     class_map,
     exact_counts,
     first_above,
@@ -345,6 +346,9 @@ class Matrix(SeededInjector):
     def corrupt(self, samples: Samples) -> Outcome:
         """Draw each label from its row."""
         matrix = self.transition(samples.num_classes)
+        if self.preset is not None:
+            setting, remedy = f"noise.preset={self.preset}", "give noise.matrix or noise.path"
+            check_preset_names(setting, self.preset, samples.class_names, remedy)
         labels = samples.labels
         prior = np.bincount(labels, minlength=samples.num_classes) / len(labels)
         if self.count == "legacy":

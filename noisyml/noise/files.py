@@ -155,8 +155,12 @@ class HumanLabels(SplitInjector):
 
     def _column(self, columns: dict[str, NDArray], name: str, key: str) -> NDArray[np.int64]:
         if name not in columns:
+            remedy = "set noise.clean to one of them, or noise.clean=null to do without the check"
+            if key != "noise.clean":
+                remedy = f"set {key} to one of them"
             raise UserError(
-                f"{key}={name} is not in {self.path}; it holds {', '.join(sorted(columns))}."
+                f"{key}={name} is not in {self.path}; it holds {', '.join(sorted(columns))}: "
+                f"{remedy}."
             )
         column = np.asarray(columns[name])
         if column.ndim != 1 or column.dtype.kind not in "iu":

@@ -22,7 +22,8 @@ class OpenSet(SeededInjector):
     Args:
         rate: fraction of noisy samples, ``floor(rate N)`` of them.
         open_share: fraction of the noisy samples that are open-set.
-        source_size: number of images in the open-set source (50000 for CIFAR-100).
+        source_size: number of images in the open-set source (50000 for CIFAR-100); None: to be
+            replaced by its size before `inject` is called.
         include_true: closed-set samples redraw over all classes (the release) instead of over the
             wrong ones.
         count: ``exact`` or ``legacy`` (Python's generator, label files of the release).
@@ -34,7 +35,7 @@ class OpenSet(SeededInjector):
 
     rate: float
     open_share: float = 0.5
-    source_size: int
+    source_size: int | None = None
     include_true: bool = True
     count: Literal["exact", "legacy"] = "exact"
 
@@ -53,10 +54,15 @@ class OpenSet(SeededInjector):
         n, labels = len(samples), samples.labels
         noisy = int(np.floor(self.rate * n + 1e-9))
         wanted = int(np.floor(self.open_share * noisy + 1e-9))
+        if self.source_size is None:
+            raise UserError(
+                "Open-set noise has to know how many foreign images there are: set "
+                "noise.source_size."
+            )
         if wanted > self.source_size:
             raise UserError(
-                f"Open-set noise needs {wanted} foreign images but noise.source_size is "
-                f"{self.source_size}; lower noise.rate or noise.open_share."
+                f"Open-set noise needs {wanted} foreign images but the source has "
+                f"{self.source_size} (noise.source_size); lower noise.rate or noise.open_share."
             )
         if samples.num_classes < 2 and wanted < noisy and not self.include_true:
             raise UserError("Closed-set noise needs two classes; set noise.open_share=1.")

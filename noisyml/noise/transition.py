@@ -144,6 +144,60 @@ CLASS_MAPS: dict[str, tuple[int, dict[int, int]]] = {
     "cifar100_block5": (100, {c: 5 * (c // 5) + (c + 1) % 5 for c in range(100)}),
 }
 
+_CIFAR10_NAMES = (
+    "airplane plane aeroplane",
+    "automobile car",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+_MNIST_NAMES = tuple(
+    f"{digit} {word} {digit}{word}"
+    for digit, word in enumerate(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+    )
+)
+_CIFAR100_WORDS = (
+    "apple aquariumfish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus "
+    "butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch "
+    "crab crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house "
+    "kangaroo keyboard lamp lawnmower leopard lion lizard lobster man mapletree motorcycle "
+    "mountain mouse mushroom oaktree orange orchid otter palmtree pear pickuptruck pinetree "
+    "plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark "
+    "shrew skunk skyscraper snail snake spider squirrel streetcar sunflower sweetpepper table "
+    "tank telephone television tiger tractor train trout tulip turtle wardrobe whale willowtree "
+    "wolf woman worm"
+)
+_CIFAR100_NAMES = tuple(_CIFAR100_WORDS.split())
+#: Names of the classes that a map or matrix is made for, in lower case without other characters
+#: than letters and digits; spellings of one class are separated by blanks. ``news6`` has no entry:
+#: there are no agreed names for the six groups.
+PRESET_CLASS_NAMES: dict[str, tuple[str, ...]] = {
+    "cifar10": _CIFAR10_NAMES,
+    "arbitrary_cifar10": _CIFAR10_NAMES,
+    "mnist": _MNIST_NAMES,
+    "arbitrary_mnist": _MNIST_NAMES,
+    "fashion_mnist": (
+        "tshirttop tshirt top",
+        "trouser trousers",
+        "pullover",
+        "dress",
+        "coat",
+        "sandal sandals",
+        "shirt",
+        "sneaker sneakers",
+        "bag",
+        "ankleboot ankleboots boot",
+    ),
+    "cifar100_superclass": _CIFAR100_NAMES,
+    "cifar100_block5": _CIFAR100_NAMES,
+}
+
 #: Fixed matrices: classes not listed keep their labels. The rest of a row stays on the diagonal.
 _PRESETS: dict[str, dict[int, dict[int, float]]] = {
     "arbitrary_mnist": {
@@ -178,7 +232,8 @@ def class_map(
         class_names: C names, needed for maps written with names.
 
     Raises:
-        UserError: unknown map, wrong number of classes, unknown class, or a class sent to itself.
+        UserError: unknown map, a named one for other classes, unknown class, or a class sent to
+            itself.
     """
     if isinstance(name_or_map, str):
         if name_or_map not in CLASS_MAPS:
@@ -192,6 +247,15 @@ def class_map(
                 f"noise.map={name_or_map} is made for {expected} classes but the data set has "
                 f"{num_classes}; choose another map or give one such as {{3: 5}}."
             )
+        remedy = "write a map such as noise.map={3: 5} or noise.map={cat: dog}"
+        fitting = [
+            name
+            for name in CLASS_MAPS
+            if class_names is not None and _misfit(name, class_names) is None
+        ]
+        if fitting:
+            remedy = f"set noise.map={fitting[0]}, or {remedy}"
+        check_preset_names(f"noise.map={name_or_map}", name_or_map, class_names, remedy)
         return dict(pairs)
     names = {} if class_names is None else {name: i for i, name in enumerate(class_names)}
 
@@ -215,6 +279,41 @@ def class_map(
         what = f"sends class {fixed[0]} to itself" if fixed else "is empty"
         raise UserError(f"noise.map {what}; list only classes that change, as {{source: target}}.")
     return resolved
+
+
+def check_preset_names(
+    setting: str, preset: str, class_names: Sequence[str] | None, remedy: str
+) -> None:
+    """Raise unless the classes are the ones a named map or matrix is made for, as far as known.
+
+    Args:
+        setting: key and value, for the message.
+        preset: name of the map or matrix.
+        class_names: C names, as many as the preset has; None: nothing to compare.
+        remedy: what to do instead, for the message.
+
+    Raises:
+        UserError: a name differs.
+    """
+    if class_names is None or preset not in PRESET_CLASS_NAMES:
+        return
+    number = _misfit(preset, class_names)
+    if number is not None:
+        raise UserError(
+            f"{setting} is made for other classes: its class {number} is "
+            f"'{PRESET_CLASS_NAMES[preset][number].split()[0]}', that of the data set is "
+            f"'{class_names[number]}'; {remedy}."
+        )
+
+
+def _misfit(preset: str, class_names: Sequence[str]) -> int | None:
+    """The first class whose name is not the preset's, None if all fit (0 if there are no names)."""
+    known = PRESET_CLASS_NAMES.get(preset, ())
+    if len(known) != len(class_names):
+        return 0
+    plain = ("".join(filter(str.isalnum, str(name).lower())) for name in class_names)
+    pairs = enumerate(zip(plain, known, strict=True))
+    return next((i for i, (name, spellings) in pairs if name not in spellings.split()), None)
 
 
 def symmetric_matrix(num_classes: int, rate: float) -> NDArray[np.float64]:

@@ -1,17 +1,26 @@
 """Splits, noise and loaders together."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from noisyml import distributed
-from noisyml.data.base import ArrayImages, DatasetSource, Split
+from noisyml.data.base import ArrayImages, BrokenImage, DatasetSource, Split
 from noisyml.data.datamodule import DataModule
 from noisyml.data.samplers import Shuffle
 from noisyml.data.transforms import ImageTransform
 from noisyml.errors import UserError
 from noisyml.models.backbones import mlp
-from noisyml.noise import ClassificationBased, NoNoise, OpenSet, SmallCluster, Symmetric
+from noisyml.noise import (
+    ClassificationBased,
+    NoNoise,
+    OpenSet,
+    PartDependent,
+    SmallCluster,
+    Symmetric,
+)
 
 RNG = np.random.default_rng(0)
 
@@ -200,3 +209,80 @@ def test_processes_with_different_labels_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(distributed, "gather", lambda x: torch.cat(sent))
     with pytest.raises(UserError, match="Process 1 made other noisy labels than process 0"):
         data.setup("fit")
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"on_broken": "skipp"}, r"data\.on_broken is 'skipp'; choose one of: error, skip"),
+        ({"noisy_val": "maybe"}, r"data\.noisy_val is 'maybe'; choose one of: auto, true, false"),
+    ],
+)
+def test_values_outside_the_choices_are_refused(tmp_path, settings, said):
+    with pytest.raises(UserError, match=said):
+        module(tmp_path, **settings)
+
+
+class Mixed(ArrayImages):
+    """Images of which the fourth is larger, or cannot be decoded."""
+
+    broken = False
+
+    def load(self, index):
+        if index == 3 and self.broken:
+            raise BrokenImage("three.png", "truncated")
+        image = super().load(index)
+        return image.resize((9, 7)) if index == 3 else image
+
+
+class MixedBroken(Mixed):
+    broken = True
+
+
+def with_images(kind):
+    toy = Toy()
+    train = toy.made["train"]
+    toy.made["train"] = dataclasses.replace(train, images=kind(train.images.pixels))
+    return toy
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_of_different_sizes_end_in_one_sentence(tmp_path, workers):
+    data = module(tmp_path, with_images(Mixed), num_workers=workers)
+    data.prepare_labels()
+    with pytest.raises(UserError) as caught:
+        list(data.predict_dataloader("train"))
+    assert str(caught.value) == (
+        "The images differ in size (9x7 and 8x8 pixels in one batch): set transform=square "
+        "transform.size=64 or transform=photo."
+    )
+
+
+def test_a_broken_image_in_a_worker_keeps_its_sentence(tmp_path):
+    data = module(tmp_path, with_images(MixedBroken), num_workers=1)
+    data.prepare_labels()
+    with pytest.raises(BrokenImage) as caught:
+        list(data.predict_dataloader("train"))
+    assert str(caught.value) == "three.png: truncated"
+
+
+def test_noise_by_pixels_skips_broken_images(tmp_path):
+    toy = with_images(MixedBroken)
+    with pytest.raises(BrokenImage):
+        module(tmp_path, toy, PartDependent(rate=0.4)).prepare_labels()
+    data = module(tmp_path, toy, PartDependent(rate=0.4), on_broken="skip")
+    assert len(data.prepare_labels().observed) == 60
+    pixels = data._pixels(toy.made["train"])
+    assert not pixels[3].any()
+    np.testing.assert_array_equal(pixels[4], toy.made["train"].images.pixels[4].ravel())
+
+
+def test_the_size_of_the_open_set_source_need_not_be_given(tmp_path):
+    noise = OpenSet(rate=0.5, open_share=1.0)
+    with pytest.raises(UserError, match=r"data\.open_set_source"):
+        module(tmp_path, noise=noise).prepare_labels()
+    manifest = module(tmp_path, noise=noise, open_set_source=Toy(n=30)).prepare_labels()
+    assert (manifest.source_index >= 0).sum() == 30
+    assert manifest.params["source_size"] == 30
+    with pytest.raises(UserError, match="but the source has 20"):
+        module(tmp_path, noise=noise, open_set_source=Toy(n=20)).prepare_labels()

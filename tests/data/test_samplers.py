@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from noisyml.data.samplers import MPerClass, PlannedBatches, Shuffle
@@ -26,11 +26,11 @@ def test_an_epoch_of_chunks_uses_nearly_every_sample():
 
 
 def test_small_classes_are_padded_with_their_own_members():
-    labels = np.array([0, 1, 1, 2, 2, 2])
+    labels = np.array([0, 1, 1, 2, 2, 2] + [3] * 20)
     plan = MPerClass(labels, seed=0, batch_size=12, samples_per_class=4, batches_per_epoch=30)
     batches = plan.epoch(3)
     assert (labels[batches].reshape(30, 3, 4).std(axis=2) == 0).all()
-    assert set(np.unique(batches)) == set(range(6))
+    assert set(range(6)) <= set(np.unique(batches))
 
 
 @settings(max_examples=30, deadline=None)
@@ -41,6 +41,7 @@ def test_small_classes_are_padded_with_their_own_members():
 )
 def test_plans_are_valid_for_any_class_sizes(counts, k, epoch):
     labels = np.repeat(np.arange(len(counts)) * 7, counts)
+    assume(3 * k <= len(labels))
     plan = MPerClass(labels, seed=2, batch_size=3 * k, samples_per_class=k, batches_per_epoch=11)
     batches = labels[plan.epoch(epoch)].reshape(11, 3, k)
     assert (batches == batches[:, :, :1]).all()
@@ -95,10 +96,11 @@ def test_a_restarted_epoch_continues_where_it_was_left_and_the_next_is_whole():
 
 
 def test_repeats_within_an_epoch_get_different_augmentation():
-    labels = np.zeros(2, dtype=np.int64)
+    labels = np.zeros(9, dtype=np.int64)
     plan = MPerClass(labels, seed=0, batch_size=8, samples_per_class=8, batches_per_epoch=2)
-    seeds = np.concatenate([batch.seed for batch in PlannedBatches(plan, seed=0)])
-    assert len(np.unique(seeds)) == 16
+    batches = list(PlannedBatches(plan, seed=0))
+    assert len(np.unique(np.concatenate([batch.index for batch in batches]))) == 9
+    assert len(np.unique(np.concatenate([batch.seed for batch in batches]))) == 16
 
 
 @pytest.mark.parametrize(
@@ -107,6 +109,10 @@ def test_repeats_within_an_epoch_get_different_augmentation():
         (lambda: MPerClass(LABELS, 0, batch_size=10, samples_per_class=4), "not a multiple"),
         (lambda: MPerClass(LABELS, 0, batch_size=64, samples_per_class=4), "needs 16 classes"),
         (lambda: Shuffle(LABELS, 0, batch_size=300), "exceeds the 203"),
+        (lambda: MPerClass(LABELS, 0, batch_size=10**12), "exceeds the 203 training samples"),
+        (lambda: MPerClass(LABELS, 0, batch_size=0), "batch_size=0 must be at least 1"),
+        (lambda: Shuffle(LABELS, 0, batch_size=0), "batch_size=0 must be at least 1"),
+        (lambda: Shuffle(LABELS, 0, 8, batches_per_epoch=0), "batches_per_epoch=0 must be"),
         (lambda: PlannedBatches(Shuffle(LABELS, 0, batch_size=15), 0, 0, 2), "cannot be divided"),
     ],
 )

@@ -10,10 +10,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from noisyml.data.datasets import fashion_mnist
 from noisyml.errors import UserError
 from noisyml.noise import Asymmetric, FromManifest, Matrix, NoNoise, Pair, Symmetric
 from noisyml.noise.base import Injector
 from noisyml.noise.transition import (
+    CIFAR100_FINE_TO_COARSE,
+    CLASS_MAPS,
+    PRESET_CLASS_NAMES,
     class_map,
     exact_counts,
     first_above,
@@ -407,3 +411,44 @@ def test_a_matrix_stored_in_single_precision_serves_every_recipe(legacy: str) ->
     observed = Matrix(matrix=rows, count="legacy", legacy=legacy).inject(labels, 4).observed
     assert set(observed[labels == 0]) == {0, 1}
     np.testing.assert_array_equal(observed[labels > 0], labels[labels > 0])
+
+
+DIGITS = [str(digit) for digit in range(10)]
+CIFAR10 = ["Airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+
+
+@pytest.mark.parametrize(
+    ("noise", "fitting", "other", "said"),
+    [
+        (
+            Asymmetric(rate=0.4, map="cifar10"),
+            CIFAR10,
+            DIGITS,
+            r"noise\.map=cifar10 .* class 0 is 'airplane', that of the data set is '0'; "
+            r"set noise\.map=mnist, or write a map",
+        ),
+        (Asymmetric(rate=0.4, map="mnist"), DIGITS, CIFAR10, r"noise\.map=mnist .* class 0 is '0'"),
+        (Matrix(preset="arbitrary_mnist"), ["7 - seven" if d == "7" else d for d in DIGITS],
+         CIFAR10, r"noise\.preset=arbitrary_mnist .*; give noise\.matrix"),
+    ],
+)  # fmt: skip
+def test_a_named_map_wants_the_classes_it_is_made_for(noise, fitting, other, said):
+    labels = split(200, 10)
+    without_names = noise.inject(labels, 10)
+    np.testing.assert_array_equal(
+        noise.inject(labels, 10, class_names=fitting).observed, without_names.observed
+    )
+    with pytest.raises(UserError, match=said):
+        noise.inject(labels, 10, class_names=other)
+
+
+def test_the_names_of_every_map_are_as_many_as_its_classes():
+    for name, classes in PRESET_CLASS_NAMES.items():
+        expected = CLASS_MAPS[name][0] if name in CLASS_MAPS else 10
+        assert len(classes) == expected, name
+    names = np.array(PRESET_CLASS_NAMES["cifar100_superclass"])
+    assert sorted(names) == names.tolist()
+    assert names[CIFAR100_FINE_TO_COARSE == 1].tolist() == [
+        "aquariumfish", "flatfish", "ray", "shark", "trout",
+    ]  # fmt: skip
+    assert class_map("fashion_mnist", 10, fashion_mnist.CLASS_NAMES)[9] == 7
