@@ -64,10 +64,10 @@ def assemble(config: DictConfig, **data_settings: Any) -> Assembly:
         UserError: data missing, or parts that do not go together.
     """
     check_model_choice(config)
+    data = data_module(config, **data_settings)
     # Small stand-ins show whether the parts go together before any data is read.
     toy = {"num_classes": 2, "embedding_size": 2}
     check_parts(config, build(config.loss, **toy), build(config.selector, **toy))
-    data = data_module(config, **data_settings)
     backbone = build(config.backbone)
     data.prepare_labels(backbone if backbone.frozen else None)
     if backbone.frozen:
@@ -100,6 +100,8 @@ def assemble(config: DictConfig, **data_settings: Any) -> Assembly:
 
 def check_model_choice(config: DictConfig) -> None:
     """Refuse model choices that do not exist."""
+    if isinstance(config.model_choice, str):
+        config.model_choice = [config.model_choice]
     unknown = set(config.model_choice) - {"last", "best", "test"}
     if unknown or not config.model_choice:
         raise UserError(

@@ -14,9 +14,8 @@ import sys
 from pathlib import Path
 
 from noisyml import __version__
-from noisyml.errors import UserError, did_you_mean
+from noisyml.errors import EXIT_USER_ERROR, UserError, did_you_mean
 
-EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import math
+import contextlib
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from noisyml import __version__
 from noisyml.config import conf_dir, register_resolvers
-from noisyml.errors import UserError
+from noisyml.errors import EXIT_USER_ERROR, SweepError, UserError
 from noisyml.explain import as_user_error, check_flags, check_types
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+#: Verbs whose first word is an action, for completion.
+ACTIONS = {"data": ("check", "show")}
 
 
 def run_hydra(task: Callable[[DictConfig], Any], root: str, verb: str, arguments: list[str]) -> int:
@@ -31,7 +36,13 @@ def run_hydra(task: Callable[[DictConfig], Any], root: str, verb: str, arguments
     import hydra
 
     check_flags(arguments)
+    if "--version" in arguments:
+        print(__version__)
+        return 0
     register_resolvers()
+    # A reader that closes the pipe (head) is no reason for pages about logging.
+    logging.raiseExceptions = False
+    logging.getLogger("hydra._internal.core_plugins.basic_launcher").setLevel(logging.WARNING)
     try:
         check_types(root, overrides_in(arguments))
     except UserError:
@@ -42,7 +53,8 @@ def run_hydra(task: Callable[[DictConfig], Any], root: str, verb: str, arguments
     sys.argv = [f"{sys.argv[0]}", *arguments]
     # Hydra then hands us the exception itself instead of printing its own account of it.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    failed: list[str] = []
+    typed = overrides_in(arguments)
+    failed: list[Exception] = []
     jobs = 0
 
     def guarded(config: DictConfig) -> Any:
@@ -50,31 +62,37 @@ def run_hydra(task: Callable[[DictConfig], Any], root: str, verb: str, arguments
         jobs += 1
         try:
             return task(config)
-        except UserError as error:
-            if not _runs_here():
+        except Exception as error:
+            mended = as_user_error(error, root, typed)
+            if isinstance(mended, SweepError) or not _runs_here():
+                raise mended from error
+            if not isinstance(mended, UserError):
                 raise
-            # The other jobs of a sweep go on; what failed is said again at the end.
-            failed.append(str(error))
-            print(f"noisyml: {error}", file=sys.stderr)
+            # The other jobs of a sweep go on; that some failed is said again at the end.
+            failed.append(mended)
+            if "-m" in arguments or "--multirun" in arguments:
+                print(f"noisyml: {mended}", file=sys.stderr)
             return None
 
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=root)(guarded)()
     except Exception as error:
-        raise as_user_error(error, root, overrides_in(arguments)) from error
+        raise as_user_error(error, root, typed) from error
     finally:
         sys.argv = saved_argv
         if saved_env is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
         else:
             os.environ["HYDRA_FULL_ERROR"] = saved_env
-    if jobs > 1 and failed:
+    if failed and not {"-m", "--multirun"} & set(arguments):
+        raise failed[0]
+    if failed:
         print(f"noisyml: {len(failed)} of {jobs} jobs failed, see above.", file=sys.stderr)
-    return 2 if failed else 0
+    return EXIT_USER_ERROR if failed else 0
 
 
-def count_jobs(arguments: list[str], params: Mapping[str, Any]) -> int:
-    """How many jobs a sweep has: the product of the choices typed and those of the configuration.
+def swept_keys(arguments: list[str], params: Mapping[str, Any]) -> dict[str, int]:
+    """The settings a sweep varies, with their numbers of values.
 
     Args:
         arguments: what was typed after the verb.
@@ -84,13 +102,12 @@ def count_jobs(arguments: list[str], params: Mapping[str, Any]) -> int:
 
     configured = [f"{key}={value}" for key, value in params.items()]
     parsed = OverridesParser.create().parse_overrides([*configured, *overrides_in(arguments)])
-    choices = {
-        override.key_or_group: len(list(override.sweep_string_iterator()))
-        if override.is_sweep_override()
-        else 1
-        for override in parsed
-    }
-    return math.prod(choices.values())
+    found: dict[str, int] = {}
+    for override in parsed:
+        found.pop(override.key_or_group, None)
+        if override.is_sweep_override():
+            found[override.key_or_group] = len(list(override.sweep_string_iterator()))
+    return found
 
 
 def _runs_here() -> bool:
@@ -106,14 +123,26 @@ def complete_shell(arguments: list[str], verbs: list[str]) -> int:
     if not any(argument.startswith("query=") for argument in arguments):
         return run_hydra(_no_task, "train", "train", arguments)
     words = line.split()
-    if len(words) < 2 or (len(words) == 2 and not line.endswith(" ")):
+    complete = line.endswith(" ")
+    if len(words) < 2 or (len(words) == 2 and not complete):
         typed = words[1] if len(words) == 2 else ""
         print(" ".join(verb for verb in verbs if verb.startswith(typed)))
         return 0
-    if words[1] not in verbs or not (conf_dir() / f"{words[1]}.yaml").is_file():
+    verb, rest = words[1], line.split(words[1], 1)[1].lstrip()
+    actions = ACTIONS.get(verb)
+    if actions and (len(words) == 2 or (len(words) == 3 and not complete)):
+        typed = "" if complete else words[2]
+        print(" ".join(action for action in actions if action.startswith(typed)))
         return 0
-    os.environ["COMP_LINE"] = f"{words[0]} " + line.split(words[1], 1)[1].lstrip()
-    return run_hydra(_no_task, words[1], words[1], arguments)
+    if actions and words[2] in actions:
+        rest = rest.split(words[2], 1)[1].lstrip()
+    if verb not in verbs or not (conf_dir() / f"{verb}.yaml").is_file():
+        return 0
+    os.environ["COMP_LINE"] = f"{words[0]} {rest}"
+    # Whatever is wrong with a half-typed line, the prompt is no place to say it.
+    with contextlib.suppress(Exception), contextlib.redirect_stderr(None):
+        run_hydra(_no_task, verb, verb, arguments)
+    return 0
 
 
 def _no_task(config: DictConfig) -> None:

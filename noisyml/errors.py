@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+#: Exit status of a command that a user's mistake ended.
+EXIT_USER_ERROR = 2
+
 
 class UserError(Exception):
     """Something the user can mend: the message says what is wrong, where, and what to do.
@@ -12,6 +15,10 @@ class UserError(Exception):
     The command line prints the message alone and exits with status 2; set ``NOISYML_DEBUG=1`` for
     the traceback.
     """
+
+
+class SweepError(UserError):
+    """A mistake that concerns a whole sweep: its remaining jobs are not started."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -79,6 +79,9 @@ def check_types(root: str, overrides: list[str]) -> None:
         key, _, text = override.partition("=")
         if key in defaults and text and not re.search(r"[${(,\[]", text):
             value = OmegaConf.create(f"x: {text}").x if text.strip() else ""
+            whole = isinstance(defaults[key], int) and not isinstance(defaults[key], bool)
+            if whole and isinstance(value, float) and not value.is_integer():
+                raise UserError(f"{key}={text} should be a whole number, as {defaults[key]} is.")
             if isinstance(value, str):
                 kind = "true or false" if isinstance(defaults[key], bool) else "a number"
                 raise UserError(f"{key}={text} should be {kind}; the default is {defaults[key]}.")
@@ -141,7 +144,12 @@ def as_user_error(error: Exception, root: str, overrides: list[str]) -> Exceptio
         root: name of the root YAML.
         overrides: what was typed.
     """
-    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+    from hydra.errors import (
+        ConfigCompositionException,
+        HydraException,
+        MissingConfigException,
+        OverrideParseException,
+    )
     from omegaconf.errors import (
         InterpolationResolutionError,
         MissingMandatoryValue,
@@ -192,6 +200,13 @@ def as_user_error(error: Exception, root: str, overrides: list[str]) -> Exceptio
         causes = [link for link in chain if isinstance(link, EXPECTED)]
         if causes:
             return UserError(f"{what} cannot be made of its settings: {_first_line(causes[-1])}.")
+    for link in chain:
+        if isinstance(link, OSError) and link.filename:
+            return UserError(f"{link.strerror}: {link.filename}.")
+        if type(link).__name__ == "MisconfigurationException":
+            return UserError(f"The trainer cannot be set up so: {_first_line(link)}.")
+        if isinstance(link, ConfigCompositionException):
+            return UserError(f"The configuration does not compose: {_first_line(link)}.")
     for link in chain:
         if isinstance(link, OmegaConfBaseException):
             return UserError(f"The configuration cannot be read: {_first_line(link)}.")

@@ -5,24 +5,30 @@ Layout of ``outputs/<verb>/<name>/<timestamp or sweep number>/``:
 =======================  =========================================================================
 ``config.yaml``          the resolved configuration
 ``overrides.yaml``       the list of overrides typed on the command line
+``choices.yaml``         the option chosen in each config group
 ``environment.json``     versions, commit, device, host-independent
 ``metrics.json``         final metrics, flat (``test/precision_at_1``), fractions of 1
 ``history.csv``          one row per logged step: ``step, epoch`` and one column per metric
 ``noise.parquet``        the noise manifest of the training split
 ``selection.parquet``    ``index, p_clean, kept, epoch``: every judgement of the selector
+``suspects.csv``         judged samples with label and mean p_clean, the least trusted first
+``broken_images.csv``    images that could not be decoded and were left out, if there were any
 ``embedding_map.parquet``  ``x, y, label, label_name``: two principal axes of the test embeddings
 ``thumbnails.npz``       images of the least trusted training samples (see `Thumbnails` in reports)
 ``checkpoints/``         ``last.ckpt`` and ``best.ckpt``
 ``plots/*.png``          pictures
-``report.html``          the page made of all this
-``status.json``          ``{"state": "running" | "finished" | "failed", ...}``
+``report.html``          the page made of all this; ``report.md`` its table
+``train.log``            messages; ``tensorboard/`` and ``wandb/`` if these loggers were asked for
+``status.json``          state: running, finished, interrupted or failed
 =======================  =========================================================================
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,6 +70,16 @@ class RunFolder:
     def overrides_file(self) -> Path:
         """What was typed (YAML list)."""
         return self.path / "overrides.yaml"
+
+    @property
+    def choices_file(self) -> Path:
+        """The option chosen in each config group (YAML mapping)."""
+        return self.path / "choices.yaml"
+
+    @property
+    def suspects_file(self) -> Path:
+        """All judged training samples, the least trusted first (CSV)."""
+        return self.path / "suspects.csv"
 
     @property
     def environment_file(self) -> Path:
@@ -153,6 +169,26 @@ class RunFolder:
     def status(self) -> dict[str, Any]:
         """The content of ``status.json``, ``{}`` if there is none."""
         return dict(json.loads(self.status_file.read_text())) if self.status_file.is_file() else {}
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the folder for this process; another one that wants it is refused.
+
+        Raises:
+            UserError: another process works in the folder.
+        """
+        import fcntl
+
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(
+                    f"Another process is working in {self.path}; wait for it or choose another "
+                    f"folder."
+                ) from None
+            yield
 
     def write_metrics(self, metrics: dict[str, float]) -> None:
         """Write the final metrics, sorted by name."""

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from noisyml import cli
-from noisyml.command import count_jobs, overrides_in
+from noisyml.command import overrides_in, swept_keys
 
 
 def run(*arguments, **env):
@@ -58,6 +58,9 @@ def test_debug_shows_the_traceback_and_otherwise_there_is_none():
         ("noisyml train selector=prism_v", "selector=prism_vmf"),
         ("noisyml train noise=sym", "noise=symmetric"),
         ("noisyml train trainer.max_ep", "trainer.max_epochs="),
+        ("noisyml data ", "check"),
+        ("noisyml data sh", "show"),
+        ("noisyml data check dataset=dig", "dataset=digits"),
     ],
 )
 def test_the_shell_completes_verbs_groups_and_keys(line, expected):
@@ -70,8 +73,10 @@ def test_the_completion_script_is_for_this_command():
     assert "-sc query=bash" in said
 
 
-def test_jobs_of_a_sweep_are_counted():
+def test_what_a_sweep_varies_is_known():
     typed = ["-m", "--config-dir", "x", "seed=0,1,2", "noise.rate=0.3,0.5", "name=a"]
     assert overrides_in(typed) == ["seed=0,1,2", "noise.rate=0.3,0.5", "name=a"]
-    assert count_jobs(typed, {}) == 6
-    assert count_jobs(typed, {"noise.rate": "0.1,0.2,0.3", "selector": "a,b"}) == 12
+    assert swept_keys(typed, {}) == {"seed": 3, "noise.rate": 2}
+    params = {"noise.rate": "0.1,0.2,0.3", "selector": "a,b", "seed": 1}
+    assert swept_keys(typed, params) == {"selector": 2, "seed": 3, "noise.rate": 2}
+    assert swept_keys(["-m", "selector=a"], params) == {"noise.rate": 3}

@@ -21,5 +21,8 @@ def quiet() -> None:
         ".*sync_dist=True.*",
         ".*Trying to infer the `batch_size`.*",
         ".*Can't initialize NVML.*",
+        ".*Be aware that when using `ckpt_path`.*",
+        ".*broadcast_buffers.*",
+        ".*anonymous setting has no effect.*",
     ):
         warnings.filterwarnings("ignore", message=message)

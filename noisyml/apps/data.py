@@ -62,7 +62,7 @@ def show(config: DictConfig) -> int:
 
     least = {"classes": config.classes, "instances": config.instances, "tile": config.tile}
     _check_positive(least)
-    splits, output = _open(config)
+    splits, origin, output = _open(config)
     table = Table("split", "images", "classes", "images per class", "extras", "fingerprint")
     for name, split in splits.items():
         counts = np.bincount(split.labels)
@@ -80,6 +80,7 @@ def show(config: DictConfig) -> int:
         contact_sheet(split, config.classes, config.instances, config.tile).save(sheet)
     console = Console()
     console.print(table)
+    _say_origin(origin)
     console.print("images per class: least / median / greatest")
     for name in splits:
         print(f"contact sheet: {output / f'{name}.png'}")
@@ -100,7 +101,7 @@ def check(config: DictConfig) -> int:
     from noisyml.data.checks import check_images, find_duplicates
 
     _check_positive({"workers": config.workers})
-    splits, output = _open(config)
+    splits, origin, output = _open(config)
     console = Console()
     columns = (
         TextColumn("{task.description}"),
@@ -127,8 +128,10 @@ def check(config: DictConfig) -> int:
             reports[name] = check_images(split, config.workers, advance)
     duplicates = find_duplicates(reports)
     _print_report(console, reports, duplicates)
+    _say_origin(origin)
     content = {
         "dataset": config.dataset._target_,
+        "split_origin": origin,
         "splits": [report.to_dict() for report in reports.values()],
         "duplicates": [
             {
@@ -152,6 +155,8 @@ def _print_report(
 ) -> None:
     from rich.table import Table
 
+    from noisyml.data.checks import sizes_differ
+
     table = Table("split", "images", "broken", "classes", "of one image", "width x height", "modes")
     for name, report in reports.items():
         sizes = report.sizes
@@ -173,6 +178,11 @@ def _print_report(
         )
         _name_some(f"classes with a single image in {name}", report.lone_classes)
         _name_some(f"classes without any image in {name}", report.empty_classes)
+    if sizes_differ(reports.values()):
+        print(
+            "the images differ in size, but a batch wants one: train with transform=square "
+            "transform.size=64 or transform=photo"
+        )
     across = [group for group in found if group.across_splits]
     _name_some(f"{len(across)} images are in more than one split (same bytes)", _members(across))
     differ = [group for group in found if group.labels_differ]
@@ -198,13 +208,19 @@ def _name_some(heading: str, lines: list[str]) -> None:
         print(f"  ... and {len(lines) - NAMED} more")
 
 
-def _open(config: DictConfig) -> tuple[dict[str, Split], Path]:
-    """The splits of the configured data set, and the output folder."""
+def _say_origin(origin: str) -> None:
+    if origin:
+        print(f"splits: {origin}")
+
+
+def _open(config: DictConfig) -> tuple[dict[str, Split], str, Path]:
+    """The splits of the configured data set, where they come from, and the output folder."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.utils import instantiate
 
     source = instantiate(config.dataset, _convert_="all")
-    return source.splits(), Path(HydraConfig.get().runtime.output_dir)
+    splits = source.splits()
+    return splits, source.split_origin, Path(HydraConfig.get().runtime.output_dir)
 
 
 def _check_positive(values: dict[str, int]) -> None:

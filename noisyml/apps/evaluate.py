@@ -1,14 +1,15 @@
 """Evaluate a trained model on the test split of its data set, or of another one.
 
-``noisyml evaluate checkpoint=RUN_DIR`` takes the run's configuration and its last weights.
-``which=best`` takes others; ``+settings.KEY=VALUE`` changes the configuration, e.g.
-``+settings.dataset.root=/data/cub200`` or ``+settings.evaluator.recall_at=[1,10]``.
+``noisyml evaluate checkpoint=RUN_DIR`` takes the run's configuration and its last weights;
+``which=best`` takes others. Any setting of the run may be changed, and parts exchanged:
+``dataset=csv dataset.path=labels.csv``, ``evaluator.recall_at=[1,10]``, ``data.eval_batch_size=64``.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,31 +21,39 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Settings of this verb; all others belong to the evaluated run.
+OWN = ("checkpoint", "which", "name", "paths.", "hydra")
+
 
 def main(arguments: list[str]) -> int:
-    """Run ``noisyml evaluate checkpoint=RUN_DIR [which=last|best] [overrides]``."""
-    from noisyml.command import run_hydra
+    """Run ``noisyml evaluate checkpoint=RUN_DIR [which=last|best] [settings of the run]``."""
+    from noisyml.command import overrides_in, run_hydra
 
-    return run_hydra(job, "evaluate", "evaluate", arguments)
+    settings = [o for o in overrides_in(arguments) if not o.lstrip("+").startswith(OWN)]
+    own = [argument for argument in arguments if argument not in settings]
+    return run_hydra(partial(job, settings=settings), "evaluate", "evaluate", own)
 
 
-def job(config: DictConfig) -> dict[str, float]:
+def job(config: DictConfig, settings: list[str]) -> dict[str, float]:
     """Evaluate one checkpoint and write its metrics into the output folder."""
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
+
+    from noisyml.overrides import apply_overrides
 
     run, file = locate(Path(config.checkpoint), config.which)
     trained = OmegaConf.load(run.config_file)
-    settings = OmegaConf.to_container(config.settings, resolve=False)
-    assert isinstance(settings, dict)
-    merged = OmegaConf.merge(trained, settings)
+    assert isinstance(trained, DictConfig)
+    # Groups bring interpolations of their own, which need the paths of today.
+    trained.paths = config.paths
+    changed = apply_overrides(trained, settings, groups=True)
     output = RunFolder(Path(HydraConfig.get().runtime.output_dir))
-    merged.run_dir = str(output.path)
-    metrics = evaluate(merged, file)  # type: ignore[arg-type]
-    write_atomically(output.config_file, OmegaConf.to_yaml(merged, resolve=True))
+    changed.run_dir = str(output.path)
+    metrics = evaluate(changed, file)
+    write_atomically(output.config_file, OmegaConf.to_yaml(changed, resolve=True))
     output.write_metrics(metrics)
     print(json.dumps(metrics, indent=2))
-    log.info("metrics of %s: %s", file, output.metrics_file)
+    print(f"metrics {output.metrics_file}")
     return metrics
 
 
@@ -68,7 +77,10 @@ def locate(path: Path, which: str) -> tuple[RunFolder, Path]:
 
 
 def evaluate(config: DictConfig, checkpoint: Path) -> dict[str, float]:
-    """Test metrics of a checkpoint under a configuration."""
+    """Test metrics of a checkpoint's encoder under a configuration.
+
+    Memories, losses and selectors of the run do not matter and may be of another size.
+    """
     import lightning
 
     from noisyml.apps._quiet import quiet
@@ -89,9 +101,9 @@ def evaluate(config: DictConfig, checkpoint: Path) -> dict[str, float]:
         use_distributed_sampler=False,
         default_root_dir=config.run_dir,
     )
-    trainer.test(
-        assembly.method, assembly.data, ckpt_path=str(checkpoint), verbose=False, weights_only=True
-    )
+    assembly.data.fixed_statistics = True
+    assembly.method.load_encoder(checkpoint)
+    trainer.test(assembly.method, assembly.data, verbose=False)
     return {
         name: float(value)
         for name, value in trainer.callback_metrics.items()

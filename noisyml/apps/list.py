@@ -47,13 +47,14 @@ def main(arguments: list[str]) -> int:
     if typed.json:
         print(json.dumps(found, indent=2))
         return 0
-    for group, rows in found.items():
+    for number, (group, rows) in enumerate(found.items()):
+        if number:
+            print()
         width = max((len(row["name"]) for row in rows), default=0)
         print(f"{group} ({GROUPS[group]}=...)")
         for row in rows:
             state = f"  [{row['files']}]" if "files" in row else ""
             print(f"  {row['name']:<{width}}  {row['description']}{state}")
-        print()
     return 0
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisyml.errors import UserError
+from noisyml.errors import SweepError, UserError
 from noisyml.runs import RunFolder
 
 if TYPE_CHECKING:
@@ -43,17 +45,27 @@ def main(arguments: list[str]) -> int:
         return continue_run(Path(resume[-1]), others)
     sweep = Sweep(arguments)
     status = run_hydra(partial(job, sweep=sweep), "train", "train", arguments)
-    if sweep.folders and sweep.report:
-        _report(sweep.folders)
+    _conclude(sweep.folders, sweep.report)
     return status
 
 
-def _report(folders: list[Path]) -> None:
-    """Table and page of one run, or of the sweep that several runs make up."""
-    from noisyml.apps import report
+def _conclude(folders: list[Path], report: bool) -> None:
+    """What a user sees last: table and page of a run or sweep, or at least where it lies."""
+    from noisyml.launch import is_main_process
 
-    target = folders[0] if len(folders) == 1 else folders[0].parent
-    report.main([str(target)])
+    if not folders or not is_main_process():
+        return
+    if report:
+        from noisyml.apps import report as report_verb
+
+        report_verb.main([str(folders[0] if len(folders) == 1 else folders[0].parent)])
+    for path in folders:
+        folder = RunFolder(path)
+        if not report:
+            shown = {k: v for k, v in folder.metrics().items() if k.startswith("test/")}
+            print(f"run    {path}  " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()))
+        if folder.suspects_file.is_file() and len(folders) == 1:
+            print(f"labels to check, least trusted first: {folder.suspects_file}")
 
 
 def job(config: DictConfig, sweep: Sweep) -> dict[str, float]:
@@ -61,21 +73,23 @@ def job(config: DictConfig, sweep: Sweep) -> dict[str, float]:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from noisyml.command import count_jobs
+    from noisyml.command import swept_keys
 
     hydra = HydraConfig.get()
     folder = RunFolder(Path(hydra.runtime.output_dir))
     config = resolve(config, folder)
+    check_values(config)
     sweep.report = config.report
     overrides = list(hydra.overrides.task)
-    title = config.name
+    title = str(config.name)
     if hydra.mode == RunMode.MULTIRUN:
-        jobs = count_jobs(sweep.arguments, hydra.sweeper.get("params") or {})
-        title = f"[{hydra.job.num + 1}/{jobs}] {' '.join(swept(overrides))}"
+        varied = swept_keys(sweep.arguments, hydra.sweeper.get("params") or {})
+        here = [o for o in overrides if o.lstrip("+").partition("=")[0] in varied]
+        title = f"[{hydra.job.num + 1}/{math.prod(varied.values())}] {' '.join(here)}"
     if not folder.is_run():
-        _write_inputs(config, folder, overrides)
+        _write_inputs(config, folder, overrides, dict(hydra.runtime.choices))
     elif _differs(config, folder):
-        raise UserError(
+        raise SweepError(
             f"{folder.path} holds a run with another configuration; choose another "
             f"hydra.sweep.dir, or remove that folder."
         )
@@ -83,42 +97,68 @@ def job(config: DictConfig, sweep: Sweep) -> dict[str, float]:
         log.info("%s is finished already; left as it is.", folder.path)
         sweep.folders.append(folder.path)
         return folder.metrics()
+    _say_what_is_assumed(config, overrides)
     metrics = train(config, folder, title)
     sweep.folders.append(folder.path)
     return metrics
 
 
-def swept(overrides: list[str]) -> list[str]:
-    """What tells a job from its neighbours: its overrides without experiment and folders."""
-    uninteresting = ("experiment=", "hydra", "name=", "report=", "callbacks.", "paths.")
-    return [o for o in overrides if not o.startswith(uninteresting)]
+def check_values(config: DictConfig) -> None:
+    """Refuse values that no run can have, before anything is read or written.
+
+    Raises:
+        UserError: such a value.
+    """
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"seed={config.seed} must lie between 0 and {2**32 - 1}.")
+    if not str(config.name or "").strip("/"):
+        raise UserError("name= is empty: give the run a name, it becomes a folder.")
+    if config.trainer.max_epochs is not None and config.trainer.max_epochs == 0:
+        raise UserError("trainer.max_epochs=0 trains nothing: give at least 1.")
+    nothing = [g for g in ("dataset", "noise", "selector", "loss", "method") if config[g] is None]
+    if nothing:
+        raise UserError(f"{nothing[0]}=null leaves a part out; see `noisyml list`.")
+
+
+def _say_what_is_assumed(config: DictConfig, overrides: list[str]) -> None:
+    typed = {override.partition("=")[0] for override in overrides}
+    rate = config.selector.get("noise_rate")
+    if rate is not None and "rate" not in config.noise and "selector.noise_rate" not in typed:
+        log.warning(
+            "selector.noise_rate=%s is a guess: about that share of each batch is left out; set it "
+            "to the share of wrong labels you expect.",
+            rate,
+        )
 
 
 def continue_run(path: Path, overrides: list[str]) -> int:
     """``noisyml train resume=RUN_DIR [overrides]``: go on where the last checkpoint was written."""
-    from omegaconf import OmegaConf
+    from omegaconf import DictConfig, OmegaConf
 
     from noisyml.launch import is_main_process
+    from noisyml.overrides import apply_overrides
+    from noisyml.runs import write_atomically
 
     folder = RunFolder(path)
     if not folder.is_run():
         raise UserError(f"{path} holds no run (no {folder.config_file.name}); nothing to resume.")
     logging.basicConfig(level=logging.INFO, format="[%(levelname)s] %(message)s")
     config = OmegaConf.load(folder.config_file)
-    for override in overrides:
-        key, equals, value = override.lstrip("+").partition("=")
-        if not equals or OmegaConf.select(config, key, default=overrides) is overrides:
-            raise UserError(f"There is no setting '{key}' in {folder.config_file}.")
-        OmegaConf.update(config, key, OmegaConf.create(f"x: {value}").x)
+    assert isinstance(config, DictConfig)
+    config = apply_overrides(config, overrides, groups=False)
     config.run_dir = str(folder.path)
-    if folder.status().get("state") == "finished" and not overrides and is_main_process():
-        print(f"{path} is finished already; its report is {folder.report_file}.")
-        return 0
-    if overrides and is_main_process():
-        OmegaConf.save(config, folder.config_file)
-    train(config, folder, str(config.name))  # type: ignore[arg-type]
-    if config.report and is_main_process():
-        _report([folder.path])
+    check_values(config)
+    if is_main_process():
+        if folder.status().get("state") == "finished" and not overrides:
+            page = f"; its report is {folder.report_file}" if folder.report_file.is_file() else ""
+            print(f"{path} is finished already{page}.")
+            return 0
+        if overrides:
+            typed = [*folder.overrides(), *overrides]
+            write_atomically(folder.overrides_file, OmegaConf.to_yaml(OmegaConf.create(typed)))
+            write_atomically(folder.config_file, OmegaConf.to_yaml(config))
+    train(config, folder, str(config.name))
+    _conclude([folder.path], config.report)
     return 0
 
 
@@ -133,12 +173,22 @@ def resolve(config: DictConfig, folder: RunFolder) -> DictConfig:
 
 
 def _differs(config: DictConfig, folder: RunFolder) -> bool:
+    """True unless the folder's run has the same configuration, apart from what is only shown."""
     from omegaconf import OmegaConf
 
-    return OmegaConf.to_container(config) != folder.config()
+    def essence(values: dict[Any, Any]) -> dict[Any, Any]:
+        kept = {key: value for key, value in values.items() if key not in ("report", "logger")}
+        kept["callbacks"] = {k: v for k, v in values["callbacks"].items() if k != "progress"}
+        return kept
+
+    wanted = OmegaConf.to_container(config)
+    assert isinstance(wanted, dict)
+    return essence(wanted) != essence(folder.config())
 
 
-def _write_inputs(config: DictConfig, folder: RunFolder, overrides: list[str]) -> None:
+def _write_inputs(
+    config: DictConfig, folder: RunFolder, overrides: list[str], choices: dict[str, str]
+) -> None:
     from omegaconf import OmegaConf
 
     from noisyml.environment import describe_environment
@@ -146,6 +196,8 @@ def _write_inputs(config: DictConfig, folder: RunFolder, overrides: list[str]) -
 
     folder.path.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.overrides_file, OmegaConf.to_yaml(OmegaConf.create(overrides)))
+    options = {group: name for group, name in choices.items() if not group.startswith("hydra")}
+    write_atomically(folder.choices_file, OmegaConf.to_yaml(OmegaConf.create(options)))
     write_atomically(
         folder.environment_file, json.dumps(describe_environment(), indent=2, sort_keys=True) + "\n"
     )
@@ -157,8 +209,9 @@ def train(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float]
     """Run the recipe with its other processes, and keep the folder's status true."""
     from noisyml.launch import is_main_process, other_ranks
 
-    status = _status(folder) if is_main_process() else contextlib.nullcontext()
-    with status, other_ranks(_processes(config), folder.path):
+    if not is_main_process():
+        return recipe(config, folder, title)
+    with folder.claimed(), _status(folder), other_ranks(_processes(config), folder.path):
         return recipe(config, folder, title)
 
 
@@ -184,6 +237,10 @@ def _status(folder: RunFolder) -> Iterator[None]:
     folder.write_status("running", began=began)
     try:
         yield
+    except KeyboardInterrupt:
+        folder.write_status("interrupted", began=began, ended=time.time())
+        print(f"Go on with: noisyml train resume={folder.path}", file=sys.stderr)
+        raise
     except BaseException as error:
         sentence = str(error).splitlines()[0] if str(error) else type(error).__name__
         folder.write_status("failed", began=began, ended=time.time(), error=sentence)
@@ -216,6 +273,8 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     manifest = data.manifest
     if is_main_process():
         manifest.save(folder.noise_file)
+        for remark in data.remarks():
+            log.info(remark)
 
     callbacks = [build(node) for node in config.callbacks.values() if node is not None]
     by_type: dict[type, Any] = {type(callback): callback for callback in callbacks}
@@ -223,6 +282,10 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
         by_type[SelectionLog].manifest = manifest
     if LiveProgress in by_type:
         by_type[LiveProgress].title = title
+    if "best" in config.model_choice and "val" in data.splits and RunCheckpoints not in by_type:
+        raise UserError(
+            "model_choice=[last,best] needs callbacks.checkpoint: say model_choice=[last]."
+        )
     loggers = [build(node) for node in (config.logger or {}).values() if node is not None]
     trainer = build(
         config.trainer,
@@ -239,10 +302,12 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     )
 
     began = time.perf_counter()
-    trainer.fit(method, data, ckpt_path=_last_checkpoint(folder), weights_only=True)
+    try:
+        trainer.fit(method, data, ckpt_path=_last_checkpoint(folder), weights_only=True)
+    except SystemExit:
+        # Lightning turns Ctrl-C into an exit of its own.
+        raise KeyboardInterrupt from None
     seconds = time.perf_counter() - began
-    if trainer.interrupted:
-        raise KeyboardInterrupt
 
     metrics: dict[str, float] = {"time/train_seconds": seconds}
     if History in by_type:

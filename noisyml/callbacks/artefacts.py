@@ -26,6 +26,9 @@ def describe_run(method: Method, data: DataModule, folder: RunFolder) -> None:
     embedding_map(method, data).to_parquet(folder.embedding_map_file, index=False)
     if folder.selection_file.is_file():
         least_trusted(data, folder.selection_file, folder.thumbnails_file)
+        table = suspects(data, folder.selection_file)
+        if len(table):
+            table.to_csv(folder.suspects_file, index=False, float_format="%.6g")
 
 
 @torch.no_grad()
@@ -84,9 +87,7 @@ def least_trusted(data: DataModule, selection_file: Path, file: Path) -> None:
     lowest = judged.groupby("index")["p_clean"].mean().nsmallest(THUMBNAILS)
     split, manifest = data.splits["train"], data.manifest
     index = lowest.index.to_numpy()
-    names = np.asarray([*split.class_names, ""])
-    if manifest.num_classes != len(split.class_names):
-        names = np.asarray([*(f"label {i}" for i in range(manifest.num_classes)), ""])
+    names = _label_names(data)
     clean_names = np.asarray([*split.class_names, ""])
     np.savez_compressed(
         file,
@@ -114,3 +115,35 @@ def _thumbnail(images: object, index: int) -> np.ndarray:
         picture, ((THUMBNAIL_SIDE - picture.width) // 2, (THUMBNAIL_SIDE - picture.height) // 2)
     )
     return np.asarray(canvas)
+
+
+def suspects(data: DataModule, selection_file: Path) -> pd.DataFrame:
+    """Every judged training sample, the least trusted first.
+
+    Returns:
+        Columns ``key`` (path or id), ``label`` (observed, by name), ``p_clean`` (mean of the last
+        epoch's judgements) and ``kept`` (share of them that kept the sample). True labels are left
+        out: this is the list for someone who does not know them.
+    """
+    judged = pd.read_parquet(selection_file)
+    judged = judged[judged["epoch"] == judged["epoch"].max()].dropna()
+    means = judged.groupby("index")[["p_clean", "kept"]].mean().sort_values("p_clean")
+    index = means.index.to_numpy()
+    names = _label_names(data)
+    keys = data.splits["train"].keys
+    return pd.DataFrame(
+        {
+            "key": [keys[i] for i in index],
+            "label": names[data.manifest.observed[index]],
+            "p_clean": means["p_clean"].to_numpy(),
+            "kept": means["kept"].to_numpy(),
+        }
+    )
+
+
+def _label_names(data: DataModule) -> np.ndarray:
+    """Names of the observed classes; numbers where the noise made classes of its own."""
+    names = data.splits["train"].class_names
+    if data.manifest.num_classes != len(names):
+        names = [f"label {i}" for i in range(data.manifest.num_classes)]
+    return np.asarray(names)

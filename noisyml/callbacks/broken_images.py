@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 from pathlib import Path
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
 from noisyml.runs import write_atomically
+
+log = logging.getLogger(__name__)
 
 
 class BrokenImages(Callback):
@@ -22,6 +25,7 @@ class BrokenImages(Callback):
     def __init__(self, file: str) -> None:
         self.file = Path(file)
         self.found: set[int] = set()
+        self.elsewhere: dict[str, set[int]] = {}
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -30,11 +34,45 @@ class BrokenImages(Callback):
         if len(batch["broken"]):
             self.found.update(batch["broken"].tolist())
 
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Note what is missing from validation."""
+        if len(batch["broken"]):
+            data = trainer.datamodule  # type: ignore[attr-defined]
+            names = (["val"] if "val" in data.splits else []) + list(data.test_splits)
+            self.elsewhere.setdefault(names[dataloader_idx], set()).update(batch["broken"].tolist())
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Note what is missing from the test."""
+        if len(batch["broken"]):
+            name = list(trainer.datamodule.test_splits)[dataloader_idx]  # type: ignore[attr-defined]
+            self.elsewhere.setdefault(name, set()).update(batch["broken"].tolist())
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the list again: the test may have found more."""
+        self.on_train_end(trainer, pl_module)
+
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the list."""
         data = trainer.datamodule  # type: ignore[attr-defined]
         broken = {name: set(positions) for name, positions in data.broken().items()}
-        broken["train"] = broken.get("train", set()) | self.found
+        for name, positions in {"train": self.found, **self.elsewhere}.items():
+            broken[name] = broken.get(name, set()) | positions
         rows = [
             (name, index, data.splits[name].keys[index])
             for name, positions in broken.items()
@@ -46,6 +84,9 @@ class BrokenImages(Callback):
             writer.writerow(["split", "index", "key"])
             writer.writerows(rows)
             write_atomically(self.file, text.getvalue())
+            log.warning(
+                "%d images could not be decoded; they are listed in %s", len(rows), self.file
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What was found so far."""

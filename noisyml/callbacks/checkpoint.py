@@ -78,7 +78,7 @@ class RunCheckpoints(Checkpoint):
     ) -> None:
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
-        self.best = dict(best or {})
+        self.best = {stem: metric for stem, metric in (best or {}).items() if metric}
         self.sign = 1.0 if mode == "max" else -1.0
         #: Best value and the number of epochs done when it was reached, by file stem.
         self.reached: dict[str, tuple[float, int]] = {}
@@ -107,8 +107,15 @@ class RunCheckpoints(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Update the best and write ``last.ckpt``."""
         for stem, metric in self.best.items():
-            if metric not in trainer.callback_metrics:
+            split = metric.partition("/")[0] + "/"
+            computed = sorted(n for n in trainer.callback_metrics if n.startswith(split))
+            if not computed:
                 continue
+            if metric not in computed:
+                raise UserError(
+                    f"callbacks.checkpoint.best.{stem} follows {metric}, which the evaluator does "
+                    f"not compute: set it to one of {', '.join(computed)}, or to null."
+                )
             value = float(trainer.callback_metrics[metric])
             before = self.reached.get(stem, (-self.sign * math.inf, 0))[0]
             if not math.isnan(value) and self.sign * value > self.sign * before:

@@ -102,7 +102,7 @@ class LiveProgress(ProgressBar):
         if not self._enabled:
             return
         step = trainer.global_step
-        if step % 10 == 0:
+        if step % 10 == 0 or self._loss != self._loss:
             self._loss = float(outputs["loss"])
         if self._bar is not None:
             self._bar.update(self._task, completed=step, note=self._note(trainer))
@@ -163,7 +163,8 @@ def announce(title: str) -> Any:
             shown.start()
             shown.update(task, completed=done, total=total)
         if done >= total:
-            shown.stop()
+            if console.is_terminal:
+                shown.stop()
             seconds = time.monotonic() - began
             console.print(f"{title}: {total:,} images in {seconds:.1f} s", highlight=False)
 

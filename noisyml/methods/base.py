@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -72,7 +73,10 @@ class Method(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimiser and the schedule of the configuration."""
-        optimizer = self._make_optimizer(parameter_groups(self, self.param_groups))
+        try:
+            optimizer = self._make_optimizer(parameter_groups(self, self.param_groups))
+        except ValueError as error:
+            raise UserError(f"The optimiser refuses its settings: {error}.") from error
         if self._make_scheduler is None:
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
@@ -165,6 +169,31 @@ class Method(LightningModule):
         if known is not None:
             for name, tensor in backbone.body.state_dict().items():
                 checkpoint["state_dict"][f"encoder.backbone.body.{name}"] = tensor
+
+    def load_encoder(self, file: Path) -> None:
+        """Take the encoder, and only the encoder, from a checkpoint of a run.
+
+        Args:
+            file: a checkpoint; opened without unpickling.
+
+        Raises:
+            UserError: it belongs to another architecture or frozen network.
+        """
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+        self.on_load_checkpoint(checkpoint)
+        prefix = "encoder."
+        state = {
+            name.removeprefix(prefix): tensor
+            for name, tensor in checkpoint["state_dict"].items()
+            if name.startswith(prefix)
+        }
+        try:
+            self.encoder.load_state_dict(state)
+        except RuntimeError as error:
+            raise UserError(
+                f"{file} holds another encoder than the configuration describes: keep backbone "
+                f"and head as they were trained ({str(error).splitlines()[1].strip()})."
+            ) from error
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> Tensor:

@@ -16,3 +16,15 @@ class KillAt(Callback):
         """Kill."""
         if trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class InterruptAt(Callback):
+    """Ctrl-C after `step` optimiser steps."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        """Interrupt."""
+        if trainer.global_step == self.step:
+            raise KeyboardInterrupt

@@ -91,3 +91,46 @@ def test_resuming_nothing_is_one_sentence(shell):
     status, said = shell("train", "resume=nowhere")
     assert status == 2
     assert said.strip() == "noisyml: nowhere holds no run (no config.yaml); nothing to resume."
+
+
+def test_a_resumed_run_keeps_its_parts_but_may_train_longer(shell):
+    assert shell("train", *TINY)[0] == 0
+    (run,) = shell.runs()
+    before = (run / "config.yaml").read_text()
+    for typed, sentence in (
+        ("loss=triplet", "keeps its loss"),
+        ("trainer.max_epoch=3", "Did you mean 'trainer.max_epochs'?"),
+        ("trainer.max_epochs=many", "should be a number"),
+    ):
+        status, said = shell("train", f"resume={run}", typed)
+        assert status == 2
+        assert sentence in said
+        assert (run / "config.yaml").read_text() == before
+    status, said = shell("train", f"resume={run}", "trainer.max_epochs=3")
+    assert status == 0, said
+    assert pd.read_csv(run / "history.csv")["epoch"].max() == 2
+    assert yaml.safe_load((run / "overrides.yaml").read_text())[-1] == "trainer.max_epochs=3"
+
+
+def test_ctrl_c_leaves_a_run_that_can_go_on(shell):
+    """The second run is interrupted from inside, as the terminal would."""
+    stop = "+callbacks.stop={_target_: saboteur.InterruptAt, step: 9}"
+    done = shell.apart("train", *TINY, stop)
+    assert done.returncode == 130, done.stderr
+    assert "Go on with: noisyml train resume=" in done.stderr
+    assert "Traceback" not in done.stderr
+    (run,) = shell.runs()
+    assert "interrupted" in (run / "status.json").read_text()
+
+
+def test_two_processes_do_not_share_a_folder(shell):
+    from noisyml.errors import UserError
+    from noisyml.runs import RunFolder
+
+    folder = RunFolder(shell.folder / "run")
+    with (
+        folder.claimed(),
+        pytest.raises(UserError, match="Another process is working"),
+        folder.claimed(),
+    ):
+        pass
