@@ -412,16 +412,15 @@ class _Builder:
             one = self.runs.iloc[0]
             return " · ".join([*self._choices(), f"seed {one['seed'] or ABSENT}", one["state"]])
         seeds = self.runs["seed"].nunique()
-        varied = " × ".join(
-            f"{len({g[i] for g in self.groups})} {key}" for i, key in enumerate(self.keys)
-        )
-        if len(self.groups) < math.prod(
-            len({g[i] for g in self.groups}) for i in range(len(self.keys))
-        ):
-            varied = f"{len(self.groups)} groups by {', '.join(self.keys)}"
-        what = f"{varied} × {seeds} seed" if varied else f"{seeds} seed"
+        repeated = f"{seeds} {'seed' if seeds == 1 else 'seeds'}"
+        counts = [len({group[i] for group in self.groups}) for i in range(len(self.keys))]
+        if math.prod(counts) == len(self.groups):
+            pairs = zip(counts, self.keys, strict=True)
+            what = " × ".join([*(f"{count} {key}" for count, key in pairs), repeated])
+        else:
+            what = f"{len(self.groups)} groups by {', '.join(self.keys)}; {repeated}"
         states = f"{done} finished" if done < total else "all finished"
-        return f"{total} runs ({states}): {what}{'' if seeds == 1 else 's'}."
+        return f"{total} runs ({states}): {what}."
 
     def _left_out(self) -> list[str]:
         """A sentence on runs that repeat a newer one and are left out."""

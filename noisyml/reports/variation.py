@@ -125,8 +125,9 @@ def varied_keys(settings: Sequence[Settings]) -> list[str]:
         if len(set(finer)) > len(set(identity)):
             chosen.append(key)
             identity = finer
-    # Data first: rows of a table are compared within the same data.
-    return sorted(chosen, key=lambda key: not decides_data(key))
+    # Data first: rows of a table are compared within the same data, and the data set before noise.
+    places = {group: place for place, group in enumerate(DATA_GROUPS)}
+    return sorted(chosen, key=lambda key: places.get(_outermost(key), len(places)))
 
 
 def same_runs(settings: Sequence[Settings]) -> list[int]:
@@ -160,7 +161,11 @@ def repetitions(settings: Sequence[Settings]) -> list[str]:
 
 def decides_data(key: str) -> bool:
     """True if the setting decides what data or which wrong labels a run saw."""
-    return re.split(r"[./]", key)[0] in DATA_GROUPS
+    return _outermost(key) in DATA_GROUPS
+
+
+def _outermost(key: str) -> str:
+    return re.split(r"[./]", key)[0]
 
 
 def is_rate(key: str) -> bool:
