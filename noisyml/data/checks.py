@@ -6,14 +6,15 @@ import hashlib
 import io
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from noisyml.data.base import ArrayImages, BrokenImage, FileImages, ImageSource, Split
 
@@ -202,6 +203,12 @@ def find_duplicates(reports: Mapping[str, SplitReport]) -> list[Duplicate]:
     return [Duplicate(members) for members in groups.values() if len(members) > 1]
 
 
+def sizes_differ(reports: Iterable[SplitReport]) -> bool:
+    """Whether the decodable images of all splits together have more than one size."""
+    limits = {report.sizes[key] for report in reports if report.sizes for key in ("min", "max")}
+    return len(limits) > 1
+
+
 def contact_sheet(
     split: Split, classes: int = 24, instances: int = 16, tile: int = 64
 ) -> Image.Image:
@@ -219,9 +226,12 @@ def contact_sheet(
     width = NAME_WIDTH + tile * max(len(row) for row in rows)
     sheet = Image.new("RGB", (width, tile * len(rows)), "black")
     pen = ImageDraw.Draw(sheet)
+    font = _font(11)
     for y, (label, row) in enumerate(zip(shown, rows, strict=True)):
         name = str(split.class_names[int(label)])
-        pen.multiline_text((4, y * tile + 4), _wrapped(name, tile), fill="white", font_size=11)
+        pen.multiline_text(
+            (4, y * tile + 4), _wrapped(name, tile), fill="white", font=font, spacing=1
+        )
         for x, index in enumerate(row):
             corner = (NAME_WIDTH + x * tile, y * tile)
             try:
@@ -230,6 +240,7 @@ def contact_sheet(
                 box = (*corner, corner[0] + tile - 1, corner[1] + tile - 1)
                 pen.rectangle(box, outline="red")
                 pen.line(box, fill="red")
+                pen.line((box[0], box[3], box[2], box[1]), fill="red")
                 continue
             scale = tile / max(image.size)
             size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -239,9 +250,18 @@ def contact_sheet(
     return sheet
 
 
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """A typeface with accents, Greek and Cyrillic, in pixels; Pillow's own has only ASCII."""
+    import matplotlib
+
+    return ImageFont.truetype(
+        Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size
+    )
+
+
 def _wrapped(name: str, tile: int) -> str:
     """The name cut into lines that fit beside a row of the sheet."""
-    lines = textwrap.wrap(name, width=34, max_lines=max(1, tile // 14))
+    lines = textwrap.wrap(name, width=30, max_lines=max(1, tile // 14))
     return "\n".join(lines)
 
 

@@ -115,6 +115,23 @@ def test_contact_sheet_shows_images_and_marks_broken_ones(folder):
     assert all(tile.any() for tile in tiles)
 
 
+def test_a_broken_tile_is_crossed_twice(tmp_path):
+    (tmp_path / "x.png").write_text("no image")
+    split = Split("train", FileImages(["x.png"], str(tmp_path)), np.array([0]), ["a"], ["x"], "")
+    tile = np.asarray(contact_sheet(split, tile=32))[:, 220:]
+    red = (tile == [255, 0, 0]).all(axis=2)
+    assert red.diagonal().all()
+    assert red[:, ::-1].diagonal().all()
+
+
+def test_names_with_accents_have_their_own_shapes():
+    images = ArrayImages(np.zeros((3, 4, 4), dtype=np.uint8))
+    split = Split("train", images, np.array([0, 1, 2]), ["é", "ü", "ж"], list("xyz"), "")
+    sheet = np.asarray(contact_sheet(split, tile=32))[:, :220]
+    names = [sheet[y : y + 32].tobytes() for y in (0, 32, 64)]
+    assert len(set(names)) == 3
+
+
 def test_absolute_and_relative_paths(tmp_path):
     _save(tmp_path / "a.png", 0)
     images = FileImages([str(tmp_path / "a.png"), "a.png"], str(tmp_path))
@@ -161,6 +178,8 @@ def test_verb_check_finds_what_is_wrong(noisyml, folder):
     assert "train/cat/cut.png" in out
     assert "1 images are in more than one split" in out
     assert "1 images have copies with another label" in out
+    assert "differ in size, but a batch wants one: train with transform=square" in out
+    assert f"splits: from the folders train, test in {folder}; val carved by" in out
     (found,) = _outputs("check.json")
     content = json.loads(found.read_text())
     assert [split["split"] for split in content["splits"]] == ["train", "val", "test"]
@@ -173,6 +192,8 @@ def test_verb_check_passes_a_clean_set(noisyml):
     status, out, _ = noisyml("data", "check", "dataset=digits")
     assert status == 0
     assert "broken images" not in out
+    assert "differ in size" not in out
+    assert "splits: carved by val_fraction=0.1, test_fraction=0.3 and seed=0" in out
 
 
 def test_verb_show_writes_contact_sheets(noisyml):

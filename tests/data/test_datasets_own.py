@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from noisyml.data.base import BrokenImage
+from noisyml.data.base import BrokenImage, FileImages
 from noisyml.data.datasets.csv_table import CsvTable
 from noisyml.data.datasets.image_folder import ImageFolder
 from noisyml.errors import UserError
@@ -204,15 +204,17 @@ def _break(folder, what):
         ("missing file", r"labels.csv, row 5: there is no file .*cat/none.png \(1 of 60"),
         ("one label", r"has 1 different labels in its column 'label'"),
         ("no column", r"has no column 'label' but: path, class; set dataset.label_column"),
-        ("bad split", r"labels.csv, row 6: the split is 'tset'; write one of: train, val"),
+        (
+            "bad split",
+            r"labels.csv, row 6: the split is 'tset' in the column 'split'; write one of: train",
+        ),
         ("only in test", r"1 classes have no training image, the first is 'hen'"),
     ],
 )
 def test_table_mistakes(folder, what, message):
     _break(folder, what)
-    column = "split" if what in ("bad split", "only in test") else None
     with pytest.raises(UserError, match=message) as caught:
-        CsvTable(str(folder / "labels.csv"), split_column=column).splits()
+        CsvTable(str(folder / "labels.csv")).splits()
     # One sentence: one full stop, at its end.
     text = re.sub(r"\S+\.\S+", "x", str(caught.value))
     assert text.count(".") <= 1
@@ -233,6 +235,64 @@ def test_unreadable_tables(tmp_path):
         CsvTable(str(tmp_path / "gone.csv")).splits()
     with pytest.raises(UserError, match=r"suffix of dataset.path is '.xlsx'"):
         CsvTable(str(tmp_path / "x.xlsx"))
+
+
+def test_a_column_named_split_is_used_unless_told_otherwise(folder, caplog):
+    parts = (["train"] * 7 + ["test"] * 3) * 6
+    path = _table(folder, split=parts)
+    source = CsvTable(str(path), val_fraction=0.0)
+    with caplog.at_level("INFO"):
+        found = source.splits()
+    assert {name: len(split) for name, split in found.items()} == {"train": 42, "test": 18}
+    assert source.split_origin == f"from the column 'split' of {path}"
+    assert source.split_origin in caplog.text
+    carved = CsvTable(str(path), split_column=None, val_fraction=0.0)
+    assert len(carved.splits()["test"]) == 12
+    assert carved.split_origin == "carved by val_fraction=0.0, test_fraction=0.2 and seed=0"
+    partly = CsvTable(str(path), seed=3)
+    partly.splits()
+    assert partly.split_origin.endswith("; val carved by val_fraction=0.1 and seed=3 out of train")
+    plain = CsvTable(str(_table(folder, "plain.csv")))
+    plain.splits()
+    assert plain.split_origin == "carved by val_fraction=0.1, test_fraction=0.2 and seed=0"
+
+
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_other_separators_are_recognised(folder, separator):
+    expected = CsvTable(str(_table(folder))).splits()
+    table = pd.read_csv(folder / "labels.csv")
+    table.insert(0, "a, note", "x, y")
+    table.to_csv(folder / "labels.csv", index=False, sep=separator)
+    found = CsvTable(str(folder / "labels.csv")).splits()
+    assert {n: s.keys for n, s in found.items()} == {n: s.keys for n, s in expected.items()}
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_table_in_another_encoding_is_named(folder, encoding):
+    text = _table(folder).read_text().replace("cat\n", "Kätzchen\n")
+    (folder / "labels.csv").write_bytes(text.encode(encoding))
+    with pytest.raises(UserError, match=r"labels\.csv is not UTF-8 text; save it as UTF-8"):
+        CsvTable(str(folder / "labels.csv")).splits()
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (lambda good: b"no image", "not an image, or damaged"),
+        (lambda good: good[: len(good) - 20], "truncated"),
+        (None, "No such file or directory"),
+    ],
+)
+def test_the_reason_of_a_broken_image_is_short(tmp_path, damage, reason):
+    path = tmp_path / "a.jpg"
+    _image(path)
+    good = path.read_bytes()
+    path.unlink()
+    if damage is not None:
+        path.write_bytes(damage(good))
+    with pytest.raises(BrokenImage) as caught:
+        FileImages(["a.jpg"], str(tmp_path)).load(0)
+    assert str(caught.value) == f"{path}: {reason}"
 
 
 def test_broken_image_names_its_file(folder):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,31 +22,40 @@ from noisyml.data.datasets.partition import (
     SplitKind,
     arrange,
     check_fractions,
+    origin,
 )
 from noisyml.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+log = logging.getLogger(__name__)
+
+#: The separator a suffix promises; spreadsheets in half of Europe write another one.
 SEPARATORS = {".csv": ",", ".tsv": "\t"}
+OTHER_SEPARATORS = (",", ";", "\t", "|")
+#: Column of splits that ``split_column=auto`` looks for.
+SPLIT_COLUMN = "split"
 TABLE_SUFFIXES = (*SEPARATORS, ".parquet")
 
 
 class CsvTable(DatasetSource):
     """A ``.csv``, ``.tsv`` or ``.parquet`` table with a row per image.
 
-    Labels may be any text; labels that are all whole numbers are ordered as numbers.
+    Labels may be any text; labels that are all whole numbers are ordered as numbers. A text table
+    is UTF-8, its columns separated by commas, semicolons, tabs or bars: its first line tells.
 
     Args:
         path: the table.
         root: folder that relative image paths start from; None for the table's own folder.
         path_column: column of image paths.
         label_column: column of labels.
-        split_column: column that says ``train``, ``val``, ``test``, ``query`` or ``gallery``; None
-            to carve the splits. A missing ``val`` is carved from ``train``.
+        split_column: column that says ``train``, ``val``, ``test``, ``query`` or ``gallery``;
+            ``auto``: the column ``split`` if there is one; None to carve the splits. A missing
+            ``val`` is carved from ``train``.
         split: ``closed_set`` (same classes everywhere) or ``zero_shot`` (disjoint classes).
         val_fraction: share of each class (or of the classes) for ``val``, in [0, 1).
-        test_fraction: the same for ``test``; unused with `split_column`.
+        test_fraction: the same for ``test``; unused with a column of splits.
         seed: which of the possible carvings; unrelated to the seed of a run.
         labels_are_true: whether the labels are known to be right, so that the labels changed by an
             injector are the only wrong ones and selection can be scored against them.
@@ -63,7 +74,7 @@ class CsvTable(DatasetSource):
         root: str | None = None,
         path_column: str = "path",
         label_column: str = "label",
-        split_column: str | None = None,
+        split_column: str | None = "auto",
         split: SplitKind = "closed_set",
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
@@ -104,13 +115,17 @@ class CsvTable(DatasetSource):
         paths = self._column(table, self.path_column, "dataset.path_column")
         names = self._column(table, self.label_column, "dataset.label_column")
         given = None
-        if self.split_column is not None:
-            given = self._column(table, self.split_column, "dataset.split_column")
+        split_column = self.split_column
+        if split_column == "auto" and "auto" not in table.columns:
+            split_column = SPLIT_COLUMN if SPLIT_COLUMN in table.columns else None
+        if split_column is not None:
+            given = self._column(table, split_column, "dataset.split_column")
             wrong = next((row for row, part in enumerate(given) if part not in SPLIT_NAMES), None)
             if wrong is not None:
                 raise UserError(
-                    f"{self.path}, row {wrong + 1}: the split is '{given[wrong]}'; write one of: "
-                    f"{', '.join(SPLIT_NAMES)}."
+                    f"{self.path}, row {wrong + 1}: the split is '{given[wrong]}' in the column "
+                    f"'{split_column}'; write one of: {', '.join(SPLIT_NAMES)} (or set "
+                    "dataset.split_column=null to carve the splits)."
                 )
         self._check_paths(paths)
         class_names = _in_order(set(names))
@@ -132,6 +147,14 @@ class CsvTable(DatasetSource):
             self.seed,
             str(self.path),
         )
+        self.split_origin = origin(
+            None if given is None else f"the column '{split_column}' of {self.path}",
+            given is not None and "val" in given,
+            self.val_fraction,
+            self.test_fraction,
+            self.seed,
+        )
+        log.info("splits: %s", self.split_origin)
         share = self.split == "closed_set"
         return parts_to_splits(self.root, paths, labels, class_names, rows, share)
 
@@ -146,14 +169,36 @@ class CsvTable(DatasetSource):
             # As text, so that labels like NA, 007 and 1.0 stay what they are.
             return pd.read_csv(
                 self.path,
-                sep=SEPARATORS[suffix],
+                sep=self._separator(),
                 dtype=str,
                 keep_default_na=False,
                 encoding="utf-8-sig",
             )
-        except (OSError, ValueError, ArrowException) as error:
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"The table {self.path} is not UTF-8 text; save it as UTF-8 (spreadsheets call it "
+                "'CSV UTF-8')."
+            ) from error
+        except (OSError, ValueError, csv.Error, ArrowException) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise UserError(f"The table {self.path} cannot be read: {reason}.") from error
+
+    def _separator(self) -> str:
+        """What separates the columns, by the first line: the suffix's separator wins ties."""
+        promised = SEPARATORS[self.path.suffix.lower()]
+        with self.path.open(encoding="utf-8-sig", newline="") as file:
+            header = file.readline()
+        separators = (promised, *(other for other in OTHER_SEPARATORS if other != promised))
+        wanted = {self.path_column, self.label_column}
+
+        def fit(separator: str) -> tuple[int, int]:
+            columns = next(csv.reader([header], delimiter=separator), [])
+            return len(wanted & set(columns)), len(columns)
+
+        found = max(separators, key=fit)
+        if found != promised:
+            log.info("%s: the columns are separated by %r", self.path, found)
+        return found
 
     def _column(self, table: pd.DataFrame, column: str, key: str) -> list[str]:
         """The column as text without surrounding blanks; no empty cell."""

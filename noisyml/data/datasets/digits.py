@@ -8,7 +8,13 @@ import numpy as np
 
 from noisyml.data.base import DatasetSource, Split
 from noisyml.data.datasets.layout import array_split, check_choice
-from noisyml.data.datasets.partition import SPLIT_KINDS, SplitKind, carve, check_fractions
+from noisyml.data.datasets.partition import (
+    SPLIT_KINDS,
+    SplitKind,
+    carve,
+    carving,
+    check_fractions,
+)
 
 
 class Digits(DatasetSource):
@@ -55,6 +61,7 @@ class Digits(DatasetSource):
         parts = carve(
             labels, names, keys, self.split, self.val_fraction, self.test_fraction, self.seed
         )
+        self.split_origin = carving(self.val_fraction, self.test_fraction, self.seed)
         splits = {}
         for number, name in enumerate(("train", "val", "test")):
             rows = np.flatnonzero(parts == number)

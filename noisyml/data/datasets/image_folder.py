@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 from typing import ClassVar
@@ -20,8 +21,11 @@ from noisyml.data.datasets.partition import (
     SplitKind,
     arrange,
     check_fractions,
+    origin,
 )
 from noisyml.errors import UserError
+
+log = logging.getLogger(__name__)
 
 SPLIT_FOLDERS = ("train", "val", "test")
 
@@ -110,6 +114,14 @@ class ImageFolder(DatasetSource):
             self.seed,
             str(self.path),
         )
+        self.split_origin = origin(
+            f"the folders {', '.join(official)} in {self.path}" if is_split else None,
+            "val" in official,
+            self.val_fraction,
+            self.test_fraction,
+            self.seed,
+        )
+        log.info("splits: %s", self.split_origin)
         share = self.split == "closed_set"
         return parts_to_splits(self.path, paths, labels, class_names, rows, share)
 

@@ -157,6 +157,43 @@ def carve(
     return carve_samples(labels, keys, val_fraction, test_fraction, seed)
 
 
+def carving(val_fraction: float, test_fraction: float, seed: int) -> str:
+    """How carved splits came about, for people.
+
+    Args:
+        val_fraction: share carved for ``val``.
+        test_fraction: share carved for ``test``; 0: only ``val`` was carved.
+        seed: which of the possible carvings.
+    """
+    shares = f"val_fraction={val_fraction}"
+    if test_fraction > 0:
+        shares += f", test_fraction={test_fraction}"
+    return f"carved by {shares} and seed={seed}"
+
+
+def origin(
+    given: str | None,
+    has_val: bool,
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> str:
+    """Where the splits of the user's own data come from, for people.
+
+    Args:
+        given: what names them (``the column 'split'``), None if they are carved.
+        has_val: whether that names a ``val`` split.
+        val_fraction: share carved for ``val`` otherwise.
+        test_fraction: share carved for ``test`` if nothing names the splits.
+        seed: which of the possible carvings.
+    """
+    if given is None:
+        return carving(val_fraction, test_fraction, seed)
+    if has_val or val_fraction == 0:
+        return f"from {given}"
+    return f"from {given}; val {carving(val_fraction, 0.0, seed)} out of train"
+
+
 def arrange(
     labels: NDArray[np.int64],
     class_names: Sequence[str],
