@@ -136,3 +136,11 @@ def test_every_injector_has_a_config() -> None:
     }
     targets = {yaml.safe_load(path.read_text())["_target_"] for path in CONFIGS}
     assert targets == {f"noisyml.noise.{name}" for name in exported}
+
+
+def test_a_file_without_true_labels_is_told_how_to_do_without(tmp_path):
+    np.savez(tmp_path / "people.npz", noisy_label=np.array([0, 1, 1]))
+    path = str(tmp_path / "people.npz")
+    with pytest.raises(UserError, match=r"noise\.clean=clean_label is not in .*noise\.clean=null"):
+        HumanLabels(path=path).inject([0, 1, 0], 2)
+    assert HumanLabels(path=path, clean=None).inject([0, 1, 0], 2).changed.sum() == 1

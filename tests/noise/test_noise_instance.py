@@ -155,6 +155,7 @@ def test_open_share_limits(share: float) -> None:
             "3 columns for 5",
         ),
         (lambda: OpenSet(rate=0.5, source_size=10).inject(LABELS, C), "needs 1000 foreign"),
+        (lambda: OpenSet(rate=0.5).inject(LABELS, C), "set noise.source_size"),
         (lambda: OpenSet(rate=0.5, open_share=2, source_size=9), "noise.open_share=2"),
         (
             lambda: OpenSet(rate=0.5, source_size=9, count="legacy", include_true=False),
