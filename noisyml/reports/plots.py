@@ -40,6 +40,7 @@ _THEME = {TEXT: "currentColor", GRID: "var(--grid)", FAINT: "var(--faint)"}
 WIDTH = 10.0  # inches; 9-point text is then as large as the page's own small print
 DPI = 140  # of PNG files and of point clouds inside SVG
 CURVE_POINTS = 200
+LEGEND_CHARACTERS = 140  # of 9-point text side by side in a figure of full width
 FEW_POINTS = 3  # a curve of at most so many points is marked at each of them
 HISTOGRAM_BINS = 40
 SATURATED = 0.8  # share of samples in two bins above which a scale tells nothing
@@ -122,11 +123,12 @@ def lines_figure(
             low, high = axes.get_ylim()
             axes.set_ylim(top=min(high, 1 + 0.03 * (1 - low)))
     if len(labels) > 1:
+        longest = 8 + max(len(name) for name in labels)  # line and gap are as wide as 8 letters
         figure.legend(
             [handles[name] for name in labels],
             [plain(name) for name in labels],
             loc="outside upper left",
-            ncols=min(len(labels), 6),
+            ncols=max(1, min(len(labels), 6, int(LEGEND_CHARACTERS * width / WIDTH / longest))),
             frameon=False,
             labelcolor=TEXT,
             fontsize=9,

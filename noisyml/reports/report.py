@@ -485,11 +485,19 @@ class _Builder:
         pictures = []
         for columns in self._plotted():
             what = "test" if columns[0].metric.startswith("test/") else "trust"
-            if self.rate_key is None:
+            if self.rate_key is None or not self._rate_varies(self.rate_key):
                 pictures.append(self._by_group(columns, figures, what))
             else:
                 pictures.append(self._by_rate(columns, figures, what, self.rate_key))
         return pictures
+
+    def _rate_varies(self, rate_key: str) -> bool:
+        """True if some runs differ in the noise rate alone, as far as their data go."""
+        rest = [key for key in self.keys if decides_data(key) and key != rate_key]
+        rates: dict[str, set[object]] = {}
+        for group in self.groups:
+            rates.setdefault(self._name(group, rest), set()).add(group[self.keys.index(rate_key)])
+        return any(len(found) > 1 for found in rates.values())
 
     def _by_group(self, columns: Sequence[Column], figures: pd.DataFrame, what: str) -> Picture:
         labels = [self._name(group, self.keys) for group in self.groups]
@@ -538,8 +546,11 @@ class _Builder:
                         lines.append(Line(label, x, mean, std))
                 y_label = _axis_label(column.metric)
                 row.append(Panel(facet, "nominal noise rate", y_label, tuple(lines)))
-            panels.append(row)
-        order = self.order if lines_by else [""]
+            if any(panel.lines for panel in row):
+                panels.append(row)
+        if not panels:
+            return self._by_group(columns, figures, what)
+        order = list(dict.fromkeys(self._name(group, lines_by) for group in self.groups))
         figure = plots.lines_figure(panels, order, markers=True, faceted=False)
         caption = f"{_CAPTIONS[what]} over noise rates; bands: one standard deviation over seeds."
         return Picture(f"{what}_by_noise_rate", figure, caption)

@@ -30,9 +30,6 @@ DESCRIBING = ("method", "dataset", "noise", "selector", "loss")
 #: Settings that may differ between two runs of the same configuration.
 _OF_ONE_FOLDER = re.compile(r"^(run_dir|name|report|resume|paths\.output)$|^(hydra|logger)([./]|$)")
 
-#: Option names of the groups of the configuration, as a training run writes them.
-CHOICES_FILE = "choices.yaml"
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -227,12 +224,11 @@ def _is_group(key: str, one: Settings) -> bool:
 def _choices(run: RunFolder) -> dict[str, str]:
     import yaml
 
-    path = run.path / CHOICES_FILE
-    if not path.is_file():
+    if not run.choices_file.is_file():
         return {}
-    loaded = yaml.safe_load(path.read_text()) or {}
+    loaded = yaml.safe_load(run.choices_file.read_text()) or {}
     if not isinstance(loaded, dict):
-        raise ValueError(f"{CHOICES_FILE} is no mapping of groups to options")
+        raise ValueError(f"{run.choices_file.name} is no mapping of groups to options")
     return {str(group): str(option) for group, option in loaded.items() if option is not None}
 
 

@@ -311,3 +311,30 @@ def test_many_settings_are_listed_once_and_never_cut(maker: RunMaker) -> None:
     assert all(printed.count(key) == 3 for key in keys)
     for row in table.rows:
         assert all(cell.mean in printed for cell in row.cells)
+
+
+def test_rates_that_follow_from_the_data_set_are_no_axis(maker: RunMaker) -> None:
+    for number, (dataset, rate) in enumerate((("glyphs", 0.5), ("digits", 0.3))):
+        extra = {"dataset": {"_target_": f"x.{dataset}"}}
+        typed = (f"dataset={dataset}",)
+        maker.run(f"s/{number}", rate=rate, files=False, extra_config=extra, extra_overrides=typed)
+    report = build_report([maker.root / "s"])
+    assert report.table.keys == ("dataset", "noise.rate")
+    assert [picture.name for picture in report.across] == ["test_by_group", "trust_by_group"]
+
+
+def test_data_sets_are_lines_over_the_rate_where_nothing_else_varies(maker: RunMaker) -> None:
+    for dataset in ("glyphs", "digits"):
+        for rate in (0.3, 0.5):
+            extra = {"dataset": {"_target_": f"x.{dataset}"}}
+            typed = (f"dataset={dataset}",)
+            maker.run(
+                f"s/{dataset}{rate}",
+                rate=rate,
+                files=False,
+                extra_config=extra,
+                extra_overrides=typed,
+            )
+    test, _ = build_report([maker.root / "s"]).across
+    assert test.name == "test_by_noise_rate"
+    assert {text.get_text() for text in test.figure.legends[0].get_texts()} == {"glyphs", "digits"}
