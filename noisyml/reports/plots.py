@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import textwrap
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ def dots_figure(panels: Sequence[Panel], labels: Sequence[str]) -> Figure:
             )
         _dress(axes, panel.title)
         axes.set_xlabel(panel.x_label)
-        axes.set_yticks(range(len(labels)), [plain(shorten(label, 40)) for label in labels])
+        axes.set_yticks(range(len(labels)), [plain(_folded(label, 40)) for label in labels])
         axes.set_ylim(len(labels) - 0.5, -0.5)
     return figure
 
@@ -381,6 +382,12 @@ def shorten(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
+def _folded(text: str, longest: int) -> str:
+    """Text in up to two lines of about `longest` characters, cut beyond that."""
+    lines = textwrap.wrap(text, longest)
+    return text if len(lines) < 2 else f"{lines[0]}\n{shorten(' '.join(lines[1:]), longest)}"
+
+
 def _figure(width: float, height: float) -> Figure:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -412,7 +419,9 @@ def _draw_line(axes: Axes, line: Line, style: int, markers: bool) -> Line2D:
 def _dress(axes: Axes, title: str) -> None:
     """The look all figures share: a left title, a faint grid, no box."""
     if title:
-        axes.set_title(plain(title), loc="left", fontsize=9.5, fontweight="bold", color=TEXT)
+        axes.set_title(
+            plain(_folded(title, 28)), loc="left", fontsize=9.5, fontweight="bold", color=TEXT
+        )
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GRID)
     axes.grid(color=GRID, linewidth=0.6)

@@ -566,7 +566,8 @@ class _Builder:
         """Curves of `metrics` (column: axis label): a row each, a column per data and noise."""
         facets: dict[str, list[Group]] = {}
         for group in self.groups:
-            facets.setdefault(self._name(group, self.facets_by), []).append(group)
+            if frames.get(group):
+                facets.setdefault(self._name(group, self.facets_by), []).append(group)
         grid = []
         for metric, label in metrics.items():
             row = []
@@ -574,7 +575,6 @@ class _Builder:
                 curves = [
                     plots.curve(frames[group], metric, self._name(group, self.lines_by))
                     for group in groups
-                    if group in frames
                 ]
                 drawn = tuple(line for line in curves if line is not None)
                 row.append(Panel(facet, x_label, label, drawn))
