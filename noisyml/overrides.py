@@ -24,21 +24,24 @@ def apply_overrides(config: DictConfig, overrides: list[str], *, groups: bool) -
         UserError: a key that does not exist, a part that may not be replaced, or an unknown option.
     """
     changed = copy.deepcopy(config)
-    known = [key for key, _ in flatten(config)]
+    values = []
     for override in overrides:
         key, equals, text = override.lstrip("+").partition("=")
         if not equals:
             raise UserError(f"'{override}' is no setting: write key=value.")
-        if isinstance(OmegaConf.select(config, key), DictConfig) or key in group_names():
-            if not groups:
-                raise UserError(
-                    f"A resumed run keeps its {key}: start a new run with {override} instead."
-                )
+        if not isinstance(OmegaConf.select(config, key), DictConfig) and key not in group_names():
+            values.append((key, text))
+        elif groups:
             _replace(changed, key, text)
-            continue
+        else:
+            raise UserError(
+                f"A resumed run keeps its {key}: start a new run with {override} instead."
+            )
+    known = [key for key, _ in flatten(changed)]
+    for key, text in values:
         if key not in known:
             raise UserError(f"There is no setting '{key}' in this run.{suggest_key(key, known)}")
-        before = OmegaConf.select(config, key)
+        before = OmegaConf.select(changed, key, throw_on_missing=False)
         value = OmegaConf.create(f"x: {text}").x if text else None
         if isinstance(before, int | float) and not isinstance(value, int | float):
             raise UserError(f"{key}={text} should be a number or a switch; it was {before}.")
