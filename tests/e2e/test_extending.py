@@ -1,0 +1,78 @@
+"""A method, a data set and their YAML files outside the package, loggers, and `noisyml list`."""
+
+import json
+
+import pytest
+from conftest import TINY
+
+METHOD = '''
+"""A method of one page: the plain loss."""
+
+from noisyml.methods.base import Method
+
+
+class Plain(Method):
+    def __init__(self, encoder, loss, optimizer, scheduler, evaluator):
+        super().__init__(encoder, optimizer, scheduler, evaluator)
+        self.loss = loss
+
+    def training_step(self, batch, batch_idx):
+        embeddings, labels, _ = self.embed_globally(batch)
+        return {"loss": self.loss(embeddings, labels)}
+'''
+YAML = """# @package _global_
+# Plain metric learning
+defaults:
+  - override /loss: contrastive
+method:
+  _target_: my_method.Plain
+"""
+
+
+def test_a_method_costs_one_module_and_one_yaml(shell, monkeypatch):
+    (shell.folder / "my_method.py").write_text(METHOD)
+    (shell.folder / "my_conf" / "method").mkdir(parents=True)
+    (shell.folder / "my_conf" / "method" / "plain.yaml").write_text(YAML)
+    monkeypatch.syspath_prepend(str(shell.folder))
+    status, said = shell("train", "--config-dir", "my_conf", "method=plain", *TINY)
+    assert status == 0, said
+    (run,) = shell.runs()
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["test/precision_at_1"] > 0.8
+    assert not any(name.startswith("selection/") for name in metrics)
+    status, said = shell(
+        "train", "--config-dir", "my_conf", "method=plain", *TINY, "loss=memory_contrastive"
+    )
+    assert status == 2
+    assert "reads a memory, and Plain keeps none" in said
+
+
+def test_list_says_what_there_is(shell):
+    status, said = shell("list", "--json")
+    assert status == 0
+    found = json.loads(said)
+    assert {"name", "description", "files"} <= set(found["datasets"][0])
+    by_name = {row["name"]: row["files"] for row in found["datasets"]}
+    assert by_name["digits"] == "present"
+    assert by_name["cub200"].startswith("missing")
+    assert by_name["csv"] == "give dataset.path"
+    for group, rows in found.items():
+        for row in rows:
+            assert row["description"], f"{group}/{row['name']} has no first comment"
+
+
+@pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
+def test_loggers_write_into_the_run_folder_and_ask_nothing(shell, logger):
+    done = shell.apart(
+        "train",
+        *TINY,
+        "trainer.max_epochs=1",
+        f"logger={logger}",
+        WANDB_API_KEY="",
+        HOME="/nowhere",
+    )
+    assert done.returncode == 0, done.stderr
+    (run,) = shell.runs()
+    assert any((run / logger).rglob("*"))
+    if logger == "wandb":
+        assert "recorded offline" in done.stdout + done.stderr
