@@ -125,6 +125,10 @@ def check_parts(config: DictConfig, loss: Any, selector: Any) -> None:
             f"{name} trains with a loss on embeddings, and {type(loss).__name__} is none: choose "
             f"another loss=... (`noisyml list losses`)."
         )
+    if isinstance(loss, EmbeddingLoss) and loss.uses_memory and "memory" not in takes:
+        raise UserError(
+            f"{type(loss).__name__} reads a memory, and {name} keeps none: choose another loss=..."
+        )
     if "selector" not in takes:
         return
     if not isinstance(selector, Selector):
@@ -143,8 +147,6 @@ def check_parts(config: DictConfig, loss: Any, selector: Any) -> None:
             f"{type(selector).__name__} judges samples by {' and '.join(lacking)}, which {name} "
             f"does not provide: choose another selector=... (`noisyml list selectors`)."
         )
-    if isinstance(loss, EmbeddingLoss) and loss.uses_memory and "memory" not in takes:
-        raise UserError(f"{type(loss).__name__} reads a memory, and {name} keeps none.")
     if config.method.get("enqueue") == "before" and selector.needs:
         raise UserError(
             f"method.enqueue=before puts the batch into the memory before "
