@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 GOLDEN = Path(__file__).parent / "golden"
 OPENED: set[Path] = set()
 
@@ -15,6 +17,12 @@ def _note(event, arguments):
 
 
 sys.addaudithook(_note)
+
+
+@pytest.fixture
+def opened_vectors():
+    """The files under ``golden`` that this session has opened so far."""
+    return OPENED
 
 
 def pytest_collection_modifyitems(items):

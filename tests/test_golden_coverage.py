@@ -1,6 +1,5 @@
 """No reference vector lies unused: the session must have opened every one."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -8,17 +7,14 @@ import pytest
 GOLDEN = Path(__file__).parent / "golden"
 
 
-def test_every_reference_vector_is_exercised(request):
+def test_every_reference_vector_is_exercised(request, opened_vectors):
     if request.config.args != ["tests"] or request.config.option.keyword:
         pytest.skip("only the whole suite opens all vectors")
-    opened = next(
-        module.OPENED for module in list(sys.modules.values()) if hasattr(module, "OPENED")
-    )
     vectors = {
         path.resolve() for path in GOLDEN.rglob("*") if path.suffix in {".npz", ".csv", ".json"}
     }
     assert len(vectors) > 40
-    unused = sorted(str(path.relative_to(GOLDEN)) for path in vectors - opened)
+    unused = sorted(str(path.relative_to(GOLDEN)) for path in vectors - opened_vectors)
     assert not unused, f"reference vectors that no test has opened: {unused}"
 
 
