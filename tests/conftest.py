@@ -1,4 +1,4 @@
-"""Which reference vectors the session has opened; the test that asks runs last."""
+"""Which reference vectors the tests have opened; the test that asks runs last."""
 
 import sys
 from pathlib import Path
@@ -21,7 +21,7 @@ sys.addaudithook(_note)
 
 @pytest.fixture
 def opened_vectors():
-    """The files under ``golden`` that this session has opened so far."""
+    """The files under ``golden`` opened so far in this run of the tests."""
     return OPENED
 
 

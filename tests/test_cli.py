@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -30,9 +29,7 @@ def test_help_and_misspelt_verbs_import_nothing_heavy(arguments):
 
 
 def test_help_names_every_verb_with_its_line():
-    began = time.perf_counter()
     said = run("--help").stdout
-    assert time.perf_counter() - began < 5, "no machine is that slow"
     for verb, line in cli.verbs().items():
         assert verb in said
         assert line in said

@@ -1,4 +1,4 @@
-"""No reference vector lies unused: the session must have opened every one."""
+"""No reference vector lies unused: the run of the tests must have opened every one."""
 
 from pathlib import Path
 

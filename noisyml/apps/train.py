@@ -269,7 +269,8 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
 
     quiet()
     lightning.seed_everything(config.seed, workers=True, verbose=False)
-    data, method = _parts(assemble(config, progress=announce if is_main_process() else None))
+    assembly = assemble(config, progress=announce if is_main_process() else None)
+    data, method = assembly.data, assembly.method
     manifest = data.manifest
     if is_main_process():
         manifest.save(folder.noise_file)
@@ -329,10 +330,6 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return metrics
-
-
-def _parts(assembly: Any) -> tuple[Any, Any]:
-    return assembly.data, assembly.method
 
 
 def _last_checkpoint(folder: RunFolder) -> str | None:

@@ -47,7 +47,11 @@ class SelectionLog(Callback):
         """Score and store the epoch."""
         if not self._seen:
             return
-        index, keep, p_clean = (torch.cat(column).cpu() for column in zip(*self._seen, strict=True))
+        # What a checkpoint brought back lies on the host, what came since on the device.
+        index, keep, p_clean = (
+            torch.cat([part.to(column[-1].device) for part in column]).cpu()
+            for column in zip(*self._seen, strict=True)
+        )
         self._seen = []
         self.last_metrics = self._metrics(index, keep, p_clean)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
@@ -84,6 +88,10 @@ class SelectionLog(Callback):
         # trained again and overwritten, and nothing lies beyond the last epoch.
         temporary = self.file.with_suffix(".tmp")
         with pq.ParquetWriter(temporary, pq.read_schema(parts[0])) as writer:
+            if self.file.is_file():
+                # A finished run that trains on keeps the epochs it had.
+                first = int(parts[0].stem)
+                writer.write_table(pq.read_table(self.file, filters=[("epoch", "<", first)]))
             for part in parts:
                 writer.write_table(pq.read_table(part))
         temporary.replace(self.file)

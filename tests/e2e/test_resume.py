@@ -109,6 +109,7 @@ def test_a_resumed_run_keeps_its_parts_but_may_train_longer(shell):
     status, said = shell("train", f"resume={run}", "trainer.max_epochs=3")
     assert status == 0, said
     assert pd.read_csv(run / "history.csv")["epoch"].max() == 2
+    assert set(pd.read_parquet(run / "selection.parquet")["epoch"]) == {0, 1, 2}
     assert yaml.safe_load((run / "overrides.yaml").read_text())[-1] == "trainer.max_epochs=3"
 
 
