@@ -14,8 +14,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 #: Set by torchrun, SLURM and this module: the ranks are started by somebody else.
 STARTED_ELSEWHERE = ("LOCAL_RANK", "SLURM_PROCID")
@@ -29,6 +29,20 @@ def is_main_process() -> bool:
     return int(rank or 0) == 0
 
 
+def processes_here(config: Any) -> int:
+    """Processes of a run on this machine, from its configuration's ``trainer`` section."""
+    devices = config.trainer.devices
+    if isinstance(devices, int):
+        return devices
+    if isinstance(devices, str) and devices.isdigit():
+        return int(devices)
+    if devices in ("auto", "-1") and config.trainer.accelerator == "gpu":
+        import torch
+
+        return max(1, torch.cuda.device_count())
+    return 1 if devices == "auto" else len(devices)
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -36,13 +50,14 @@ def _free_port() -> int:
 
 
 @contextlib.contextmanager
-def other_ranks(processes: int, run_dir: Path) -> Iterator[None]:
+def other_ranks(processes: int, arguments: Sequence[str]) -> Iterator[None]:
     """Run ranks 1 .. `processes` - 1 beside this process while the context is open.
 
     Args:
         processes: number of ranks on this machine; 1 does nothing, and so does an environment in
             which the ranks were started by torchrun or SLURM.
-        run_dir: folder with the run's ``config.yaml``.
+        arguments: of the `noisyml` command the other ranks run: a verb and a folder whose
+            configuration is written already, e.g. ``["train", "resume=RUN_DIR"]``.
     """
     if processes <= 1 or any(name in os.environ for name in STARTED_ELSEWHERE):
         yield
@@ -55,7 +70,7 @@ def other_ranks(processes: int, run_dir: Path) -> Iterator[None]:
     }
     before = {name: os.environ.get(name) for name in (*shared, "LOCAL_RANK")}
     os.environ.update(shared, LOCAL_RANK="0")
-    command = [sys.executable, "-m", "noisyml", "train", f"resume={run_dir}"]
+    command = [sys.executable, "-m", "noisyml", *arguments]
     children = [
         subprocess.Popen(
             command, env={**os.environ, "LOCAL_RANK": str(rank)}, stdin=subprocess.DEVNULL

@@ -207,26 +207,13 @@ def _write_inputs(
 
 def train(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float]:
     """Run the recipe with its other processes, and keep the folder's status true."""
-    from noisyml.launch import is_main_process, other_ranks
+    from noisyml.launch import is_main_process, other_ranks, processes_here
 
     if not is_main_process():
         return recipe(config, folder, title)
-    with folder.claimed(), _status(folder), other_ranks(_processes(config), folder.path):
+    command = ["train", f"resume={folder.path}"]
+    with folder.claimed(), _status(folder), other_ranks(processes_here(config), command):
         return recipe(config, folder, title)
-
-
-def _processes(config: DictConfig) -> int:
-    """Processes of the run on this machine."""
-    devices = config.trainer.devices
-    if isinstance(devices, int):
-        return devices
-    if isinstance(devices, str) and devices.isdigit():
-        return int(devices)
-    if devices in ("auto", "-1") and config.trainer.accelerator == "gpu":
-        import torch
-
-        return max(1, torch.cuda.device_count())
-    return 1 if devices == "auto" else len(devices)
 
 
 @contextlib.contextmanager
