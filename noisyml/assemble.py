@@ -74,14 +74,19 @@ def assemble(config: DictConfig, **data_settings: Any) -> Assembly:
         data.use_features_of(backbone)
 
     encoder = Encoder(backbone, build(config.head, in_features=backbone.out_features))
-    sizes = {"num_classes": data.num_classes, "embedding_size": encoder.out_features}
+    pseudo_labels = None
+    num_classes = data.num_classes
+    if config.get("pseudo_labels") is not None:
+        pseudo_labels = build(config.pseudo_labels, num_samples=len(data.splits["train"]))
+        num_classes = pseudo_labels.num_clusters
+    sizes = {"num_classes": num_classes, "embedding_size": encoder.out_features}
     loss = build(config.loss, **sizes)
     selector = build(config.selector, **sizes)
     memory = build(
         config.memory,
         size=config.memory.size or len(data.splits["train"]),
         dim=encoder.out_features,
-        num_classes=data.num_classes,
+        num_classes=num_classes,
     )
     data.validate_on_test = "test" in config.model_choice
     method = build(
@@ -93,6 +98,7 @@ def assemble(config: DictConfig, **data_settings: Any) -> Assembly:
         optimizer=build(config.optimizer),
         scheduler=None if config.scheduler is None else build(config.scheduler),
         evaluator=build(config.evaluator),
+        pseudo_labels=pseudo_labels,
         **sizes,
     )
     return Assembly(data, method)
@@ -129,6 +135,8 @@ def check_parts(config: DictConfig, loss: Any, selector: Any) -> None:
         raise UserError(
             f"{type(loss).__name__} reads a memory, and {name} keeps none: choose another loss=..."
         )
+    if config.get("pseudo_labels") is not None and "pseudo_labels" not in takes:
+        raise UserError(f"{name} does not train on pseudo-labels: say pseudo_labels=null.")
     if "selector" not in takes:
         return
     if not isinstance(selector, Selector):

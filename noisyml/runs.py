@@ -16,6 +16,7 @@ Layout of ``outputs/<verb>/<name>/<timestamp or sweep number>/``:
 ``embedding_map.parquet``  ``x, y, label, label_name``: two principal axes of the test embeddings
 ``thumbnails.npz``       images of the least trusted training samples (see `Thumbnails` in reports)
 ``checkpoints/``         ``last.ckpt`` and ``best.ckpt``
+``stages/NAME/``         runs that went before this one (a teacher), each with all of the above
 ``plots/*.png``          pictures
 ``report.html``          the page made of all this; ``report.md`` its table
 ``train.log``            messages; ``tensorboard/`` and ``wandb/`` if these loggers were asked for
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 METRICS_FILE = "metrics.json"
 CONFIG_FILE = "config.yaml"
+#: Runs that went before a run, see `noisyml.stages`.
+STAGES_FOLDER = "stages"
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -205,6 +208,25 @@ class RunFolder:
         return path.read_text()
 
 
+def locate_checkpoint(path: Path, which: str) -> tuple[RunFolder, Path]:
+    """The run folder and the checkpoint file behind a path to either.
+
+    Raises:
+        UserError: there is no such run or checkpoint.
+    """
+    if path.is_file():
+        run, file = RunFolder(path.resolve().parent.parent), path
+    else:
+        run = RunFolder(path)
+        file = run.checkpoints / f"{which}.ckpt"
+    if not run.is_run():
+        raise UserError(f"{path} belongs to no run folder (no {run.config_file.name} beside it).")
+    if not file.is_file():
+        there = ", ".join(sorted(p.stem for p in run.checkpoints.glob("*.ckpt"))) or "none"
+        raise UserError(f"There is no checkpoint {file}; which=... may be one of: {there}.")
+    return run, file
+
+
 def find_runs(paths: list[Path]) -> list[RunFolder]:
     """All run folders at or below the given paths, in natural order of their names.
 
@@ -215,7 +237,12 @@ def find_runs(paths: list[Path]) -> list[RunFolder]:
     for path in paths:
         if not path.is_dir():
             raise UserError(f"There is no folder {path}; give the folder of a run or of a sweep.")
-        inside = [RunFolder(p.parent) for p in path.rglob(CONFIG_FILE) if ".hydra" not in p.parts]
+        inside = [
+            RunFolder(p.parent)
+            for p in path.rglob(CONFIG_FILE)
+            # The stages of a run below `path` are part of it, not its rivals.
+            if not {".hydra", STAGES_FOLDER} & set(p.relative_to(path).parts)
+        ]
         if not inside:
             raise UserError(f"{path} holds no run: no {CONFIG_FILE} in it or below it.")
         found.update({run.path.resolve(): run for run in inside})

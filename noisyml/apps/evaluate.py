@@ -13,8 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from noisyml.errors import UserError
-from noisyml.runs import RunFolder, write_atomically
+from noisyml.runs import RunFolder, locate_checkpoint, write_atomically
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -41,7 +40,7 @@ def job(config: DictConfig, settings: list[str]) -> dict[str, float]:
 
     from noisyml.overrides import apply_overrides
 
-    run, file = locate(Path(config.checkpoint), config.which)
+    run, file = locate_checkpoint(Path(config.checkpoint), config.which)
     trained = OmegaConf.load(run.config_file)
     assert isinstance(trained, DictConfig)
     # Groups bring interpolations of their own, which need the paths of today.
@@ -55,25 +54,6 @@ def job(config: DictConfig, settings: list[str]) -> dict[str, float]:
     print(json.dumps(metrics, indent=2))
     print(f"metrics {output.metrics_file}")
     return metrics
-
-
-def locate(path: Path, which: str) -> tuple[RunFolder, Path]:
-    """The run folder and the checkpoint file behind a path to either.
-
-    Raises:
-        UserError: there is no such run or checkpoint.
-    """
-    if path.is_file():
-        run, file = RunFolder(path.resolve().parent.parent), path
-    else:
-        run = RunFolder(path)
-        file = run.checkpoints / f"{which}.ckpt"
-    if not run.is_run():
-        raise UserError(f"{path} belongs to no run folder (no {run.config_file.name} beside it).")
-    if not file.is_file():
-        there = ", ".join(sorted(p.stem for p in run.checkpoints.glob("*.ckpt"))) or "none"
-        raise UserError(f"There is no checkpoint {file}; which=... may be one of: {there}.")
-    return run, file
 
 
 def evaluate(config: DictConfig, checkpoint: Path) -> dict[str, float]:

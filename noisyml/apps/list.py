@@ -21,6 +21,8 @@ GROUPS = {
     "losses": "loss",
     "backbones": "backbone",
     "heads": "head",
+    "pseudo-labels": "pseudo_labels",
+    "stages": "stages",
     "samplers": "sampler",
     "transforms": "transform",
     "optimizers": "optimizer",

@@ -21,7 +21,7 @@ from noisyml import distributed
 from noisyml.data.base import DatasetSource, ImageSource, Split
 from noisyml.data.datasets.layout import check_choice
 from noisyml.data.features import CachedFeatures, Progress, cached_features
-from noisyml.data.samplers import BatchPlan, PlannedBatches
+from noisyml.data.samplers import BatchPlan, DrawnBatch, PlannedBatches
 from noisyml.data.transforms import ImageTransform
 from noisyml.data.views import (
     EvaluationView,
@@ -147,6 +147,8 @@ class DataModule(LightningDataModule):
         self.fixed_statistics = False
         self._features: dict[str, CachedFeatures] = {}
         self._resume_at = (0, 0)
+        self._batches: PlannedBatches | None = None
+        self._substitutes: NDArray[np.int64] | None = None
         self._foreign: Split | None = None
 
     # -- labels ------------------------------------------------------------------------------
@@ -375,7 +377,18 @@ class DataModule(LightningDataModule):
     @property
     def plan(self) -> BatchPlan:
         """The batches of the training split (positions among its usable samples)."""
-        return self.make_plan(labels=self.manifest.observed[self._usable("train")], seed=self.seed)
+        labels = self.manifest.observed if self._substitutes is None else self._substitutes
+        return self.make_plan(labels=labels[self._usable("train")], seed=self.seed)
+
+    def replan(self, labels: NDArray[np.int64]) -> None:
+        """Let the sampler go by other labels [N] than the observed ones, from the next epoch on.
+
+        The plan of an epoch is made when its iteration begins, so an epoch that begins with this
+        call already follows it.
+        """
+        self._substitutes = labels
+        if self._batches is not None:
+            self._batches.plan = _OnSubset(self.plan, self._usable("train"))
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Planned batches, from where an interrupted run left off."""
@@ -392,7 +405,29 @@ class DataModule(LightningDataModule):
         batches = PlannedBatches(
             plan, self.seed, distributed.rank(), distributed.world_size(), epoch, start
         )
+        self._batches = batches
         return self._loader(view, batches)
+
+    def training_pass(self, epoch: int) -> DataLoader[Any]:
+        """This rank's share of the training split in order, randomly transformed as in training.
+
+        Args:
+            epoch: seeds the transforms, together with the run's seed.
+        """
+        if self.backbone is not None:
+            return self.predict_dataloader("train")
+        mine = self._usable("train")
+        shard = distributed.shard_slice(len(mine))
+        view = TrainingView(
+            self.splits["train"], self.manifest.observed, self.transform, self.on_broken
+        )
+        entropy = np.random.SeedSequence([self.seed, epoch, 0x5A5])
+        seeds = entropy.generate_state(len(mine), np.uint64).astype(np.uint64)[shard]
+        mine, size = mine[shard], self.eval_batch_size
+        cuts = range(0, len(mine), size)
+        return self._loader(
+            view, [DrawnBatch(mine[at : at + size], seeds[at : at + size]) for at in cuts]
+        )
 
     def val_dataloader(self) -> list[DataLoader[Any]]:
         """The validation split, then (if the run also watches it) the parts of the test split."""

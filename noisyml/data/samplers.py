@@ -220,7 +220,8 @@ class PlannedBatches(Sampler[DrawnBatch]):
                 f"{world_size} processes; make it a multiple."
             )
         share = plan.batch_size // world_size
-        self._plan = plan
+        #: May be exchanged for one of the same length; holds from the next iteration on.
+        self.plan = plan
         self._seed = seed
         self._mine = slice(rank * share, (rank + 1) * share)
         self._epoch = epoch
@@ -237,12 +238,12 @@ class PlannedBatches(Sampler[DrawnBatch]):
             self._epoch, self._start = epoch, 0
 
     def __len__(self) -> int:
-        return len(self._plan)
+        return len(self.plan)
 
     def __iter__(self) -> Iterator[DrawnBatch]:
         epoch, start = self._epoch, self._start
-        batches = self._plan.epoch(epoch)
+        batches = self.plan.epoch(epoch)
         for number in range(start, len(batches)):
             entropy = np.random.SeedSequence([self._seed, epoch, number])
-            seeds = entropy.generate_state(self._plan.batch_size, np.uint64).astype(np.uint64)
+            seeds = entropy.generate_state(self.plan.batch_size, np.uint64).astype(np.uint64)
             yield DrawnBatch(batches[number, self._mine], seeds[self._mine])

@@ -154,49 +154,64 @@ class Method(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take a frozen network from the configuration, after checking that it is the same."""
-        backbone = self.encoder.backbone
-        known = checkpoint.get("frozen_backbone")
-        if backbone.frozen != (known is not None):
-            raise UserError(
-                "The checkpoint and the configuration differ in backbone.frozen; use the "
-                "configuration the checkpoint was trained with."
-            )
-        if known is not None and known != backbone.fingerprint():
-            raise UserError(
-                "The frozen backbone differs from the one the checkpoint was trained with; use the "
-                "same backbone and weights."
-            )
-        if known is not None:
-            for name, tensor in backbone.body.state_dict().items():
-                checkpoint["state_dict"][f"encoder.backbone.body.{name}"] = tensor
+        restore_frozen_backbone(self.encoder, checkpoint)
 
     def load_encoder(self, file: Path) -> None:
-        """Take the encoder, and only the encoder, from a checkpoint of a run.
-
-        Args:
-            file: a checkpoint; opened without unpickling.
-
-        Raises:
-            UserError: it belongs to another architecture or frozen network.
-        """
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-        self.on_load_checkpoint(checkpoint)
-        prefix = "encoder."
-        state = {
-            name.removeprefix(prefix): tensor
-            for name, tensor in checkpoint["state_dict"].items()
-            if name.startswith(prefix)
-        }
-        try:
-            self.encoder.load_state_dict(state)
-        except RuntimeError as error:
-            raise UserError(
-                f"{file} holds another encoder than the configuration describes: keep backbone "
-                f"and head as they were trained ({str(error).splitlines()[1].strip()})."
-            ) from error
+        """Take the encoder, and only the encoder, from a checkpoint of a run."""
+        load_encoder(self.encoder, file)
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> Tensor:
         """Embeddings [b, D] of a batch in evaluation mode."""
         embeddings: Tensor = self.encoder(batch)
         return embeddings
+
+
+def restore_frozen_backbone(encoder: Encoder, checkpoint: dict[str, Any]) -> None:
+    """Put the weights of the encoder's frozen network into a checkpoint that was saved without.
+
+    Raises:
+        UserError: it was trained with another network, or with one that was not frozen.
+    """
+    backbone = encoder.backbone
+    known = checkpoint.get("frozen_backbone")
+    if backbone.frozen != (known is not None):
+        raise UserError(
+            "The checkpoint and the configuration differ in backbone.frozen; use the "
+            "configuration the checkpoint was trained with."
+        )
+    if known is not None and known != backbone.fingerprint():
+        raise UserError(
+            "The frozen backbone differs from the one the checkpoint was trained with; use the "
+            "same backbone and weights."
+        )
+    if known is not None:
+        for name, tensor in backbone.body.state_dict().items():
+            checkpoint["state_dict"][f"encoder.backbone.body.{name}"] = tensor
+
+
+def load_encoder(encoder: Encoder, file: Path) -> None:
+    """Take the weights of an encoder from a checkpoint of a run.
+
+    Args:
+        encoder: receives them.
+        file: a checkpoint; opened without unpickling.
+
+    Raises:
+        UserError: it belongs to another architecture or frozen network.
+    """
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    restore_frozen_backbone(encoder, checkpoint)
+    prefix = "encoder."
+    state = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(prefix)
+    }
+    try:
+        encoder.load_state_dict(state)
+    except RuntimeError as error:
+        raise UserError(
+            f"{file} holds another encoder than the configuration describes: keep backbone "
+            f"and head as they were trained ({str(error).splitlines()[1].strip()})."
+        ) from error

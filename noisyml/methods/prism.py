@@ -13,22 +13,21 @@ cross-batch memory baseline (MCL).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
-
-from torch import Tensor
+from typing import Any, Literal
 
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss
-from noisyml.methods.base import Method
+from noisyml.methods.metric_learning import MetricLearning
+from noisyml.methods.pseudo_labels import PseudoLabels
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder
 from noisyml.optim import OptimizerFactory, SchedulerFactory
-from noisyml.selectors.base import Evidence, Selection, Selector
+from noisyml.selectors.base import Selector
 from noisyml.similarity.memory_bank import MemoryBank
 
 
-class Prism(Method):
+class Prism(MetricLearning):
     """Any metric-learning loss on the samples a selector trusts, with a memory of the trusted.
 
     Args:
@@ -36,19 +35,13 @@ class Prism(Method):
         loss: any loss on embeddings, perhaps reading the memory.
         selector: judges the global batch.
         memory: bank of earlier trusted embeddings.
-        enqueue: ``after`` the loss (PRISM) or ``before`` it, so that the memory contains the batch
-            itself (the released MCL baseline; only sensible with ``selector=keep_all``).
-        optimizer: see `Method`.
-        scheduler: see `Method`.
-        evaluator: see `Method`.
-        param_groups: see `Method`.
+        optimizer, scheduler, evaluator, param_groups, pseudo_labels: see `MetricLearning`.
+        enqueue: the memory takes the batch ``after`` the loss has read it, or ``before`` (the
+            released code of the baseline, whose samples then meet themselves).
 
     Raises:
         UserError: an unknown `enqueue`.
     """
-
-    #: Fields of `Evidence` this method fills (and proxies, where the loss has them).
-    evidence: ClassVar[frozenset[str]] = frozenset({"embeddings", "memory"})
 
     def __init__(
         self,
@@ -61,46 +54,30 @@ class Prism(Method):
         evaluator: Evaluator,
         enqueue: Literal["after", "before"] = "after",
         param_groups: Mapping[str, Mapping[str, Any]] | None = None,
+        pseudo_labels: PseudoLabels | None = None,
     ) -> None:
-        super().__init__(encoder, optimizer, scheduler, evaluator, param_groups)
+        super().__init__(
+            encoder,
+            loss,
+            selector,
+            memory,
+            optimizer,
+            scheduler,
+            evaluator,
+            param_groups,
+            pseudo_labels,
+        )
         if enqueue not in ("after", "before"):
             raise UserError(f"method.enqueue={enqueue} is not known: use after or before.")
-        self.loss = loss
-        self.selector = selector
-        self.memory = memory
         self.enqueue = enqueue
-        self._newcomers: tuple[Tensor, Tensor, Tensor] | None = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One step of PRISM (arXiv 2103.16047, section 3)."""
         embeddings, labels, index = self.embed_globally(batch)
-
-        evidence = Evidence(
-            labels=labels,
-            index=index,
-            embeddings=embeddings.detach(),
-            memory=self.memory,
-            proxies=self.loss.proxies() if self.loss.has_proxies else None,
-            step=self.global_step,
-            epoch=self.current_epoch,
-        )
-        selection = self.selector.select(evidence)
-
-        kept = selection.keep.nonzero().squeeze(1)  # the step's one wait for the device
-        trusted = (embeddings.detach()[kept], labels[kept], index[kept])
+        selection = self.judge(embeddings, labels, index)
         if self.enqueue == "before":
-            self.memory.enqueue(*trusted)
+            self.memory.enqueue(*self.trusted(embeddings, labels, index, selection))
         loss = self.loss(embeddings, labels, memory=self.memory, keep=selection.keep)
-        self._newcomers = trusted if self.enqueue == "after" else None
-        self._judged = (evidence, selection)
-        return {"loss": loss, "selection": selection, "index": index}
-
-    def after_backward(self) -> None:
-        """The memory takes the trusted embeddings, after the loss has read it."""
-        evidence: Evidence
-        selection: Selection
-        if self._newcomers is not None:
-            self.memory.enqueue(*self._newcomers)
-            self._newcomers = None
-        evidence, selection = self._judged
-        self.selector.update(evidence, selection)
+        if self.enqueue == "after":
+            self.remember(embeddings, labels, index, selection)
+        return self.outcome(loss, selection, index)

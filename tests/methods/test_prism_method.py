@@ -30,6 +30,8 @@ class Fixed(Selector):
 class Sum(EmbeddingLoss):
     """Notes how full the memory was."""
 
+    uses_memory = True
+
     def forward(self, embeddings, labels, *, memory=None, keep=None):
         self.saw = len(memory)
         return embeddings[keep].sum()

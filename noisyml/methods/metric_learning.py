@@ -1,0 +1,143 @@
+"""What all metric-learning methods share: judge the batch, train on the trusted, remember them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from noisyml import distributed
+from noisyml.data.views import Batch
+from noisyml.losses.base import EmbeddingLoss
+from noisyml.methods.base import Method
+from noisyml.methods.pseudo_labels import PseudoLabels
+from noisyml.metrics.base import Evaluator
+from noisyml.models.encoder import Encoder
+from noisyml.optim import OptimizerFactory, SchedulerFactory
+from noisyml.selectors.base import Evidence, Selection, Selector
+from noisyml.similarity.memory_bank import MemoryBank
+
+
+class MetricLearning(Method):
+    """Base of methods that train a loss on embeddings of the samples a selector trusts.
+
+    A subclass writes `training_step` from `embed_globally`, `judge`, `remember` and `outcome`.
+
+    Args:
+        encoder: images or features to embeddings.
+        loss: any loss on embeddings, perhaps reading the memory.
+        selector: judges the global batch.
+        memory: bank of earlier trusted embeddings; filled only if loss or selector reads it.
+        optimizer, scheduler, evaluator, param_groups: see `Method`.
+        pseudo_labels: labels made by clustering that take the place of the observed ones.
+    """
+
+    #: Fields of `Evidence` such a method fills (and proxies, where the loss has them).
+    evidence: ClassVar[frozenset[str]] = frozenset({"embeddings", "memory"})
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        loss: EmbeddingLoss,
+        selector: Selector,
+        memory: MemoryBank,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None,
+        evaluator: Evaluator,
+        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
+        pseudo_labels: PseudoLabels | None = None,
+    ) -> None:
+        super().__init__(encoder, optimizer, scheduler, evaluator, param_groups)
+        self.loss = loss
+        self.selector = selector
+        self.memory = memory
+        self.pseudo_labels = pseudo_labels
+        self._memory_is_read = loss.uses_memory or "memory" in selector.needs
+        self._judged: tuple[Evidence, Selection] | None = None
+        self._newcomers: tuple[Tensor, Tensor, Tensor] | None = None
+
+    # -- labels ------------------------------------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """A resumed run goes on with the pseudo-labels of its checkpoint."""
+        if self.pseudo_labels is not None and self.pseudo_labels.known:
+            self._replan()
+
+    def on_train_epoch_start(self) -> None:
+        """Cluster the training split anew where the schedule says so."""
+        labels = self.pseudo_labels
+        if labels is not None and labels.due(self.current_epoch):
+            data = self.trainer.datamodule  # type: ignore[attr-defined]
+            labels.refresh(self, data.predict_dataloader("train"))
+            self._replan()
+
+    def _replan(self) -> None:
+        assert self.pseudo_labels is not None
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        data.replan(self.pseudo_labels.labels.cpu().numpy())
+
+    def labels_of(self, batch: Batch) -> Tensor:
+        """The labels [b] that teach: observed, or those made by clustering."""
+        if self.pseudo_labels is None:
+            return batch["label"]
+        return self.pseudo_labels.labels[batch["index"]]
+
+    def embed_globally(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Encode this rank's share and gather the global batch in rank order.
+
+        Returns:
+            Embeddings [B, D] with gradient, labels that teach [B], positions [B].
+        """
+        embeddings = distributed.gather(self.encoder(batch))
+        labels = distributed.gather(self.labels_of(batch))
+        return embeddings, labels, distributed.gather(batch["index"])
+
+    # -- trust -------------------------------------------------------------------------------
+
+    def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> Selection:
+        """The selector's answer for a global batch of unit-norm embeddings [B, D]."""
+        evidence = Evidence(
+            labels=labels,
+            index=index,
+            embeddings=embeddings.detach(),
+            memory=self.memory,
+            proxies=self.loss.proxies() if self.loss.has_proxies else None,
+            step=self.global_step,
+            epoch=self.current_epoch,
+        )
+        selection = self.selector.select(evidence)
+        self._judged = (evidence, selection)
+        return selection
+
+    def trusted(
+        self, embeddings: Tensor, labels: Tensor, index: Tensor, selection: Selection
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Embeddings (detached), labels and positions of the samples the selector kept."""
+        kept = selection.keep.nonzero().squeeze(1)  # the step's one wait for the device
+        return embeddings.detach()[kept], labels[kept], index[kept]
+
+    def remember(
+        self, embeddings: Tensor, labels: Tensor, index: Tensor, selection: Selection
+    ) -> None:
+        """Let the kept into the memory once the gradients are computed, if anything reads it."""
+        if self._memory_is_read:
+            self._newcomers = self.trusted(embeddings, labels, index, selection)
+
+    def outcome(self, loss: Tensor, selection: Selection, index: Tensor) -> dict[str, Any]:
+        """What `training_step` returns; the log of judgements reads it.
+
+        Clusters are nobody's claim about a sample, so there is no right or wrong to log for them.
+        """
+        if self.pseudo_labels is not None:
+            return {"loss": loss}
+        return {"loss": loss, "selection": selection, "index": index}
+
+    def after_backward(self) -> None:
+        """The memory takes the trusted embeddings, after the loss has read it."""
+        if self._newcomers is not None:
+            self.memory.enqueue(*self._newcomers)
+            self._newcomers = None
+        if self._judged is not None:
+            self.selector.update(*self._judged)
+            self._judged = None
