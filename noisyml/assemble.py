@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_class, get_object, instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from noisyml.data.datamodule import DataModule
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss
-from noisyml.methods.base import Method
+from noisyml.methods.base import Method, load_encoder
 from noisyml.models.encoder import Encoder
+from noisyml.models.teacher import Teacher
+from noisyml.runs import locate_checkpoint
 from noisyml.selectors.base import Selector
 
 
@@ -57,8 +60,13 @@ def data_module(config: DictConfig, **overrides: Any) -> DataModule:
     )
 
 
-def assemble(config: DictConfig, **data_settings: Any) -> Assembly:
+def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any) -> Assembly:
     """Data and method, in the order in which they need each other.
+
+    Args:
+        config: of a run.
+        training: False leaves out what only training needs (a teacher).
+        **data_settings: further arguments of the data module.
 
     Raises:
         UserError: data missing, or parts that do not go together.
@@ -89,6 +97,11 @@ def assemble(config: DictConfig, **data_settings: Any) -> Assembly:
         num_classes=num_classes,
     )
     data.validate_on_test = "test" in config.model_choice
+    extra: dict[str, Any] = {}
+    if config.get("distillation") is not None:
+        extra["distillation"] = build(config.distillation)
+    if config.get("teacher") is not None:
+        extra["teacher"] = build_teacher(config.teacher) if training else None
     method = build(
         config.method,
         encoder=encoder,
@@ -99,9 +112,36 @@ def assemble(config: DictConfig, **data_settings: Any) -> Assembly:
         scheduler=None if config.scheduler is None else build(config.scheduler),
         evaluator=build(config.evaluator),
         pseudo_labels=pseudo_labels,
+        **extra,
         **sizes,
     )
     return Assembly(data, method)
+
+
+def build_teacher(settings: DictConfig) -> Teacher:
+    """The frozen encoder of an earlier run.
+
+    Args:
+        settings: ``checkpoint`` (a run folder or a checkpoint in it) and ``which``.
+
+    Raises:
+        UserError: no teacher is named, or it is not there.
+    """
+    if settings.checkpoint is None:
+        raise UserError(
+            "The student has no teacher: name a run by teacher.checkpoint=RUN_DIR, or train one "
+            "first with stages=teacher."
+        )
+    run, file = locate_checkpoint(Path(settings.checkpoint), settings.which)
+    config = OmegaConf.load(run.config_file)
+    assert isinstance(config, DictConfig)
+    if config.backbone.get("weights") is not None and not config.backbone.get("frozen"):
+        # The checkpoint has them all; the file they started from need not be here any more.
+        config.backbone.weights = None
+    backbone = build(config.backbone)
+    encoder = Encoder(backbone, build(config.head, in_features=backbone.out_features))
+    load_encoder(encoder, file)
+    return Teacher(encoder)
 
 
 def check_model_choice(config: DictConfig) -> None:

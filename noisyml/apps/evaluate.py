@@ -69,7 +69,7 @@ def evaluate(config: DictConfig, checkpoint: Path) -> dict[str, float]:
 
     quiet()
     lightning.seed_everything(config.seed, workers=True, verbose=False)
-    assembly = assemble(config, progress=announce)
+    assembly = assemble(config, training=False, progress=announce)
     trainer = build(
         config.trainer,
         devices=1,
