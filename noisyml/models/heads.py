@@ -1,4 +1,4 @@
-"""Embedding heads: from the features of a backbone to unit-norm embeddings."""
+"""Embedding heads: from the features of a backbone to embeddings, on the unit sphere or raw."""
 
 from __future__ import annotations
 
@@ -9,9 +9,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from noisyml.errors import UserError
 from noisyml.models.norm import GlobalBatchNorm1d
 
 Norm = Literal["batch", "layer", "none"]
+InputNorm = Literal["none", "layer", "l2"]
+Init = Literal["kaiming", "torch"]
+
+
+def unit_norm(embeddings: Tensor) -> Tensor:
+    """Rows of length 1, [B, D], in single precision or better; a zero row stays zero."""
+    # In half precision a unit vector is off by 1e-3, and a sample no longer equals itself.
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))
+
+
+class UnitNorm(nn.Module):
+    """`unit_norm` as a layer."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, F] to [B, F]."""
+        return unit_norm(x)
 
 
 def _norm(kind: Norm, features: int) -> nn.Module:
@@ -20,15 +38,34 @@ def _norm(kind: Norm, features: int) -> nn.Module:
     return nn.LayerNorm(features) if kind == "layer" else nn.Identity()
 
 
+def _input_norm(kind: InputNorm, features: int) -> list[nn.Module]:
+    if kind == "none":
+        return []
+    if kind == "l2":
+        return [UnitNorm()]
+    return [nn.LayerNorm(features, elementwise_affine=False)]
+
+
 class EmbeddingHead(nn.Module):
-    """Zero or more hidden layers, a linear projection, and L2 normalisation.
+    """Input norm, zero or more hidden layers, a linear projection, and L2 normalisation.
+
+    `project` ends before the L2 normalisation, `finish` is that alone, and calling the head does
+    both.
 
     Args:
         in_features: width of the backbone's features.
         out_features: embedding dimension D.
         hidden_features: widths of the hidden layers; each is linear, norm, ReLU.
         norm: ``batch`` (over the global batch), ``layer`` or ``none``, after each hidden layer.
+        input_norm: of the features: ``layer`` (without scale and shift, proxynca_pp), ``l2``
+            (insclr) or ``none``.
+        bias: whether the last layer has one.
+        init: of the linear layers: ``kaiming`` (normal, fan-out, zero bias; prism, cbml, iaa) or
+            ``torch`` (uniform, PyTorch's own; proxynca_pp, rkd).
         normalise: project embeddings onto the unit sphere.
+
+    Raises:
+        UserError: a choice that does not exist.
     """
 
     def __init__(
@@ -37,28 +74,44 @@ class EmbeddingHead(nn.Module):
         out_features: int,
         hidden_features: Sequence[int] = (),
         norm: Norm = "batch",
+        input_norm: InputNorm = "none",
+        bias: bool = True,
+        init: Init = "kaiming",
         normalise: bool = True,
     ) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
+        for key, value, choices in (
+            ("norm", norm, ("batch", "layer", "none")),
+            ("input_norm", input_norm, ("none", "layer", "l2")),
+            ("init", init, ("kaiming", "torch")),
+        ):
+            if value not in choices:
+                raise UserError(f"head.{key}={value} is not known: use {', '.join(choices)}.")
+        layers = _input_norm(input_norm, in_features)
         width = in_features
         for hidden in hidden_features:
             layers += [nn.Linear(width, hidden), _norm(norm, hidden), nn.ReLU()]
             width = hidden
-        layers.append(nn.Linear(width, out_features))
+        layers.append(nn.Linear(width, out_features, bias=bias))
         self.layers = nn.Sequential(*layers)
         self.out_features = out_features
         self.normalise = normalise
-        for layer in self.layers:
-            if isinstance(layer, nn.Linear):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+        if init == "kaiming":
+            for layer in self.layers:
+                if isinstance(layer, nn.Linear):
+                    nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+                    if layer.bias is not None:
+                        nn.init.zeros_(layer.bias)
+
+    def project(self, features: Tensor) -> Tensor:
+        """[B, in_features] to raw embeddings [B, out_features], not normalised."""
+        projected: Tensor = self.layers(features)
+        return projected
+
+    def finish(self, raw: Tensor) -> Tensor:
+        """Raw embeddings [B, out_features] to what the head is configured to give."""
+        return unit_norm(raw) if self.normalise else raw
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, in_features] to [B, out_features]."""
-        projected: Tensor = self.layers(features)
-        if not self.normalise:
-            return projected
-        # In half precision a unit vector is off by 1e-3, and a sample no longer equals itself.
-        with torch.autocast(projected.device.type, enabled=False):
-            return F.normalize(projected.to(torch.promote_types(projected.dtype, torch.float32)))
+        return self.finish(self.project(features))

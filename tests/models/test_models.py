@@ -5,19 +5,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 
 from noisyml.errors import UserError
+from noisyml.models import backbones
 from noisyml.models.backbones import (
     Backbone,
+    bn_inception,
     efficientnet_lite0,
+    googlenet,
     mlp,
     resnet,
     small_cnn,
     timm_model,
 )
 from noisyml.models.encoder import Encoder
-from noisyml.models.heads import EmbeddingHead
+from noisyml.models.heads import EmbeddingHead, unit_norm
+
+CONF = Path(__file__).parents[2] / "conf"
+HEAD_VECTORS = Path(__file__).parents[1] / "golden" / "proxynca_pp" / "head.npz"
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "pretrained"
 IMAGES = torch.randint(0, 256, (3, 1, 32, 32), dtype=torch.uint8)
@@ -46,14 +54,31 @@ def test_a_frozen_body_never_learns_nor_updates_its_statistics():
     assert all(torch.equal(before[n], t) for n, t in backbone.body.state_dict().items())
 
 
-def test_frozen_batch_norm_stays_as_it_is_while_the_rest_learns():
-    backbone = small_cnn(widths=(8,), freeze_batch_norm=True).train()
+def test_images_reach_caffe_networks_as_bgr_minus_the_means():
+    pixels = torch.tensor([[255, 0], [10, 20], [30, 40]], dtype=torch.uint8).view(1, 3, 1, 2)
+    red, green, blue = pixels.float()[0]
+    expected = torch.stack([blue - 104, green - 117, red - 128])[None]
+    torch.testing.assert_close(bn_inception().normalise(pixels), expected, atol=1e-4, rtol=0)
+    with pytest.raises(UserError, match=r"backbone\.channel_order=grb"):
+        Backbone(nn.Flatten(), 4, channel_order="grb")
+
+
+def test_frozen_batch_norm_keeps_its_statistics_and_trains_scale_and_shift():
+    torch.manual_seed(0)
+    backbone = small_cnn(widths=(8,), frozen_batchnorm=True).train()
     norm = backbone.body[1]
-    mean = norm.running_mean.clone()
-    backbone(IMAGES).sum().backward()
-    assert torch.equal(mean, norm.running_mean)
-    assert norm.weight.grad is None
-    assert backbone.body[0].weight.grad is not None
+    with torch.no_grad():
+        norm.running_mean += 0.1
+    before = {name: tensor.clone() for name, tensor in backbone.state_dict().items()}
+    trained = backbone(IMAGES)
+    trained.square().sum().backward()
+    assert all(torch.equal(before[n], t) for n, t in backbone.state_dict().items())
+    torch.testing.assert_close(trained, backbone.eval()(IMAGES))
+    assert norm.weight.grad.abs().sum() > 0
+    assert norm.bias.grad.abs().sum() > 0
+    moving = small_cnn(widths=(8,)).train()
+    moving(IMAGES)
+    assert moving.body[1].num_batches_tracked == 1
 
 
 def test_standardised_features_have_mean_zero_and_variance_one():
@@ -98,19 +123,183 @@ def test_pretrained_lite0_equals_its_reference():
     torch.testing.assert_close(features, expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("pooling", ["avg", "max"])
-def test_resnets_pool_as_asked_and_load_a_weight_file(tmp_path, pooling):
+@pytest.mark.parametrize("pooling", ["avg", "max", "sum", "gem"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **settings: resnet("resnet18", **settings),
+        googlenet,
+        bn_inception,
+        lambda **settings: timm_model("test_resnet", **settings),
+        lambda **settings: small_cnn(widths=(4, 8), in_channels=3, **settings),
+    ],
+)
+def test_convolutional_backbones_pool_as_asked(make, pooling):
+    """The vector is the pooled last map, whatever the network."""
+    torch.manual_seed(0)
+    network = make(pooling=pooling).eval()
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        features, maps = network.feature_maps(images)
+        torch.testing.assert_close(features, network(images))
+        last = maps["last"].flatten(2)
+        expected = {
+            "avg": last.mean(2),
+            "max": last.amax(2),
+            "sum": last.mean(2) + last.amax(2),
+            "gem": last.clamp(min=1e-6).pow(3).mean(2).pow(1 / 3),
+        }[pooling]
+    torch.testing.assert_close(features, expected)
+    assert features.shape == (2, network.out_features)
+
+
+def test_a_pooling_may_be_a_node_of_its_own():
+    node = OmegaConf.load(CONF / "backbone" / "small_cnn.yaml")
+    node.pooling = {"_target_": "noisyml.models.pooling.LargestMean", "k": 4}
+    backbone = instantiate(node, _convert_="all").eval()
+    with torch.no_grad():
+        features, maps = backbone.feature_maps(IMAGES)
+    expected = maps["last"].flatten(2).sort(dim=2, descending=True).values[..., :4].mean(2)
+    torch.testing.assert_close(features, expected)
+
+
+@pytest.mark.parametrize("pooling", ["avg", "gem"])
+def test_resnets_load_a_weight_file(tmp_path, pooling):
     images = torch.randint(0, 256, (3, 3, 96, 96), dtype=torch.uint8)
     torch.manual_seed(0)
     source = resnet("resnet18").eval()
+    # Published files bring a classifier, and old ones do not count batches.
+    state = {n: t for n, t in source.body.state_dict().items() if "num_batches" not in n}
     file = tmp_path / "resnet18.pth"
-    torch.save(
-        {**source.body.state_dict(), "fc.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}, file
-    )
+    torch.save({**state, "fc.weight": torch.zeros(1), "fc.bias": torch.zeros(1)}, file)
     loaded = resnet("resnet18", weights=str(file), pooling=pooling).eval()
     with torch.no_grad():
+        last = [network.feature_maps(images).maps["last"] for network in (source, loaded)]
+        assert torch.equal(*last)
         same = torch.allclose(source(images), loaded(images), atol=1e-6)
     assert same == (pooling == "avg")
+
+
+def test_googlenet_loads_torchvision_weights_and_can_undo_the_normalisation(tmp_path):
+    import torchvision
+
+    torch.manual_seed(0)
+    published = torchvision.models.googlenet(
+        weights=None, aux_logits=True, init_weights=False, transform_input=True
+    ).eval()
+    file = tmp_path / "googlenet.pth"
+    torch.save(published.state_dict(), file)
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    remapped = googlenet(weights=str(file), transform_input=True).eval()
+    as_released = googlenet(weights=str(file)).eval()
+    in_range = googlenet(weights=str(file), mean=(0.5,) * 3, std=(0.5,) * 3).eval()
+    with torch.no_grad():
+        published.fc = published.dropout = nn.Identity()
+        torch.testing.assert_close(remapped(images), published(remapped.normalise(images)))
+        # Random weights give small features: the differences are judged beside them.
+        size = remapped(images).norm()
+        assert (remapped(images) - in_range(images)).norm() < 1e-3 * size
+        assert (remapped(images) - as_released(images)).norm() > 0.1 * size
+    assert googlenet()(images).shape == (2, 1024)
+
+
+def _wave(shape, phase):
+    count = int(np.prod(shape))
+    return torch.sin(1.7 * torch.arange(count, dtype=torch.float64) + phase).reshape(shape)
+
+
+def _fill(state):
+    """Weights by formula: the same for every network with the same names and shapes."""
+    names = sorted(name for name in state if not name.endswith("num_batches_tracked"))
+    for phase, name in enumerate(names):
+        wave = _wave(state[name].shape, phase)
+        if name.endswith("running_var"):
+            wave = 1 + wave / 2
+        elif name.endswith("_bn.weight"):
+            wave = 1.5 + wave / 2
+        elif wave.ndim == 4:
+            wave = wave * (2 / np.prod(wave.shape[1:])) ** 0.5
+        else:
+            wave = wave / 4
+        state[name].copy_(wave)
+
+
+def test_bn_inception_equals_the_published_network():
+    """Against the output of pretrainedmodels 0.7.4's bninception, filled by the same formula."""
+    network = bn_inception()
+    assert sum(p.numel() for p in network.parameters()) == 10_270_240
+    body = network.body.double().eval()
+    _fill(body.state_dict())
+    with torch.no_grad():
+        features = body(_wave((2, 3, 64, 64), 0.3) * 60)
+    expected = [
+        38.359769331, 8.414496348, 0.0, 0.073480512, 0.348896321, 0.19728322, 0.228355556, 0.0,
+    ]  # fmt: skip
+    np.testing.assert_allclose(features[1, ::128], expected, atol=2e-9)
+    np.testing.assert_allclose(features.sum(1), [5988.258114353774, 5984.574593189012], rtol=1e-12)
+
+
+def test_bn_inception_reads_both_published_layouts(tmp_path):
+    torch.manual_seed(0)
+    source = bn_inception().eval()
+    state = {n: t for n, t in source.body.state_dict().items() if "num_batches" not in n}
+    state["last_linear.weight"] = torch.zeros(2, 1024)
+    torch.save(state, tmp_path / "vectors.pth")
+    rows = {n: t[None] if "_bn." in n else t for n, t in state.items()}
+    torch.save(rows, tmp_path / "rows.pth")
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with torch.no_grad():
+        for file in ("vectors.pth", "rows.pth"):
+            loaded = bn_inception(weights=str(tmp_path / file)).eval()
+            assert torch.equal(source(images), loaded(images))
+
+
+def test_bn_inception_names_the_sizes_it_takes():
+    network = bn_inception().eval()
+    with torch.no_grad():
+        for size in (64, 227):
+            assert network(torch.zeros(1, 3, size, size, dtype=torch.uint8)).shape == (1, 1024)
+        with pytest.raises(UserError, match="cannot halve a map of 7 x 7"):
+            network(torch.zeros(1, 3, 112, 112, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("make", "channels", "sides"),
+    [
+        (lambda: resnet("resnet18"), [64, 128, 256, 512], [16, 8, 4, 2]),
+        (googlenet, [192, 480, 832, 1024], [16, 8, 4, 2]),
+        (bn_inception, [192, 320, 608, 1024], [16, 8, 4, 2]),
+        (lambda: efficientnet_lite0(weights=None), [24, 40, 112, 320], [16, 8, 4, 2]),
+        (lambda: small_cnn(widths=(4, 8)), [4, 8], [32, 16]),
+    ],
+)
+def test_maps_of_the_blocks_are_exposed(make, channels, sides):
+    network = make().train()
+    images = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    named = network.map_channels()
+    assert network.training
+    assert all(torch.equal(before[n], t) for n, t in network.state_dict().items())
+    names = [f"block{i + 1}" for i in range(len(channels))]
+    assert list(named) == [*names, "last"]
+    maps = network.feature_maps(images).maps
+    assert [maps[n].shape[1] for n in names] == channels == [named[n] for n in names]
+    assert [maps[n].shape[-1] for n in names] == sides
+    # Nothing stays behind, and gradients reach the network through the maps.
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.body.modules())
+    maps["block1"].sum().backward()
+    first = next(m for m in network.body.modules() if isinstance(m, nn.Conv2d))
+    assert first.weight.grad.abs().sum() > 0
+
+
+def test_networks_without_maps_say_so():
+    with pytest.raises(UserError, match="has no feature maps"):
+        mlp(image_size=32).feature_maps(IMAGES)
+    tokens = timm_model("test_vit")
+    with pytest.raises(UserError, match="has no feature maps"):
+        tokens.feature_maps(IMAGES)
+    with pytest.raises(UserError, match=r"backbone\.pooling=gem needs feature maps"):
+        timm_model("test_vit", pooling="gem")
 
 
 def test_last_stride_one_doubles_the_last_resolution():
@@ -127,8 +316,13 @@ def test_last_stride_one_doubles_the_last_resolution():
     ("make", "said"),
     [
         (lambda: resnet(weights="nowhere.pth"), "There is no weight file nowhere.pth"),
+        (lambda: resnet("resnet5o"), "torchvision has no ResNet 'resnet5o'"),
+        (lambda: resnet("resnet18", pooling="mean"), r"backbone\.pooling=mean is not known"),
         (lambda: timm_model("resnet5o"), "timm has no model 'resnet5o'"),
         (lambda: small_cnn(standardise=True), r"needs backbone\.frozen=true"),
+        (lambda: EmbeddingHead(4, 2, input_norm="batch"), r"head\.input_norm=batch is not known"),
+        (lambda: EmbeddingHead(4, 2, norm="group"), r"head\.norm=group is not known"),
+        (lambda: EmbeddingHead(4, 2, init="zeros"), r"head\.init=zeros is not known"),
     ],
 )
 def test_mistakes_are_named(make, said):
@@ -136,18 +330,21 @@ def test_mistakes_are_named(make, said):
         make()
 
 
-def test_weights_of_another_architecture_are_refused(tmp_path):
-    file = tmp_path / "weights.pth"
-    torch.save(resnet("resnet18").body.state_dict(), file)
-    with pytest.raises(UserError, match="another architecture"):
-        resnet("resnet50", weights=str(file))
-
-
-def test_weight_files_are_never_unpickled(tmp_path):
-    file = tmp_path / "evil.pth"
-    torch.save({"state_dict": print}, file)
-    with pytest.raises(Exception, match=r"weights_only|Weights only"):
-        resnet("resnet18", weights=str(file))
+@pytest.mark.parametrize("folder", ["backbone", "head"])
+def test_every_configuration_builds_what_it_says(folder):
+    """Keys are arguments, the first line describes, and every key is explained."""
+    for path in sorted((CONF / folder).glob("*.yaml")):
+        lines = path.read_text().splitlines()
+        assert lines[0].startswith("# "), path
+        assert all("  # " in line or line.startswith("_target_") for line in lines[1:]), path
+        node = OmegaConf.load(path)
+        changes = {"backbone": {"weights": None}, "head": {"in_features": 16}}[folder]
+        if folder == "backbone":
+            changes = {key: changes[key] for key in changes if key in node}
+        if path.stem == "timm":
+            changes["name"] = "test_resnet"
+        made = instantiate(node, **changes, _convert_="all")
+        assert isinstance(made, Backbone if folder == "backbone" else EmbeddingHead)
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])
@@ -171,3 +368,64 @@ def test_the_encoder_takes_images_or_their_cached_features():
     with torch.no_grad():
         cached = encoder({"features": backbone.raw_features(IMAGES)})
         torch.testing.assert_close(encoder({"image": IMAGES}), cached)
+
+
+def test_raw_embeddings_are_offered_beside_normalised_ones():
+    encoder = Encoder(small_cnn(widths=(4, 8)), EmbeddingHead(8, 5)).eval()
+    batch = {"image": IMAGES}
+    with torch.no_grad():
+        raw = encoder.raw(batch)
+        everything = encoder.encode(batch)
+        torch.testing.assert_close(encoder(batch), unit_norm(raw))
+        torch.testing.assert_close(encoder.head.finish(raw), encoder(batch))
+        torch.testing.assert_close(encoder.head.project(encoder.features(batch)), raw)
+    assert (raw.norm(dim=1) - 1).abs().min() > 1e-3
+    torch.testing.assert_close(everything.raw, raw)
+    torch.testing.assert_close(everything.embeddings, encoder(batch))
+    torch.testing.assert_close(everything.features, encoder.features(batch))
+    assert list(everything.maps) == ["block1", "block2", "last"]
+    plain = Encoder(encoder.backbone, EmbeddingHead(8, 5, normalise=False)).eval()
+    torch.testing.assert_close(plain(batch), plain.raw(batch))
+
+
+def test_initialisations_are_the_papers():
+    torch.manual_seed(0)
+    kaiming = EmbeddingHead(400, 300).layers[-1]
+    assert abs(kaiming.weight.std().item() / (2 / 300) ** 0.5 - 1) < 0.02
+    assert not kaiming.bias.any()
+    uniform = EmbeddingHead(400, 300, init="torch").layers[-1]
+    assert uniform.weight.abs().max() <= 1 / 20
+    assert abs(uniform.weight.std().item() / (1 / 20 / 3**0.5) - 1) < 0.02
+    assert uniform.bias.any()
+    assert EmbeddingHead(4, 2, bias=False).layers[-1].bias is None
+
+
+def test_features_may_be_brought_to_unit_length_first():
+    torch.manual_seed(0)
+    head = EmbeddingHead(6, 3, input_norm="l2", bias=False, normalise=False)
+    features = torch.randn(4, 6)
+    expected = (features / features.norm(dim=1, keepdim=True)) @ head.layers[-1].weight.T
+    torch.testing.assert_close(head(features), expected)
+
+
+@pytest.mark.parametrize("pool", ["max", "avg"])
+@pytest.mark.parametrize("norm", ["ln", "noln"])
+def test_the_head_of_proxynca_pp(pool, norm):
+    """Pooling, layer norm without parameters and projection against the released code."""
+    with np.load(HEAD_VECTORS, allow_pickle=False) as vectors:
+        maps, weight, bias, eps, feature, embedding = (
+            torch.from_numpy(np.asarray(vectors[key]))
+            for key in (
+                "feature_map", "emb_weight", "emb_bias", "ln_eps",
+                f"{pool}_{norm}_feat", f"{pool}_{norm}_emb",
+            )
+        )  # fmt: skip
+    input_norm = "layer" if norm == "ln" else "none"
+    head = EmbeddingHead(10, 6, input_norm=input_norm, init="torch", normalise=False).double()
+    head.layers[-1].load_state_dict({"weight": weight, "bias": bias})
+    if norm == "ln":
+        assert head.layers[0].eps == float(eps)
+        assert not list(head.layers[0].parameters())
+    pooled = backbones.global_pooling(pool)(maps).flatten(1)
+    torch.testing.assert_close(head.layers[:-1](pooled), feature, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(head(pooled), embedding, rtol=1e-9, atol=1e-12)

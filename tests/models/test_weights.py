@@ -1,0 +1,113 @@
+"""Weight files: checksums, refusals, and where to put what cannot be fetched."""
+
+import hashlib
+from urllib.error import URLError
+
+import pytest
+import torch
+from torch import nn
+
+from noisyml.errors import UserError
+from noisyml.models.backbones import bn_inception, resnet
+from noisyml.models.weights import fetch_weights, load_into, read_weights
+
+
+def _save(path, content=None):
+    torch.save({"weight": torch.arange(3.0)} if content is None else content, path)
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_tensors_come_back_by_name(tmp_path):
+    file = tmp_path / "a.pth"
+    digest = _save(file)
+    for sha256 in (None, digest, digest[:8], digest[:12].upper()):
+        assert torch.equal(read_weights(file, sha256)["weight"], torch.arange(3.0))
+    _save(file, {"state_dict": {"x": torch.ones(1)}, "epoch": 3})
+    assert list(read_weights(str(file))) == ["x"]
+
+
+def test_checksums_are_compared(tmp_path):
+    file = tmp_path / "a.pth"
+    _save(file)
+    with pytest.raises(UserError, match=r"does not begin with 0123456789: it is damaged"):
+        read_weights(file, "0123456789")
+    for wrong in ("0123", "weights!", "0" * 65):
+        with pytest.raises(UserError, match="is not a checksum: give 8 to 64"):
+            read_weights(file, wrong)
+
+
+def test_names_of_published_files_carry_their_checksum(tmp_path):
+    plain = tmp_path / "a.pth"
+    digest = _save(plain)
+    right = plain.rename(tmp_path / f"resnet50-{digest[:8]}.pth")
+    assert list(read_weights(right)) == ["weight"]
+    wrong = right.rename(tmp_path / "bn_inception-52deb4733.pth")
+    with pytest.raises(UserError, match="does not begin with 52deb4733"):
+        read_weights(wrong)
+    # Not a published name: nothing is known about it.
+    assert list(read_weights(wrong.rename(tmp_path / "mine-52deb4733.pth"))) == ["weight"]
+
+
+@pytest.mark.parametrize("content", [{"state_dict": print}, [torch.ones(1)], {"x": 3}, {}])
+def test_only_named_tensors_are_read(tmp_path, content):
+    file = tmp_path / "evil.pth"
+    _save(file, content)
+    if content == {}:
+        assert read_weights(file) == {}
+        return
+    with pytest.raises(UserError, match=r"never unpickled|holds no state dict"):
+        read_weights(file)
+
+
+def test_damaged_files_are_named(tmp_path):
+    file = tmp_path / "a.pth"
+    _save(file)
+    for content in (file.read_bytes()[:100], b"", b"no weights"):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"a\.pth is damaged"):
+            read_weights(file)
+
+
+def test_weights_of_another_architecture_are_refused(tmp_path):
+    file = tmp_path / "weights.pth"
+    _save(file, resnet("resnet18").body.state_dict())
+    with pytest.raises(UserError, match=r"lacks \d+ of \d+ tensors .*another architecture"):
+        resnet("resnet50", weights=str(file))
+    with pytest.raises(UserError, match=r"weight of shape \[3\] where \[2, 2\] is wanted"):
+        load_into(nn.Linear(2, 2, bias=False), {"weight": torch.ones(3)}, "x")
+
+
+@pytest.mark.parametrize("error", [URLError("no route"), RuntimeError("invalid hash value")])
+def test_a_failed_download_says_what_to_fetch_and_where_to_put_it(tmp_path, monkeypatch, error):
+    def refuse(url, destination, prefix, progress):
+        assert prefix in url
+        raise error
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    for make, name in (
+        (lambda: bn_inception(weights="imagenet"), "bn_inception-52deb4733.pth"),
+        (lambda: resnet("resnet18", weights="imagenet"), "resnet18-f37072fd.pth"),
+    ):
+        with pytest.raises(UserError) as caught:
+            make()
+        message = str(caught.value)
+        assert str(tmp_path / "checkpoints" / name) in message
+        assert f"/{name} elsewhere" in message
+        assert "set backbone.weights" in message
+
+
+def test_a_file_in_the_cache_is_not_fetched_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    there = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
+    there.touch()
+    assert fetch_weights("https://nowhere.invalid/resnet18-f37072fd.pth", "weights") == there
+
+
+def test_published_weights_are_checked_before_they_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    _save(tmp_path / "checkpoints" / "bn_inception-52deb4733.pth")
+    with pytest.raises(UserError, match="does not begin with 52deb4733"):
+        bn_inception(weights="imagenet")
