@@ -1,0 +1,352 @@
+"""What a student network can learn from a teacher: the contract, and the classical losses.
+
+Hinton et al., "Distilling the Knowledge in a Neural Network", 2015 (arXiv 1503.02531); Romero et
+al., "FitNets", ICLR 2015 (arXiv 1412.6550); Zagoruyko and Komodakis, "Paying More Attention to
+Attention", ICLR 2017 (arXiv 1612.03928). FitNet and attention transfer are computed as by the code
+released with Park et al., "Relational Knowledge Distillation", CVPR 2019 (arXiv 1904.05068).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from noisyml.errors import UserError
+
+#: Name under which `FitNet` finds the final embedding among the layers.
+EMBEDDING = "embedding"
+
+
+@dataclass(frozen=True)
+class Features:
+    """What one network says about one batch.
+
+    Attributes:
+        embedding: [B, D], normalised or not as the network emits it, or None.
+        logits: [B, C] class scores, or None.
+        maps: feature maps [B, C_l, H_l, W_l] by the name of the block they come from.
+    """
+
+    embedding: Tensor | None = None
+    logits: Tensor | None = None
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def layer(self, name: str) -> Tensor:
+        """The map of that name, or the embedding as ``embedding``.
+
+        Raises:
+            UserError: the network gives no such layer.
+        """
+        if name == EMBEDDING and self.embedding is not None:
+            return self.embedding
+        if name not in self.maps:
+            known = [*self.maps, *([EMBEDDING] if self.embedding is not None else [])]
+            raise UserError(
+                f"Distillation asks for layer '{name}', but the network gives "
+                f"{', '.join(known) or 'none'}: name one of these."
+            )
+        return self.maps[name]
+
+    def need_embedding(self) -> Tensor:
+        """The embedding [B, D]; raises ValueError where there is none."""
+        if self.embedding is None:
+            raise ValueError("this distillation loss needs embeddings")
+        return self.embedding
+
+    def need_logits(self) -> Tensor:
+        """The class scores [B, C]; raises ValueError where there are none."""
+        if self.logits is None:
+            raise ValueError("this distillation loss needs logits")
+        return self.logits
+
+
+class DistillationLoss(nn.Module):
+    """A loss between two networks on one batch; parameters it owns (adapters) are trained.
+
+    The teacher is a constant: no gradient reaches it, whatever it is given with. Under DDP every
+    rank calls it with the same gathered batch.
+    """
+
+    @property
+    def needs_maps(self) -> bool:
+        """True if `forward` reads feature maps."""
+        return False
+
+    @property
+    def needs_logits(self) -> bool:
+        """True if `forward` reads logits."""
+        return False
+
+    @abstractmethod
+    def forward(self, student: Features, teacher: Features, labels: Tensor | None = None) -> Tensor:
+        """The loss of the student.
+
+        Args:
+            student: with gradient.
+            teacher: of the same samples in the same order.
+            labels: [B] int64, observed; None where the loss reads none.
+
+        Returns:
+            Scalar tensor attached to the graph of the student.
+        """
+
+
+class DistillationSum(DistillationLoss):
+    """Weighted sum of distillation losses, as composed in a config file.
+
+    Args:
+        terms: losses by name.
+        weights: factor of each; 1 where none is given. A term of weight 0 is not computed.
+
+    Raises:
+        UserError: no term, a weight without a term, or no weight other than 0.
+    """
+
+    def __init__(
+        self,
+        terms: Mapping[str, DistillationLoss],
+        weights: Mapping[str, float] | None = None,
+    ) -> None:
+        super().__init__()
+        if not terms:
+            raise UserError("The distillation has no terms: name at least one loss.")
+        for name in weights or {}:
+            if name not in terms:
+                raise UserError(
+                    f"The distillation weighs a term '{name}' it does not have: use "
+                    f"{', '.join(terms)}."
+                )
+        self.terms = nn.ModuleDict(dict(terms))
+        self.weights = dict.fromkeys(terms, 1.0) | dict(weights or {})
+        if not any(self.weights.values()):
+            raise UserError("The distillation has nothing to learn: all its weights are 0.")
+
+    @property
+    def needs_maps(self) -> bool:
+        """True if a term that counts reads feature maps."""
+        return any(term.needs_maps for term in self._counting().values())
+
+    @property
+    def needs_logits(self) -> bool:
+        """True if a term that counts reads logits."""
+        return any(term.needs_logits for term in self._counting().values())
+
+    def values(
+        self, student: Features, teacher: Features, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The terms that count, by name, before they are weighted."""
+        return {name: term(student, teacher, labels) for name, term in self._counting().items()}
+
+    def total(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The weighted sum of what `values` returned."""
+        return torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
+
+    def forward(self, student: Features, teacher: Features, labels: Tensor | None = None) -> Tensor:
+        """The weighted sum of the terms."""
+        return self.total(self.values(student, teacher, labels))
+
+    def _counting(self) -> dict[str, DistillationLoss]:
+        terms = cast("Mapping[str, DistillationLoss]", self.terms)
+        return {name: term for name, term in terms.items() if self.weights[name] != 0}
+
+
+def softened_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """KL(teacher || student) of softened class probabilities, times temperature^2.
+
+    Args:
+        student: logits [B, C]; computed in float32 at least.
+        teacher: logits [B, C], a constant.
+        temperature: T > 0, divides the logits (Hinton et al., section 2).
+
+    Returns:
+        Scalar: the mean over the batch, 0 for an empty one.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        log_q = F.log_softmax(_at_least_float32(student) / temperature, dim=1)
+        log_p = F.log_softmax(_at_least_float32(teacher.detach()) / temperature, dim=1)
+        divergence = F.kl_div(log_q, log_p, reduction="sum", log_target=True)
+        return divergence * temperature**2 / max(1, len(student))
+
+
+class HintonDistillation(DistillationLoss):
+    """Knowledge distillation by softened class probabilities; see `softened_divergence`.
+
+    Args:
+        temperature: T, divides the logits of both networks.
+
+    Raises:
+        UserError: a temperature that is not positive.
+    """
+
+    def __init__(self, temperature: float = 4.0) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise UserError(f"The temperature {temperature} of the distillation must exceed 0.")
+        self.temperature = temperature
+
+    @property
+    def needs_logits(self) -> bool:
+        """Always."""
+        return True
+
+    def forward(self, student: Features, teacher: Features, labels: Tensor | None = None) -> Tensor:
+        """The divergence of the logits; labels are not read."""
+        return softened_divergence(student.need_logits(), teacher.need_logits(), self.temperature)
+
+
+def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of normalised attention maps.
+
+    The attention at a position is the mean over channels of the squared activations; a sample's
+    attention has unit L2 norm (Zagoruyko and Komodakis, eq. 2, with the means of the RKD code).
+
+    Args:
+        student: [B, C_s, H, W]; computed in float32 at least.
+        teacher: [B, C_t, H, W], a constant.
+
+    Returns:
+        Scalar: the mean over samples and positions.
+
+    Raises:
+        UserError: H x W differ.
+    """
+    _check_same_size(student, teacher)
+    with torch.autocast(student.device.type, enabled=False):
+        return _mean_squares(_attention(student), _attention(teacher.detach()))
+
+
+class AttentionTransfer(DistillationLoss):
+    """`attention_transfer` summed over blocks.
+
+    Args:
+        layers: names of the feature maps compared.
+
+    Raises:
+        UserError: no layers.
+    """
+
+    def __init__(self, layers: Iterable[str]) -> None:
+        super().__init__()
+        self.layers = tuple(layers)
+        if not self.layers:
+            raise UserError("Attention transfer names no layers: give at least one.")
+
+    @property
+    def needs_maps(self) -> bool:
+        """Always."""
+        return True
+
+    def forward(self, student: Features, teacher: Features, labels: Tensor | None = None) -> Tensor:
+        """The sum over layers; labels are not read."""
+        return torch.stack(
+            [attention_transfer(student.layer(name), teacher.layer(name)) for name in self.layers]
+        ).sum()
+
+
+def fitnet_loss(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
+    """Mean squared difference between the teacher's features and the student's, adapted.
+
+    Args:
+        student: [B, C_s, ...]; computed in float32 at least.
+        teacher: [B, C_t, ...], a constant.
+        weight: [C_t, C_s], the adapter at every position (a 1 x 1 convolution without bias).
+
+    Returns:
+        Scalar: the mean over all entries (Romero et al., eq. 3, with the mean of the RKD code).
+
+    Raises:
+        UserError: channels or positions do not fit.
+    """
+    _check_same_size(student, teacher)
+    if weight.shape != (teacher.shape[1], student.shape[1]):
+        raise UserError(
+            f"The FitNet adapter maps {weight.shape[1]} to {weight.shape[0]} channels, but student "
+            f"and teacher have {student.shape[1]} and {teacher.shape[1]}: correct its channels."
+        )
+    with torch.autocast(student.device.type, enabled=False):
+        student = _at_least_float32(student)
+        adapted = weight.to(student.dtype) @ student.reshape(*student.shape[:2], -1)
+        return _mean_squares(adapted, teacher.detach().reshape(adapted.shape).to(student.dtype))
+
+
+class FitNet(DistillationLoss):
+    """`fitnet_loss` summed over layers, each with a linear adapter of its own.
+
+    The adapters exist from construction, so the optimiser finds them among the parameters. (The
+    released script makes them after its optimiser and never trains them: ``trainable=False``.)
+
+    Args:
+        student_channels: channels by layer; the layer ``embedding`` is the final embedding.
+        teacher_channels: the teacher's channels of the same layers.
+        trainable: whether the adapters learn.
+        init_range: the weights start uniform in +- this.
+
+    Raises:
+        UserError: no layers, or layers of which only one network's channels are given.
+    """
+
+    def __init__(
+        self,
+        student_channels: Mapping[str, int],
+        teacher_channels: Mapping[str, int],
+        trainable: bool = True,
+        init_range: float = 0.005,
+    ) -> None:
+        super().__init__()
+        unpaired = sorted(set(student_channels) ^ set(teacher_channels))
+        if unpaired or not student_channels:
+            raise UserError(
+                f"FitNet needs the channels of the same layers of both networks; "
+                f"{', '.join(unpaired) or 'all'} are missing."
+            )
+        self.layers = tuple(student_channels)
+        self.adapters = nn.ParameterList(
+            nn.Parameter(
+                torch.empty(teacher_channels[name], channels).uniform_(-init_range, init_range),
+                requires_grad=trainable,
+            )
+            for name, channels in student_channels.items()
+        )
+
+    @property
+    def needs_maps(self) -> bool:
+        """True if a layer is not the final embedding."""
+        return any(name != EMBEDDING for name in self.layers)
+
+    def forward(self, student: Features, teacher: Features, labels: Tensor | None = None) -> Tensor:
+        """The sum over layers; labels are not read."""
+        return torch.stack(
+            [
+                fitnet_loss(student.layer(name), teacher.layer(name), weight)
+                for name, weight in zip(self.layers, self.adapters, strict=True)
+            ]
+        ).sum()
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _mean_squares(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared difference; 0, not NaN, for an empty batch."""
+    return F.mse_loss(a, b, reduction="sum") / max(1, a.numel())
+
+
+def _attention(maps: Tensor) -> Tensor:
+    return F.normalize(_at_least_float32(maps).square().mean(dim=1).flatten(1))
+
+
+def _check_same_size(student: Tensor, teacher: Tensor) -> None:
+    """The positions of both networks' maps must correspond."""
+    if student.shape[2:] != teacher.shape[2:]:
+        raise UserError(
+            f"Feature maps of student and teacher differ in size: "
+            f"{' x '.join(map(str, student.shape[2:]))} and "
+            f"{' x '.join(map(str, teacher.shape[2:]))}; compare layers of equal resolution."
+        )

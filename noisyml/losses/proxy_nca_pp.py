@@ -1,0 +1,254 @@
+"""ProxyNCA++ and its predecessor: a softmax over squared distances to one proxy per class.
+
+Teh, DeVries and Taylor, "ProxyNCA++: Revisiting and Revitalizing Proxy Neighborhood Component
+Analysis", ECCV 2020 (arXiv 2004.01113), with the constants of the released code; the predecessor is
+Movshovitz-Attias et al., "No Fuss Distance Metric Learning using Proxies", ICCV 2017 (arXiv
+1703.07464).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from noisyml.errors import UserError
+from noisyml.losses.base import EmbeddingLoss
+from noisyml.similarity.memory_bank import MemoryBank
+
+#: Proxies in the denominator of a sample's softmax.
+Denominator = Literal["all", "negatives"]
+
+#: Norms below this count as this much (released code).
+_SMALLEST_NORM = 1e-12
+
+
+def proxynca_pp_loss(
+    embeddings: Tensor,
+    labels: Tensor,
+    proxies: Tensor,
+    *,
+    scale: float = 3.0,
+    denominator: Denominator = "all",
+    block_bytes: int = 2**28,
+) -> Tensor:
+    """Mean over samples of the softmax cross-entropy over negated squared distances to the proxies.
+
+    With both sides brought to norm s, the squared distance is 2 s^2 (1 - cos) and the constant
+    cancels, so the logits are 2 s^2 cos: one [B, D] x [D, C] product. No normalised copy of the
+    proxies is made.
+
+    Args:
+        embeddings: [B, D] float of any norm; computed in float32 at least.
+        labels: [B] int64 in 0..C-1.
+        proxies: [C, D] float of any norm; every one receives a gradient.
+        scale: s, the norm; the temperature is T = 1 / s^2.
+        denominator: ``all`` proxies (ProxyNCA++) or the ``negatives`` alone (ProxyNCA; the loss is
+            then unbounded below).
+        block_bytes: bound on the logits [B, C] held at a time, in bytes; where they exceed it they
+            are computed in blocks of classes, and once more for the gradient.
+
+    Returns:
+        Scalar, 0 for an empty batch. Once differentiable.
+
+    Raises:
+        UserError: a label outside 0..C-1.
+    """
+    _check_labels(labels, len(proxies))
+    with torch.autocast(embeddings.device.type, enabled=False):
+        dtype = torch.promote_types(embeddings.dtype, torch.float32)
+        rows = F.normalize(embeddings.to(dtype), dim=1, eps=_SMALLEST_NORM)
+        total: Tensor = _ProxySoftmax.apply(
+            rows,
+            proxies.to(dtype),
+            labels,
+            2 * scale**2,
+            denominator == "negatives",
+            max(1, block_bytes // max(1, rows.element_size() * len(rows))),
+        )
+        return total / max(1, len(rows))
+
+
+class ProxyNCAPPLoss(EmbeddingLoss):
+    """ProxyNCA++ on the kept samples of a batch; owns the proxies. See `proxynca_pp_loss`.
+
+    The proxies want a learning rate of their own, far above the network's.
+
+    Args:
+        num_classes: C, at least 2.
+        embedding_size: D.
+        scale: s, the norm embeddings and proxies are brought to; None if `temperature` is given.
+        temperature: T = 1 / s^2, in place of `scale`.
+        proxy_init_std: standard deviation of the proxies' entries at the start.
+        denominator: ``all`` (ProxyNCA++) or ``negatives`` (ProxyNCA).
+        block_bytes: bound on the logits held at a time, in bytes.
+
+    Raises:
+        UserError: an argument out of range, or not exactly one of scale and temperature.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        embedding_size: int,
+        scale: float | None = 3.0,
+        temperature: float | None = None,
+        proxy_init_std: float = 0.125,
+        denominator: Denominator = "all",
+        block_bytes: int = 2**28,
+    ) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise UserError(f"ProxyNCA++ compares classes, and there is {num_classes}: give two.")
+        if (scale is None) == (temperature is None):
+            raise UserError(
+                f"loss.scale={scale} and loss.temperature={temperature} set the same thing "
+                f"(T = 1/s^2): give one and set the other to null."
+            )
+        given = scale if temperature is None else temperature
+        if given is None or not given > 0:
+            name = "scale" if temperature is None else "temperature"
+            raise UserError(f"loss.{name}={given} must exceed 0.")
+        if not proxy_init_std > 0:
+            raise UserError(f"loss.proxy_init_std={proxy_init_std} must exceed 0.")
+        if denominator not in get_args(Denominator):
+            raise UserError(f"loss.denominator={denominator} is not known: use all or negatives.")
+        self.scale = given if temperature is None else given**-0.5
+        self.denominator: Denominator = denominator
+        self.block_bytes = block_bytes
+        self.weight = nn.Parameter(torch.randn(num_classes, embedding_size) * proxy_init_std)
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor,
+        *,
+        memory: MemoryBank | None = None,
+        keep: Tensor | None = None,
+    ) -> Tensor:
+        """The loss of the kept samples; `memory` is not read.
+
+        Raises:
+            UserError: a kept sample's label is outside 0..C-1.
+        """
+        if keep is not None:
+            kept = keep.nonzero().squeeze(1)
+            embeddings, labels = embeddings[kept], labels[kept]
+        return proxynca_pp_loss(
+            embeddings,
+            labels,
+            self.weight,
+            scale=self.scale,
+            denominator=self.denominator,
+            block_bytes=self.block_bytes,
+        )
+
+    @property
+    def has_proxies(self) -> bool:
+        """One proxy per class."""
+        return True
+
+    def proxies(self) -> Tensor:
+        """Class proxies [C, D], unit norm, detached."""
+        return F.normalize(self.weight.detach(), dim=1, eps=_SMALLEST_NORM)
+
+
+class _ProxySoftmax(torch.autograd.Function):
+    """Sum over unit rows of logsumexp(logits) - logits[own], where logits = sharpness x cosines.
+
+    The gradient is written down: autograd would hold several [C, D] tensors for the normalisation
+    of the proxies, and every block of logits.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        rows: Tensor,
+        proxies: Tensor,
+        labels: Tensor,
+        sharpness: float,
+        negatives_only: bool,
+        block: int,
+    ) -> Tensor:
+        own = rows.new_zeros(len(rows))
+        logsumexp = rows.new_full((len(rows),), -torch.inf)
+        cosines = rows.new_empty(0)
+        for part in _parts(len(proxies), block):
+            cosines = _cosines(rows, proxies[part])
+            mine = _OwnColumn(labels, part)
+            own += mine.read(cosines)
+            logits = sharpness * cosines
+            if negatives_only:
+                mine.write(logits, torch.full_like(own, -torch.inf))
+            logsumexp = torch.logaddexp(logsumexp, logits.logsumexp(dim=1))
+        ctx.sharpness, ctx.negatives_only, ctx.block = sharpness, negatives_only, block
+        fits = len(proxies) <= block
+        ctx.save_for_backward(rows, proxies, labels, logsumexp, cosines if fits else None)
+        return (logsumexp - sharpness * own).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+        rows, proxies, labels, logsumexp, all_cosines = ctx.saved_tensors
+        for_rows, for_proxies = torch.zeros_like(rows), torch.empty_like(proxies)
+        with torch.autocast(rows.device.type, enabled=False):
+            for part in _parts(len(proxies), ctx.block):
+                block = proxies[part]
+                norms = _norms(block)
+                cosines = _cosines(rows, block) if all_cosines is None else all_cosines
+                slope = torch.exp(ctx.sharpness * cosines - logsumexp[:, None])
+                mine = _OwnColumn(labels, part)
+                share = torch.zeros_like(logsumexp) if ctx.negatives_only else mine.read(slope)
+                mine.write(slope, share - 1)
+                slope *= ctx.sharpness * grads[0]
+                for_rows += (slope / norms) @ block
+                # The proxy's own direction is projected out, where the guard leaves it its norm.
+                radial = (slope * cosines).sum(dim=0) / norms
+                radial = torch.where(norms > _SMALLEST_NORM, radial, 0.0)
+                gradient = torch.mm(slope.T, rows, out=for_proxies[part])
+                gradient.addcmul_(radial[:, None], block, value=-1).div_(norms[:, None])
+        return for_rows, for_proxies, None, None, None, None
+
+
+class _OwnColumn:
+    """Access to each sample's own class in a block of classes; nothing waits for the device."""
+
+    def __init__(self, labels: Tensor, part: slice) -> None:
+        column = labels - part.start
+        self.inside = (column >= 0) & (column < part.stop - part.start)
+        self.column = torch.where(self.inside, column, 0)[:, None]
+
+    def read(self, block: Tensor) -> Tensor:
+        """The own entries [B] of a block [B, c]; 0 for classes outside of it."""
+        return torch.where(self.inside, block.gather(1, self.column).squeeze(1), 0.0)
+
+    def write(self, block: Tensor, values: Tensor) -> None:
+        """Replace the own entries by `values` [B]; those outside of the block are left out."""
+        there = block.gather(1, self.column)
+        block.scatter_(1, self.column, torch.where(self.inside[:, None], values[:, None], there))
+
+
+def _parts(classes: int, block: int) -> Iterator[slice]:
+    return (slice(at, min(at + block, classes)) for at in range(0, classes, block))
+
+
+def _norms(proxies: Tensor) -> Tensor:
+    return proxies.norm(dim=1).clamp(min=_SMALLEST_NORM)
+
+
+def _cosines(rows: Tensor, proxies: Tensor) -> Tensor:
+    """Cosines [B, c] of unit rows [B, D] and proxies [c, D] of any norm."""
+    return (rows @ proxies.T).div_(_norms(proxies))
+
+
+def _check_labels(labels: Tensor, classes: int) -> None:
+    outside = (labels < 0) | (labels >= classes)
+    if outside.any():
+        raise UserError(
+            f"ProxyNCA++ has {classes} proxies, one per class, but a sample is labelled "
+            f"{int(labels[outside][0])}: labels must lie in 0..{classes - 1}."
+        )
