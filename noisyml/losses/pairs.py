@@ -85,8 +85,8 @@ def cosine_pairs(
 def mine_pairs(pairs: Pairs, margin: float) -> tuple[Tensor, Tensor]:
     """Positives below the hardest negative plus margin, negatives above the hardest positive less.
 
-    Both tests are strict and see the extremes of all pairs, not the other test's result. Multi-
-    Similarity (Wang et al., CVPR 2019, eq. 11 and 12).
+    Both tests are strict and see the extremes of all pairs, not the other test's result. This
+    is the mining of Multi-Similarity (Wang et al., CVPR 2019).
 
     Args:
         pairs: as `cosine_pairs` gives them.
