@@ -1,0 +1,195 @@
+"""Sinkhorn plans: released vectors, marginals, extremes of epsilon, infeasible problems."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from noisyml.errors import UserError
+from noisyml.similarity.transport import sinkhorn
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "otter"
+
+
+def load(name: str) -> dict[str, Tensor]:
+    with np.load(GOLDEN / name, allow_pickle=False) as file:
+        return {key: torch.from_numpy(file[key]) for key in file.files}
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize("domain", ["log", "scaling"])
+def test_square_plans_equal_the_released_ones(domain: str) -> None:
+    case = load("sinkhorn_square.npz")
+    seen = 0
+    for key, expected in case.items():
+        match = re.fullmatch(r"(plan|target)_n(\d+)_eps([\d.]+)_it(\d+)", key)
+        if match is None:
+            continue
+        kind, n, epsilon, iterations = match.groups()
+        result = sinkhorn(
+            case[f"cost_n{n}"], float(epsilon), n_iterations=int(iterations), domain=domain
+        )
+        close(result.plan if kind == "plan" else result.row_conditional(), expected)
+        assert result.n_iterations == int(iterations)
+        seen += 1
+    assert seen == 26
+
+
+def test_rectangular_and_batched_plans_with_marginals_equal_the_released_ones() -> None:
+    case = load("sinkhorn_rect_marginals.npz")
+    epsilon, batched_epsilon = case["eps"].tolist()
+    r, c = case["r_prob"], case["c_prob"]
+    for name, row, column in (
+        ("uniform_it5", None, None),
+        ("r_it5", r, None),
+        ("c_it5", None, c),
+        ("rc_it5", r, c),
+        ("rc_it100", r, c),
+    ):
+        result = sinkhorn(
+            case["cost"],
+            epsilon,
+            n_iterations=int(name.rsplit("it", 1)[1]),
+            row_marginal=row,
+            column_marginal=column,
+        )
+        close(result.plan, case[f"plan_{name}"])
+    cost = case["cost_batched"]
+    close(sinkhorn(cost, batched_epsilon, n_iterations=4).plan, case["plan_batched_it4"])
+    result = sinkhorn(
+        cost,
+        batched_epsilon,
+        n_iterations=4,
+        row_marginal=case["r_prob_batched"],
+        column_marginal=case["c_prob_batched"],
+    )
+    close(result.plan, case["plan_batched_rc_it4"])
+
+
+def test_small_epsilon_stays_finite_where_the_released_code_overflows() -> None:
+    case = load("sinkhorn_extreme.npz")
+    overflowed = 0
+    for epsilon in ("0.15", "0.05", "0.04", "0.034", "0.033", "0.03", "0.01"):
+        expected = case[f"derived_target_eps{epsilon}"]
+        double = sinkhorn(case["cost"], float(epsilon), n_iterations=5).row_conditional()
+        close(double, expected)
+        if not case[f"nan64_eps{epsilon}"]:
+            close(double, case[f"target64_eps{epsilon}"])
+        single = sinkhorn(case["cost"].float(), float(epsilon), n_iterations=5).row_conditional()
+        assert single.dtype == torch.float32
+        torch.testing.assert_close(single.double(), expected, rtol=0, atol=1e-5)
+        overflowed += int(case[f"nan32_eps{epsilon}"])
+    assert overflowed == 4
+    alone = sinkhorn(case["b1_cost"].float(), 0.15, n_iterations=5)
+    assert torch.equal(alone.row_conditional().double(), case["b1_derived"])
+
+
+def test_half_precision_costs_are_computed_in_float32() -> None:
+    cost = load("sinkhorn_extreme.npz")["cost"]
+    for dtype in (torch.float16, torch.bfloat16):
+        result = sinkhorn(cost.to(dtype), 0.15, n_iterations=5)
+        rounded = sinkhorn(cost.to(dtype).double(), 0.15, n_iterations=5)
+        assert result.log_plan.dtype == torch.float32
+        torch.testing.assert_close(result.plan.double(), rounded.plan, rtol=1e-4, atol=1e-7)
+
+
+@given(
+    m=st.integers(1, 7),
+    n=st.integers(1, 7),
+    epsilon=st.sampled_from([0.05, 0.3, 2.0]),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=40, deadline=None)
+def test_converged_plans_meet_both_marginals_and_their_potentials(
+    m: int, n: int, epsilon: float, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    cost = torch.rand(m, n, generator=generator, dtype=torch.float64)
+    r, c = (torch.rand(s, generator=generator, dtype=torch.float64) + 0.1 for s in (m, n))
+    result = sinkhorn(
+        cost, epsilon, n_iterations=5000, row_marginal=r, column_marginal=c, tolerance=1e-9
+    )
+    assert result.n_iterations < 5000
+    torch.testing.assert_close(result.plan.sum(0), c / c.sum(), rtol=1e-9, atol=1e-12)
+    assert float((result.plan.sum(1) - r / r.sum()).abs().sum()) <= 1e-9
+    dual = result.row_potential[:, None] + result.column_potential - cost
+    torch.testing.assert_close(dual / epsilon, result.log_plan, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(result.column_conditional().sum(0), torch.ones(n).double())
+
+
+def test_the_plan_approaches_the_optimal_assignment() -> None:
+    from scipy.optimize import linear_sum_assignment
+
+    cost = torch.rand(9, 9, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    plan = sinkhorn(cost, 2e-3, n_iterations=20000, tolerance=1e-9).plan
+    assert torch.equal(plan.argmax(1), torch.from_numpy(linear_sum_assignment(cost)[1]))
+    assert float(plan.amax(1).min()) > 0.99 / 9
+
+
+def test_shifting_rows_and_columns_of_the_cost_changes_nothing() -> None:
+    cost = torch.rand(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shifted = cost + torch.arange(5.0)[:, None] - torch.arange(4.0)
+    close(sinkhorn(shifted, 0.1).plan, sinkhorn(cost, 0.1).plan)
+
+
+def test_a_batch_stops_when_its_slowest_problem_has_converged() -> None:
+    cost = torch.rand(2, 6, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    cost[0] = 0
+    both = sinkhorn(cost, 0.1, n_iterations=1000, tolerance=1e-6)
+    slow = sinkhorn(cost[1], 0.1, n_iterations=1000, tolerance=1e-6)
+    assert 1 < both.n_iterations == slow.n_iterations < 1000
+    assert sinkhorn(cost[0], 0.1, n_iterations=1000, tolerance=1e-6).n_iterations == 1
+    scaling = sinkhorn(cost, 0.1, n_iterations=1000, tolerance=1e-6, domain="scaling")
+    assert scaling.n_iterations == both.n_iterations
+    close(scaling.plan, both.plan)
+
+
+def test_the_gradient_is_that_of_the_iterations() -> None:
+    cost = torch.rand(3, 4, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    cost.requires_grad_()
+    assert torch.autograd.gradcheck(lambda c: sinkhorn(c, 0.2, n_iterations=3).plan, (cost,))
+    assert torch.autograd.gradcheck(
+        lambda c: sinkhorn(c, 0.2, n_iterations=3, domain="scaling").plan, (cost,)
+    )
+
+
+def test_forbidden_pairs_and_empty_lines_carry_nothing() -> None:
+    cost = torch.zeros(3, 3, dtype=torch.float64)
+    cost[0, 1] = torch.inf
+    cost[2] = torch.inf
+    r = torch.tensor([1.0, 1.0, 0.0], dtype=torch.float64)
+    plan = sinkhorn(cost, 0.1, n_iterations=500, row_marginal=r).plan
+    assert plan[2].eq(0).all()
+    assert plan[0, 1] == 0
+    torch.testing.assert_close(plan.sum(0), torch.full((3,), 1 / 3).double())
+    with pytest.raises(UserError, match="only forbidden"):
+        sinkhorn(cost, 0.1)
+
+
+def test_mistakes_are_named() -> None:
+    cost = torch.rand(3, 3)
+    with pytest.raises(UserError, match="hold NaN"):
+        sinkhorn(cost.clone().fill_(torch.nan), 0.1)
+    with pytest.raises(UserError, match="marginal"):
+        sinkhorn(cost, 0.1, row_marginal=torch.tensor([1.0, -1.0, 1.0]))
+    far = torch.tensor([[0.0, 900.0], [0.0, 900.0]])
+    with pytest.raises(UserError, match="domain=log"):
+        sinkhorn(far, 1.0, domain="scaling")
+    assert sinkhorn(far, 1.0).plan.isfinite().all()
+    for arguments in ({"epsilon": 0.0}, {"epsilon": 0.1, "n_iterations": -1}):
+        with pytest.raises(ValueError, match="epsilon"):
+            sinkhorn(cost, **arguments)
+    with pytest.raises(ValueError, match="domain"):
+        sinkhorn(cost, 0.1, domain="linear")
+    with pytest.raises(ValueError, match="does not fit"):
+        sinkhorn(cost, 0.1, row_marginal=torch.ones(4))
