@@ -13,11 +13,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from noisyml.errors import UserError
 
 Crop = Literal["none", "centre", "random", "random_resized"]
+Interpolation = Literal["bilinear", "bicubic", "lanczos"]
+CROPS: tuple[str, ...] = ("none", "centre", "random", "random_resized")
+_MODES = {mode.value: mode for mode in InterpolationMode}
 
 
 class ImageTransform:
@@ -25,49 +29,84 @@ class ImageTransform:
 
     Args:
         size: side of the output in pixels; null keeps the images as they are.
-        resize: length of the shorter side before cropping, in pixels; null: `size`.
+        resize: length of the shorter side before cropping, in pixels; null: `size` (with
+            ``random`` and ``random_resized`` training then crops the image as it is).
+        keep_aspect: false sets both sides to `resize` instead, as rkd and iaa do.
+        resize_in_training: false leaves the resizing before the crop to evaluation, and
+            ``random_resized`` takes its window from the image as it is (proxynca_pp).
         crop: what training does: ``random_resized`` (area and aspect ratio jittered), ``random``
             (a random window, after padding by `padding`), ``centre`` or ``none`` (both sides are
             set to `size`). Evaluation takes the centre window, or with ``none`` the same as
             training.
         crop_scale: range of the area share of ``random_resized``.
+        aspect_ratio: range of width over height of its window.
         padding: pixels added on each side before ``random``.
         horizontal_flip: probability of mirroring in training.
+        interpolation: ``bilinear``, ``bicubic`` or ``lanczos``.
         colour: ``keep`` the mode of the source (grey or RGB), or force ``grey`` or ``rgb``.
+
+    Raises:
+        UserError: settings that do not exist or contradict each other.
     """
 
     def __init__(
         self,
         size: int | None = None,
         resize: int | None = None,
+        keep_aspect: bool = True,
+        resize_in_training: bool = True,
         crop: Crop = "none",
         crop_scale: Sequence[float] = (0.2, 1.0),
+        aspect_ratio: Sequence[float] = (3 / 4, 4 / 3),
         padding: int = 0,
         horizontal_flip: float = 0.0,
+        interpolation: Interpolation = "bilinear",
         colour: Literal["keep", "grey", "rgb"] = "keep",
     ) -> None:
+        if crop not in CROPS:
+            raise UserError(f"transform.crop={crop} is not known: use {', '.join(CROPS)}.")
         if size is None and crop != "none":
             raise UserError(f"transform.crop={crop} needs transform.size, the side in pixels.")
+        if size is not None and resize is not None and resize < size:
+            raise UserError(
+                f"transform.resize={resize} is below transform.size={size}: the centre crop would "
+                "be padded with black; set resize to at least size."
+            )
+        if interpolation not in ("bilinear", "bicubic", "lanczos"):
+            raise UserError(
+                f"transform.interpolation={interpolation} is not known: use bilinear, bicubic or "
+                "lanczos."
+            )
+        self.crop_scale = _range("crop_scale", crop_scale, 1.0)
+        self.aspect_ratio = _range("aspect_ratio", aspect_ratio, math.inf)
         self.size = size
         self.resize = resize
+        self.keep_aspect = keep_aspect
+        self.resize_in_training = resize_in_training
         self.crop = crop
-        self.crop_scale = (float(crop_scale[0]), float(crop_scale[1]))
         self.padding = padding
         self.horizontal_flip = horizontal_flip
+        self.interpolation = interpolation
         self.colour = colour
 
     def fingerprint(self) -> str:
         """Everything the evaluation form depends on."""
-        return repr((self.size, self.resize, self.crop == "none", self.colour))
+        depends: tuple[object, ...] = (self.size, self.resize, self.crop == "none", self.colour)
+        # Named only where they are not the usual ones: features cached before stay valid.
+        if not self.keep_aspect:
+            depends += ("both sides",)
+        if self.interpolation != "bilinear":
+            depends += (self.interpolation,)
+        return repr(depends)
 
     def evaluate(self, image: Image.Image) -> Tensor:
         """The deterministic form: uint8 [C, H, W]."""
         image = self._mode(image)
         if self.size is not None:
             if self.crop == "none":
-                image = F.resize(image, [self.size, self.size], antialias=True)
+                image = self._resized(image, [self.size, self.size])
             else:
-                image = F.resize(image, [self.resize or self.size], antialias=True)
+                image = self._before_crop(image, self.resize or self.size)
                 image = F.center_crop(image, [self.size, self.size])
         return _tensor(image)
 
@@ -76,26 +115,44 @@ class ImageTransform:
         rng = np.random.Generator(np.random.PCG64(seed))
         image = self._mode(image)
         if self.size is not None:
+            resizes = self.resize is not None and self.resize_in_training
             if self.crop == "random_resized":
-                if self.resize is not None:
-                    image = F.resize(image, [self.resize], antialias=True)
+                if resizes:
+                    image = self._before_crop(image, self.resize)
                 window = self._random_window(image.width, image.height, rng)
-                image = F.resized_crop(image, *window, [self.size, self.size], antialias=True)
+                image = F.resized_crop(
+                    image,
+                    *window,
+                    [self.size, self.size],
+                    interpolation=_MODES[self.interpolation],
+                    antialias=True,
+                )
             elif self.crop == "random":
-                if self.resize is not None:
-                    image = F.resize(image, [self.resize], antialias=True)
+                if resizes:
+                    image = self._before_crop(image, self.resize)
                 image = F.pad(image, [self.padding])
                 top = int(rng.integers(0, max(image.height - self.size, 0) + 1))
                 left = int(rng.integers(0, max(image.width - self.size, 0) + 1))
                 image = F.crop(image, top, left, self.size, self.size)
             elif self.crop == "centre":
-                image = F.resize(image, [self.resize or self.size], antialias=True)
+                image = self._before_crop(image, self.resize or self.size)
                 image = F.center_crop(image, [self.size, self.size])
             else:
-                image = F.resize(image, [self.size, self.size], antialias=True)
+                image = self._resized(image, [self.size, self.size])
         if self.horizontal_flip > 0 and rng.random() < self.horizontal_flip:
             image = F.horizontal_flip(image)
         return _tensor(image)
+
+    def _before_crop(self, image: Image.Image, side: int | None) -> Image.Image:
+        """The shorter side, or both, brought to `side` pixels."""
+        if side is None:
+            return image
+        return self._resized(image, [side] if self.keep_aspect else [side, side])
+
+    def _resized(self, image: Image.Image, sides: list[int]) -> Image.Image:
+        mode = _MODES[self.interpolation]
+        resized: Image.Image = F.resize(image, sides, interpolation=mode, antialias=True)
+        return resized
 
     def _mode(self, image: Image.Image) -> Image.Image:
         if self.colour == "keep":
@@ -105,20 +162,31 @@ class ImageTransform:
     def _random_window(
         self, width: int, height: int, rng: np.random.Generator
     ) -> tuple[int, int, int, int]:
-        """(top, left, height, width) with a random area share and aspect ratio in [3/4, 4/3].
+        """(top, left, height, width) with a random area share and aspect ratio (width / height).
 
         After ten windows that do not fit, the largest centred one within the ratio is taken.
         """
+        low, high = self.aspect_ratio
         for _ in range(10):
             area = width * height * rng.uniform(*self.crop_scale)
-            ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+            ratio = math.exp(rng.uniform(math.log(low), math.log(high)))
             w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
             if 0 < w <= width and 0 < h <= height:
                 top = int(rng.integers(0, height - h + 1))
                 left = int(rng.integers(0, width - w + 1))
                 return top, left, h, w
-        w, h = min(width, round(height * 4 / 3)), min(height, round(width * 4 / 3))
+        w, h = min(width, round(height * high)), min(height, round(width / low))
         return (height - h) // 2, (width - w) // 2, h, w
+
+
+def _range(key: str, values: Sequence[float], most: float) -> tuple[float, float]:
+    """Lower and upper end of a range of positive numbers up to `most`."""
+    if len(values) != 2 or not 0 < values[0] <= values[1] <= most:
+        limit = "" if math.isinf(most) else f" <= {most:g}"
+        raise UserError(
+            f"transform.{key}={list(values)} is no range [low, high] with 0 < low <= high{limit}."
+        )
+    return float(values[0]), float(values[1])
 
 
 def _tensor(image: Image.Image) -> Tensor:
