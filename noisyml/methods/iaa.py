@@ -1,0 +1,214 @@
+"""IAA: intra-class adaptive augmentation with neighbour correction.
+
+Fu et al., "Intra-class Adaptive Augmentation with Neighbor Correction for Deep Metric Learning",
+IEEE TMM 2022 (arXiv 2211.16264). Every few epochs a pass over the training split measures the
+covariance of each class in the space of raw embeddings; each batch then gains synthetic copies
+drawn around its samples. The copies are further positives and negatives of the real samples in pair
+losses, further samples in any other loss. Nothing is added at test time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from noisyml import distributed
+from noisyml.data.views import Batch
+from noisyml.errors import UserError
+from noisyml.losses.base import EmbeddingLoss
+from noisyml.losses.iaa import (
+    AugmentationSchedule,
+    ClassCovariance,
+    augmented_loss,
+    full_class_moments,
+)
+from noisyml.methods.metric_learning import MetricLearning
+from noisyml.methods.pseudo_labels import PseudoLabels
+from noisyml.metrics.base import Evaluator
+from noisyml.models.encoder import Encoder
+from noisyml.optim import OptimizerFactory, SchedulerFactory
+from noisyml.selectors.base import Selector
+from noisyml.similarity.class_moments import ClassMoments
+from noisyml.similarity.memory_bank import MemoryBank
+
+
+class IAA(MetricLearning):
+    """Metric learning on a batch and on copies drawn from the covariance of their class.
+
+    Args:
+        encoder, loss, selector, memory, optimizer, scheduler, evaluator, param_groups,
+            pseudo_labels: see `MetricLearning`.
+        statistics: makes the class statistics from ``num_classes`` and ``embedding_size``.
+        num_classes: C.
+        embedding_size: A.
+        copies: M, synthetic embeddings per sample.
+        strength: lambda, share of the covariance that the noise has.
+        start: share of the epochs before the first statistics, in [0, 1) (paper's code: 30 of 100).
+        warmup_epochs: epochs with statistics and without copies.
+        update_every: epochs between two passes over the training split.
+        decay: let the strength fall towards the end, as the released code does.
+
+    Raises:
+        UserError: no copies, or a start beyond the end.
+    """
+
+    updated_at: Tensor
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        loss: EmbeddingLoss,
+        selector: Selector,
+        memory: MemoryBank,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None,
+        evaluator: Evaluator,
+        statistics: Callable[..., ClassCovariance],
+        num_classes: int,
+        embedding_size: int,
+        copies: int = 3,
+        strength: float = 0.8,
+        start: float = 0.3,
+        warmup_epochs: int = 0,
+        update_every: int = 2,
+        decay: bool = True,
+        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
+        pseudo_labels: PseudoLabels | None = None,
+    ) -> None:
+        super().__init__(
+            encoder,
+            loss,
+            selector,
+            memory,
+            optimizer,
+            scheduler,
+            evaluator,
+            param_groups,
+            pseudo_labels,
+        )
+        if copies < 1:
+            raise UserError(f"method.copies={copies} must be at least 1; method.strength=0 is off.")
+        if not 0 <= start < 1:
+            raise UserError(f"method.start={start} is a share of the epochs: give 0 to below 1.")
+        self.statistics = statistics(num_classes=num_classes, embedding_size=embedding_size)
+        self.copies = copies
+        self._schedule_settings: dict[str, Any] = {
+            "strength": strength,
+            "warmup_epochs": warmup_epochs,
+            "update_every": update_every,
+            "decay": decay,
+        }
+        self.start = start
+        # Refuses values out of range now, not in the first epoch.
+        AugmentationSchedule(epochs=1, start_epoch=0, **self._schedule_settings)
+        self.register_buffer("updated_at", torch.tensor(-1))
+
+    @property
+    def schedule(self) -> AugmentationSchedule:
+        """When classes are measured and copies made; its epochs count from 1.
+
+        Raises:
+            UserError: the run has no number of epochs, or the copies would never begin.
+        """
+        epochs = self.trainer.max_epochs
+        if epochs is None or epochs < 1:
+            raise UserError("IAA goes by epochs: set trainer.max_epochs.")
+        start = round(self.start * epochs)
+        if start + self._schedule_settings["warmup_epochs"] >= epochs:
+            raise UserError(
+                f"IAA would begin after epoch {start + self._schedule_settings['warmup_epochs']} "
+                f"of {epochs}: lower method.start or method.warmup_epochs."
+            )
+        return AugmentationSchedule(epochs=epochs, start_epoch=start, **self._schedule_settings)
+
+    def on_fit_start(self) -> None:
+        """Refuse a schedule that cannot work before the first step."""
+        super().on_fit_start()
+        _ = self.schedule
+
+    def on_train_epoch_start(self) -> None:
+        """Measure the classes where the schedule says so, unless a resumed run did already."""
+        super().on_train_epoch_start()
+        epoch = self.current_epoch + 1
+        due = self.statistics.needs_pass and self.schedule.updates_at(epoch)
+        if due and int(self.updated_at) != epoch:
+            self.statistics.update(*self.measure())
+            self.updated_at.fill_(epoch)
+
+    @torch.no_grad()
+    def measure(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Moments of the raw embeddings of each class, over all ranks.
+
+        The training split in order, under the random transforms of training, the network in
+        training mode but for its batch norms.
+
+        Returns:
+            Samples [C], means [C, A] and covariances [C, A] (or [C, A, A]) of the classes.
+        """
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        classes, width = self.statistics.mean.shape
+        moments = ClassMoments(classes, width, self.device)
+        full = self.statistics.kind == "full"
+        seen: list[tuple[Tensor, Tensor]] = []
+        was_training = [(module, module.training) for module in self.encoder.modules()]
+        self.encoder.train()
+        for module in self.encoder.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        for batch in data.training_pass(self.current_epoch):
+            moved = {key: value.to(self.device) for key, value in batch.items()}
+            raw, labels = self.encoder.raw(moved), self.labels_of(moved)
+            if full:
+                seen.append((raw, labels))
+            else:
+                moments.update(raw, labels)
+        for module, mode in was_training:
+            module.training = mode
+        if full:
+            rows = torch.cat([torch.empty(0, width, device=self.device), *(r for r, _ in seen)])
+            none = torch.empty(0, dtype=torch.int64, device=self.device)
+            labels = torch.cat([none, *(own for _, own in seen)])
+            return full_class_moments(distributed.gather(rows), distributed.gather(labels), classes)
+        moments = moments.all_reduced()
+        return moments.counts, moments.means, moments.variances()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """One step: raw embeddings, copies of them, the loss on both."""
+        raw = distributed.gather(self.encoder.raw(batch))
+        labels = distributed.gather(self.labels_of(batch))
+        index = distributed.gather(batch["index"])
+        unit = F.normalize(raw)
+        selection = self.judge(unit, labels, index)
+
+        loss = augmented_loss(
+            self.loss,
+            raw,
+            labels,
+            self.synthesise(raw, labels),
+            memory=self.memory,
+            keep=selection.keep,
+        )
+        self.remember(unit, labels, index, selection)
+        return self.outcome(loss, selection, index)
+
+    def synthesise(self, raw: Tensor, labels: Tensor) -> Tensor | None:
+        """Copies [M, B, A] of the global batch, the same on every rank; None before they begin."""
+        epoch = self.current_epoch + 1
+        schedule = self.schedule
+        if not schedule.synthesises_at(epoch):
+            return None
+        seed: int = self.trainer.datamodule.seed  # type: ignore[attr-defined]
+        entropy = np.random.SeedSequence([seed, self.global_step, 0x1AA])
+        generator = torch.Generator(raw.device).manual_seed(int(entropy.generate_state(1)[0]))
+        return self.statistics.synthesise(
+            raw,
+            labels,
+            copies=self.copies,
+            strength=schedule.strength_at(epoch),
+            generator=generator,
+        )
