@@ -21,7 +21,7 @@ from noisyml import distributed
 from noisyml.data.base import DatasetSource, ImageSource, Split
 from noisyml.data.datasets.layout import check_choice
 from noisyml.data.features import CachedFeatures, Progress, cached_features
-from noisyml.data.samplers import BatchPlan, DrawnBatch, PlannedBatches
+from noisyml.data.samplers import EMPTY, BatchPlan, DrawnBatch, PlannedBatches
 from noisyml.data.transforms import ImageTransform
 from noisyml.data.views import (
     EvaluationView,
@@ -547,4 +547,5 @@ class _OnSubset:
         return len(self.plan)
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
-        return self.usable[self.plan.epoch(epoch)]
+        batches = self.plan.epoch(epoch)
+        return np.where(batches == EMPTY, EMPTY, self.usable[batches])

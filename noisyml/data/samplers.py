@@ -38,12 +38,16 @@ class BatchPlan(Protocol):
         ...
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
-        """Positions [number of batches, batch_size] of one epoch."""
+        """Positions [number of batches, batch_size] of one epoch; short rows end in `EMPTY`."""
         ...
 
 
-def _check_batch(samples: int, batch_size: int, batches_per_epoch: int | None) -> None:
-    """Raise unless a batch fits into the split and an epoch has one."""
+#: Fills the rows of batches that hold fewer samples than the others.
+EMPTY = -1
+
+
+def check_batch(samples: int, batch_size: int, batches_per_epoch: int | None) -> None:
+    """Raise `UserError` unless a batch fits into the split and an epoch has one."""
     if batch_size < 1:
         raise UserError(f"sampler.batch_size={batch_size} must be at least 1.")
     if batch_size > samples:
@@ -85,7 +89,7 @@ class MPerClass:
         samples_per_class: int | None = None,
         batches_per_epoch: int | None = None,
     ) -> None:
-        _check_batch(len(labels), batch_size, batches_per_epoch)
+        check_batch(len(labels), batch_size, batches_per_epoch)
         if samples_per_class is None:
             classes = len(np.unique(labels))
             fitting = (k for k in range(4, batch_size) if batch_size % k == 0)
@@ -175,7 +179,7 @@ class Shuffle:
         batch_size: int,
         batches_per_epoch: int | None = None,
     ) -> None:
-        _check_batch(len(labels), batch_size, batches_per_epoch)
+        check_batch(len(labels), batch_size, batches_per_epoch)
         self.batch_size = batch_size
         self.seed = seed
         self._n = len(labels)
@@ -219,11 +223,11 @@ class PlannedBatches(Sampler[DrawnBatch]):
                 f"sampler.batch_size={plan.batch_size} (the global batch) cannot be divided among "
                 f"{world_size} processes; make it a multiple."
             )
-        share = plan.batch_size // world_size
         #: May be exchanged for one of the same length; holds from the next iteration on.
         self.plan = plan
         self._seed = seed
-        self._mine = slice(rank * share, (rank + 1) * share)
+        self._rank = rank
+        self._world_size = world_size
         self._epoch = epoch
         self._start = start
 
@@ -246,4 +250,6 @@ class PlannedBatches(Sampler[DrawnBatch]):
         for number in range(start, len(batches)):
             entropy = np.random.SeedSequence([self._seed, epoch, number])
             seeds = entropy.generate_state(self.plan.batch_size, np.uint64).astype(np.uint64)
-            yield DrawnBatch(batches[number, self._mine], seeds[self._mine])
+            drawn = batches[number][batches[number] != EMPTY]
+            cuts = [len(drawn) * r // self._world_size for r in (self._rank, self._rank + 1)]
+            yield DrawnBatch(drawn[slice(*cuts)], seeds[slice(*cuts)])
