@@ -1,0 +1,289 @@
+"""Rows to be compared: read in blocks from wherever they lie, and scored exactly.
+
+What an exact score is. A row (divided by its norm for cosine, moved by a common centre for l2) is
+split into two limbs: multiples of 2^-26 of the power of two above its norm, and the rest in
+multiples of 2^-46. Products of such numbers and their partial sums fit into float64 without
+rounding, so the inner product of two rows is the same bits in whatever order, block, process or
+matrix shape it is computed. Hence identical rows tie exactly, and rows are told apart down to
+about 2^-41 of the product of their norms.
+
+Norms decide the powers of two, so they too must not depend on a library's order of summation: they
+are summed by halves, with elementwise additions only.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noisyml.errors import UserError
+
+Metric = Literal["cosine", "ip", "l2"]
+
+#: What a caller may pass as embeddings: [N, D], any floating dtype, on any device or on disk.
+Array = Tensor | np.ndarray
+
+#: Beyond this the partial sums of the second limbs no longer fit into float64.
+MAX_DIM = 2**16
+#: Norms outside of this range would overflow or underflow when squared; smaller rows count as zero.
+_LARGEST_NORM = 2.0**480
+_SMALLEST_NORM = 2.0**-480
+
+_FIRST_GRID_BITS = 26
+_SECOND_GRID_BITS = 46
+#: 1.5 * 2^52: adding and subtracting it rounds a float64 to an integer.
+_ROUNDER = 1.5 * 2.0**52
+#: Rows per block while norms are taken.
+_ROWS_AT_ONCE = 1024
+#: Rows whose mean is the centre of l2 distances.
+_CENTRE_ROWS = 64
+
+
+class RowSource:
+    """A matrix [N, D] that is read in blocks and never copied whole.
+
+    Args:
+        array: [N, D] tensor, NumPy array or `numpy.memmap` of any floating dtype.
+        what: its name in messages, for example "query".
+        device: where blocks are put.
+
+    Raises:
+        UserError: not a matrix of floating-point numbers, no columns or too many.
+    """
+
+    def __init__(self, array: Array, what: str, device: torch.device) -> None:
+        if isinstance(array, np.ndarray):
+            floating = array.dtype.kind == "f" and array.dtype.itemsize <= 8
+            double = array.dtype.itemsize == 8
+        else:
+            floating = array.dtype.is_floating_point
+            double = array.dtype == torch.float64
+        if array.ndim != 2 or not floating:
+            raise UserError(
+                f"The {what} embeddings have shape {list(array.shape)} and type {array.dtype}: "
+                "pass a matrix [N, D] of floating-point numbers."
+            )
+        if not 1 <= array.shape[1] <= MAX_DIM:
+            raise UserError(
+                f"The {what} embeddings have {array.shape[1]} dimensions: search handles 1 to "
+                f"{MAX_DIM}."
+            )
+        self.what = what
+        self.device = device
+        #: Blocks are float64 for float64 input and float32 for everything smaller.
+        self.dtype = torch.float64 if double else torch.float32
+        self._array = array.detach() if isinstance(array, Tensor) else array
+
+    def __len__(self) -> int:
+        return int(self._array.shape[0])
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return int(self._array.shape[1])
+
+    def block(self, start: int, stop: int) -> Tensor:
+        """Rows start .. stop - 1 as [stop - start, D] in `dtype`; not to be written to."""
+        return self._on_device(self._array[start:stop])
+
+    def take(self, index: Tensor) -> Tensor:
+        """Rows `index` [n] int64 as [n, D] in `dtype`."""
+        if isinstance(self._array, Tensor):
+            return self._on_device(self._array[index.to(self._array.device)])
+        return self._on_device(self._array[index.cpu().numpy()])
+
+    def _on_device(self, part: Array) -> Tensor:
+        if isinstance(part, np.ndarray):
+            native = np.float64 if self.dtype == torch.float64 else np.float32
+            part = np.ascontiguousarray(part, dtype=native)
+            if not part.flags.writeable:  # torch cannot promise not to write, so it warns
+                part = part.copy()
+            part = torch.from_numpy(part)
+        return part.to(self.device, self.dtype)
+
+
+def tree_sum(values: Tensor) -> Tensor:
+    """Sum over the last dimension by halves, overwriting `values` [..., D]; bits fixed by D alone.
+
+    Elementwise additions round alike on every device, thread count and block shape, which a
+    library's own reduction does not promise.
+    """
+    width = values.shape[-1]
+    while width > 1:
+        half = (width + 1) // 2
+        values[..., : width - half].add_(values[..., half:width])
+        width = half
+    return values[..., 0].clone()
+
+
+def centre_positions(n: int) -> list[int]:
+    """Up to 64 row numbers, spread evenly over ``range(n)``."""
+    return sorted({i * n // _CENTRE_ROWS for i in range(_CENTRE_ROWS)}) if n else []
+
+
+def centre_of(rows: Tensor) -> Tensor:
+    """Mean [D] float64 of rows [n, D]; zeros for none."""
+    if not len(rows):
+        return torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
+    return tree_sum(rows.to(torch.float64).T.contiguous()) / len(rows)
+
+
+def checked_metric(metric: str) -> Metric:
+    """`metric`, if it is one.
+
+    Raises:
+        UserError: it is not.
+    """
+    if metric not in get_args(Metric):
+        raise UserError(f"Unknown metric {metric!r}: choose cosine, ip or l2.")
+    return cast(Metric, metric)
+
+
+@dataclass(frozen=True)
+class Side:
+    """What must be known of every row of one side before it can be compared.
+
+    Attributes:
+        metric: how rows are compared.
+        centre: [D] float64 subtracted from every row (l2), or None.
+        factor: [N] float64 by which a row is multiplied (cosine: one over its norm).
+        norms: [N] float64, norms after that.
+        half_squares: [N] float64, half the exact squared norms (l2), or None.
+    """
+
+    metric: Metric
+    centre: Tensor | None
+    factor: Tensor
+    norms: Tensor
+    half_squares: Tensor | None
+
+    @classmethod
+    def of(cls, source: RowSource, metric: Metric, centre: Tensor | None) -> Side:
+        """Read all rows of `source` once.
+
+        Raises:
+            UserError: a row holds NaN, an infinity or something close to one.
+        """
+        n = len(source)
+        norms = torch.empty(n, dtype=torch.float64, device=source.device)
+        for start in range(0, n, _ROWS_AT_ONCE):
+            part = slice(start, min(start + _ROWS_AT_ONCE, n))
+            rows = source.block(part.start, part.stop).to(torch.float64, copy=True)
+            if centre is not None:
+                rows -= centre
+            norms[part] = tree_sum(rows.mul_(rows)).sqrt_()
+        broken = (~(norms <= _LARGEST_NORM)).nonzero().flatten()
+        if len(broken):
+            raise UserError(
+                f"{len(broken)} of {n} {source.what} embeddings hold NaN, infinite or immense "
+                f"values (first: row {int(broken[0])}), so nothing can be found with them; look "
+                "for a diverged loss or a broken file."
+            )
+        alive = norms >= _SMALLEST_NORM
+        if metric == "cosine":
+            factor = torch.where(alive, 1.0 / norms, 0.0)
+            return cls(metric, centre, factor, alive.to(torch.float64), None)
+        side = cls(metric, centre, alive.to(torch.float64), torch.where(alive, norms, 0.0), None)
+        if metric == "ip":
+            return side
+        halves = torch.empty_like(norms)
+        for start in range(0, n, _ROWS_AT_ONCE):
+            part = slice(start, min(start + _ROWS_AT_ONCE, n))
+            high, low = side.limbs(source.block(part.start, part.stop), part)
+            cross = (high * low).sum(1)
+            halves[part] = 0.5 * ((high * high).sum(1) + (cross + cross))
+        return cls(metric, centre, side.factor, side.norms, halves)
+
+    def canonical(self, raw: Tensor, which: slice | Tensor) -> Tensor:
+        """Rows `which`, whose content is `raw` [n, D], as they are compared: new float64 [n, D]."""
+        rows = raw.to(torch.float64, copy=True)
+        if self.centre is not None:
+            rows -= self.centre
+        return rows.mul_(self.factor[which, None])
+
+    def limbs(self, raw: Tensor, which: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """First and second limbs of rows `which`, whose content is `raw`: float64 [n, D] each."""
+        low = self.canonical(raw, which)
+        if self.metric == "cosine":
+            power = torch.ones_like(self.norms[which, None])
+        else:
+            exponent = torch.frexp(self.norms[which, None]).exponent.to(torch.int64)
+            # 2^exponent, put together from bits: powers of two must be exact.
+            power = ((1023 + exponent) << 52).view(torch.float64)
+        rounder = power * (_ROUNDER * 2.0**-_FIRST_GRID_BITS)
+        high = (low + rounder).sub_(rounder)
+        rounder = power * (_ROUNDER * 2.0**-_SECOND_GRID_BITS)
+        low = low.sub_(high).add_(rounder).sub_(rounder)
+        return high, low
+
+    def output_scale(self) -> float:
+        """What turns an inner score into the score that callers see."""
+        return 2.0 if self.metric == "l2" else 1.0
+
+
+def double_error(query_norms: Tensor, gallery_norms: Tensor, metric: Metric, dim: int) -> Tensor:
+    """How far a float64 inner score may lie from the exact one, given canonical norms [...].
+
+    The float64 product in any order (Higham, Accuracy and Stability of Numerical Algorithms, eq.
+    3.5), both grids, and the product of the second limbs, which the exact score leaves out.
+    """
+    root = math.sqrt(dim)
+    relative = 1.01 * ((dim + 8) * 2.0**-53 + 4 * root * 2.0**-47 + 4 * dim * 2.0**-54)
+    if metric == "l2":
+        return relative * 0.5 * (query_norms + gallery_norms) ** 2
+    return relative * query_norms * gallery_norms
+
+
+def exact_pairs(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> Tensor:
+    """Exact inner products [n] of rows in limbs, pair by pair; the same with the sides swapped."""
+    cross = (left[0] * right[1]).sum(1) + (left[1] * right[0]).sum(1)
+    return cross + (left[0] * right[0]).sum(1)
+
+
+def exact_products(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor]) -> Tensor:
+    """Exact inner products [n, m] of all rows in limbs; the same bits as `exact_pairs`."""
+    products = left[0] @ right[1].T
+    products += left[1] @ right[0].T
+    products += left[0] @ right[0].T
+    return products
+
+
+def sampled_products(left: Tensor, right: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Inner products [n] of left[rows[i]] and right[columns[i]] without gathering rows.
+
+    Args:
+        left, right: [m, D] and [n, D] of one floating dtype.
+        rows: int64, ascending.
+        columns: int64.
+    """
+    if left.device.type != "cpu":
+        return _gathered_products(left, right, rows, columns)
+    starts = torch.zeros(len(left) + 1, dtype=torch.int64)
+    torch.cumsum(torch.bincount(rows, minlength=len(left)), 0, out=starts[1:])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support is in beta.*")
+        # The checks would ask for sorted columns, which the product does not need.
+        where = torch.sparse_csr_tensor(
+            starts,
+            columns,
+            left.new_zeros(len(columns)),
+            (len(left), len(right)),
+            check_invariants=False,
+        )
+        return torch.sparse.sampled_addmm(where, left, right.T, beta=0.0).values()
+
+
+def _gathered_products(left: Tensor, right: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """`sampled_products` by gathering the rows, a stretch at a time."""
+    at_once = max(1, 2**25 // max(1, left.shape[1]))
+    parts = [
+        (left[rows[i : i + at_once]] * right[columns[i : i + at_once]]).sum(1)
+        for i in range(0, len(rows), at_once)
+    ]
+    return torch.cat(parts) if parts else left.new_empty(0)

@@ -1,0 +1,601 @@
+"""Exact nearest neighbours of many queries in bounded memory.
+
+A float32 product over blocks is only a filter: its rounding error has a proven bound, so a gallery
+item that stays behind the k-th best by more than this bound is out, and one maximum per group of 64
+scores finds the few that are not. What is left, k and a few more per query, is scored in float64,
+and where even that is too close to call, exactly (see `noisyml.similarity.rows`). So neighbours and
+scores depend neither on block sizes nor on threads, devices or processes, and equal rows tie
+exactly.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from noisyml.errors import UserError
+from noisyml.similarity.rows import (
+    Array,
+    RowSource,
+    Side,
+    centre_of,
+    centre_positions,
+    checked_metric,
+    double_error,
+    exact_pairs,
+    exact_products,
+    sampled_products,
+)
+from noisyml.similarity.shortlist import Shortlist
+from noisyml.similarity.tiles import (
+    GROUP,
+    Float32Filter,
+    candidates,
+    common_scale,
+    kth_bound,
+    padded,
+)
+
+#: Working memory unless told otherwise, beside inputs and what is kept per query.
+_BUDGET_BYTES = {"cpu": 2**27, "cuda": 2**31}
+#: Rows and columns of a tile beyond which nothing is gained: 16 MiB on a CPU.
+_LARGEST_TILE = {"cpu": (1024, 4096), "cuda": (8192, 16384)}
+#: Rows and columns of a block of exact scores, and pairs scored exactly at once.
+_EXACT_BLOCK = 512
+#: Queries whose shortlists are sorted together.
+_QUERIES_AT_ONCE = 8192
+
+
+class TopK(NamedTuple):
+    """The nearest gallery items of each query, best first.
+
+    Attributes:
+        scores: [Nq, k], larger is nearer: inner products (``ip``), cosines (``cosine``) or squared
+            distances times -1 (``l2``); float64 where an input was float64, else float32. -inf
+            where a query has fewer than k candidates.
+        index: [Nq, k] int64, gallery row numbers; -1 where a query has fewer than k candidates.
+    """
+
+    scores: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
+
+
+class Gallery(Protocol):
+    """All rows that are searched, wherever they lie.
+
+    Attributes:
+        side: norms and the like of all of them.
+        dtype: float32 or float64, of the blocks.
+    """
+
+    side: Side
+    dtype: torch.dtype
+
+    def panels(self, size: int) -> Iterator[slice]:
+        """Consecutive stretches of at most `size` rows; together, all rows."""
+        ...
+
+    def panel(self, which: slice) -> Tensor:
+        """The rows [n, D] of one of these stretches; not to be written to."""
+        ...
+
+    def needed(self, wanted: list[bool]) -> list[bool]:
+        """Which panels must be visited if those marked in `wanted` are wanted here."""
+        ...
+
+
+class LocalGallery:
+    """A gallery that this process can read by itself."""
+
+    def __init__(self, source: RowSource, side: Side) -> None:
+        self.side = side
+        self.dtype = source.dtype
+        self._source = source
+
+    def panels(self, size: int) -> Iterator[slice]:
+        """See `Gallery`."""
+        return _stretches(len(self._source), size)
+
+    def panel(self, which: slice) -> Tensor:
+        """See `Gallery`."""
+        return self._source.block(which.start, which.stop)
+
+    def needed(self, wanted: list[bool]) -> list[bool]:
+        """See `Gallery`."""
+        return wanted
+
+
+class Task(NamedTuple):
+    """What is to be found.
+
+    Attributes:
+        queries: this process's queries.
+        query_side: their norms and the like.
+        gallery: what is searched.
+        k: neighbours wanted, at least 1.
+        exclude: [Nq, m] int64 gallery numbers to leave out, -1 for none; or None.
+        own: if the queries are gallery rows, the stretch of the gallery that they are, in order,
+            and each is left out for itself; or None.
+    """
+
+    queries: RowSource
+    query_side: Side
+    gallery: Gallery
+    k: int
+    exclude: Tensor | None
+    own: range | None
+
+
+class Blocks(NamedTuple):
+    """Rows and columns of a tile, multiples of `GROUP`; columns a multiple of rows."""
+
+    query: int
+    gallery: int
+
+
+def topk(
+    queries: Array,
+    gallery: Array,
+    k: int,
+    *,
+    metric: Literal["cosine", "ip", "l2"] = "cosine",
+    exclude: Array | None = None,
+    memory_budget_bytes: int | None = None,
+    device: torch.device | str | None = None,
+    query_block: int | None = None,
+    gallery_block: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> TopK:
+    """The k nearest gallery rows of every query, exactly; equal scores by lowest row number.
+
+    Args:
+        queries: [Nq, D], any floating dtype; tensor, NumPy array or `numpy.memmap`.
+        gallery: [Ng, D], likewise.
+        k: neighbours wanted, at least 1; may exceed Ng.
+        metric: ``cosine`` (a zero row scores 0 with everything), ``ip`` (inner product) or ``l2``
+            (squared Euclidean distance).
+        exclude: int64 [Nq] or [Nq, m], gallery rows to leave out per query; -1 for none.
+        memory_budget_bytes: working memory beside the inputs and some 30 k bytes per query; it
+            decides the block sizes. Default 128 MiB, on CUDA 2 GiB.
+        device: where to compute; default the queries' device.
+        query_block, gallery_block: rows and columns of a block of scores, rounded up to whole
+            groups of 64, instead of the sizes that the budget gives. They do not change the result.
+        progress: called with (blocks done, blocks in all) as the search goes on.
+
+    Returns:
+        `TopK` on the device of the computation.
+
+    Raises:
+        UserError: shapes that do not fit, k < 1, an unknown metric, rows with NaN.
+    """
+    where = _device_of(queries, device)
+    source = RowSource(queries, "query", where)
+    target = RowSource(gallery, "gallery", where)
+    metric = checked_metric(metric)
+    check_request(source.dim, target.dim, k)
+    excluded = _checked_exclude(exclude, len(source), len(target), where)
+    with torch.no_grad():
+        centre = centre_of(target.take(positions(len(target)))) if metric == "l2" else None
+        task = Task(
+            source,
+            Side.of(source, metric, centre),
+            LocalGallery(target, Side.of(target, metric, centre)),
+            k,
+            excluded,
+            None,
+        )
+        blocks = block_sizes(source.dim, where, memory_budget_bytes, query_block, gallery_block)
+        return find(task, blocks, progress)
+
+
+def self_topk(
+    x: Array,
+    k: int,
+    *,
+    metric: Literal["cosine", "ip", "l2"] = "cosine",
+    memory_budget_bytes: int | None = None,
+    device: torch.device | str | None = None,
+    query_block: int | None = None,
+    gallery_block: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> TopK:
+    """The k nearest other rows of every row; the answer of `topk` for half of the multiplications.
+
+    Args:
+        x: [N, D], any floating dtype; tensor, NumPy array or `numpy.memmap`.
+        k: neighbours wanted, at least 1; may exceed N - 1.
+        metric: as in `topk`, like everything else.
+        memory_budget_bytes, device, query_block, gallery_block, progress: as in `topk`.
+
+    Raises:
+        UserError: as `topk`.
+    """
+    where = _device_of(x, device)
+    source = RowSource(x, "given", where)
+    metric = checked_metric(metric)
+    check_request(source.dim, source.dim, k)
+    with torch.no_grad():
+        centre = centre_of(source.take(positions(len(source)))) if metric == "l2" else None
+        side = Side.of(source, metric, centre)
+        task = Task(source, side, LocalGallery(source, side), k, None, range(len(source)))
+        blocks = block_sizes(source.dim, where, memory_budget_bytes, query_block, gallery_block)
+        return find(task, blocks, progress)
+
+
+def positions(n: int) -> Tensor:
+    """The rows, of n in all, whose mean is the centre of l2 distances: [m] int64."""
+    return torch.tensor(centre_positions(n), dtype=torch.int64)
+
+
+def check_request(query_dim: int, gallery_dim: int, k: int) -> None:
+    """Refuse what cannot be searched.
+
+    Raises:
+        UserError: dimensions differ or k < 1.
+    """
+    if query_dim != gallery_dim:
+        raise UserError(
+            f"The queries have {query_dim} dimensions and the gallery has {gallery_dim}: embed "
+            "both with the same model."
+        )
+    if k < 1:
+        raise UserError(f"Cannot search for k={k} neighbours: ask for at least 1.")
+
+
+def _device_of(queries: Array, device: torch.device | str | None) -> torch.device:
+    if device is not None:
+        return torch.device(device)
+    return queries.device if isinstance(queries, Tensor) else torch.device("cpu")
+
+
+def _checked_exclude(
+    exclude: Array | None, n_queries: int, n_gallery: int, device: torch.device
+) -> Tensor | None:
+    """`exclude` as int64 [Nq, m]."""
+    if exclude is None:
+        return None
+    given = torch.as_tensor(exclude, device=device)
+    if given.is_floating_point() or given.ndim not in (1, 2) or len(given) != n_queries:
+        raise UserError(
+            f"exclude has shape {list(given.shape)} and type {given.dtype}: give integer gallery "
+            f"rows of shape [{n_queries}] or [{n_queries}, m], one line per query."
+        )
+    given = given.to(torch.int64).reshape(n_queries, -1)
+    if given.numel() and (int(given.min()) < -1 or int(given.max()) >= n_gallery):
+        raise UserError(
+            f"exclude holds numbers from {int(given.min())} to {int(given.max())}: gallery rows go "
+            f"from 0 to {n_gallery - 1}, and -1 means none."
+        )
+    return given
+
+
+def block_sizes(
+    dim: int,
+    device: torch.device,
+    memory_budget_bytes: int | None,
+    query_block: int | None,
+    gallery_block: int | None,
+) -> Blocks:
+    """The largest useful tile whose working memory fits into the budget, unless told otherwise."""
+    kind = device.type if device.type in _BUDGET_BYTES else "cpu"
+    budget = _BUDGET_BYTES[kind] if memory_budget_bytes is None else memory_budget_bytes
+    rows, columns = _LARGEST_TILE[kind]
+
+    def needed() -> int:
+        # The tile, its maxima and candidates; float32 and float64 copies of its rows.
+        return 6 * rows * columns + (rows + columns) * dim * 20
+
+    while needed() > budget and columns > GROUP:
+        if columns > 4 * rows or rows == GROUP:
+            columns //= 2
+        else:
+            rows //= 2
+    rows = padded(query_block or rows)
+    columns = padded(gallery_block or columns)
+    return Blocks(rows, max(rows, columns // rows * rows))
+
+
+def find(task: Task, blocks: Blocks, progress: Callable[[int, int], None] | None = None) -> TopK:
+    """Carry out `task`."""
+    n_gallery = len(task.gallery.side.norms)
+    scale = common_scale(task.query_side, task.gallery.side)
+    product = Float32Filter(task.query_side, task.gallery.side, task.queries.dim, scale)
+    # Rounded up: a margin must not come out smaller than the error it stands for.
+    margins = (product.errors() * (2.0 + 2.0**-20)).to(torch.float32)
+    wide = n_gallery > torch.iinfo(torch.int32).max
+    shortlist = Shortlist(
+        margins, max(1, min(task.k, n_gallery)), n_gallery, torch.int64 if wide else torch.int32
+    )
+    _collect(task, blocks, product, shortlist, progress)
+    shortlist.compact()
+    scores, index = _judged(task, blocks, shortlist)
+    _settle(task, blocks, shortlist.lost.nonzero().flatten(), scores, index)
+
+    double = torch.float64 in (task.queries.dtype, task.gallery.dtype)
+    missing = (0, max(0, task.k - index.shape[1]))
+    scores = scores[:, : task.k] * task.query_side.output_scale()
+    return TopK(
+        pad(scores.to(torch.float64 if double else torch.float32), missing, value=-torch.inf),
+        pad(index[:, : task.k], missing, value=-1),
+    )
+
+
+def _stretches(n: int, size: int) -> Iterator[slice]:
+    return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+def _collect(
+    task: Task,
+    blocks: Blocks,
+    product: Float32Filter,
+    shortlist: Shortlist,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Fill the shortlist: one product per block of queries and panel of the gallery.
+
+    In a self-join, panels of this process's own rows meet only the queries up to themselves, and
+    each product also serves the rows of the panel as queries.
+    """
+    device = task.queries.device
+    buffer = torch.empty(blocks.query * blocks.gallery, dtype=torch.float32, device=device)
+    panels = list(task.gallery.panels(blocks.gallery))
+    lefts = list(_stretches(len(task.queries), blocks.query))
+    met = [[left for left in lefts if _is_met(task, left, panel)] for panel in panels]
+    total, done = sum(len(column) for column in met), 0
+    for panel, column in zip(panels, met, strict=True):
+        right = product.prepare("right", task.gallery.panel(panel), panel)
+        for part in column:
+            left = product.prepare("left", task.queries.block(part.start, part.stop), part)
+            shared = _shared(task, part, panel)
+            skip = 0 if shared is None else max(0, shared.start - panel.start)
+            rows = right[skip:]
+            tile = buffer[: len(left) * len(rows)].view(len(left), len(rows))
+            torch.mm(left, rows.T, out=tile)
+            _strike_out(task, tile, part, slice(panel.start + skip, panel.stop))
+            _scan(shortlist, tile, "rows", part, panel.start + skip)
+            if task.own is not None and _is_own(task.own, panel):
+                # The square on the diagonal has served both of its sides already.
+                beyond = 0 if shared is None else len(left)
+                first = panel.start + skip + beyond - task.own.start
+                partners = slice(first, panel.stop - task.own.start)
+                if partners.start < partners.stop:
+                    start = task.own.start + part.start
+                    _scan(shortlist, tile[:, beyond:], "columns", partners, start)
+            done += 1
+            if progress is not None:
+                progress(done, total)
+
+
+def _is_own(own: range, panel: slice) -> bool:
+    """Whether a panel is among this process's queries."""
+    return own.start <= panel.start < own.stop
+
+
+def _is_met(task: Task, queries: slice, panel: slice) -> bool:
+    """Whether a product of these queries and this panel is due."""
+    if task.own is None or not _is_own(task.own, panel):
+        return True
+    return task.own.start + queries.start < panel.stop
+
+
+def _shared(task: Task, queries: slice, panel: slice) -> slice | None:
+    """Gallery numbers of queries that lie within an own panel, else None."""
+    if task.own is None or not _is_own(task.own, panel):
+        return None
+    rows = slice(task.own.start + queries.start, task.own.start + queries.stop)
+    return rows if rows.start >= panel.start else None
+
+
+def _strike_out(task: Task, scores: Tensor, queries: slice, panel: slice) -> None:
+    """-inf for padding, for the queries themselves and for what they exclude."""
+    n_queries, n_gallery = queries.stop - queries.start, panel.stop - panel.start
+    scores[n_queries:] = -torch.inf
+    scores[:, n_gallery:] = -torch.inf
+    if task.own is not None and task.own.start + queries.start == panel.start:
+        scores.fill_diagonal_(-torch.inf)
+    if task.exclude is not None:
+        excluded = task.exclude[queries]
+        rows, slots = ((excluded >= panel.start) & (excluded < panel.stop)).nonzero(as_tuple=True)
+        scores[rows, excluded[rows, slots] - panel.start] = -torch.inf
+
+
+def _scan(
+    shortlist: Shortlist,
+    scores: Tensor,
+    side: Literal["rows", "columns"],
+    queries: slice,
+    start: int,
+) -> None:
+    """Offer a tile's scores to `queries`, its rows or columns; the other side is numbered from
+    `start`.
+
+    Nothing is known of queries that meet their first block: its own maxima give them a threshold.
+    """
+    if bool((shortlist.threshold[queries] == -torch.inf).any()):
+        reached = kth_bound(scores, side, shortlist.k)[: queries.stop - queries.start]
+        shortlist.raise_threshold(queries, reached)
+    query, place, value = candidates(scores, side, shortlist.floor(queries))
+    shortlist.add(query + queries.start, place + start, value)
+
+
+def _judged(task: Task, blocks: Blocks, shortlist: Shortlist) -> tuple[Tensor, Tensor]:
+    """Inner scores float64 [Nq, W] and gallery numbers int64 [Nq, W] of the shortlist, in order.
+
+    Where float64 cannot decide the order, or the float32 nearest to a score, stands the exact one.
+    """
+    kept = (shortlist.index >= 0) & ~shortlist.lost[:, None]
+    width = max(shortlist.k, int(kept.sum(1).max()) if len(kept) else 0)
+    index = torch.where(kept, shortlist.index, -1)[:, :width].to(torch.int64)
+    scores = torch.full(index.shape, -torch.inf, dtype=torch.float64, device=index.device)
+    _score(task, blocks, index, scores)
+    for part in _stretches(len(index), _QUERIES_AT_ONCE):
+        scores[part], order = scores[part].sort(dim=1, descending=True)
+        index[part] = index[part].gather(1, order)
+    doubtful = torch.cat(
+        [
+            _doubtful(task, part, scores[part], index[part])
+            for part in _stretches(len(index), _QUERIES_AT_ONCE)
+        ]
+        or [index >= 0]
+    )
+    _score_exactly(task, blocks, index, scores, doubtful)
+    for part in _stretches(len(index), _QUERIES_AT_ONCE):
+        index[part], order = index[part].sort(dim=1)
+        scores[part], order = (
+            scores[part].gather(1, order).sort(dim=1, descending=True, stable=True)
+        )
+        index[part] = index[part].gather(1, order)
+    return scores, index
+
+
+def _pairs(
+    task: Task, blocks: Blocks, index: Tensor, chosen: Tensor
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Panels with the chosen pairs of queries and gallery rows that fall into them.
+
+    Yields (panel, its rows, query numbers ascending [n], their slots in `index` [n]).
+    """
+    panels = list(task.gallery.panels(blocks.gallery))
+    ends = torch.tensor([panel.stop for panel in panels], device=index.device)
+    of = torch.where(chosen, torch.searchsorted(ends, index, right=True), len(panels))
+    wanted = torch.bincount(of.flatten(), minlength=len(panels) + 1)[: len(panels)] > 0
+    for number, needed in enumerate(task.gallery.needed(wanted.tolist())):
+        if needed:
+            raw = task.gallery.panel(panels[number])
+            rows, slots = (of == number).nonzero(as_tuple=True)
+            yield panels[number], raw, rows, slots
+
+
+def _score(task: Task, blocks: Blocks, index: Tensor, scores: Tensor) -> None:
+    """Fill in float64 inner scores of all pairs of `index` [Nq, W] that are not -1."""
+    starts = torch.arange(0, len(index) + blocks.query, blocks.query, device=index.device)
+    for panel, raw, rows, slots in _pairs(task, blocks, index, index >= 0):
+        right = task.gallery.side.canonical(raw, panel)
+        bounds = torch.searchsorted(rows, starts).tolist()
+        for block, (first, last) in enumerate(itertools.pairwise(bounds)):
+            if first == last:
+                continue
+            some, places = rows[first:last], slots[first:last]
+            items = index[some, places]
+            top = block * blocks.query
+            part = slice(top, min(top + blocks.query, len(index)))
+            left = task.query_side.canonical(task.queries.block(part.start, part.stop), part)
+            values = sampled_products(left, right, some - top, items - panel.start)
+            scores[some, places] = _less_halves(task, values, some, items)
+
+
+def _score_exactly(
+    task: Task, blocks: Blocks, index: Tensor, scores: Tensor, chosen: Tensor
+) -> None:
+    """Replace the chosen inner scores by exact ones."""
+    for panel, raw, rows, slots in _pairs(task, blocks, index, chosen):
+        for part in _stretches(len(rows), _EXACT_BLOCK):
+            some, items = rows[part], index[rows[part], slots[part]]
+            left = task.query_side.limbs(task.queries.take(some), some)
+            right = task.gallery.side.limbs(raw[items - panel.start], items)
+            values = _less_halves(task, exact_pairs(left, right), some, items)
+            scores[some, slots[part]] = _at_most_zero(task, values)
+
+
+def _less_halves(task: Task, products: Tensor, queries: Tensor, items: Tensor) -> Tensor:
+    """Inner products less both halves of the squared norms (l2), or as they are."""
+    mine, theirs = task.query_side.half_squares, task.gallery.side.half_squares
+    if mine is None or theirs is None:
+        return products
+    # The sum of the two halves first: it does not depend on which side is the query.
+    return products.sub_(mine[queries] + theirs[items])
+
+
+def _at_most_zero(task: Task, exact: Tensor) -> Tensor:
+    """No squared distance is negative, not even by rounding."""
+    return exact.clamp_(max=0.0) if task.query_side.metric == "l2" else exact
+
+
+def _doubtful(task: Task, queries: slice, scores: Tensor, index: Tensor) -> Tensor:
+    """Which float64 scores [n, W], descending, decide neither order nor rounding: bool [n, W]."""
+    side, double = task.query_side, torch.float64 in (task.queries.dtype, task.gallery.dtype)
+    real = index >= 0
+    if not len(task.gallery.side.norms):
+        return real
+    errors = double_error(
+        side.norms[queries, None],
+        task.gallery.side.norms[index.clamp(min=0)],
+        side.metric,
+        task.queries.dim,
+    )
+    close = scores[:, :-1] - scores[:, 1:] <= errors[:, :-1] + errors[:, 1:]
+    close &= real[:, 1:]
+    doubtful = torch.zeros_like(real)
+    doubtful[:, :-1] |= close
+    doubtful[:, 1:] |= close
+    if double:
+        doubtful[:, : task.k] = True
+    else:
+        scale = side.output_scale()
+        low = ((scores - errors) * scale).to(torch.float32)
+        high = ((scores + errors) * scale).to(torch.float32)
+        doubtful[:, : task.k] |= (low != high)[:, : task.k]
+    return doubtful & real
+
+
+def _settle(task: Task, blocks: Blocks, lost: Tensor, scores: Tensor, index: Tensor) -> None:
+    """Find the neighbours of the queries `lost` [u] by exact scores of everything."""
+    k = min(task.k, index.shape[1])
+    best = torch.full((len(lost), k), -torch.inf, dtype=torch.float64, device=index.device)
+    items = torch.full((len(lost), k), -1, dtype=torch.int64, device=index.device)
+    panels = list(task.gallery.panels(blocks.gallery))
+    for panel, needed in zip(
+        panels, task.gallery.needed([len(lost) > 0] * len(panels)), strict=True
+    ):
+        if not needed:
+            continue
+        raw = task.gallery.panel(panel)
+        for some in _stretches(len(raw) if len(lost) else 0, _EXACT_BLOCK):
+            stretch = slice(panel.start + some.start, panel.start + some.stop)
+            right = task.gallery.side.limbs(raw[some], stretch)
+            for part in _stretches(len(lost), _EXACT_BLOCK):
+                block = _exact_block(task, lost[part], stretch, right)
+                _merge(best[part], items[part], block, stretch.start)
+    scores[lost, :k], index[lost, :k] = best, items
+
+
+def _exact_block(task: Task, queries: Tensor, panel: slice, right: tuple[Tensor, Tensor]) -> Tensor:
+    """Exact inner scores of `queries` [n] with a stretch of the gallery; -inf where left out."""
+    left = task.query_side.limbs(task.queries.take(queries), queries)
+    numbers = torch.arange(panel.start, panel.stop, device=queries.device)
+    scores = _less_halves(task, exact_products(left, right), queries[:, None], numbers)
+    scores = _at_most_zero(task, scores)
+    if task.own is not None:
+        scores.masked_fill_(queries[:, None] + task.own.start == numbers, -torch.inf)
+    if task.exclude is not None:
+        for column in task.exclude[queries].T:
+            scores.masked_fill_(column[:, None] == numbers, -torch.inf)
+    return scores
+
+
+def _merge(best: Tensor, items: Tensor, scores: Tensor, start: int) -> None:
+    """Work the scores of further gallery items [n, m], numbered from `start`, into best [n, k]."""
+    # A later item loses ties, so it must be better than the last one.
+    rows, columns = (scores > best[:, -1:]).nonzero(as_tuple=True)
+    if not len(rows):
+        return
+    owner, counts = rows.unique_consecutive(return_counts=True)
+    places = torch.arange(len(rows), device=rows.device)
+    places -= (counts.cumsum(0) - counts).repeat_interleave(counts)
+    shape = (len(owner), int(counts.max()))
+    line = torch.arange(len(owner), device=rows.device).repeat_interleave(counts)
+    new_scores = scores.new_full(shape, -torch.inf)
+    new_items = items.new_full(shape, -1)
+    new_scores[line, places] = scores[rows, columns]
+    new_items[line, places] = columns + start
+    k = best.shape[1]
+    merged, order = torch.cat([best[owner], new_scores], 1).sort(
+        dim=1, descending=True, stable=True
+    )
+    best[owner] = merged[:, :k]
+    items[owner] = torch.cat([items[owner], new_items], 1).gather(1, order)[:, :k]
