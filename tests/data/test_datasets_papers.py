@@ -1,12 +1,15 @@
 """The papers' data sets, read from tiny trees in the official layouts."""
 
 import gzip
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from PIL import Image
 from scipy.io import savemat
 
@@ -18,11 +21,16 @@ from noisyml.data.datasets.digits import Digits
 from noisyml.data.datasets.fashion_mnist import FashionMNIST, read_idx
 from noisyml.data.datasets.food101n import Food101N
 from noisyml.data.datasets.inshop import InShop
+from noisyml.data.datasets.partition import held_out_classes
 from noisyml.data.datasets.path_lists import read_path_list
 from noisyml.data.datasets.sop import StanfordOnlineProducts
+from noisyml.data.datasets.vehicle_id import VehicleID
 from noisyml.errors import UserError
 
-FILES = (CUB200, Cars196, StanfordOnlineProducts, InShop, Cars98N, Food101N, FashionMNIST)
+CONF = Path(__file__).parents[2] / "conf" / "dataset"
+FILES = (
+    CUB200, Cars196, StanfordOnlineProducts, InShop, VehicleID, Cars98N, Food101N, FashionMNIST,
+)  # fmt: skip
 
 
 def _image(path):
@@ -69,6 +77,57 @@ def test_cub_validation_takes_the_last_training_classes(cub):
     assert set(_names(splits["train"])) == {"Bird_1", "Bird_2"}
     with pytest.raises(UserError, match=r"val_classes=2 does not fit cub200: .* allow 0 to 1"):
         CUB200(str(cub), val_classes=2, check_counts=False).splits()
+
+
+def test_development_takes_half_of_the_training_classes(cub):
+    with pytest.raises(UserError, match=r"split=dev halves the 3 training classes of cub200"):
+        CUB200(str(cub), split="dev", check_counts=False).splits()
+    for number, c in ((11, 3), (12, 7)):
+        _image(cub / "images" / f"{c:03d}.Bird_{c}" / "a.jpg")
+        with (cub / "images.txt").open("a") as images:
+            images.write(f"{number} {c:03d}.Bird_{c}/a.jpg\n")
+        with (cub / "image_class_labels.txt").open("a") as labels:
+            labels.write(f"{number} {c}\n")
+    splits = CUB200(str(cub), split="dev", check_counts=False).splits()
+    # Five classes: the first 5 // 2 train; the official test is left alone.
+    assert set(_names(splits["train"])) == {"Bird_1", "Bird_2"}
+    assert set(_names(splits["val"])) == {"Bird_3", "Bird_7", "Bird_100"}
+    assert set(_names(splits["test"])) == {"Bird_101", "Bird_200"}
+    assert splits["val"].labels.tolist() == [2, 2, 0, 1]
+    with pytest.raises(UserError, match=r"split=dev holds out half .* leave dataset.val_classes=1"):
+        CUB200(str(cub), split="dev", val_classes=1, check_counts=False).splits()
+    with pytest.raises(UserError, match=r"dataset.split is 'half'; choose one of: official, dev"):
+        CUB200(str(cub), split="half", check_counts=False).splits()
+
+
+@pytest.mark.parametrize(
+    ("classes", "trained"), [(100, 50), (98, 49), (11_318, 5659), (3997, 1998)]
+)
+def test_development_halves_of_the_benchmarks(classes, trained):
+    """CUB, Cars, SOP and In-Shop: classes 0 to 49, 48, 5658 and 1997 train (proxynca_pp)."""
+    held_out = held_out_classes(np.repeat(np.arange(classes), 2), "dev", 0, "x")
+    np.testing.assert_array_equal(np.flatnonzero(~held_out), np.arange(2 * trained))
+
+
+def test_archives_are_compared_with_their_published_sums(cub, tmp_path, monkeypatch):
+    folder = tmp_path / "downloads"
+    folder.mkdir()
+    source = CUB200(str(cub), check_counts=False, archives=str(folder))
+    with pytest.raises(UserError, match=r"holds none of CUB_200_2011\.tgz of cub200"):
+        source.splits()
+    (folder / "CUB_200_2011.tgz").write_bytes(b"abc")
+    with pytest.raises(UserError, match=r"MD5 sum 900150983cd24fb0d6963f7d28e17f72, published is"):
+        source.splits()
+    # RFC 1321, A.5.
+    sums = {"CUB_200_2011.tgz": "900150983cd24fb0d6963f7d28e17f72"}
+    monkeypatch.setattr(CUB200, "archive_md5", sums)
+    assert len(source.splits()["train"]) == 6
+
+
+@pytest.mark.parametrize("family", [CUB200, Cars196, StanfordOnlineProducts])
+def test_published_sums_are_md5_sums(family):
+    assert family.archive_md5
+    assert all(re.fullmatch("[0-9a-f]{32}", md5) for md5 in family.archive_md5.values())
 
 
 def test_counts_are_checked(cub):
@@ -173,6 +232,16 @@ def test_cars_folders_in_byte_order(tmp_path):
     assert rows["train"].names == {1: "AM General Hummer", 2: "Acura RL", 3: "smart fortwo"}
 
 
+def test_hidden_files_of_other_systems_are_no_images(tmp_path):
+    for name in ("Acura RL", "AM General Hummer"):
+        _image(tmp_path / "images" / name / "1.JPG")
+        (tmp_path / "images" / name / "._1.JPG").write_bytes(b"no image")
+    (tmp_path / "images" / ".cache").mkdir()
+    rows = Cars196(str(tmp_path)).rows()["train"]
+    assert rows.paths == ["images/AM General Hummer/1.JPG", "images/Acura RL/1.JPG"]
+    assert rows.ids.tolist() == [1, 2]
+
+
 def test_cars_without_labels(tmp_path):
     _cars_devkit(tmp_path)
     records = np.array([[(1.0, "1.jpg")]], dtype=[("bbox_x1", "O"), ("fname", "O")])
@@ -243,6 +312,24 @@ def test_inshop(tmp_path, lists, images):
     list_file.write_text("".join(lines).replace("gallery", "galery"))
     with pytest.raises(UserError, match="line 7: the split is 'galery'"):
         InShop(str(tmp_path), check_counts=False).splits()
+
+
+def test_inshop_development_and_global_numbers(tmp_path):
+    """Query and gallery list their items in different orders; only a global numbering agrees."""
+    (tmp_path / "img").mkdir()
+    rows = [(f"img/{item}_{j}.jpg", f"id_{item}", "train") for item in (5, 3, 2, 9) for j in "ab"]
+    rows += [(f"img/{item}_q.jpg", f"id_{item}", "query") for item in (8, 4, 6)]
+    rows += [(f"img/{item}_g.jpg", f"id_{item}", "gallery") for item in (4, 6, 8)]
+    lines = [f"{len(rows)}\n", "image_name item_id evaluation_status\n"]
+    for row in rows:
+        _image(tmp_path / row[0])
+        lines.append(" ".join(row) + "\n")
+    (tmp_path / "list_eval_partition.txt").write_text("".join(lines))
+    splits = InShop(str(tmp_path), split="dev", check_counts=False).splits()
+    assert set(_names(splits["train"])) == {"id_2", "id_3"}
+    assert set(_names(splits["val"])) == {"id_5", "id_9"}
+    assert splits["query"].labels.tolist() == [2, 0, 1]
+    assert splits["gallery"].labels.tolist() == [0, 1, 2]
 
 
 @pytest.fixture
@@ -409,6 +496,14 @@ def test_digits():
     apart = Digits(split="zero_shot", val_fraction=0.0, test_fraction=0.5).splits()
     assert not set(apart["train"].class_names) & set(apart["test"].class_names)
     assert np.unique(apart["test"].labels).tolist() == list(range(5))
+
+
+@pytest.mark.parametrize("name", ["cub200", "cars196", "sop", "inshop"])
+def test_configurations_name_the_arguments(name, tmp_path):
+    node = OmegaConf.load(CONF / f"{name}.yaml")
+    source = instantiate(node, root=str(tmp_path))
+    assert source.split == "official"
+    assert source.missing() is not None
 
 
 @pytest.mark.parametrize("family", FILES)

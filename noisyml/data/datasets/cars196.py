@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from noisyml.data.datasets.layout import IMAGE_SUFFIXES, check_choice, first_missing
-from noisyml.data.datasets.zero_shot import Rows, ZeroShotFiles
+from noisyml.data.datasets.layout import check_choice, first_missing, image_files
+from noisyml.data.datasets.zero_shot import DevelopmentSplit, Rows, ZeroShotFiles
 from noisyml.errors import UserError
 
 Layout = Literal["auto", "folders", "annos", "devkit"]
@@ -32,6 +32,8 @@ class Cars196(ZeroShotFiles):
         layout: one of the three, or ``auto`` for the first that is there.
         val_classes: see `ZeroShotFiles`.
         check_counts: see `ZeroShotFiles`.
+        split: see `ZeroShotFiles`.
+        archives: see `ZeroShotFiles`.
     """
 
     description: ClassVar[str] = "Cars196: 16,185 cars, 98 classes to train, 98 to test"
@@ -43,6 +45,10 @@ class Cars196(ZeroShotFiles):
     )
     name = "cars196"
     published: ClassVar[dict[str, tuple[int, int]]] = {"train": (8054, 98), "test": (8131, 98)}
+    archive_md5: ClassVar[dict[str, str]] = {
+        "car_ims.tgz": "d5c8f0aa497503f355e17dc7886c3f14",
+        "cars_annos.mat": "b407c6086d669747186bd1d764ff9dbc",
+    }
 
     def __init__(
         self,
@@ -50,8 +56,10 @@ class Cars196(ZeroShotFiles):
         layout: Layout = "auto",
         val_classes: int = 0,
         check_counts: bool = True,
+        split: DevelopmentSplit = "official",
+        archives: str | None = None,
     ) -> None:
-        super().__init__(root, val_classes, check_counts)
+        super().__init__(root, val_classes, check_counts, split, archives)
         check_choice("dataset.layout", layout, ("auto", "folders", "annos", "devkit"))
         self.layout = layout
 
@@ -97,13 +105,15 @@ class Cars196(ZeroShotFiles):
     def _from_folders(self) -> Rows:
         images = self.root / "images"
         # Byte order, not the locale's: "AM General" comes before "Acura".
-        classes = sorted(entry.name for entry in os.scandir(images) if entry.is_dir())
+        classes = sorted(
+            entry.name
+            for entry in os.scandir(images)
+            if entry.is_dir() and not entry.name.startswith(".")
+        )
         paths: list[str] = []
         ids: list[int] = []
         for number, name in enumerate(classes, start=1):
-            files = sorted(
-                file for file in os.listdir(images / name) if Path(file).suffix in IMAGE_SUFFIXES
-            )
+            files = image_files(images / name)
             paths += [f"images/{name}/{file}" for file in files]
             ids += [number] * len(files)
         return Rows(paths, np.array(ids, dtype=np.int64), dict(enumerate(classes, start=1)))

@@ -18,6 +18,8 @@ class CUB200(ZeroShotFiles):
         root: the folder ``CUB_200_2011``.
         val_classes: see `ZeroShotFiles`.
         check_counts: see `ZeroShotFiles`.
+        split: see `ZeroShotFiles`.
+        archives: see `ZeroShotFiles`.
     """
 
     description: ClassVar[str] = "CUB-200-2011: 11,788 birds, 100 classes to train, 100 to test"
@@ -28,6 +30,7 @@ class CUB200(ZeroShotFiles):
     )
     name = "cub200"
     published: ClassVar[dict[str, tuple[int, int]]] = {"train": (5864, 100), "test": (5924, 100)}
+    archive_md5: ClassVar[dict[str, str]] = {"CUB_200_2011.tgz": "97eceeb196236b17998738112f37df78"}
 
     def missing(self) -> str | None:
         """None, or the first official file that is not there."""

@@ -14,7 +14,8 @@ from noisyml.data.datasets.layout import (
     read_columns,
     require_files,
 )
-from noisyml.data.datasets.partition import last_classes
+from noisyml.data.datasets.partition import held_out_classes
+from noisyml.data.datasets.zero_shot import DevelopmentSplit
 from noisyml.errors import UserError
 
 LIST = "list_eval_partition.txt"
@@ -31,6 +32,8 @@ class InShop(DatasetSource):
         root: folder with ``Eval/list_eval_partition.txt`` and ``Img/img/`` (or both directly).
         val_classes: number of training items, the last ones, to hold out as ``val``.
         check_counts: compare the numbers of images and items with the published ones.
+        split: ``official``; or ``dev``, with the second half of the training items as ``val``
+            (proxynca_pp), while query and gallery stay what they are.
     """
 
     description: ClassVar[str] = "In-shop Clothes: 52,712 photographs, 7,982 items, query + gallery"
@@ -41,10 +44,17 @@ class InShop(DatasetSource):
         "set dataset.root to the folder with Eval/list_eval_partition.txt and Img/img/."
     )
 
-    def __init__(self, root: str, val_classes: int = 0, check_counts: bool = True) -> None:
+    def __init__(
+        self,
+        root: str,
+        val_classes: int = 0,
+        check_counts: bool = True,
+        split: DevelopmentSplit = "official",
+    ) -> None:
         self.root = Path(root)
         self.val_classes = val_classes
         self.check_counts = check_counts
+        self.split = split
 
     def missing(self) -> str | None:
         """None, or the list or the folder of images."""
@@ -53,7 +63,11 @@ class InShop(DatasetSource):
         return str(self.root / "Img" / "img") if self._images() is None else None
 
     def splits(self) -> dict[str, Split]:
-        """``train``, ``val`` (with `val_classes`), ``query`` and ``gallery``."""
+        """``train``, ``val`` (with `val_classes` or ``split=dev``), ``query`` and ``gallery``.
+
+        Items are numbered over the whole list, so that the labels of query and gallery agree
+        whatever the order of its rows.
+        """
         require_files(self, "inshop")
         list_file, images = self._list(), self._images()
         if list_file is None or images is None:
@@ -76,7 +90,7 @@ class InShop(DatasetSource):
                 check_count(f"Images {where}", len(parts[name]), number)
                 check_count(f"Items {where}", len(np.unique(labels[parts[name]])), classes)
         train = parts["train"]
-        held_out = last_classes(labels[train], self.val_classes, "inshop")
+        held_out = held_out_classes(labels[train], self.split, self.val_classes, "inshop")
         parts = {
             "train": train[~held_out],
             "val": train[held_out],

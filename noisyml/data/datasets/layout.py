@@ -117,6 +117,47 @@ def whole_numbers(values: Sequence[str], path: Path) -> NDArray[np.int64]:
         raise UserError(f"{path}: '{wrong}' stands where a whole number is expected.") from error
 
 
+def image_files(folder: Path) -> list[str]:
+    """Names of the images in a folder, sorted by bytes; hidden files are left out.
+
+    Archives packed on a Mac hold a ``._name.jpg`` beside ``name.jpg``, which is no image.
+    """
+    return sorted(
+        name
+        for name in os.listdir(folder)
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    )
+
+
+def check_archives(folder: Path, published: Mapping[str, str], name: str) -> None:
+    """Compare the downloaded archives of a data set with their published MD5 sums.
+
+    Args:
+        folder: where they lie.
+        published: MD5 hex digest by file name; those that are not there are passed over.
+        name: of the data set, for messages.
+
+    Raises:
+        UserError: none of them is there, or one is another file.
+    """
+    there = [archive for archive in published if (folder / archive).is_file()]
+    if not there:
+        raise UserError(
+            f"dataset.archives={folder} holds none of {', '.join(published)} of {name}: name the "
+            "folder with the downloaded archives, or leave it null."
+        )
+    for archive in there:
+        with (folder / archive).open("rb") as file:
+            found = hashlib.file_digest(
+                file, lambda: hashlib.md5(usedforsecurity=False)
+            ).hexdigest()
+        if found != published[archive]:
+            raise UserError(
+                f"{folder / archive} has the MD5 sum {found}, published is {published[archive]}: "
+                "the download is damaged or another release; fetch it again."
+            )
+
+
 def stat_files(root: Path, paths: Sequence[str]) -> list[os.stat_result | None]:
     """Size and times of each file, None where there is no file."""
     found: list[os.stat_result | None] = []

@@ -129,6 +129,43 @@ def last_classes(labels: NDArray[np.int64], val_classes: int, name: str) -> NDAr
     return np.isin(labels, classes[len(classes) - val_classes :])
 
 
+#: What the training split of a benchmark is: all of its training classes, or half of them.
+DEVELOPMENT: tuple[str, ...] = ("official", "dev")
+
+
+def held_out_classes(
+    labels: NDArray[np.int64], split: str, val_classes: int, name: str
+) -> NDArray[np.bool_]:
+    """Which training samples of a zero-shot benchmark become ``val``, bool [N].
+
+    Args:
+        labels: int64 [N].
+        split: ``official`` holds out the last `val_classes` classes; ``dev`` the second half of
+            all C, so that the first C // 2 train (the first stage of proxynca_pp).
+        val_classes: number of classes; 0 with ``dev``, which sets it.
+        name: of the data set, for messages.
+
+    Raises:
+        UserError: an unknown `split`, or a number that does not fit it.
+    """
+    if split not in DEVELOPMENT:
+        raise UserError(f"dataset.split is '{split}'; choose one of: {', '.join(DEVELOPMENT)}.")
+    if split == "dev":
+        if val_classes:
+            raise UserError(
+                f"dataset.split=dev holds out half of the classes of {name}: leave "
+                f"dataset.val_classes={val_classes} at 0."
+            )
+        classes = len(np.unique(labels))
+        if classes < 4:
+            raise UserError(
+                f"dataset.split=dev halves the {classes} training classes of {name}, but needs two "
+                "in each half: use split=official."
+            )
+        val_classes = classes - classes // 2
+    return last_classes(labels, val_classes, name)
+
+
 def carve(
     labels: NDArray[np.int64],
     class_names: Sequence[str],

@@ -17,6 +17,8 @@ class StanfordOnlineProducts(ZeroShotFiles):
         root: the folder ``Stanford_Online_Products``.
         val_classes: see `ZeroShotFiles`.
         check_counts: see `ZeroShotFiles`.
+        split: see `ZeroShotFiles`.
+        archives: see `ZeroShotFiles`.
     """
 
     description: ClassVar[str] = "Stanford Online Products: 120,053 photographs, 22,634 products"
@@ -30,6 +32,9 @@ class StanfordOnlineProducts(ZeroShotFiles):
     published: ClassVar[dict[str, tuple[int, int]]] = {
         "train": (59551, 11318),
         "test": (60502, 11316),
+    }
+    archive_md5: ClassVar[dict[str, str]] = {
+        "Stanford_Online_Products.zip": "7f73d41a2f44250d4779881525aea32e"
     }
 
     def missing(self) -> str | None:

@@ -5,14 +5,21 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.data.base import DatasetSource, Split
-from noisyml.data.datasets.layout import check_count, file_split, require_files
-from noisyml.data.datasets.partition import last_classes
+from noisyml.data.datasets.layout import (
+    check_archives,
+    check_count,
+    file_split,
+    require_files,
+)
+from noisyml.data.datasets.partition import held_out_classes
+
+DevelopmentSplit = Literal["official", "dev"]
 
 
 @dataclass(frozen=True)
@@ -53,17 +60,32 @@ class ZeroShotFiles(DatasetSource):
         val_classes: number of training classes, the last ones, to hold out as ``val``; the papers
             hold out none.
         check_counts: compare the numbers of images and classes with the published ones.
+        split: ``official``; or ``dev``, with the second half of the training classes as ``val``
+            (the first stage of proxynca_pp), while ``test`` stays what it is.
+        archives: folder of the downloaded archives, whose MD5 sums are then compared with the
+            published ones at every start; None: not.
     """
 
     #: The name of the data set in messages.
     name: ClassVar[str]
     #: Published (images, classes) of ``train`` and ``test``.
     published: ClassVar[dict[str, tuple[int, int]]]
+    #: Published MD5 sums of the archives by file name.
+    archive_md5: ClassVar[dict[str, str]] = {}
 
-    def __init__(self, root: str, val_classes: int = 0, check_counts: bool = True) -> None:
+    def __init__(
+        self,
+        root: str,
+        val_classes: int = 0,
+        check_counts: bool = True,
+        split: DevelopmentSplit = "official",
+        archives: str | None = None,
+    ) -> None:
         self.root = Path(root)
         self.val_classes = val_classes
         self.check_counts = check_counts
+        self.split = split
+        self.archives = None if archives is None else Path(archives)
 
     @abstractmethod
     def rows(self) -> dict[str, Rows]:
@@ -78,8 +100,15 @@ class ZeroShotFiles(DatasetSource):
         return rows
 
     def splits(self) -> dict[str, Split]:
-        """``train``, ``val`` (with `val_classes`) and ``test``."""
+        """``train``, ``val`` (with `val_classes` or ``split=dev``) and ``test``.
+
+        Raises:
+            UserError: files missing, contents that contradict the published layout or counts, or
+                settings that do not fit them.
+        """
         require_files(self, self.name)
+        if self.archives is not None:
+            check_archives(self.archives, self.archive_md5, self.name)
         official = self.rows()
         if self.check_counts:
             for part, (images, classes) in self.published.items():
@@ -88,7 +117,7 @@ class ZeroShotFiles(DatasetSource):
                 check_count(f"Classes {where}", len(np.unique(official[part].ids)), classes)
         official = {part: self.available(part, rows) for part, rows in official.items()}
         train = official["train"]
-        held_out = last_classes(train.ids, self.val_classes, self.name)
+        held_out = held_out_classes(train.ids, self.split, self.val_classes, self.name)
         parts = {"train": train.take(~held_out)}
         if held_out.any():
             parts["val"] = train.take(held_out)
