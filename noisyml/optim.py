@@ -1,14 +1,15 @@
-"""Learning-rate schedules per step, and parameter groups by name."""
+"""Learning-rate schedules, and parameter groups by name."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
 from noisyml.errors import UserError
 
@@ -69,6 +70,132 @@ def step(
     )
 
 
+def multistep(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    epochs: int,
+    milestones: Sequence[int],
+    gamma: float = 0.1,
+    stepped_at: Literal["end", "start"] = "end",
+    warmup_steps: int = 0,
+) -> LambdaLR:
+    """The rate is multiplied by `gamma` after each of several numbers of epochs.
+
+    Args:
+        optimizer: whose rates are scheduled.
+        total_steps: steps of the run, an equal number for each epoch.
+        epochs: epochs of the run.
+        milestones: finished epochs after which the rate falls.
+        gamma: factor at each milestone.
+        stepped_at: ``end`` of an epoch, or its ``start`` as in PyTorch 1.0: a milestone of 40 is
+            then in force in the 40th epoch, not from the 41st on.
+        warmup_steps: steps over which the rate rises linearly from 0.
+
+    Raises:
+        UserError: the number of epochs is not known, or `stepped_at` is none of the choices.
+    """
+    if epochs is None or epochs < 1:
+        raise UserError(
+            f"scheduler=multistep counts epochs, and trainer.max_epochs={epochs}: set it, or use "
+            f"scheduler=step, which counts shares of the run."
+        )
+    if stepped_at not in ("end", "start"):
+        raise UserError(f"scheduler.stepped_at={stepped_at} is not known: use end or start.")
+    early = int(stepped_at == "start")
+
+    def factor(now: int) -> float:
+        epoch = now * epochs // total_steps + early
+        return _warmup(now, warmup_steps) * gamma ** sum(epoch >= at for at in milestones)
+
+    return LambdaLR(optimizer, factor)
+
+
+class Plateau(ReduceLROnPlateau):
+    """Multiplies the rate by `factor` where a metric has not risen; stepped with it every epoch.
+
+    Args:
+        optimizer: whose rates are scheduled.
+        total_steps: steps of the run; unused here, every schedule takes it.
+        monitor: name of the metric, larger is better.
+        factor: of the rate.
+        patience: epochs without an improvement that are let pass; the next one lowers the rate.
+        threshold: an improvement exceeds this share of the best value so far.
+    """
+
+    def __init__(
+        self,
+        optimizer: Optimizer,
+        *,
+        total_steps: int = 0,
+        monitor: str = "val/precision_at_1",
+        factor: float = 0.1,
+        patience: int = 4,
+        threshold: float = 1e-4,
+    ) -> None:
+        super().__init__(
+            optimizer,
+            mode="max",
+            factor=factor,
+            patience=patience,
+            threshold=threshold,
+            threshold_mode="rel",
+        )
+        self.monitor = monitor
+
+
+class PlateauHistory(NamedTuple):
+    """What `Plateau` made of the scores of a run, to be replayed by `multistep` in another.
+
+    Attributes:
+        rates: the rate during each epoch.
+        milestones: finished epochs after which the rate fell.
+        best_epoch: number, from 0, of the first epoch with the best score; a replay has one more.
+    """
+
+    rates: list[float]
+    milestones: list[int]
+    best_epoch: int
+
+
+def plateau_history(
+    scores: Sequence[float],
+    lr: float,
+    *,
+    factor: float = 0.1,
+    patience: int = 4,
+    threshold: float = 1e-4,
+) -> PlateauHistory:
+    """The rates that `Plateau` would have set, had the epochs of a run ended with these scores.
+
+    The two-stage protocol of ProxyNCA++ (arXiv 2004.01113): a schedule found on held-out classes is
+    replayed on all of them, up to the epoch that was best.
+
+    Args:
+        scores: one per epoch, larger is better.
+        lr: rate at the start.
+        factor: see `Plateau`.
+        patience: see `Plateau`.
+        threshold: see `Plateau`.
+
+    Raises:
+        UserError: no scores, or one that is not a number.
+    """
+    if not scores or any(math.isnan(score) for score in scores):
+        raise UserError(
+            "A schedule is replayed from the validation scores of every epoch, and some are "
+            "missing: validate after every epoch (trainer.check_val_every_n_epoch=1)."
+        )
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
+    schedule = Plateau(optimizer, factor=factor, patience=patience, threshold=threshold)
+    rates = []
+    for score in scores:
+        rates.append(float(optimizer.param_groups[0]["lr"]))
+        schedule.step(score)
+    falls = [epoch for epoch in range(1, len(rates)) if rates[epoch] < rates[epoch - 1]]
+    return PlateauHistory(rates, falls, max(range(len(scores)), key=lambda epoch: scores[epoch]))
+
+
 def _warmup(step: int, warmup_steps: int) -> float:
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps > 0 else 1.0
 
@@ -113,4 +240,4 @@ def _below(name: str, prefix: str) -> bool:
 
 #: Optimiser and schedule as configured: everything but parameters and run length is filled in.
 OptimizerFactory = Callable[[list[dict[str, Any]]], Optimizer]
-SchedulerFactory = Callable[..., LambdaLR]
+SchedulerFactory = Callable[..., LambdaLR | Plateau]

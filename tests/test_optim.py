@@ -1,13 +1,24 @@
 """Schedules and parameter groups."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import nn
 
 from noisyml import optim
 from noisyml.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def load(name):
+    with np.load(ROOT / "tests" / "golden" / name, allow_pickle=False) as archive:
+        return {key: archive[key] for key in archive.files}
 
 
 def rates(make, steps, **settings):
@@ -50,6 +61,74 @@ def test_milestones_are_shares_of_the_run():
     assert seen[29] == 2.0
     assert math.isclose(seen[30], 0.2)
     assert math.isclose(seen[60], 0.02)
+
+
+def test_milestones_in_epochs_as_released_with_rkd():
+    """There the schedule is stepped at the start of an epoch."""
+    golden = load("rkd/lr_schedule.npz")
+    settings = {"milestones": golden["milestones"].tolist(), "gamma": float(golden["gamma"])}
+    epochs, steps = len(golden["epoch"]), 3
+    seen = rates(optim.multistep, epochs * steps, epochs=epochs, stepped_at="start", **settings)
+    found = np.array(seen[:-1]).reshape(epochs, steps) / 2.0 * golden["base_lr"]
+    np.testing.assert_allclose(found, np.repeat(golden["lr"][:, None], steps, axis=1), rtol=1e-12)
+    later = rates(optim.multistep, epochs * steps, epochs=epochs, **settings)
+    assert later[steps:-1] == seen[:-1][:-steps], "stepped at the end it falls one epoch later"
+
+
+@pytest.mark.parametrize("steps_per_epoch", [1, 7])
+def test_milestones_in_epochs_fall_between_epochs(steps_per_epoch):
+    seen = rates(optim.multistep, 3 * steps_per_epoch, epochs=3, milestones=[1, 2], gamma=0.5)
+    expected = np.repeat([2.0, 1.0, 0.5], steps_per_epoch)
+    assert seen[:-1] == expected.tolist()
+    assert rates(optim.multistep, 6, epochs=3, milestones=[1], warmup_steps=4)[0] == 0.5
+
+
+def test_plateau_and_its_replay_as_released_with_proxynca_pp():
+    golden = load("proxynca_pp/schedule.npz")
+    scores, lr = golden["val_hmean"].tolist(), float(golden["base_lr"])
+    settings = {"factor": float(golden["factor"]), "patience": int(golden["patience"])}
+    history = optim.plateau_history(scores, lr, **settings)
+    np.testing.assert_allclose(history.rates, golden["lr_at_epoch_start"], rtol=1e-12)
+    assert history.milestones == golden["lr_steps"].tolist()
+    assert history.best_epoch == golden["best_epoch"]
+
+    epochs = history.best_epoch + 1
+    replayed = rates(
+        optim.multistep, 2 * epochs, epochs=epochs, milestones=history.milestones, gamma=0.1
+    )
+    assert epochs == len(golden["trainval_lr"])
+    np.testing.assert_allclose(np.array(replayed[:-1:2]) / 2 * lr, golden["trainval_lr"])
+
+
+def test_a_replay_needs_the_scores_of_all_epochs():
+    for scores in ([], [0.5, float("nan")]):
+        with pytest.raises(UserError, match="check_val_every_n_epoch"):
+            optim.plateau_history(scores, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"epochs": -1}, "trainer.max_epochs=-1: set it"),
+        ({"epochs": 3, "stepped_at": "middle"}, "use end or start"),
+    ],
+)
+def test_impossible_milestones_are_refused_in_a_sentence(settings, said):
+    with pytest.raises(UserError, match=said):
+        rates(optim.multistep, 9, milestones=[1], **settings)
+
+
+def test_configs_of_schedules_in_epochs_build():
+    root = OmegaConf.create({"trainer": {"max_epochs": 80}})
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    for name, kind in (
+        ("multistep", torch.optim.lr_scheduler.LambdaLR),
+        ("plateau", optim.Plateau),
+    ):
+        root.scheduler = OmegaConf.load(ROOT / "conf" / "scheduler" / f"{name}.yaml")
+        schedule = instantiate(root.scheduler, _convert_="all")(optimizer, total_steps=800)
+        assert type(schedule) is kind
+    assert (schedule.patience, schedule.monitor) == (4, "val/precision_at_1")
 
 
 def test_parameters_go_to_the_longest_matching_prefix():

@@ -16,7 +16,7 @@ from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.metrics.base import Evaluator, SplitRole
 from noisyml.models.encoder import Encoder
-from noisyml.optim import OptimizerFactory, SchedulerFactory, parameter_groups
+from noisyml.optim import OptimizerFactory, Plateau, SchedulerFactory, parameter_groups
 
 #: Prefix of metrics of the test split when a run may choose its model by them.
 ON_TEST = "on_test"
@@ -28,7 +28,8 @@ class Method(LightningModule):
     Args:
         encoder: images or features to embeddings.
         optimizer: parameter groups to an optimiser.
-        scheduler: ``(optimizer, total_steps=...)`` to a schedule per step; None: constant rate.
+        scheduler: ``(optimizer, total_steps=...)`` to a schedule per step, or to a `Plateau`; None:
+            constant rate.
         evaluator: computes the metrics of a split.
         param_groups: optimiser arguments by prefix of parameter names, see
             `noisyml.optim.parameter_groups`.
@@ -81,10 +82,10 @@ class Method(LightningModule):
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = self._make_scheduler(optimizer, total_steps=steps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        lr_scheduler = {"scheduler": scheduler, "interval": "step"}
+        if isinstance(scheduler, Plateau):
+            lr_scheduler |= {"interval": "epoch", "monitor": scheduler.monitor}
+        return {"optimizer": optimizer, "lr_scheduler": lr_scheduler}
 
     # -- evaluation --------------------------------------------------------------------------
 
