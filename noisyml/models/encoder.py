@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from noisyml.errors import UserError
 from noisyml.models.backbones import Backbone
 from noisyml.models.heads import EmbeddingHead
 
@@ -67,8 +68,13 @@ class Encoder(nn.Module):
         """Embeddings, raw embeddings, features and feature maps of ``image`` in one pass.
 
         Raises:
-            UserError: the network has no feature maps.
+            UserError: the network has no feature maps, or its pooled features come from the cache.
         """
+        if "image" not in batch:
+            raise UserError(
+                "Feature maps need images, but the pooled features of a frozen backbone come from "
+                "the cache: set backbone.frozen=false."
+            )
         features, maps = self.backbone.feature_maps(batch["image"])
         raw = self.head.project(features)
         return Encoding(self.head.finish(raw), raw, features, maps)

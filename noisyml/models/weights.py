@@ -14,27 +14,34 @@ from torch import Tensor, nn
 from noisyml.errors import UserError
 
 #: The convention of published files: ``<architecture>-<first digits of the SHA-256>.pth``.
-_NAMED = re.compile(r"(?:resnet\d+|wide_resnet\d+_2|googlenet|bn_inception)-([0-9a-f]{8,64})\.pth")
+_NAMED = re.compile(
+    r"(?:resnet\d+|wide_resnet\d+_2|resnext\d+_\d+x\d+d|googlenet|bn_inception)"
+    r"-([0-9a-f]{8,64})\.pth"
+)
 
 
 def fetch_weights(url: str, purpose: str) -> Path:
     """The local copy of a published weight file, downloaded once into the cache of `torch.hub`.
 
     Args:
-        url: ends in the file's name, which carries the first digits of its SHA-256.
+        url: ends in the file's name, which carries the first digits of its SHA-256: they are
+            compared.
         purpose: what the weights are, for messages.
 
     Raises:
         UserError: it is not there and cannot be fetched; the sentence says where to put it.
+        ValueError: the name carries no checksum.
     """
     name = url.rpartition("/")[2]
+    named = _NAMED.fullmatch(name)
+    if named is None:
+        raise ValueError(f"{name} does not carry a checksum in the way of published files")
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     if path.is_file():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    named = _NAMED.fullmatch(name)
     try:
-        torch.hub.download_url_to_file(url, str(path), named and named[1], progress=True)
+        torch.hub.download_url_to_file(url, str(path), named[1], progress=True)
     except (OSError, RuntimeError) as error:
         # RuntimeError: the digest of what arrived is another one.
         raise UserError(

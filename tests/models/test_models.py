@@ -384,6 +384,8 @@ def test_raw_embeddings_are_offered_beside_normalised_ones():
     torch.testing.assert_close(everything.embeddings, encoder(batch))
     torch.testing.assert_close(everything.features, encoder.features(batch))
     assert list(everything.maps) == ["block1", "block2", "last"]
+    with pytest.raises(UserError, match=r"set backbone\.frozen=false"):
+        encoder.encode({"features": torch.zeros(3, 8)})
     plain = Encoder(encoder.backbone, EmbeddingHead(8, 5, normalise=False)).eval()
     torch.testing.assert_close(plain(batch), plain.raw(batch))
 

@@ -5,10 +5,11 @@ from urllib.error import URLError
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 
 from noisyml.errors import UserError
-from noisyml.models.backbones import bn_inception, resnet
+from noisyml.models.backbones import bn_inception, googlenet, resnet
 from noisyml.models.weights import fetch_weights, load_into, read_weights
 
 
@@ -103,6 +104,19 @@ def test_a_file_in_the_cache_is_not_fetched_again(tmp_path, monkeypatch):
     there = tmp_path / "checkpoints" / "resnet18-f37072fd.pth"
     there.touch()
     assert fetch_weights("https://nowhere.invalid/resnet18-f37072fd.pth", "weights") == there
+
+
+@pytest.mark.parametrize("name", ["resnet18", "wide_resnet50_2", "resnext50_32x4d", "googlenet"])
+def test_every_published_file_is_checked(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    url = torchvision.models.get_model_weights(name)["IMAGENET1K_V1"].url
+    _save(tmp_path / "checkpoints" / url.rpartition("/")[2])
+    make = googlenet if name == "googlenet" else lambda weights: resnet(name, weights=weights)
+    with pytest.raises(UserError, match=r"which does not begin with [0-9a-f]{8}: it is damaged"):
+        make(weights="imagenet")
+    with pytest.raises(ValueError, match="does not carry a checksum"):
+        fetch_weights("https://nowhere.invalid/weights.pth", "weights")
 
 
 def test_published_weights_are_checked_before_they_are_read(tmp_path, monkeypatch):
