@@ -239,7 +239,8 @@ class ClassCovariance(PinnedBuffers):
         momentum: share of the old statistics that an update keeps at most, in [0, 1].
         neighbor_correction: ``on``, ``off`` (what the released synthesis amounts to), or ``auto``:
             on if classes have `tau` samples or fewer on average, as in all data sets that the
-            paper corrects and in none of the others. Only for ``diagonal`` and ``full``.
+            paper corrects and in none of the others. Only for ``diagonal`` and ``full``. True and
+            False, as which YAML reads a bare on and off, mean the same.
         neighbors: K, neighbours of a class.
         beta: how fast the correction fades with the size of a class.
         gamma: share of the global covariance in the correction, in [0, 1].
@@ -284,7 +285,7 @@ class ClassCovariance(PinnedBuffers):
         embedding_size: int,
         covariance: Covariance = "diagonal",
         momentum: float = 0.2,
-        neighbor_correction: Correction = "auto",
+        neighbor_correction: Correction | bool = "auto",
         neighbors: int = 25,
         beta: float = 0.1,
         gamma: float = 0.1,
@@ -300,6 +301,8 @@ class ClassCovariance(PinnedBuffers):
         super().__init__()
         if min(num_classes, embedding_size) < 1:
             raise ValueError(f"{num_classes} classes of {embedding_size} dimensions")
+        if isinstance(neighbor_correction, bool):
+            neighbor_correction = "on" if neighbor_correction else "off"
         for name, value, known in (
             ("covariance", covariance, get_args(Covariance)),
             ("neighbor_correction", neighbor_correction, get_args(Correction)),

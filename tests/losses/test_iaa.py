@@ -212,6 +212,11 @@ def test_automatic_correction_looks_at_samples_per_class(per_class, corrected):
     close(used["off"], found[2])
 
 
+@pytest.mark.parametrize(("written", "meant"), [(True, "on"), (False, "off"), ("auto", "auto")])
+def test_yaml_reads_on_and_off_as_booleans(written, meant):
+    assert ClassCovariance(3, 2, neighbor_correction=written).neighbor_correction == meant
+
+
 def test_absent_classes_keep_their_statistics():
     rows, labels = statistics_of(3)
     statistics = ClassCovariance(12, 4)
