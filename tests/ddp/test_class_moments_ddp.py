@@ -11,7 +11,9 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
+from noisyml.distributed import gather
 from noisyml.similarity.class_moments import ClassMoments
+from noisyml.similarity.kmeans import kmeans
 
 N, CLASSES, DIM = 300, 7, 6
 #: Where each rank's contiguous share ends: uneven, and some rank has nothing.
@@ -36,7 +38,19 @@ def _moments(x: Tensor, y: Tensor) -> ClassMoments:
 def _results(start: int, stop: int) -> dict[str, Tensor]:
     x, y = _data()
     reduced = _moments(x[start:stop], y[start:stop]).all_reduced()
-    return {
+    known = torch.where(torch.arange(N) % 3 == 0, y, -1)[start:stop]
+    plain = kmeans(x[start:stop], 9, sharded=True, n_init=3)
+    unit = kmeans(x[start:stop], 9, sharded=True, metric="cosine", init="random", seed=1)
+    half = kmeans(x[start:stop], 9, sharded=True, labels=known)
+    # Only one start lies near the rows: the other clusters are empty and must be moved.
+    far = torch.full((3, DIM), 1e3, dtype=torch.float64) + torch.arange(3.0)[:, None]
+    far[0] = 0
+    moved = kmeans(x[start:stop], 3, sharded=True, init=far)
+    runs = {"plain": plain, "unit": unit, "half": half, "moved": moved}
+    clusters = {f"{name}_centroids": run.centroids for name, run in runs.items()}
+    clusters |= {f"{name}_labels": gather(run.labels) for name, run in runs.items()}
+    clusters |= {f"{name}_inertia": torch.tensor(run.inertia) for name, run in runs.items()}
+    return clusters | {
         "counts": reduced.counts,
         "means": reduced.means,
         "squares": reduced.squares,
