@@ -128,10 +128,21 @@ def centre_positions(n: int) -> list[int]:
 
 
 def centre_of(rows: Tensor) -> Tensor:
-    """Mean [D] float64 of rows [n, D]; zeros for none."""
+    """About the mean [D] float64 of rows [n, D]; zeros for none.
+
+    Rounded to a quarter of their spread, so that differences of whole (or otherwise short) numbers
+    stay exact, and with them their ties.
+    """
+    # Whoever reads all rows will complain of broken ones, and name them.
+    rows = rows[torch.isfinite(rows).all(1)].to(torch.float64)
     if not len(rows):
-        return torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-    return tree_sum(rows.to(torch.float64).T.contiguous()) / len(rows)
+        return rows.new_zeros(rows.shape[1])
+    mean = tree_sum(rows.T.contiguous()) / len(rows)
+    spread = float((rows - mean).abs().max())
+    if not 0.0 < spread < torch.inf:
+        return mean
+    step = 2.0 ** (math.frexp(spread)[1] - 2)
+    return (mean / step).round_().mul_(step)
 
 
 def checked_metric(metric: str) -> Metric:

@@ -10,8 +10,11 @@ from torch import Tensor
 
 from noisyml.similarity.rows import Side
 
-#: Columns (rows) of a tile that share one maximum in the search for candidates.
+#: Tile edges are multiples of it; also how many entries of a row share one maximum in the search
+#: for candidates.
 GROUP = 64
+#: How many entries of a column do. Fewer, because they lie far apart in memory.
+_COLUMN_GROUP = 32
 
 
 def padded(n: int) -> int:
@@ -99,15 +102,11 @@ def common_scale(query: Side, gallery: Side) -> float:
     return 2.0 ** math.frexp(largest)[1]
 
 
-def group_maxima(scores: Tensor, queries: Literal["rows", "columns"], size: int = GROUP) -> Tensor:
-    """Maxima [n queries, groups] of groups of `size` entries of a tile [m padded, n padded].
-
-    Group g of a query holds the entries g + i * groups: strided, because maxima of whole stretches
-    of memory need no shuffling.
-    """
+def group_maxima(scores: Tensor, queries: Literal["rows", "columns"], size: int) -> Tensor:
+    """Maxima [n queries, groups] of stretches of `size` entries of a tile [m padded, n padded]."""
     if queries == "rows":
-        return scores.unflatten(1, (size, -1)).amax(1)
-    return scores.unflatten(0, (size, -1)).amax(0).T
+        return scores.unflatten(1, (-1, size)).amax(2)
+    return scores.unflatten(0, (-1, size)).amax(1).T
 
 
 def kth_bound(scores: Tensor, queries: Literal["rows", "columns"], k: int) -> Tensor:
@@ -132,12 +131,13 @@ def candidates(
         queries (ascending), places along the other side, and scores of the entries, [h] each.
     """
     n = len(floor)
-    peaks = group_maxima(scores, queries)[:n]
-    groups = peaks.shape[1]
+    size = GROUP if queries == "rows" else _COLUMN_GROUP
+    peaks = group_maxima(scores, queries, size)[:n]
     query, group = (peaks >= floor[:, None]).nonzero(as_tuple=True)
-    place = group[:, None] + torch.arange(GROUP, device=scores.device) * groups
-    line = query[:, None]
-    values = scores[line, place] if queries == "rows" else scores[place, line]
+    if queries == "columns":
+        values = scores.unflatten(0, (-1, size))[group, :, query]
+    else:
+        values = scores.view(-1, size).index_select(0, query * peaks.shape[1] + group)
     # A floor of -inf lets everything pass, but not what has been struck out.
-    which, member = ((values >= floor[line]) & (values > -torch.inf)).nonzero(as_tuple=True)
-    return query[which], place[which, member], values[which, member]
+    which, member = ((values >= floor[query, None]) & (values > -torch.inf)).nonzero(as_tuple=True)
+    return query[which], group[which] * size + member, values[which, member]
