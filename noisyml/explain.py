@@ -118,7 +118,10 @@ def _unknown_key(key: str, root: str, overrides: list[str]) -> str:
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
     current: BaseException | None = error
-    while current is not None:
+    seen: set[int] = set()
+    # An error raised anew from itself is its own cause.
+    while current is not None and id(current) not in seen:
+        seen.add(id(current))
         yield current
         current = current.__cause__ or current.__context__
 
