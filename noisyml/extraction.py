@@ -8,10 +8,10 @@ every process feeds the network the batches that a single uninterrupted one woul
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,43 +82,62 @@ def observed_labels(data: DataModule, name: str) -> NDArray[np.int64]:
     return data.splits[name].labels
 
 
-class Piece(NamedTuple):
-    """One batch of the work: part of a shard of a split."""
+class Shard(NamedTuple):
+    """One shard to compute."""
 
     split: str
-    shard: int
-    positions: NDArray[np.int64]
-    #: True for the last batch of the shard.
-    closes: bool
+    number: int
+    #: Positions in the split, one array per batch.
+    batches: list[NDArray[np.int64]]
+
+
+class OpenShard:
+    """A shard with its batches, which are loaded while one goes through them.
+
+    Args:
+        shard: which it is.
+        batches: as many as the shard has.
+    """
+
+    def __init__(self, shard: Shard, batches: Iterator[Batch]) -> None:
+        self.shard = shard
+        self.batches = batches
 
 
 class ShardBatches:
-    """The batches of this process, split after split, shard after shard.
+    """The shards of this process, split after split.
+
+    The trainer's loop sees whole shards, so that its hooks run once for thousands of samples.
 
     Args:
-        pieces: what to load, in order.
+        shards: what to load, in order.
         loaders: one loader per split; the data set, collate function and workers are taken from it.
     """
 
-    def __init__(self, pieces: list[Piece], loaders: Mapping[str, DataLoader[Any]]) -> None:
-        self.pieces = pieces
+    def __init__(self, shards: list[Shard], loaders: Mapping[str, DataLoader[Any]]) -> None:
+        self.shards = shards
         self.loaders = loaders
 
     def __len__(self) -> int:
-        return len(self.pieces)
+        return len(self.shards)
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[OpenShard]:
         for name, like in self.loaders.items():
-            batches = [piece.positions for piece in self.pieces if piece.split == name]
-            if batches:
-                yield from DataLoader(
+            mine = [shard for shard in self.shards if shard.split == name]
+            # A list of batches serves as a batch sampler.
+            order: Any = [batch for shard in mine for batch in shard.batches]
+            batches = iter(
+                DataLoader(
                     like.dataset,
-                    batch_sampler=batches,  # type: ignore[arg-type]  # arrays serve as lists
+                    batch_sampler=order,
                     collate_fn=like.collate_fn,
-                    num_workers=like.num_workers,
+                    num_workers=like.num_workers if mine else 0,
                     pin_memory=like.pin_memory,
                     generator=like.generator,
                 )
+            )
+            for shard in mine:
+                yield OpenShard(shard, itertools.islice(batches, len(shard.batches)))
 
 
 class ShardLoaders(LightningDataModule):
@@ -136,7 +155,7 @@ class ShardLoaders(LightningDataModule):
         super().__init__()
         self.data = data
         self.writers = writers
-        self.pieces: list[Piece] = []
+        self.shards: list[Shard] = []
 
     def prepare_data(self) -> None:
         """Fill the feature cache, if there is one."""
@@ -147,63 +166,78 @@ class ShardLoaders(LightningDataModule):
         """Open the data and divide the work; no process has written anything yet."""
         self.data.trainer = self.trainer
         self.data.setup(stage)
-        missing = [(n, shard) for n, writer in self.writers.items() for shard in writer.pending()]
-        mine = missing[distributed.rank() :: distributed.world_size()]
         broken = self.data.broken()
-        self.pieces = [
-            piece for name, shard in mine for piece in self._pieces(name, shard, broken.get(name))
+        missing = [
+            self._shard(name, number, broken.get(name, []))
+            for name, writer in self.writers.items()
+            for number in writer.pending()
         ]
+        self.shards = missing[distributed.rank() :: distributed.world_size()]
 
-    def _pieces(self, name: str, shard: int, broken: list[int] | None) -> Iterator[Piece]:
+    def _shard(self, name: str, number: int, broken: list[int]) -> Shard:
+        """A shard cut into batches; positions known to be undecodable leave gaps, no shifts."""
         plan = self.writers[name].plan
-        covered = plan.positions(shard)
-        cuts = range(0, len(covered), plan.batch_size)
-        for start in cuts:
-            batch = covered[start : start + plan.batch_size]
-            if broken:
-                batch = np.setdiff1d(batch, broken)
-            yield Piece(name, shard, batch, closes=start == cuts[-1])
+        covered = plan.positions(number)
+        batches = [
+            np.setdiff1d(covered[start : start + plan.batch_size], broken)
+            for start in range(0, len(covered), plan.batch_size)
+        ]
+        return Shard(name, number, batches)
 
     def predict_dataloader(self) -> ShardBatches:
-        """The batches of this process."""
+        """The shards of this process."""
         nothing = np.empty(0, dtype=np.int64)
         loaders = {name: self.data.predict_dataloader(name, nothing) for name in self.writers}
-        return ShardBatches(self.pieces, loaders)
+        return ShardBatches(self.shards, loaders)
+
+
+class Embedded(NamedTuple):
+    """The rows of a shard, on the device that computed them, perhaps still being computed."""
+
+    #: Positions of the samples that could be decoded [n] int64, on the host.
+    positions: Tensor
+    #: [n, D] float32.
+    rows: Tensor
 
 
 class Extractor(LightningModule):
-    """Runs an encoder on batches.
+    """Runs an encoder over shards.
 
     Args:
         encoder: batch to embeddings [b, D]; with ``out_features`` D.
+        advance: called with the number of samples of each batch.
     """
 
-    def __init__(self, encoder: nn.Module) -> None:
+    def __init__(self, encoder: nn.Module, advance: Callable[[int], None]) -> None:
         super().__init__()
         self.encoder = encoder
+        self.advance = advance
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Embeddings [b, D] float32; none if no image of the batch could be decoded."""
-        if not len(batch["index"]):
-            return torch.empty((0, int(self.encoder.out_features)), device=self.device)  # type: ignore[arg-type]
-        embeddings: Tensor = self.encoder(batch)
-        return embeddings.float()
+    def predict_step(self, shard: OpenShard, batch_idx: int) -> Embedded:
+        """Embed a shard, batch by batch."""
+        dim = int(self.encoder.out_features)  # type: ignore[arg-type]
+        positions = [torch.empty(0, dtype=torch.int64)]
+        rows = [torch.empty((0, dim), device=self.device)]
+        for batch in shard.batches:
+            if len(batch["index"]):
+                positions.append(batch["index"])
+                rows.append(self.encoder(self._on_device(batch)).float())
+            self.advance(len(batch["index"]))
+        return Embedded(torch.cat(positions), torch.cat(rows))
 
-
-@dataclass
-class _OpenShard:
-    """Batches of a shard that is not complete yet."""
-
-    positions: list[Tensor]
-    rows: list[Tensor]
+    def _on_device(self, batch: Batch) -> Batch:
+        """What the trainer does with a batch before it shows it to a step."""
+        converted = self.trainer.precision_plugin.convert_input(batch)
+        moved: Batch = self.trainer.strategy.batch_to_device(converted)
+        return moved
 
 
 class ShardWriting(Callback):
-    """Collects embeddings and writes a shard when it is complete, beside the computation.
+    """Writes each shard beside the computation of the next, and shows how far it all is.
 
     Args:
-        loaders: knows what the batches are.
-        progress: show how far this process is.
+        loaders: knows what there is to do.
+        progress: show it; for one process of the run.
     """
 
     def __init__(self, loaders: ShardLoaders, progress: bool) -> None:
@@ -212,7 +246,6 @@ class ShardWriting(Callback):
         #: Samples this process has encoded, and the seconds it took.
         self.samples = 0
         self.seconds = 0.0
-        self._open = _OpenShard([], [])
         self._pool: ThreadPoolExecutor | None = None
         self._writing: Future[None] | None = None
         self._bar: Progress | None = None
@@ -221,7 +254,7 @@ class ShardWriting(Callback):
         """Start the writing thread and the clock."""
         self._pool = ThreadPoolExecutor(1)
         self._began = self._last_line = time.perf_counter()
-        self._total = sum(len(piece.positions) for piece in self.loaders.pieces)
+        self._total = sum(len(batch) for shard in self.loaders.shards for batch in shard.batches)
         self._title = "embedding"
         if trainer.world_size > 1:
             self._title += f" (process 1 of {trainer.world_size})"
@@ -230,6 +263,26 @@ class ShardWriting(Callback):
             self._bar = bar("images", self._console)
             self._task = self._bar.add_task(self._title, total=self._total, note="")
             self._bar.start()
+
+    def advance(self, samples: int) -> None:
+        """Count a batch."""
+        self.samples += samples
+        if not self.progress:
+            return
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.samples)
+            return
+        now = time.perf_counter()
+        if now - self._last_line > PLAIN_EVERY_SECONDS:
+            self._last_line = now
+            rate = self.samples / (now - self._began)
+            left = (self._total - self.samples) / rate if rate else float("nan")
+            self._console.print(
+                f"{self._title}  {self.samples:,}/{self._total:,} images  {rate:,.0f} images/s  "
+                f"{left:.0f} s left",
+                highlight=False,
+                soft_wrap=True,
+            )
 
     def on_predict_batch_end(
         self,
@@ -240,18 +293,12 @@ class ShardWriting(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep a batch where it is; hand a complete shard to the writing thread."""
-        piece = self.loaders.pieces[batch_idx]
-        self._open.positions.append(batch["index"])
-        self._open.rows.append(outputs)
-        self.samples += len(piece.positions)
-        if piece.closes and self._pool is not None:
-            self._wait()
-            writer = self.loaders.writers[piece.split]
-            self._writing = self._pool.submit(_write, writer, piece.shard, self._open)
-            self._open = _OpenShard([], [])
-        if self.progress:
-            self._show(piece.split)
+        """Hand a shard to the writing thread."""
+        self._wait()
+        assert self._pool is not None
+        shard = batch.shard
+        writer = self.loaders.writers[shard.split]
+        self._writing = self._pool.submit(_write, writer, shard.number, outputs)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Wait for the last shard."""
@@ -277,22 +324,7 @@ class ShardWriting(Callback):
         if self._bar is not None:
             self._bar.stop()
 
-    def _show(self, split: str) -> None:
-        now = time.perf_counter()
-        if self._bar is not None:
-            self._bar.update(self._task, completed=self.samples, note=split)
-        elif now - self._last_line > PLAIN_EVERY_SECONDS:
-            self._last_line = now
-            rate = self.samples / (now - self._began)
-            self._console.print(
-                f"{self._title}  {split}  {self.samples:,}/{self._total:,} images  "
-                f"{rate:,.0f} images/s  {(self._total - self.samples) / rate:.0f} s left",
-                highlight=False,
-                soft_wrap=True,
-            )
 
-
-def _write(writer: SplitWriter, shard: int, complete: _OpenShard) -> None:
-    """Fetch a shard from the device, where it may still be computed, and write it."""
-    positions = torch.cat(complete.positions).cpu().numpy()
-    writer.write(shard, positions, torch.cat(complete.rows).cpu().numpy())
+def _write(writer: SplitWriter, number: int, embedded: Embedded) -> None:
+    """Fetch a shard from the device, waiting for what is still computed, and write it."""
+    writer.write(number, embedded.positions.numpy(), embedded.rows.cpu().numpy())

@@ -1,0 +1,90 @@
+"""Run folders of the verbs that compute something other than a training run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from noisyml.errors import UserError
+from noisyml.runs import RunFolder, write_atomically
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def refuse_foreign(folder: RunFolder) -> None:
+    """Refuse a folder that somebody else filled; Hydra's own files in it do not count.
+
+    Raises:
+        UserError: it holds other things.
+    """
+    if not folder.path.is_dir():
+        return
+    others = sorted(
+        p.name for p in folder.path.iterdir() if p.name[0] != "." and p.suffix != ".log"
+    )
+    if others:
+        raise UserError(
+            f"{folder.path} holds something else already ({others[0]}); choose another "
+            f"hydra.run.dir, or remove that folder."
+        )
+
+
+def write_inputs(
+    folder: RunFolder, config: DictConfig, overrides: Sequence[str], choices: Mapping[str, str]
+) -> None:
+    """Write what a run is made from; ``config.yaml`` last, for it makes the folder a run."""
+    from omegaconf import OmegaConf
+
+    from noisyml.environment import describe_environment
+
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder.overrides_file, OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
+    options = {group: name for group, name in choices.items() if not group.startswith("hydra")}
+    write_atomically(folder.choices_file, OmegaConf.to_yaml(OmegaConf.create(options)))
+    write_atomically(
+        folder.environment_file, json.dumps(describe_environment(), indent=2, sort_keys=True) + "\n"
+    )
+    write_atomically(folder.config_file, OmegaConf.to_yaml(config))
+
+
+@contextlib.contextmanager
+def recorded(folder: RunFolder, go_on: str) -> Iterator[None]:
+    """Keep ``status.json`` true while the context is open.
+
+    Args:
+        folder: of the run.
+        go_on: the command that continues it, told after Ctrl-C.
+    """
+    from noisyml.data.base import BrokenImage
+
+    began = time.time()
+    folder.write_status("running", began=began)
+    try:
+        yield
+    except KeyboardInterrupt:
+        folder.write_status("interrupted", began=began, ended=time.time())
+        print(f"Go on with: {go_on}", file=sys.stderr)
+        raise
+    except BaseException as error:
+        sentence = str(error).splitlines()[0] if str(error) else type(error).__name__
+        folder.write_status("failed", began=began, ended=time.time(), error=sentence)
+        if isinstance(error, BrokenImage):
+            raise UserError(
+                f"An image cannot be decoded: {error}. `noisyml data check` lists all such; "
+                f"data.on_broken=skip leaves them out."
+            ) from error
+        raise
+    folder.write_status("finished", began=began, ended=time.time())
+
+
+def record_death(folder: RunFolder, sentence: str) -> None:
+    """Note that another rank died; the one that should write this may be the dead one."""
+    known = folder.status()
+    if known.get("state") == "running":
+        known |= {"state": "failed", "ended": time.time(), "error": sentence}
+        folder.write_status(**known)

@@ -1,0 +1,197 @@
+"""Embedding whole splits and finding neighbours, as typed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+
+from noisyml.embeddings import EmbeddingStore
+
+#: The backbone alone, of random weights: one second of work.
+SMALL = [
+    "embed",
+    "dataset=digits",
+    "backbone=mlp",
+    "backbone.hidden_features=[32]",
+    "rows_per_shard=200",
+    "data.eval_batch_size=64",
+]
+
+#: Runs a command and kills its process as a power cut would, in the middle of writing.
+KILLED = """
+import os, signal, sys
+from noisyml import cli, embeddings
+write, count = embeddings.SplitWriter.write, 0
+def strike(self, number, positions, rows):
+    global count
+    count += 1
+    if count == 4:
+        (self.folder / f"{number:05d}.npy").write_bytes(b"half of it")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(self, number, positions, rows)
+embeddings.SplitWriter.write = strike
+sys.exit(cli.main())
+"""
+
+
+def contents(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted((folder / "embeddings").rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def trained(shell):
+    assert shell("train", *TINY, "selector=prism_avg")[0] == 0
+    (run,) = shell.runs()
+    return run
+
+
+def encoder_by_hand(run):
+    """A perceptron with the weights of a run, made without the code that embeds."""
+    state = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+    def embed(images):
+        x = (images / 255 - 0.5) / 0.5
+        body = "encoder.backbone.body.1"
+        x = torch.relu(x.flatten(1) @ state[f"{body}.weight"].T + state[f"{body}.bias"])
+        x = x @ state["encoder.head.layers.0.weight"].T + state["encoder.head.layers.0.bias"]
+        return torch.nn.functional.normalize(x)
+
+    return embed
+
+
+def test_rows_are_what_the_trained_network_says(shell, trained):
+    from noisyml.data.datasets.digits import Digits
+
+    status, said = shell(
+        "embed", f"checkpoint={trained}", "rows_per_shard=100", "hydra.run.dir=out"
+    )
+    assert status == 0, said
+    store = EmbeddingStore("out")
+    assert store.splits == ("test", "train", "val")
+    embed = encoder_by_hand(trained)
+    for name, split in Digits().splits().items():
+        rows = store.split(name)
+        images = torch.from_numpy(np.stack([split.images.load(i) for i in range(len(split))]))
+        np.testing.assert_allclose(rows[:], embed(images.float()[:, None]), atol=1e-6)
+        assert rows.names.tolist() == list(split.keys)
+        assert rows.index.tolist() == list(range(len(split)))
+        rows.check()
+    assert store.split("test").labels.tolist() == Digits().splits()["test"].labels.tolist()
+    # The labels of the training split are those the run has seen.
+    noise = pd.read_parquet(trained / "noise.parquet")
+    observed = noise.sort_values("index")["observed"].tolist()
+    assert store.split("train").labels.tolist() == observed
+    assert observed != Digits().splits()["train"].labels.tolist()
+    facts = json.loads((shell.folder / "out" / "status.json").read_text())
+    assert facts["state"] == "finished"
+    for name in ("config.yaml", "overrides.yaml", "choices.yaml", "environment.json"):
+        assert (shell.folder / "out" / name).is_file()
+
+
+def test_other_data_bring_their_own_labels_and_broken_images_are_listed(shell, trained):
+    folder = shell.folder / "mine"
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(6):
+                pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+    (folder / "train" / "b" / "0.png").write_bytes(b"no picture")
+    typed = ["embed", f"checkpoint={trained}", "dataset=image_folder", f"dataset.path={folder}"]
+    typed += ["transform.colour=grey", "splits=[train]", "rows_per_shard=5"]
+    status, said = shell(*typed, "hydra.run.dir=refused")
+    assert status == 2
+    assert "b/0.png" in said
+    assert "data.on_broken=skip leaves them out" in said
+    status, said = shell(*typed, "hydra.run.dir=out", "data.on_broken=skip")
+    assert status == 0, said
+    rows = EmbeddingStore("out").split("train")
+    assert rows.labels.tolist() == [0] * 6 + [1] * 5
+    assert rows.index.tolist() == [0, 1, 2, 3, 4, 5, 7, 8, 9, 10, 11]
+    listed = pd.read_csv("out/broken_images.csv")
+    assert listed[["split", "index"]].to_numpy().tolist() == [["train", 6]]
+    assert EmbeddingStore("out").splits == ("train",)
+
+
+def test_a_killed_embedding_goes_on_to_the_same_bytes(shell):
+    assert shell(*SMALL, "hydra.run.dir=whole")[0] == 0
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, *SMALL, "hydra.run.dir=killed"],
+        cwd=shell.folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    before = {path: path.stat().st_mtime_ns for path in shell.folder.glob("killed/**/0*.json")}
+    assert len(before) == 3
+    assert not list(shell.folder.glob("killed/**/index.json"))
+    status, said = shell("embed", "resume=killed")
+    assert status == 0, said
+    assert contents(shell.folder / "killed") == contents(shell.folder / "whole")
+    finished = {path.with_suffix(".npy"): time for path, time in before.items()}
+    for path, time in finished.items():
+        assert path.stat().st_mtime_ns <= time, f"{path} was computed again"
+    # Typed again, whole or with other neighbours, nothing is computed; anything else is refused.
+    rows = {path: path.stat().st_mtime_ns for path in shell.folder.glob("killed/**/0*.npy")}
+    assert shell(*SMALL, "hydra.run.dir=killed")[0] == 0
+    assert rows == {path: path.stat().st_mtime_ns for path in rows}
+    for changed, sentence in (
+        ("rows_per_shard=100", "made with another rows_per_shard"),
+        ("seed=1", "made with another seed"),
+    ):
+        status, said = shell(*SMALL, changed, "hydra.run.dir=killed")
+        assert status == 2
+        assert sentence in said
+
+
+def test_another_checkpoint_in_the_same_place_is_refused(shell, trained):
+    typed = ["embed", f"checkpoint={trained}", "splits=test", "hydra.run.dir=out"]
+    assert shell(*typed)[0] == 0
+    file = trained / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(file, weights_only=True)
+    checkpoint["state_dict"]["encoder.head.layers.0.bias"] += 1
+    torch.save(checkpoint, file)
+    status, said = shell(*typed)
+    assert status == 2
+    assert "holds embeddings with other weights" in said
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["checkpoint=nowhere"], "nowhere belongs to no run folder"),
+        (["splits=[tset]"], "no split 'tset'. Did you mean 'test'? It has: "),
+        (["splits=[]"], "splits=[] embeds nothing"),
+        (["dtype=float8"], "use float32 or float16"),
+        (["rows_per_shard=0"], "rows_per_shard=0 must be at least 1"),
+        (["knn=2000"], "knn=2000 asks for more neighbours than the"),
+        (["knn=few"], "knn=few must be a whole number"),
+        (["data.eval_batch_siz=1"], "Did you mean 'data.eval_batch_size'?"),
+        (["resume=nowhere"], "nowhere holds no run (no config.yaml); nothing to resume."),
+        (["hydra.run.dir=full"], "full holds something else already (mine.txt)"),
+        (["trainer.num_nodes=2"], "start it with torchrun or srun"),
+    ],
+)
+def test_mistakes_are_one_sentence(shell, typed, sentence):
+    (shell.folder / "full").mkdir()
+    (shell.folder / "full" / "mine.txt").write_text("precious")
+    status, said = shell(*SMALL, *typed)
+    assert status == 2, said
+    assert sentence in said
+    assert "Traceback" not in said
