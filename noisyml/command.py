@@ -3,92 +3,279 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
+import json
 import logging
 import os
+import re
+import shutil
 import sys
+import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisyml import __version__
 from noisyml.config import conf_dir, register_resolvers
 from noisyml.errors import EXIT_USER_ERROR, SweepError, UserError
 from noisyml.explain import as_user_error, check_flags, check_types
+from noisyml.launch import is_main_process, started_elsewhere
+from noisyml.runs import write_atomically
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 #: Verbs whose first word is an action, for completion.
 ACTIONS = {"data": ("check", "show")}
+#: Runs the jobs of a sweep one after the other in this process.
+BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+#: Where jobs in other processes write how they ended, in the folder of the sweep.
+JOBS_FOLDER = ".jobs"
+
+
+@dataclass
+class JobEnd:
+    """How one job ended: where its results lie, and what went wrong."""
+
+    number: int
+    folder: str
+    error: str | None = None
+
+
+@dataclass
+class Outcome:
+    """How a command ended: the exit status, its jobs in order, and the folder they have in common.
+
+    The folder is that of the single run, or of the sweep; None if no job was started.
+    """
+
+    status: int
+    jobs: list[JobEnd]
+    home: Path | None
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folders of the jobs that ended well."""
+        return [Path(job.folder) for job in self.jobs if job.error is None]
 
 
 def run_hydra(task: Callable[[DictConfig], Any], root: str, verb: str, arguments: list[str]) -> int:
+    """`run_jobs` for a verb that needs the exit status alone."""
+    return run_jobs(task, root, verb, arguments).status
+
+
+def run_jobs(
+    task: Callable[[DictConfig], Any], root: str, verb: str, arguments: list[str]
+) -> Outcome:
     """Run `task` under Hydra (sweeps, ``--cfg``, ``--help``, launchers) with our error messages.
 
     Args:
-        task: receives the composed configuration of each job.
+        task: receives the composed configuration of each job; must pickle, for launchers that move
+            jobs into other processes or to other machines.
         root: name of the root YAML, e.g. ``train``.
         verb: the word typed after ``noisyml``; shown in help texts.
         arguments: what was typed after the verb.
 
     Raises:
-        UserError: any mistake a user can make, in one sentence.
+        UserError: any mistake a user can make, in one sentence. A mistake in one job of a sweep is
+            printed instead and leaves the other jobs alone.
     """
     import hydra
 
     check_flags(arguments)
     if "--version" in arguments:
         print(__version__)
-        return 0
+        return Outcome(0, [], None)
     register_resolvers()
     # A reader that closes the pipe (head) is no reason for pages about logging.
     logging.raiseExceptions = False
-    logging.getLogger("hydra._internal.core_plugins.basic_launcher").setLevel(logging.WARNING)
+    for chatty in ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    typed = overrides_in(arguments)
+    _check_launcher(typed)
+    home: Path | None = None
+    launcher = BASIC_LAUNCHER
     try:
-        check_types(root, overrides_in(arguments))
+        check_types(root, typed)
+        if {"-m", "--multirun"} & set(arguments):
+            home, launcher = sweep_settings(root, arguments)
+            arguments = [*arguments, f"hydra.sweep.dir={_quoted(str(home))}"]
     except UserError:
         raise
     except Exception as error:
-        raise as_user_error(error, root, overrides_in(arguments)) from error
+        raise as_user_error(error, root, typed) from error
+    job = _Job(task, root, typed, home, Path.cwd())
+    if home is not None:
+        shutil.rmtree(home / JOBS_FOLDER, ignore_errors=True)
     saved_argv, saved_env = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     sys.argv = [f"{sys.argv[0]}", *arguments]
     # Hydra then hands us the exception itself instead of printing its own account of it.
     os.environ["HYDRA_FULL_ERROR"] = "1"
-    typed = overrides_in(arguments)
-    failed: list[Exception] = []
-    jobs = 0
-
-    def guarded(config: DictConfig) -> Any:
-        nonlocal jobs
-        jobs += 1
-        try:
-            return task(config)
-        except Exception as error:
-            mended = as_user_error(error, root, typed)
-            if isinstance(mended, SweepError) or not _runs_here():
-                raise mended from error
-            if not isinstance(mended, UserError):
-                raise
-            # The other jobs of a sweep go on; that some failed is said again at the end.
-            failed.append(mended)
-            if "-m" in arguments or "--multirun" in arguments:
-                print(f"noisyml: {mended}", file=sys.stderr)
-            return None
-
     try:
-        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=root)(guarded)()
+        hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=root)(job)()
     except Exception as error:
-        raise as_user_error(error, root, typed) from error
+        mended = as_user_error(error, root, typed)
+        if launcher != BASIC_LAUNCHER and not isinstance(mended, UserError):
+            mended = UserError(
+                f"{launcher.rpartition('.')[2]} gave the sweep up ({type(error).__name__}: "
+                f"{str(error).strip().partition(chr(10))[0]}); the same command with "
+                f"hydra.sweep.dir={home} trains what is missing."
+            )
+        raise mended from error
     finally:
         sys.argv = saved_argv
         if saved_env is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)
         else:
             os.environ["HYDRA_FULL_ERROR"] = saved_env
-    if failed and not {"-m", "--multirun"} & set(arguments):
-        raise failed[0]
+    ended = job.ended
+    if home is None:
+        home = Path(ended[0].folder) if ended else None
+    elif launcher != BASIC_LAUNCHER:
+        ended = _recorded_ends(home)
+    failed = [end for end in ended if end.error is not None]
     if failed:
-        print(f"noisyml: {len(failed)} of {jobs} jobs failed, see above.", file=sys.stderr)
-    return EXIT_USER_ERROR if failed else 0
+        print(f"noisyml: {len(failed)} of {len(ended)} jobs failed, see above.", file=sys.stderr)
+    return Outcome(EXIT_USER_ERROR if failed else 0, ended, home)
+
+
+class _Job:
+    """What Hydra calls for each job, here or wherever a launcher has moved it."""
+
+    def __init__(
+        self,
+        task: Callable[[DictConfig], Any],
+        root: str,
+        typed: list[str],
+        sweep: Path | None,
+        directory: Path,
+    ) -> None:
+        self.task, self.root, self.typed, self.sweep = task, root, typed, sweep
+        self.directory = directory
+        self.ended: list[JobEnd] = []
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # In a new process: Hydra resolves parts of the configuration before it calls the job.
+        register_resolvers()
+
+    def __call__(self, config: DictConfig) -> Any:
+        from hydra.core.hydra_config import HydraConfig
+
+        hydra = HydraConfig.get()
+        here = hydra.launcher["_target_"] == BASIC_LAUNCHER
+        end = JobEnd(0 if self.sweep is None else hydra.job.num, hydra.runtime.output_dir)
+        if not here:
+            os.chdir(self.directory)
+            # Bars of several jobs would write over each other; lines do not.
+            os.environ["TTY_COMPATIBLE"] = "0"
+        result = None
+        try:
+            result = self.task(config)
+        except Exception as error:
+            mended = as_user_error(error, self.root, self.typed)
+            ours = isinstance(mended, UserError)
+            alone = self.sweep is None or started_elsewhere()
+            if here and (alone or not ours or isinstance(mended, SweepError)):
+                raise mended from error
+            # The other jobs of a sweep go on; that some failed is said again at the end.
+            if not ours:
+                traceback.print_exception(error)
+            end.error = str(mended) if ours else f"{type(error).__name__}: {error}"
+        if here:
+            self._say(end)
+            self.ended.append(end)
+        elif self.sweep is not None and is_main_process():
+            self._say(end)
+            text = json.dumps(asdict(end))
+            write_atomically(self.sweep / JOBS_FOLDER / f"{end.number}.json", text)
+        return result
+
+    def _say(self, end: JobEnd) -> None:
+        if end.error is not None:
+            print(f"noisyml: {end.error}", file=sys.stderr, flush=True)
+
+
+def _recorded_ends(home: Path) -> list[JobEnd]:
+    """How the jobs ended that a launcher ran in other processes."""
+    files = (home / JOBS_FOLDER).glob("*.json")
+    return sorted((JobEnd(**json.loads(f.read_text())) for f in files), key=lambda end: end.number)
+
+
+def sweep_settings(root: str, arguments: list[str]) -> tuple[Path, str]:
+    """The folder of a sweep, the same for all its jobs wherever they run, and its launcher.
+
+    Where the configured folder is named after a choice that the sweep varies, it is named after
+    all of them: ``prism-digits+glyphs``.
+
+    Args:
+        root: name of the root YAML.
+        arguments: what was typed after the verb.
+
+    Returns:
+        The absolute path, and the import path of the launcher.
+    """
+    from hydra import compose, initialize_config_dir
+    from hydra._internal.utils import get_args_parser
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.utils import setup_globals
+    from omegaconf import open_dict
+
+    options = get_args_parser().parse_known_args(arguments)[0]
+    first: list[str] = []
+    if options.config_dir:
+        first.append(
+            f"hydra.searchpath=[{_quoted(f'file://{Path(options.config_dir).resolve()}')}]"
+        )
+    varied: dict[str, list[str]] = {}
+    setup_globals()
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
+        for override in parser.parse_overrides(options.overrides):
+            if override.is_discrete_sweep():
+                values = list(override.sweep_string_iterator())
+                varied[override.key_or_group] = values
+                first.append(f"{override.get_key_element()}={values[0]}")
+            elif not override.is_sweep_override():
+                first.append(str(override.input_line))
+        config = compose(options.config_name or root, first, return_hydra_config=True)
+    GlobalHydra.instance().clear()
+    with open_dict(config):
+        for group in varied.keys() & config.hydra.runtime.choices.keys():
+            values = varied[group]
+            several = "+".join(values) if len(values) <= 3 else f"{len(values)}_{group}s"
+            config.hydra.runtime.choices[group] = several
+    HydraConfig.instance().set_config(config)
+    return Path(config.hydra.sweep.dir).absolute(), str(config.hydra.launcher["_target_"])
+
+
+def _quoted(text: str) -> str:
+    """`text` as a quoted value of Hydra's override grammar."""
+    return "'" + re.sub(r"(\\*)(')", r"\1\1\\'", text) + "'"
+
+
+def _check_launcher(overrides: list[str]) -> None:
+    """Refuse a launcher whose package is not installed.
+
+    Raises:
+        UserError: such a launcher.
+    """
+    for override in overrides:
+        group, _, name = override.partition("=")
+        package = f"hydra_{name.partition('_')[0]}_launcher"
+        if (
+            group == "hydra/launcher"
+            and name.partition("_")[0] in ("joblib", "ray", "submitit")
+            and not importlib.util.find_spec(f"hydra_plugins.{package}")
+        ):
+            raise UserError(
+                f"hydra/launcher={name} needs the package {package.replace('_', '-')}: "
+                f"pip install 'noisyml[launchers]'."
+            )
 
 
 def swept_keys(arguments: list[str], params: Mapping[str, Any]) -> dict[str, int]:
@@ -108,13 +295,6 @@ def swept_keys(arguments: list[str], params: Mapping[str, Any]) -> dict[str, int
         if override.is_sweep_override():
             found[override.key_or_group] = len(list(override.sweep_string_iterator()))
     return found
-
-
-def _runs_here() -> bool:
-    """True unless a launcher has moved the job into another process."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return str(HydraConfig.get().launcher.get("_target_", "")).endswith("BasicLauncher")
 
 
 def complete_shell(arguments: list[str], verbs: list[str]) -> int:

@@ -12,7 +12,6 @@ import math
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,67 +22,86 @@ from noisyml.runs import RunFolder
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from noisyml.launch import Followers
+
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Sweep:
-    """What `main` must know of the jobs that ran in this process."""
-
-    arguments: list[str]
-    folders: list[Path] = field(default_factory=list)
-    report: bool = True
 
 
 def main(arguments: list[str]) -> int:
     """Run ``noisyml train [overrides]``."""
-    from noisyml.command import run_hydra
+    from noisyml.command import run_jobs
+    from noisyml.launch import Followers, follow, is_main_process, started_elsewhere
 
-    resume = [a.partition("=")[2] for a in arguments if a.partition("=")[0] == "resume"]
-    if resume and resume[-1] not in ("", "null"):
-        others = [a for a in arguments if not a.startswith("resume=")]
-        return continue_run(Path(resume[-1]), others)
-    sweep = Sweep(arguments)
-    status = run_hydra(partial(job, sweep=sweep), "train", "train", arguments)
-    _conclude(sweep.folders, sweep.report)
-    return status
+    if started_elsewhere() and not is_main_process():
+        return follow(join)
+    with Followers() as followers:
+        resume = [a.partition("=")[2] for a in arguments if a.partition("=")[0] == "resume"]
+        if resume and resume[-1] not in ("", "null"):
+            others = [a for a in arguments if not a.startswith("resume=")]
+            return continue_run(Path(resume[-1]), others, followers)
+        task = partial(job, arguments=arguments, followers=followers)
+        outcome = run_jobs(task, "train", "train", arguments)
+        if outcome.home is not None:
+            _conclude(outcome.home, outcome.folders)
+        return outcome.status
 
 
-def _conclude(folders: list[Path], report: bool) -> None:
+def _conclude(home: Path, folders: list[Path]) -> None:
     """What a user sees last: table and page of a run or sweep, or at least where it lies."""
     from noisyml.launch import is_main_process
 
     if not folders or not is_main_process():
         return
+    runs = [RunFolder(path) for path in folders]
+    report = bool(runs[0].config()["report"])
     if report:
         from noisyml.apps import report as report_verb
 
-        report_verb.main([str(folders[0] if len(folders) == 1 else folders[0].parent)])
-    for path in folders:
-        folder = RunFolder(path)
+        report_verb.main([str(home)])
+    for run in runs:
         if not report:
-            shown = {k: v for k, v in folder.metrics().items() if k.startswith("test/")}
-            print(f"run    {path}  " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()))
-        if folder.suspects_file.is_file() and len(folders) == 1:
-            print(f"labels to check, least trusted first: {folder.suspects_file}")
+            shown = {k: v for k, v in run.metrics().items() if k.startswith("test/")}
+            print(f"run    {run.path}  " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()))
+        if run.suspects_file.is_file() and len(runs) == 1:
+            print(f"labels to check, least trusted first: {run.suspects_file}")
 
 
-def job(config: DictConfig, sweep: Sweep) -> dict[str, float]:
-    """One job of Hydra: a new run folder, or one that an interrupted sweep left behind."""
+def job(config: DictConfig, arguments: list[str], followers: Followers) -> dict[str, float]:
+    """One job of Hydra: a new run folder, or one that an interrupted run left behind.
+
+    Args:
+        config: the composed configuration.
+        arguments: what was typed after the verb.
+        followers: the ranks that wait for a run.
+    """
+    from noisyml.launch import follow, is_main_process
+
+    if not is_main_process():
+        # A launcher that starts several tasks for a job, as submitit can.
+        follow(join)
+        return {}
+    with followers:
+        return lead(config, arguments, followers)
+
+
+def lead(config: DictConfig, arguments: list[str], followers: Followers) -> dict[str, float]:
+    """A job on rank 0, which alone writes into the run folder."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
     from noisyml.command import swept_keys
+    from noisyml.launch import check_ranks
 
     hydra = HydraConfig.get()
     folder = RunFolder(Path(hydra.runtime.output_dir))
     config = resolve(config, folder)
     check_values(config)
-    sweep.report = config.report
+    check_ranks(config)
     overrides = list(hydra.overrides.task)
     title = str(config.name)
-    if hydra.mode == RunMode.MULTIRUN:
-        varied = swept_keys(sweep.arguments, hydra.sweeper.get("params") or {})
+    swept = hydra.mode == RunMode.MULTIRUN
+    if swept:
+        varied = swept_keys(arguments, hydra.sweeper.get("params") or {})
         here = [o for o in overrides if o.lstrip("+").partition("=")[0] in varied]
         title = f"[{hydra.job.num + 1}/{math.prod(varied.values())}] {' '.join(here)}"
     if not folder.is_run():
@@ -91,16 +109,25 @@ def job(config: DictConfig, sweep: Sweep) -> dict[str, float]:
     elif _differs(config, folder):
         raise SweepError(
             f"{folder.path} holds a run with another configuration; choose another "
-            f"hydra.sweep.dir, or remove that folder."
+            f"hydra.{'sweep' if swept else 'run'}.dir, or remove that folder."
         )
     elif folder.status().get("state") == "finished":
         log.info("%s is finished already; left as it is.", folder.path)
-        sweep.folders.append(folder.path)
         return folder.metrics()
     _say_what_is_assumed(config, overrides)
-    metrics = train(config, folder, title)
-    sweep.folders.append(folder.path)
-    return metrics
+    return train(config, folder, title, followers)
+
+
+def join(path: Path) -> None:
+    """Work as a further rank on the run in the folder `path`."""
+    from omegaconf import DictConfig, OmegaConf
+
+    from noisyml.launch import Followers
+
+    folder = RunFolder(path)
+    config = OmegaConf.load(folder.config_file)
+    assert isinstance(config, DictConfig)
+    train(config, folder, str(config.name), Followers())
 
 
 def check_values(config: DictConfig) -> None:
@@ -131,11 +158,11 @@ def _say_what_is_assumed(config: DictConfig, overrides: list[str]) -> None:
         )
 
 
-def continue_run(path: Path, overrides: list[str]) -> int:
+def continue_run(path: Path, overrides: list[str], followers: Followers) -> int:
     """``noisyml train resume=RUN_DIR [overrides]``: go on where the last checkpoint was written."""
     from omegaconf import DictConfig, OmegaConf
 
-    from noisyml.launch import is_main_process
+    from noisyml.launch import check_ranks, is_main_process
     from noisyml.overrides import apply_overrides
     from noisyml.runs import write_atomically
 
@@ -148,6 +175,7 @@ def continue_run(path: Path, overrides: list[str]) -> int:
     config = apply_overrides(config, overrides, groups=False)
     config.run_dir = str(folder.path)
     check_values(config)
+    check_ranks(config)
     if is_main_process():
         if folder.status().get("state") == "finished" and not overrides:
             page = f"; its report is {folder.report_file}" if folder.report_file.is_file() else ""
@@ -157,8 +185,8 @@ def continue_run(path: Path, overrides: list[str]) -> int:
             typed = [*folder.overrides(), *overrides]
             write_atomically(folder.overrides_file, OmegaConf.to_yaml(OmegaConf.create(typed)))
             write_atomically(folder.config_file, OmegaConf.to_yaml(config))
-    train(config, folder, str(config.name))
-    _conclude([folder.path], config.report)
+    train(config, folder, str(config.name), followers)
+    _conclude(folder.path, [folder.path])
     return 0
 
 
@@ -205,15 +233,37 @@ def _write_inputs(
     write_atomically(folder.config_file, OmegaConf.to_yaml(config))
 
 
-def train(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float]:
+def train(
+    config: DictConfig, folder: RunFolder, title: str, followers: Followers
+) -> dict[str, float]:
     """Run the recipe with its other processes, and keep the folder's status true."""
     from noisyml.launch import is_main_process, other_ranks, processes_here
 
+    def died(sentence: str) -> None:
+        """The rank that should write this may be the dead one, or end before it can."""
+        known = folder.status()
+        if known.get("state") == "running":
+            known |= {"state": "failed", "ended": time.time(), "error": sentence}
+            folder.write_status(**known)
+
+    here = other_ranks(processes_here(config), ["train", f"resume={folder.path}"], died)
     if not is_main_process():
+        with here, _process_group():
+            return recipe(config, folder, title)
+    with folder.claimed(), _status(folder), followers.lead(folder.path), here, _process_group():
         return recipe(config, folder, title)
-    command = ["train", f"resume={folder.path}"]
-    with folder.claimed(), _status(folder), other_ranks(processes_here(config), command):
-        return recipe(config, folder, title)
+
+
+@contextlib.contextmanager
+def _process_group() -> Iterator[None]:
+    """Leave no process group behind: the next run of this process has its own."""
+    import torch.distributed as dist
+
+    try:
+        yield
+    finally:
+        if dist.is_available() and dist.is_initialized():
+            dist.destroy_process_group()
 
 
 @contextlib.contextmanager
@@ -243,7 +293,6 @@ def _status(folder: RunFolder) -> Iterator[None]:
 def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float]:
     """Train, evaluate, and describe one run; the same on every rank."""
     import lightning
-    import torch
 
     from noisyml.apps._quiet import quiet
     from noisyml.assemble import assemble, build
@@ -252,7 +301,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     from noisyml.callbacks.history import History
     from noisyml.callbacks.progress import LiveProgress, announce
     from noisyml.callbacks.selection_log import SelectionLog
-    from noisyml.launch import is_main_process
+    from noisyml.launch import cluster_environment, is_main_process
 
     quiet()
     lightning.seed_everything(config.seed, workers=True, verbose=False)
@@ -279,7 +328,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
         config.trainer,
         callbacks=callbacks,
         logger=loggers if is_main_process() else False,
-        plugins=[AtomicCheckpointIO()],
+        plugins=[AtomicCheckpointIO(), cluster_environment()],
         default_root_dir=str(folder.path),
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
@@ -314,8 +363,6 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
         folder.write_metrics(metrics)
     trainer.strategy.barrier()
     trainer.strategy.teardown()
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
     return metrics
 
 
