@@ -99,7 +99,7 @@ class LocalGallery:
 
     def panels(self, size: int) -> Iterator[slice]:
         """See `Gallery`."""
-        return _stretches(len(self._source), size)
+        return stretches(len(self._source), size)
 
     def panel(self, which: slice) -> Tensor:
         """See `Gallery`."""
@@ -173,12 +173,12 @@ def topk(
     Raises:
         UserError: shapes that do not fit, k < 1, an unknown metric, rows with NaN.
     """
-    where = _device_of(queries, device)
+    where = device_of(queries, device)
     source = RowSource(queries, "query", where)
     target = RowSource(gallery, "gallery", where)
     metric = checked_metric(metric)
     check_request(source.dim, target.dim, k)
-    excluded = _checked_exclude(exclude, len(source), len(target), where)
+    excluded = checked_exclude(exclude, len(source), len(target), where)
     with torch.no_grad():
         centre = centre_of(target.take(positions(len(target)))) if metric == "l2" else None
         task = Task(
@@ -215,7 +215,7 @@ def self_topk(
     Raises:
         UserError: as `topk`.
     """
-    where = _device_of(x, device)
+    where = device_of(x, device)
     source = RowSource(x, "given", where)
     metric = checked_metric(metric)
     check_request(source.dim, source.dim, k)
@@ -247,16 +247,21 @@ def check_request(query_dim: int, gallery_dim: int, k: int) -> None:
         raise UserError(f"Cannot search for k={k} neighbours: ask for at least 1.")
 
 
-def _device_of(queries: Array, device: torch.device | str | None) -> torch.device:
+def device_of(queries: Array, device: torch.device | str | None) -> torch.device:
+    """Where to compute."""
     if device is not None:
         return torch.device(device)
     return queries.device if isinstance(queries, Tensor) else torch.device("cpu")
 
 
-def _checked_exclude(
+def checked_exclude(
     exclude: Array | None, n_queries: int, n_gallery: int, device: torch.device
 ) -> Tensor | None:
-    """`exclude` as int64 [Nq, m]."""
+    """`exclude` as int64 [Nq, m].
+
+    Raises:
+        UserError: other shapes, other types, or no rows of the gallery.
+    """
     if exclude is None:
         return None
     given = torch.as_tensor(exclude, device=device)
@@ -265,7 +270,8 @@ def _checked_exclude(
             f"exclude has shape {list(given.shape)} and type {given.dtype}: give integer gallery "
             f"rows of shape [{n_queries}] or [{n_queries}, m], one line per query."
         )
-    given = given.to(torch.int64).reshape(n_queries, -1)
+    given = given.to(torch.int64)
+    given = given[:, None] if given.ndim == 1 else given
     if given.numel() and (int(given.min()) < -1 or int(given.max()) >= n_gallery):
         raise UserError(
             f"exclude holds numbers from {int(given.min())} to {int(given.max())}: gallery rows go "
@@ -325,7 +331,8 @@ def find(task: Task, blocks: Blocks, progress: Callable[[int, int], None] | None
     )
 
 
-def _stretches(n: int, size: int) -> Iterator[slice]:
+def stretches(n: int, size: int) -> Iterator[slice]:
+    """``range(n)`` in consecutive slices of at most `size`."""
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
@@ -344,7 +351,7 @@ def _collect(
     device = task.queries.device
     buffer = torch.empty(blocks.query * blocks.gallery, dtype=torch.float32, device=device)
     panels = list(task.gallery.panels(blocks.gallery))
-    lefts = list(_stretches(len(task.queries), blocks.query))
+    lefts = list(stretches(len(task.queries), blocks.query))
     met = [[left for left in lefts if _is_met(task, left, panel)] for panel in panels]
     total, done = sum(len(column) for column in met), 0
     for panel, column in zip(panels, met, strict=True):
@@ -433,18 +440,18 @@ def _judged(task: Task, blocks: Blocks, shortlist: Shortlist) -> tuple[Tensor, T
     index = torch.where(kept, shortlist.index, -1)[:, :width].to(torch.int64)
     scores = torch.full(index.shape, -torch.inf, dtype=torch.float64, device=index.device)
     _score(task, blocks, index, scores)
-    for part in _stretches(len(index), _QUERIES_AT_ONCE):
+    for part in stretches(len(index), _QUERIES_AT_ONCE):
         scores[part], order = scores[part].sort(dim=1, descending=True)
         index[part] = index[part].gather(1, order)
     doubtful = torch.cat(
         [
             _doubtful(task, part, scores[part], index[part])
-            for part in _stretches(len(index), _QUERIES_AT_ONCE)
+            for part in stretches(len(index), _QUERIES_AT_ONCE)
         ]
         or [index >= 0]
     )
     _score_exactly(task, blocks, index, scores, doubtful)
-    for part in _stretches(len(index), _QUERIES_AT_ONCE):
+    for part in stretches(len(index), _QUERIES_AT_ONCE):
         index[part], order = index[part].sort(dim=1)
         scores[part], order = (
             scores[part].gather(1, order).sort(dim=1, descending=True, stable=True)
@@ -494,7 +501,7 @@ def _score_exactly(
 ) -> None:
     """Replace the chosen inner scores by exact ones."""
     for panel, raw, rows, slots in _pairs(task, blocks, index, chosen):
-        for part in _stretches(len(rows), _EXACT_BLOCK):
+        for part in stretches(len(rows), _EXACT_BLOCK):
             some, items = rows[part], index[rows[part], slots[part]]
             left = task.query_side.limbs(task.queries.take(some), some)
             right = task.gallery.side.limbs(raw[items - panel.start], items)
@@ -555,10 +562,10 @@ def _settle(task: Task, blocks: Blocks, lost: Tensor, scores: Tensor, index: Ten
         if not needed:
             continue
         raw = task.gallery.panel(panel)
-        for some in _stretches(len(raw) if len(lost) else 0, _EXACT_BLOCK):
+        for some in stretches(len(raw) if len(lost) else 0, _EXACT_BLOCK):
             stretch = slice(panel.start + some.start, panel.start + some.stop)
             right = task.gallery.side.limbs(raw[some], stretch)
-            for part in _stretches(len(lost), _EXACT_BLOCK):
+            for part in stretches(len(lost), _EXACT_BLOCK):
                 block = _exact_block(task, lost[part], stretch, right)
                 _merge(best[part], items[part], block, stretch.start)
     scores[lost, :k], index[lost, :k] = best, items
