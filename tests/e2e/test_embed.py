@@ -111,7 +111,7 @@ def test_other_data_bring_their_own_labels_and_broken_images_are_listed(shell, t
                 Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
     (folder / "train" / "b" / "0.png").write_bytes(b"no picture")
     typed = ["embed", f"checkpoint={trained}", "dataset=image_folder", f"dataset.path={folder}"]
-    typed += ["transform.colour=grey", "splits=[train]", "rows_per_shard=5"]
+    typed += ["dataset.val_fraction=0", "splits=[train]", "rows_per_shard=5"]
     status, said = shell(*typed, "hydra.run.dir=refused")
     assert status == 2
     assert "b/0.png" in said
