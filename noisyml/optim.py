@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
-from noisyml.errors import UserError
+from noisyml.errors import UserError, did_you_mean
 
 
 def constant(optimizer: Optimizer, *, total_steps: int, warmup_steps: int = 0) -> LambdaLR:
@@ -111,15 +111,18 @@ def multistep(
     return LambdaLR(optimizer, factor)
 
 
-class Plateau(ReduceLROnPlateau):
-    """Multiplies the rate by `factor` where a metric has not risen; stepped with it every epoch.
+class Plateau(LRScheduler):
+    """Multiplies the rate by `factor` where a validation metric has stopped rising.
+
+    A step leaves the rate as it is; `observe` is told the metrics after every validation, before
+    a checkpoint of that moment is written.
 
     Args:
         optimizer: whose rates are scheduled.
         total_steps: steps of the run; unused here, every schedule takes it.
         monitor: name of the metric, larger is better.
         factor: of the rate.
-        patience: epochs without an improvement that are let pass; the next one lowers the rate.
+        patience: validations without an improvement that are let pass; the next lowers the rate.
         threshold: an improvement exceeds this share of the best value so far.
     """
 
@@ -133,15 +136,41 @@ class Plateau(ReduceLROnPlateau):
         patience: int = 4,
         threshold: float = 1e-4,
     ) -> None:
-        super().__init__(
-            optimizer,
-            mode="max",
-            factor=factor,
-            patience=patience,
-            threshold=threshold,
-            threshold_mode="rel",
-        )
         self.monitor = monitor
+        self._watch = ReduceLROnPlateau(
+            optimizer, mode="max", factor=factor, patience=patience, threshold=threshold
+        )
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float | Tensor]:
+        """The rates as they are."""
+        return [group["lr"] for group in self.optimizer.param_groups]
+
+    def observe(self, metrics: Mapping[str, float]) -> None:
+        """Lower the rates if the metric has not risen for too long.
+
+        Args:
+            metrics: of one validation, by name.
+
+        Raises:
+            UserError: the metric is not among them.
+        """
+        if self.monitor not in metrics:
+            raise UserError(
+                f"scheduler.monitor={self.monitor} is not measured."
+                f"{did_you_mean(self.monitor, metrics)} There are {', '.join(metrics)}."
+            )
+        self._watch.step(metrics[self.monitor])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Numbers only."""
+        state = {name: x for name, x in super().state_dict().items() if name != "_watch"}
+        return {"schedule": state, "watch": self._watch.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken."""
+        super().load_state_dict(state_dict["schedule"])
+        self._watch.load_state_dict(state_dict["watch"])
 
 
 class PlateauHistory(NamedTuple):
@@ -191,7 +220,7 @@ def plateau_history(
     rates = []
     for score in scores:
         rates.append(float(optimizer.param_groups[0]["lr"]))
-        schedule.step(score)
+        schedule.observe({schedule.monitor: score})
     falls = [epoch for epoch in range(1, len(rates)) if rates[epoch] < rates[epoch - 1]]
     return PlateauHistory(rates, falls, max(range(len(scores)), key=lambda epoch: scores[epoch]))
 

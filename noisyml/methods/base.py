@@ -53,6 +53,7 @@ class Method(LightningModule):
         self.param_groups = dict(param_groups or {})
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
+        self._plateau: Plateau | None = None
 
     # -- training ----------------------------------------------------------------------------
 
@@ -82,10 +83,17 @@ class Method(LightningModule):
             return optimizer
         steps = int(self.trainer.estimated_stepping_batches)
         scheduler = self._make_scheduler(optimizer, total_steps=steps)
-        lr_scheduler = {"scheduler": scheduler, "interval": "step"}
         if isinstance(scheduler, Plateau):
-            lr_scheduler |= {"interval": "epoch", "monitor": scheduler.monitor}
-        return {"optimizer": optimizer, "lr_scheduler": lr_scheduler}
+            if "val" not in self.trainer.datamodule.splits:  # type: ignore[attr-defined]
+                raise UserError(
+                    "scheduler=plateau watches the validation split, and the data set has none: "
+                    "choose another scheduler=..."
+                )
+            self._plateau = scheduler
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
 
     # -- evaluation --------------------------------------------------------------------------
 
@@ -108,7 +116,9 @@ class Method(LightningModule):
         """Compute and log the metrics of what was embedded."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if "val" in data.splits:
-            self._report(self.evaluator, "val")
+            metrics = self._report(self.evaluator, "val")
+            if self._plateau is not None and not self.trainer.sanity_checking:
+                self._plateau.observe(metrics)
         if data.validate_on_test:
             self._report(self._test_watcher, f"{ON_TEST}/test")
 
@@ -134,13 +144,14 @@ class Method(LightningModule):
                 split_role=role,
             )
 
-    def _report(self, evaluator: Evaluator, prefix: str) -> None:
-        metrics = evaluator.compute()
+    def _report(self, evaluator: Evaluator, prefix: str) -> dict[str, float]:
+        metrics = {f"{prefix}/{name}": value for name, value in evaluator.compute().items()}
         evaluator.reset()
         for name, value in metrics.items():
             # Every rank computed the same number from the whole split: nothing to reduce. Rows for
             # loggers are written by the history callback.
-            self.log(f"{prefix}/{name}", torch.tensor(value, dtype=torch.float64), logger=False)
+            self.log(name, torch.tensor(value, dtype=torch.float64), logger=False)
+        return metrics
 
     # -- checkpoints -------------------------------------------------------------------------
 
