@@ -282,7 +282,8 @@ def googlenet(
         weights: null for random, ``imagenet`` for torchvision's download, or a path.
         sha256: checksum of the file, or at least its first 8 digits; null: as the file's name says.
         pooling: global pooling, see `global_pooling`.
-        transform_input: map the normalised images to [-1, 1], as in the training of the weights.
+        transform_input: bring images to [-1, 1], as in the training of the weights, in place of
+            ImageNet's mean and standard deviation.
         **settings: arguments of `Backbone`.
 
     Raises:
@@ -290,16 +291,17 @@ def googlenet(
     """
     import torchvision
 
-    body = torchvision.models.googlenet(
-        weights=None, aux_logits=False, init_weights=False, transform_input=transform_input
-    )
+    # torchvision's own `transform_input` computes the same from images normalised before, but would
+    # stay out of the fingerprint.
+    convention = {"mean": (0.5,) * 3, "std": (0.5,) * 3} if transform_input else {}
+    body = torchvision.models.googlenet(weights=None, aux_logits=False, init_weights=False)
     out_features = body.fc.in_features
     body.fc = nn.Identity()
     body.dropout = nn.Identity()
     body.avgpool = global_pooling(pooling)
     _load_torchvision(body, "googlenet", weights, sha256)
     blocks = ("conv3", "inception3b", "inception4e", "inception5b")
-    return Backbone(body, out_features, blocks=blocks, pool="avgpool", **settings)
+    return Backbone(body, out_features, blocks=blocks, pool="avgpool", **(convention | settings))
 
 
 def _load_torchvision(body: nn.Module, name: str, weights: str | None, sha256: str | None) -> None:
