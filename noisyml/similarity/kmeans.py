@@ -285,7 +285,10 @@ def _class_means(rows: _Rows, pinned: Tensor) -> Tensor:
 
 
 class _Assigner:
-    """Finds the nearest centroid of every row, and the sums of the clusters on the way."""
+    """Finds the nearest centroid of every row, and keeps the sums of the clusters.
+
+    Only rows that change their cluster touch the sums: late iterations cost the product alone.
+    """
 
     def __init__(
         self,
@@ -305,15 +308,20 @@ class _Assigner:
         most = _BLOCK_ROWS.get(rows.device.type, _BLOCK_ROWS["cuda"])
         ours = max(1, min(most, memory_budget_bytes // row_bytes, len(rows)))
         self.spans = rows.spans(_READ_ROWS if backend == "faiss" else ours)
+        self.reset()
         if backend == "torch":
             self._buffer = torch.empty(ours, padded, dtype=rows.dtype, device=rows.device)
+
+    def reset(self) -> None:
+        """Forget where rows were, as before a new start."""
+        rows, shape = self.rows, (self.n_clusters, len(self.rows.mean))
+        self._labels: Tensor | None = None
+        self._sums = torch.zeros(shape, dtype=torch.float64, device=rows.device)
 
     def __call__(self, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Labels [n], and the counts [K] and centred sums [K, D] float64 of all ranks."""
         rows, pinned = self.rows, self.pinned
         labels = torch.empty_like(pinned)
-        counts = torch.zeros(self.n_clusters, dtype=torch.float64, device=rows.device)
-        sums = torch.zeros_like(centroids)
         matrix = centroids.to(rows.dtype)
         # argmin |x - m - c|^2 = argmin |c|^2 / 2 + m.c - x.c: the rows need not be copied.
         exact = matrix.to(torch.float64)
@@ -329,10 +337,17 @@ class _Assigner:
             known = pinned[start:stop]
             nearest = torch.where(known >= 0, known, nearest)
             labels[start:stop] = nearest
-            counts += torch.bincount(nearest, minlength=self.n_clusters)
-            sums.index_add_(0, nearest, block.to(torch.float64))
-        counts = rows.sum(counts)
-        return labels, counts, rows.sum(sums) - counts[:, None] * rows.mean
+            if self._labels is None:
+                self._sums.index_add_(0, nearest, block.to(torch.float64))
+                continue
+            before = self._labels[start:stop]
+            changed = (nearest != before).nonzero().flatten()
+            movers = block[changed].to(torch.float64)
+            self._sums.index_add_(0, nearest[changed], movers)
+            self._sums.index_add_(0, before[changed], movers, alpha=-1)
+        self._labels = labels
+        counts = rows.sum(torch.bincount(labels, minlength=self.n_clusters).to(torch.float64))
+        return labels, counts, rows.sum(self._sums) - counts[:, None] * rows.mean
 
     def _by_product(self, block: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
         scores = self._buffer[: len(block)]
@@ -373,6 +388,7 @@ def _lloyd(
 ) -> tuple[Tensor, Tensor, float, int]:
     """Labels, centred centroids, inertia and iterations from one start."""
     rows = assigner.rows
+    assigner.reset()
     spread = rows.sum(rows.squares.sum())
     best_labels, best_centroids, best_inertia = assigner.pinned, centroids, float("inf")
     done, moving = 0, True
@@ -390,7 +406,7 @@ def _lloyd(
             best_labels, best_centroids, best_inertia = labels, moved, max(inertia, 0.0)
         shift = float((moved - centroids).norm(dim=1).sum())
         centroids = moved
-        moving = shift**2 >= tolerance
+        moving = shift > 0 and shift**2 >= tolerance
         done += 1
     return best_labels, best_centroids, best_inertia, done
 
@@ -431,12 +447,12 @@ def kmeans(
         tolerance: stop when the squared sum of the distances the centroids moved by is below it, in
             squared units of the rows (the rule and the default of the released GCD code).
         seed: of all draws.
-        backend: what finds the nearest centroid. ``faiss`` needs float32 rows on a CPU; ``auto``
-            takes it there for up to 256 clusters, where it was measured to be faster.
+        backend: what finds the nearest centroid. ``faiss`` needs rows of at most float32 on a CPU;
+            ``auto`` takes it there (up to twice as fast for few clusters), else ``torch``.
         sharded: every rank holds its part of the rows (any number, also none), in rank order; a
             collective call that gives the clustering of all rows.
         device: where to compute; None for that of the rows.
-        memory_budget_bytes: of the block of distances.
+        memory_budget_bytes: of the block of distances; faiss has its own, of 16 MiB.
 
     Raises:
         UserError: NaN or infinite rows, more clusters than (unlabelled) rows, more labelled classes
@@ -464,7 +480,7 @@ def kmeans(
             f"{n_new} clusters cannot be started among {n_allowed} rows: lower the number of "
             "clusters or give more rows."
         )
-    engine = _engine(backend, rows, n_clusters)
+    engine = _engine(backend, rows)
     assigner = _Assigner(rows, pinned, n_clusters, engine, memory_budget_bytes)
     best: tuple[Tensor, Tensor, float, int] | None = None
     for start in _starts(rows, allowed, fixed, init, n_clusters, n_init, seed):
@@ -476,16 +492,14 @@ def kmeans(
     return KMeans(best[0], centroids, inertia=best[2], n_iterations=best[3])
 
 
-def _engine(
-    backend: Literal["auto", "torch", "faiss"], rows: _Rows, n_clusters: int
-) -> Literal["torch", "faiss"]:
+def _engine(backend: Literal["auto", "torch", "faiss"], rows: _Rows) -> Literal["torch", "faiss"]:
     fits = rows.device.type == "cpu" and rows.dtype == torch.float32
     if backend == "faiss" and not fits:
         raise ValueError("backend='faiss' needs float32 rows on a CPU: use 'auto' or 'torch'")
     if backend not in ("auto", "torch", "faiss"):
         raise ValueError(f"backend must be 'auto', 'torch' or 'faiss', got {backend!r}")
     if backend == "auto":
-        return "faiss" if fits and n_clusters <= 256 else "torch"
+        return "faiss" if fits else "torch"
     return backend
 
 

@@ -1,0 +1,190 @@
+"""Approximate search: how much it finds, that it says so, and that it repeats itself."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from noisyml.errors import UserError
+from noisyml.similarity.approximate import approximate_topk
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "tldr"
+KINDS = ("ivf", "ivfpq", "hnsw")
+
+
+def rows(n: int = 1500, dim: int = 16, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(30, dim, generator=generator)
+    x = centres[torch.randint(30, (n,), generator=generator)]
+    return x + 0.5 * torch.randn(n, dim, generator=generator)
+
+
+def all_scores(queries: Tensor, gallery: Tensor, metric: str) -> Tensor:
+    q, g = queries.double(), gallery.double()
+    if metric == "cosine":
+        q, g = (torch.nn.functional.normalize(x, dim=1) for x in (q, g))
+    return -(torch.cdist(q, g) ** 2) if metric == "l2" else q @ g.T
+
+
+@pytest.mark.parametrize("index", KINDS)
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+def test_scores_are_true_and_the_recall_is_what_was_found(index: str, metric: str) -> None:
+    gallery, queries = rows(), rows(200, seed=1)
+    found = approximate_topk(queries, gallery, 5, metric=metric, index=index)
+    scores = all_scores(queries, gallery, metric)
+    torch.testing.assert_close(
+        found.scores.double(), scores.gather(1, found.index), rtol=1e-4, atol=1e-4
+    )
+    assert torch.all(found.scores[:, :-1] >= found.scores[:, 1:])
+    exact = scores.topk(5).indices
+    hits = (found.index[:, :, None] == exact[:, None]).any(2).double().mean()
+    assert found.recall == pytest.approx(float(hits), abs=1e-12)
+    assert found.kind == index
+    assert found.recall > (0.75 if metric == "ip" else 0.95)
+
+
+@pytest.mark.parametrize("index", KINDS)
+def test_the_same_seed_gives_the_same_answer(index: str) -> None:
+    gallery = rows()
+    threads = faiss.omp_get_max_threads()
+    first = approximate_topk(gallery, gallery, 5, index=index, seed=4)
+    again = approximate_topk(gallery, gallery, 5, index=index, seed=4)
+    assert torch.equal(first.index, again.index)
+    assert torch.equal(first.scores, again.scores)
+    assert first.recall == again.recall
+    assert faiss.omp_get_max_threads() == threads
+
+
+def test_excluded_rows_do_not_appear_and_do_not_cost_a_place() -> None:
+    gallery = rows(600)
+    own = torch.arange(600)
+    found = approximate_topk(gallery, gallery, 4, index="ivf", n_probes=1, exclude=own)
+    assert not (found.index == own[:, None]).any()
+    everything = approximate_topk(
+        gallery, gallery, 4, index="ivf", n_lists=5, n_probes=5, exclude=own
+    )
+    scores = all_scores(gallery, gallery, "cosine").fill_diagonal_(-torch.inf)
+    assert torch.equal(everything.index.sort().values, scores.topk(4).indices.sort().values)
+    assert everything.recall == 1.0
+    pairs = torch.stack([own, everything.index[:, 0]], dim=1)
+    second = approximate_topk(
+        gallery, gallery, 3, index="ivf", n_lists=5, n_probes=5, exclude=pairs
+    )
+    assert torch.equal(second.index[:, 0], everything.index[:, 1])
+    as_array = approximate_topk(
+        gallery.numpy(), gallery, 3, index="ivf", n_lists=5, n_probes=5, exclude=pairs.numpy()
+    )
+    assert torch.equal(as_array.index, second.index)
+
+
+def test_missing_neighbours_are_marked() -> None:
+    gallery = rows(40)
+    found = approximate_topk(gallery[:3], gallery, 60, index="ivf", n_lists=2, n_probes=2)
+    assert found.index.shape == (3, 60)
+    assert (found.index[:, 40:] == -1).all()
+    assert (found.scores[:, 40:] == -torch.inf).all()
+    assert torch.equal(found.index[:, :40].sort().values, torch.arange(40).repeat(3, 1))
+    assert found.recall == 1.0
+
+
+def test_equal_scores_come_in_the_order_of_row_numbers() -> None:
+    gallery = torch.eye(4).repeat(25, 1)
+    found = approximate_topk(gallery[:4], gallery, 25, index="ivf", n_lists=1)
+    assert torch.equal(found.index, torch.arange(100).view(25, 4).T)
+
+
+def test_memory_maps_are_read(tmp_path: Path) -> None:
+    gallery = rows(500)
+    np.save(tmp_path / "gallery.npy", gallery.numpy())
+    mapped = np.load(tmp_path / "gallery.npy", mmap_mode="r", allow_pickle=False)
+    found = approximate_topk(mapped[:50], mapped, 3, index="hnsw")
+    expected = approximate_topk(gallery[:50], gallery, 3, index="hnsw")
+    assert torch.equal(found.index, expected.index)
+
+
+def test_more_effort_finds_more() -> None:
+    x = torch.randn(3000, 24, generator=torch.Generator().manual_seed(0))
+    own = torch.arange(3000)
+
+    def recall(**settings: int | str) -> float:
+        return approximate_topk(x, x, 10, exclude=own, recall_sample=400, **settings).recall
+
+    few, many = (recall(index="ivf", n_lists=60, n_probes=p) for p in (2, 20))
+    assert few + 0.2 < many < 1
+    assert recall(index="ivf", n_lists=60, n_probes=60) == 1.0
+    raw, again = (recall(index="ivfpq", n_lists=1, shortlist=s) for s in (0, 200))
+    assert raw + 0.1 < again
+    low, high = (recall(index="hnsw", n_links=4, ef_construction=20, ef_search=e) for e in (10, 99))
+    assert low + 0.05 < high
+
+
+def test_quantised_graphs_are_as_good_as_the_released_ones() -> None:
+    with np.load(GOLDEN / "knn_approximate.npz", allow_pickle=False) as file:
+        case = dict(file)
+    x = torch.from_numpy(case["X"].astype(np.float32))
+    overlap = {}
+    # TLDR's approximations: one list, 16 or 8 subquantisers, a tenth of the rows to learn from.
+    for name, parts in (("medium", 16), ("high", 8)):
+        overlap[name] = approximate_topk(
+            x,
+            x,
+            10,
+            metric="ip",
+            exclude=torch.arange(len(x)),
+            index="ivfpq",
+            n_lists=1,
+            n_subquantisers=parts,
+            train_size=len(x) // 10,
+            shortlist=0,
+            recall_sample=len(x),
+        ).recall
+        assert overlap[name] == pytest.approx(float(case[f"overlap_at_10_{name}"]), abs=0.1)
+    assert overlap["medium"] > overlap["high"]
+
+
+def test_nothing_asked_nothing_sampled() -> None:
+    gallery = rows(300)
+    assert math.isnan(approximate_topk(gallery[:0], gallery, 3).recall)
+    assert approximate_topk(gallery[:0], gallery, 3).index.shape == (0, 3)
+    assert math.isnan(approximate_topk(gallery[:5], gallery, 3, recall_sample=0).recall)
+
+
+def test_mistakes_are_named() -> None:
+    gallery = rows(300)
+    broken = gallery.clone()
+    broken[17, 3] = torch.nan
+
+    def search(x: Tensor = gallery, k: int = 3, **settings: object) -> None:
+        approximate_topk(gallery[:4], x, k, **settings)
+
+    for settings, words in (
+        ({"x": broken}, "gallery embeddings hold NaN"),
+        ({"x": gallery[:0]}, "cannot fill 1 inverted lists"),
+        ({"index": "ivf", "n_lists": 301}, "300 training rows cannot fill 301 inverted lists"),
+        ({"index": "ivfpq", "n_subquantisers": 5}, "5 subquantisers do not divide 16"),
+        ({"index": "ivfpq", "n_bits": 10}, "300 training rows cannot fill 1024 codes"),
+        ({"index": "flat"}, "no approximate index 'flat'"),
+        ({"index": "hnsw", "device": "cuda"}, "no hnsw index for GPUs"),
+    ):
+        with pytest.raises(UserError, match=words):
+            search(**settings)
+    if faiss.get_num_gpus() == 0:
+        with pytest.raises(UserError, match="sees no GPU"):
+            search(device="cuda")
+    for settings, words in (
+        ({"n_lists": 4, "n_probes": 5}, "n_probes"),
+        ({"n_bits": 0}, "n_bits"),
+        ({"index": "hnsw", "n_links": 1}, "n_links"),
+        ({"recall_sample": -1}, "recall_sample"),
+        ({"device": "tpu"}, "device"),
+        ({"exclude": torch.zeros(3, dtype=torch.int64)}, "exclude"),
+        ({"exclude": torch.full((4,), 300)}, "exclude"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            search(**settings)
