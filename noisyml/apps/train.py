@@ -105,6 +105,7 @@ def lead(config: DictConfig, arguments: list[str], followers: Followers) -> dict
         here = [o for o in overrides if o.lstrip("+").partition("=")[0] in varied]
         title = f"[{hydra.job.num + 1}/{math.prod(varied.values())}] {' '.join(here)}"
     if not folder.is_run():
+        _write_stages(config, folder, overrides)
         _write_inputs(config, folder, overrides, dict(hydra.runtime.choices))
     elif _differs(config, folder):
         raise SweepError(
@@ -115,7 +116,7 @@ def lead(config: DictConfig, arguments: list[str], followers: Followers) -> dict
         log.info("%s is finished already; left as it is.", folder.path)
         return folder.metrics()
     _say_what_is_assumed(config, overrides)
-    return train(config, folder, title, followers)
+    return train_stages(config, folder, title, followers)
 
 
 def join(path: Path) -> None:
@@ -185,7 +186,7 @@ def continue_run(path: Path, overrides: list[str], followers: Followers) -> int:
             typed = [*folder.overrides(), *overrides]
             write_atomically(folder.overrides_file, OmegaConf.to_yaml(OmegaConf.create(typed)))
             write_atomically(folder.config_file, OmegaConf.to_yaml(config))
-    train(config, folder, str(config.name), followers)
+    train_stages(config, folder, str(config.name), followers)
     _conclude(folder.path, [folder.path])
     return 0
 
@@ -194,8 +195,13 @@ def resolve(config: DictConfig, folder: RunFolder) -> DictConfig:
     """The configuration with every interpolation replaced by its value."""
     from omegaconf import OmegaConf, open_dict
 
+    from noisyml.stages import stage_folders
+
+    before = stage_folders(folder.path, config)
     with open_dict(config):
         config.run_dir = str(folder.path)
+        if before:
+            config.previous_run = str(before[-1])
         config.paths.cache = str(Path(config.paths.cache).expanduser())
     return OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[return-value]
 
@@ -231,6 +237,49 @@ def _write_inputs(
     )
     # Last: its presence makes the folder a run.
     write_atomically(folder.config_file, OmegaConf.to_yaml(config))
+
+
+def _write_stages(config: DictConfig, folder: RunFolder, typed: list[str]) -> None:
+    """Compose the runs that go before this one and write their configurations."""
+    from hydra import compose
+    from omegaconf import open_dict
+
+    from noisyml.launch import check_ranks
+    from noisyml.stages import stage_folders, stage_overrides
+
+    previous = None
+    for path, overrides in zip(
+        stage_folders(folder.path, config), stage_overrides(config, typed), strict=True
+    ):
+        stage = RunFolder(path)
+        composed = compose("train", overrides, return_hydra_config=True)
+        choices = dict(composed.hydra.runtime.choices)
+        with open_dict(composed):
+            composed.name = f"{config.name}/{path.name}"
+            composed.previous_run = previous
+            del composed["hydra"]
+        settings = resolve(composed, stage)
+        check_values(settings)
+        check_ranks(settings)
+        _write_inputs(settings, stage, overrides, choices)
+        previous = str(path)
+
+
+def train_stages(
+    config: DictConfig, folder: RunFolder, title: str, followers: Followers
+) -> dict[str, float]:
+    """Train what goes before the run, as far as it is not finished, and then the run itself."""
+    from omegaconf import DictConfig, OmegaConf
+
+    from noisyml.stages import stage_folders
+
+    for path in stage_folders(folder.path, config):
+        stage = RunFolder(path)
+        if stage.status().get("state") != "finished":
+            settings = OmegaConf.load(stage.config_file)
+            assert isinstance(settings, DictConfig)
+            train(settings, stage, f"{title} · {path.name}", followers)
+    return train(config, folder, title, followers)
 
 
 def train(
