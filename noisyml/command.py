@@ -129,14 +129,16 @@ def run_jobs(
             os.environ.pop("HYDRA_FULL_ERROR", None)
         else:
             os.environ["HYDRA_FULL_ERROR"] = saved_env
-    ended = job.ended
+    if job.failure is not None:
+        raise job.failure
     if home is None:
-        home = Path(ended[0].folder) if ended else None
-    elif launcher != BASIC_LAUNCHER:
-        ended = _recorded_ends(home)
+        return Outcome(0, job.ended, Path(job.ended[0].folder) if job.ended else None)
+    ended = job.ended if launcher == BASIC_LAUNCHER else _recorded_ends(home)
     failed = [end for end in ended if end.error is not None]
     if failed:
-        print(f"noisyml: {len(failed)} of {len(ended)} jobs failed, see above.", file=sys.stderr)
+        print(f"noisyml: {len(failed)} of {len(ended)} jobs failed:", file=sys.stderr)
+        for end in failed:
+            print(f"  job {end.number}: {end.error}", file=sys.stderr)
     return Outcome(EXIT_USER_ERROR if failed else 0, ended, home)
 
 
@@ -154,6 +156,7 @@ class _Job:
         self.task, self.root, self.typed, self.sweep = task, root, typed, sweep
         self.directory = directory
         self.ended: list[JobEnd] = []
+        self.failure: Exception | None = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -176,25 +179,24 @@ class _Job:
         except Exception as error:
             mended = as_user_error(error, self.root, self.typed)
             ours = isinstance(mended, UserError)
-            alone = self.sweep is None or started_elsewhere()
-            if here and (alone or not ours or isinstance(mended, SweepError)):
+            # Ranks that torchrun or srun started may still be at work on a job that failed here.
+            final = isinstance(mended, SweepError) or (self.sweep and started_elsewhere())
+            if here and (final or not ours):
                 raise mended from error
-            # The other jobs of a sweep go on; that some failed is said again at the end.
             if not ours:
                 traceback.print_exception(error)
             end.error = str(mended) if ours else f"{type(error).__name__}: {error}"
+            if self.sweep is None:
+                # Raised when Hydra is done, which would add an account of its own.
+                self.failure = mended
+            elif is_main_process():
+                print(f"noisyml: {end.error}", file=sys.stderr, flush=True)
         if here:
-            self._say(end)
             self.ended.append(end)
         elif self.sweep is not None and is_main_process():
-            self._say(end)
             text = json.dumps(asdict(end))
             write_atomically(self.sweep / JOBS_FOLDER / f"{end.number}.json", text)
         return result
-
-    def _say(self, end: JobEnd) -> None:
-        if end.error is not None:
-            print(f"noisyml: {end.error}", file=sys.stderr, flush=True)
 
 
 def _recorded_ends(home: Path) -> list[JobEnd]:
