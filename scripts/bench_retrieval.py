@@ -1,10 +1,12 @@
 """Time and peak memory of the retrieval metrics beside pytorch-metric-learning's calculator.
 
 Each contender runs in its own process on the same synthetic embeddings: classes of 2 to 12 items
-as in Stanford Online Products, a power-law spectrum, precision@1 about 0.75. The same three metrics
-are asked of both, and the script fails unless they agree to 1e-6.
+as in Stanford Online Products (or of one size, with --classes-of), a power-law spectrum,
+precision@1 about 0.75. The same three metrics are asked of both, and the script fails unless they
+agree to 1e-6.
 
-    python scripts/bench_retrieval.py --n 20000 60000 --repeats 2 --out outputs/bench_retrieval.json
+    python scripts/bench_retrieval.py --n 20000 60502 --repeats 2 --out outputs/bench_retrieval.json
+    python scripts/bench_retrieval.py --n 20000 --classes-of 1000
 """
 
 from __future__ import annotations
@@ -32,13 +34,17 @@ PEER_NAMES = {
 TOLERANCE = 1e-6
 
 
-def synthetic_embeddings(n: int, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def synthetic_embeddings(
+    n: int, dim: int, seed: int, classes_of: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Unit-norm float32 [n, dim] in clusters, and int64 labels [n], in random order."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(2, 13, size=n)
     # Small classes are the rule: the mean size is about 5.
     sizes = np.minimum(sizes, rng.integers(2, 13, size=n))
-    labels = np.repeat(np.arange(n), sizes)[:n]
+    if classes_of is not None:
+        sizes = np.full(-(-n // classes_of), classes_of)
+    labels = np.repeat(np.arange(len(sizes)), sizes)[:n]
     spectrum = (np.arange(1, dim + 1) ** -0.35).astype(np.float32)
     centres = rng.standard_normal((labels[-1] + 1, dim), dtype=np.float32) * spectrum
     noise = rng.standard_normal((n, dim), dtype=np.float32) * spectrum
@@ -103,12 +109,14 @@ def _spawn(name: str, folder: Path, threads: int) -> dict[str, float]:
     return result
 
 
-def compare(n: int, dim: int, threads: int, repeats: int, seed: int) -> dict[str, Any]:
+def compare(
+    n: int, dim: int, threads: int, repeats: int, seed: int, classes_of: int | None
+) -> dict[str, Any]:
     """Both contenders in turn, `repeats` times, and the ratios of each turn."""
     runs: dict[str, list[dict[str, float]]] = {"noisyml": [], "pytorch-metric-learning": []}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        embeddings, labels = synthetic_embeddings(n, dim, seed)
+        embeddings, labels = synthetic_embeddings(n, dim, seed, classes_of)
         np.save(folder / "embeddings.npy", embeddings)
         np.save(folder / "labels.npy", labels)
         n_classes = len(np.unique(labels))
@@ -144,6 +152,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--classes-of", type=int, metavar="SIZE", help="items of every class (default: 2 to 12)"
+    )
     parser.add_argument("--out", type=Path, help="write the results here as JSON")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -154,7 +165,14 @@ def main() -> None:
 
     results = []
     for n in arguments.n:
-        result = compare(n, arguments.dim, arguments.threads, arguments.repeats, arguments.seed)
+        result = compare(
+            n,
+            arguments.dim,
+            arguments.threads,
+            arguments.repeats,
+            arguments.seed,
+            arguments.classes_of,
+        )
         results.append(result)
         for name, runs in result["runs"].items():
             for run in runs:

@@ -10,6 +10,9 @@ rank(m) the rank of the m-th of them:
 * ``map_at_r``: (1/R) sum of m / rank(m) over the m with rank(m) <= R
   (Musgrave et al., A Metric Learning Reality Check, ECCV 2020).
 * ``map``: the same over all m, i.e. average precision; ``map_at_K``: over rank(m) <= K, divisor R.
+* ``map_trapezoid``: (1/2R) sum of p0(m) + m / rank(m), with p0(m) = (m - 1) / (rank(m) - 1), or 1
+  if rank(m) = 1: the area under the precision-recall curve by trapezoids, the mAP of the Oxford and
+  Paris benchmarks (Philbin et al., CVPR 2007; Radenovic et al., CVPR 2018).
 * ``mrr``: 1 / rank(1).
 * ``mean_precision_1_to_100``: mean of precision_at_1 .. precision_at_100, called mAP@100 in the
   code of PRISM (Liu et al., CVPR 2021); NaN with fewer than 100 other items.
@@ -42,7 +45,7 @@ Distance = Literal["cosine", "l2"]
 DEFAULT_METRICS = ("precision_at_1", "r_precision", "map_at_r")
 DEFAULT_MEMORY_BUDGET = 128 * 2**20
 
-_FIXED = ("r_precision", "map_at_r", "map", "mrr", "mean_precision_1_to_100")
+_FIXED = ("r_precision", "map_at_r", "map", "map_trapezoid", "mrr", "mean_precision_1_to_100")
 _AT_K = re.compile(r"(precision|recall|recall_margin|map)_at_([1-9]\d*)")
 _NO_LIMIT = 2**62
 
@@ -109,7 +112,11 @@ class _Metric:
             seen = seen & (ranks <= self.k)
         if self.kind == "r_precision":
             return seen.sum(1).to(torch.float64) / count
-        return _row_sums(torch.where(seen, position / exact_ranks, 0.0)) / count
+        precision = position / exact_ranks
+        if self.kind == "map_trapezoid":
+            before = torch.where(ranks == 1, 1.0, (position - 1) / (exact_ranks - 1))
+            precision = 0.5 * (before + precision)
+        return _row_sums(torch.where(seen, precision, 0.0)) / count
 
 
 def _row_sums(x: Tensor) -> Tensor:
@@ -132,6 +139,7 @@ def retrieval_metrics(
     metric: Distance = ...,
     exclude_self: bool | None = ...,
     query_index_in_gallery: Tensor | None = ...,
+    junk: tuple[Tensor, Tensor] | Tensor | None = ...,
     lone: Lone = ...,
     average: Average = ...,
     tie_bounds: bool = ...,
@@ -153,6 +161,7 @@ def retrieval_metrics(
     metric: Distance = ...,
     exclude_self: bool | None = ...,
     query_index_in_gallery: Tensor | None = ...,
+    junk: tuple[Tensor, Tensor] | Tensor | None = ...,
     lone: Lone = ...,
     average: Average = ...,
     tie_bounds: bool = ...,
@@ -174,6 +183,7 @@ def retrieval_metrics(
     metric: Distance = "cosine",
     exclude_self: bool | None = None,
     query_index_in_gallery: Tensor | None = None,
+    junk: tuple[Tensor, Tensor] | Tensor | None = None,
     lone: Lone = "exclude",
     average: Average = "micro",
     tie_bounds: bool = False,
@@ -199,6 +209,11 @@ def retrieval_metrics(
             if `query_index_in_gallery` is given. With a gallery and True alone, query i is
             gallery item i (queries first, distractors after them).
         query_index_in_gallery: gallery number of each query, or -1 [Nq] int64.
+        junk: gallery items that do not exist for a query, whatever their label, as in the protocols
+            of Oxford and Paris (Philbin et al., CVPR 2007; Radenovic et al., CVPR 2018). Either
+            (numbers [J] int64, offsets [Nq + 1] int64): query i ignores
+            numbers[offsets[i] : offsets[i + 1]]; or a mask, bool [Nq, Ng]. Only a label's items
+            that are neither left out nor junk are relevant.
         lone: ``exclude`` lone queries from every mean (NaN if none is left) or score them ``zero``.
         average: ``micro``: mean over queries; ``macro``: mean over classes of the class means.
         tie_bounds: add ``<name>_optimistic`` and ``<name>_pessimistic``, with relevant items first
@@ -242,12 +257,14 @@ def retrieval_metrics(
             for ties in bounds
         ]
 
+    n_gallery = len(query) if gallery is None else len(gallery)
+    left_out = _left_out(own_index, junk, n_gallery)
     task = ranking_task(
         query,
         query_labels.to(torch.int64),
         gallery,
         None if gallery_labels is None else gallery_labels.to(torch.int64),
-        own_index,
+        left_out,
         metric,
     )
     shared = share_over_ranks and is_distributed()
@@ -266,10 +283,10 @@ def retrieval_metrics(
     if shared and not ranking.symmetric:
         per_query = all_reduce_sum(per_query)
 
-    others = len(query) if gallery is None else len(gallery)
+    others = n_gallery - torch.bincount(left_out[0], minlength=len(query))
     for row, (_, m, _) in enumerate(columns):
         if m.kind == "mean_precision_1_to_100":
-            per_query[row, others - (own_index >= 0).to(torch.int64) < 100] = torch.nan
+            per_query[row, others < 100] = torch.nan
     lone_queries = task.n_relevant == 0
     per_query[:, lone_queries] = 0.0 if lone == "zero" else torch.nan
 
@@ -324,6 +341,42 @@ def _own_index(
             raise ValueError("exclude_self needs a gallery that begins with the queries")
         return torch.arange(len(query), device=query.device)
     return torch.full((len(query),), -1, dtype=torch.int64, device=query.device)
+
+
+def _left_out(
+    own_index: Tensor, junk: tuple[Tensor, Tensor] | Tensor | None, n_gallery: int
+) -> tuple[Tensor, Tensor]:
+    """The different pairs (query, gallery number) to leave out, [J] each, in query order."""
+    rows = (own_index >= 0).nonzero().flatten()
+    items = own_index[rows]
+    if junk is None:
+        return rows, items
+    n = len(own_index)
+    if isinstance(junk, Tensor):
+        if junk.dtype != torch.bool or junk.shape != (n, n_gallery):
+            raise ValueError(
+                f"a junk mask must be bool [{n}, {n_gallery}], got {junk.dtype} {list(junk.shape)}"
+            )
+        junk_rows, junk_items = junk.nonzero(as_tuple=True)
+    else:
+        junk_items, offsets = (part.to(torch.int64) for part in junk)
+        lengths = offsets.diff()
+        if (
+            offsets.shape != (n + 1,)
+            or junk_items.ndim != 1
+            or int(offsets[0]) != 0
+            or int(offsets[-1]) != len(junk_items)
+            or bool((lengths < 0).any())
+        ):
+            raise ValueError(
+                "junk must be (numbers [J], offsets [Nq + 1]) with offsets ascending from 0 to J"
+            )
+        if len(junk_items) and not 0 <= int(junk_items.min()) <= int(junk_items.max()) < n_gallery:
+            raise ValueError(f"junk numbers must lie in 0 .. {n_gallery - 1}")
+        junk_rows = torch.repeat_interleave(lengths)
+    pairs = torch.cat([rows, junk_rows]) * n_gallery + torch.cat([items, junk_items])
+    pairs = pairs.unique()
+    return pairs // n_gallery, pairs % n_gallery
 
 
 def _caps(metrics: Sequence[_Metric]) -> Callable[[Tensor, Tensor], Tensor]:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from noisyml.metrics.retrieval import RetrievalEvaluator
+from noisyml.metrics.retrieval import RetrievalEvaluator, retrieval_metrics
 
 METRICS = ("precision_at_1", "r_precision", "map_at_r", "map", "recall_margin_at_2")
 N = 330
@@ -56,6 +56,22 @@ def _evaluate(case: str, start: int, end: int, padding: list[int]) -> dict[str, 
     return evaluator.compute()
 
 
+def _with_junk() -> dict[str, float]:
+    """Junk makes every query's gallery its own, so that the ranks share queries, not tiles."""
+    x, y = _data(20)
+    generator = torch.Generator().manual_seed(0)
+    lists = torch.randint(N, (N, 7), generator=generator)
+    return retrieval_metrics(
+        x,
+        y,
+        metrics=METRICS,
+        junk=(lists.flatten(), torch.arange(0, 7 * N + 1, 7)),
+        tie_bounds=True,
+        memory_budget_bytes=2**20,
+        share_over_ranks=True,
+    )
+
+
 def _worker(rank: int, world: int, folder: str, padded: bool) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -70,6 +86,7 @@ def _worker(rank: int, world: int, folder: str, padded: bool) -> None:
     # A distributed sampler pads a short shard with samples that other ranks hold.
     padding = list(range(10 * rank, 10 * rank + 30)) if padded else []
     results = {case: _evaluate(case, start, ends[rank], padding) for case in CASES}
+    results["junk"] = _with_junk()
     Path(folder, f"{rank}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
 
@@ -77,8 +94,8 @@ def _worker(rank: int, world: int, folder: str, padded: bool) -> None:
 @pytest.mark.parametrize(("world", "padded"), [(2, False), (3, True)])
 def test_ranks_equal_one_process(world: int, padded: bool, tmp_path: Path) -> None:
     mp.spawn(_worker, args=(world, str(tmp_path), padded), nprocs=world)
-    for case in CASES:
-        alone = _evaluate(case, 0, N, [])
+    for case in (*CASES, "junk"):
+        alone = _with_junk() if case == "junk" else _evaluate(case, 0, N, [])
         assert alone["queries"] == (100 if case == "query and gallery" else N)
         for rank in range(world):
             found = json.loads((tmp_path / f"{rank}.json").read_text())[case]

@@ -27,17 +27,24 @@ ALL = (
     "mrr",
     "recall_margin_at_2",
     "mean_precision_1_to_100",
+    "map_trapezoid",
 )
 SMALLEST_BUDGET = 2**20
 
 
 def loop_metrics(
-    scores: np.ndarray, query_labels: np.ndarray, labels: np.ndarray, own: np.ndarray, ties: str
+    scores: np.ndarray,
+    query_labels: np.ndarray,
+    labels: np.ndarray,
+    own: np.ndarray,
+    ties: str,
+    junk: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Per-query metrics from a full float64 score matrix, one query at a time."""
     rows: dict[str, list[float]] = {}
     for i, y in enumerate(query_labels):
-        others = np.array([j for j in range(len(labels)) if j != own[i]], dtype=int)
+        ignored = {own[i]} if junk is None else {own[i], *np.flatnonzero(junk[i])}
+        others = np.array([j for j in range(len(labels)) if j not in ignored], dtype=int)
         relevant = labels[others] == y
         second = {"index": others, "optimistic": ~relevant, "pessimistic": relevant}[ties]
         order = np.lexsort((second, -scores[i, others]))
@@ -59,6 +66,7 @@ def loop_metrics(
                 "mrr": 1 / (first + 1),
                 "recall_margin_at_2": float((scores[i, others][~relevant] > best).sum() < 2),
                 "mean_precision_1_to_100": precision[:100].mean() if n >= 100 else np.nan,
+                "map_trapezoid": trapezoid_average_precision(np.flatnonzero(hit)),
                 "recall_at_1": hit[0],
                 "recall_at_4": float(hit[:4].any()),
             }
@@ -67,9 +75,22 @@ def loop_metrics(
     return {name: np.array(column) for name, column in rows.items()}
 
 
-def compare_with_loop(per_query: dict[str, Tensor], scores: np.ndarray, *rest: np.ndarray) -> None:
+def trapezoid_average_precision(positions: np.ndarray) -> float:
+    """From the places of the relevant items, counted from 0."""
+    total = 0.0
+    for m, r in enumerate(positions):
+        total += ((1.0 if r == 0 else m / r) + (m + 1) / (r + 1)) / 2
+    return total / len(positions)
+
+
+def compare_with_loop(
+    per_query: dict[str, Tensor],
+    scores: np.ndarray,
+    *rest: np.ndarray,
+    junk: np.ndarray | None = None,
+) -> None:
     for ties in ("index", "optimistic", "pessimistic"):
-        expected = loop_metrics(scores, *rest, ties)
+        expected = loop_metrics(scores, *rest, ties, junk)
         for name, column in expected.items():
             if ties != "index" and name.startswith("recall_margin"):
                 continue
@@ -135,6 +156,146 @@ def test_separate_gallery_with_own_numbers_equals_loops(
         return_per_query=True,
     )
     compare_with_loop(per_query, squared_distance_scores(x, g), y.numpy(), z.numpy(), own.numpy())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    n_query=st.integers(1, 20),
+    n_gallery=st.integers(1, 60),
+    classes=st.integers(1, 6),
+    share=st.sampled_from([0.0, 0.1, 0.6, 1.0]),
+    as_mask=st.booleans(),
+    alone=st.booleans(),
+)
+def test_junk_equals_loops(
+    seed: int,
+    n_query: int,
+    n_gallery: int,
+    classes: int,
+    share: float,
+    as_mask: bool,
+    alone: bool,
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = torch.from_numpy(rng.integers(-2, 3, (n_query, 2))).float()
+    y = torch.from_numpy(rng.integers(0, classes, n_query))
+    g, z, own = x, y, np.arange(n_query)
+    if not alone:
+        g = torch.from_numpy(rng.integers(-2, 3, (n_gallery, 2))).float()
+        z = torch.from_numpy(rng.integers(0, classes, n_gallery))
+        own = rng.integers(-1, n_gallery, n_query)
+    mask = rng.random((len(x), len(g))) < share
+    junk = torch.from_numpy(mask) if as_mask else ragged(mask, rng)
+    sets = (x, y) if alone else (x, y, g, z)
+    _, per_query = retrieval_metrics(
+        *sets,
+        metrics=ALL,
+        recall_at=(1, 4),
+        metric="l2",
+        query_index_in_gallery=None if alone else torch.from_numpy(own),
+        junk=junk,
+        tie_bounds=True,
+        return_per_query=True,
+    )
+    compare_with_loop(
+        per_query, squared_distance_scores(x, g), y.numpy(), z.numpy(), own, junk=mask
+    )
+
+
+def ragged(mask: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Lists in any order, with repetitions."""
+    lists = [np.flatnonzero(row) for row in mask]
+    lists = [rng.permutation(np.concatenate([items, items[:2]])) for items in lists]
+    offsets = np.cumsum([0, *(len(items) for items in lists)])
+    return torch.from_numpy(np.concatenate(lists)), torch.from_numpy(offsets)
+
+
+def test_junk_over_several_tiles_equals_loops_and_a_gallery_without_it() -> None:
+    x, y = clusters(700, 90)
+    rng = np.random.default_rng(0)
+    mask = rng.random((700, 700)) < 0.2
+    options = {
+        "metrics": ALL,
+        "recall_at": (1, 4),
+        "memory_budget_bytes": SMALLEST_BUDGET,
+        "tie_bounds": True,
+        "return_per_query": True,
+    }
+    _, per_query = retrieval_metrics(x, y, junk=ragged(mask, rng), **options)
+    unit = (x.double() / x.double().norm(dim=1, keepdim=True)).numpy()
+    scores = unit @ unit.T
+    compare_with_loop(per_query, scores, y.numpy(), y.numpy(), np.arange(700), junk=mask)
+
+    # What is junk for everyone might as well not be in the gallery.
+    mask = np.tile(rng.random(300) < 0.3, (400, 1))
+    kept = torch.from_numpy(~mask[0])
+    gallery, labels = x[400:], y[400:]
+    means, _ = retrieval_metrics(
+        x[:400], y[:400], gallery, labels, junk=torch.from_numpy(mask), **options
+    )
+    without, _ = retrieval_metrics(x[:400], y[:400], gallery[kept], labels[kept], **options)
+    assert means == without
+
+
+def test_wrong_junk_is_a_programming_error() -> None:
+    x, y = clusters(4, 2)
+    offsets = torch.tensor([0, 1, 1, 1, 2])
+    with pytest.raises(ValueError, match=r"bool \[4, 4\]"):
+        retrieval_metrics(x, y, junk=torch.zeros(4, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="bool"):
+        retrieval_metrics(x, y, junk=torch.zeros(4, 4))
+    for wrong in (offsets[:-1], offsets + 1, torch.tensor([0, 2, 1, 1, 2]), offsets * 2):
+        with pytest.raises(ValueError, match="ascending from 0 to J"):
+            retrieval_metrics(x, y, junk=(torch.tensor([1, 2]), wrong))
+    for numbers in ([1, 4], [-1, 2]):
+        with pytest.raises(ValueError, match=r"0 \.\. 3"):
+            retrieval_metrics(x, y, junk=(torch.tensor(numbers), offsets))
+
+
+REVISITED = Path(__file__).parents[1] / "golden" / "insclr"
+
+
+@pytest.mark.parametrize("name", ["revisitop_map.npz", "revisitop_map_distractors.npz"])
+@pytest.mark.parametrize(
+    ("setup", "positive", "ignored"),
+    [
+        ("E", ("easy",), ("junk", "hard")),
+        ("M", ("easy", "hard"), ("junk",)),
+        ("H", ("hard",), ("junk", "easy")),
+    ],
+)
+def test_revisited_oxford_protocol_equals_the_official_code(
+    name: str, setup: str, positive: tuple[str, ...], ignored: tuple[str, ...]
+) -> None:
+    with np.load(REVISITED / name, allow_pickle=False) as file:
+        case = dict(file)
+    query, gallery = torch.from_numpy(case["query"]), torch.from_numpy(case["database"])
+    if "distractors" in case:
+        gallery = torch.cat([gallery, torch.from_numpy(case["distractors"])])
+
+    def listed(groups: tuple[str, ...], i: int) -> np.ndarray:
+        parts = []
+        for group in groups:
+            start, stop = case[f"{group}_offsets"][i : i + 2]
+            parts.append(case[f"{group}_flat"][start:stop])
+        return np.concatenate(parts)
+
+    found = []
+    for i in range(len(query)):
+        labels = torch.zeros(len(gallery), dtype=torch.int64)
+        labels[listed(positive, i)] = 1
+        junk = torch.from_numpy(listed(ignored, i))
+        means = retrieval_metrics(
+            query[i : i + 1],
+            torch.tensor([1]),
+            gallery,
+            labels,
+            metrics=["map_trapezoid"],
+            junk=(junk, torch.tensor([0, len(junk)])),
+        )
+        found.append(means["map_trapezoid"])
+    np.testing.assert_allclose(found, case[f"ap_{setup}"], rtol=0, atol=1e-12)
 
 
 def clusters(

@@ -1,0 +1,289 @@
+"""Scores of (query, gallery) pairs in three grades: filtered, near and exact.
+
+* *Filter scores* are one float32 matrix product. Their rounding error has a proven bound.
+* *Near scores* are float64 inner products of the pairs that the filter cannot place.
+* *Exact scores* settle the rest. Rows (unit rows for cosine) are split into two limbs: multiples of
+  2^-26 of the power of two above the row's norm, and the rest in multiples of 2^-46. Products of
+  such numbers and their partial sums fit into float64 without rounding, so the inner product of two
+  rows is the same bits in whatever order, block, process or matrix shape it is computed. Hence
+  identical rows tie exactly, results do not depend on the block size or the number of processes,
+  and embeddings are told apart down to a relative 1e-14 whatever their type.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from noisyml.errors import UserError
+
+#: Columns (rows) of a tile that share one maximum in the search for candidates.
+GROUP = 64
+#: Rows whose norms are computed at once.
+_NORMS_AT_ONCE = 2048
+#: Pairs, or rows of a product, scored in float64 at once: 512 rows of 512 are 2 MiB.
+_ROWS_AT_ONCE = 512
+#: Scoring one pair by itself costs about as much as this many elements of a matrix product.
+PAIR_COST = 64
+
+_GRID_BITS = 26
+_SECOND_GRID_BITS = 46
+
+Limbs = tuple[Tensor, ...]
+
+
+class Rows:
+    """The embeddings of one side, scaled and rounded on the fly so that no second copy is kept.
+
+    Args:
+        embeddings: [N, D], any floating dtype.
+        norms: [N] float64, the rows' norms.
+        metric: ``cosine`` divides each row by its norm (a zero row stays zero, and so do all its
+            scores); ``l2`` divides all rows by `scale`.
+        scale: a power of two not below any norm, common to queries and gallery; used by ``l2``.
+    """
+
+    def __init__(
+        self, embeddings: Tensor, norms: Tensor, metric: Literal["cosine", "l2"], scale: float
+    ) -> None:
+        self.embeddings = embeddings
+        double = embeddings.dtype == torch.float64
+        self._filter_dtype = torch.float64 if double else torch.float32
+        if metric == "cosine":
+            self._factor = torch.where(norms > 0, 1.0 / norms, 0.0)
+            self.norms = (norms > 0).to(torch.float64)
+            self._grid = torch.full_like(norms, 2.0**_GRID_BITS)
+            self.half_squares: Tensor | None = None
+        else:
+            self._factor = torch.full_like(norms, 1.0 / scale)
+            self.norms = norms / scale
+            exponent = torch.frexp(self.norms).exponent.to(torch.int64).clamp(min=-900)
+            # 2^(26 - exponent), put together from bits: powers of two must be exact.
+            self._grid = ((1023 + _GRID_BITS - exponent) << 52).view(torch.float64)
+            self.half_squares = torch.zeros_like(norms)
+            for start in range(0, len(norms), _NORMS_AT_ONCE):
+                part = torch.arange(
+                    start, min(start + _NORMS_AT_ONCE, len(norms)), device=norms.device
+                )
+                high, low = self.exact(part)
+                square = (high * high).sum(1)
+                cross = (high * low).sum(1)
+                self.half_squares[part] = 0.5 * (square + (cross + cross))
+
+    def __len__(self) -> int:
+        return len(self.embeddings)
+
+    @property
+    def filter_width(self) -> int:
+        """Columns of the filter's rows: D, and two more where half squares are subtracted."""
+        return self.embeddings.shape[1] + (0 if self.half_squares is None else 2)
+
+    def filtered(self, index: Tensor, role: Literal["query", "gallery"]) -> Tensor:
+        """Rows `index` [n] for the filter product: float32 [m, W], zero-padded to whole groups.
+
+        Without half squares W = D. With them, h = |x|^2 / 2, a query ends in (1, h) and a gallery
+        row in (-h, -1), so that the product is q.g - h_g - h_q.
+        """
+        n, dim = len(index), self.embeddings.shape[1]
+        rows = self.embeddings.new_zeros((n + -n % GROUP, self.filter_width), dtype=torch.float32)
+        chosen = self.embeddings.index_select(0, index).to(self._filter_dtype)
+        factor = self._factor[index, None].to(self._filter_dtype)
+        rows[:n, :dim] = chosen.mul_(factor)
+        if self.half_squares is not None:
+            halves = self.half_squares[index].to(torch.float32)
+            rows[:n, dim] = 1.0 if role == "query" else -halves
+            rows[:n, dim + 1] = halves if role == "query" else -1.0
+        return rows
+
+    def double(self, index: Tensor) -> Limbs:
+        """Rows `index` [n] as they are: one limb, float64 [n, D]."""
+        return (self.embeddings[index].to(torch.float64).mul_(self._factor[index, None]),)
+
+    def exact(self, index: Tensor) -> Limbs:
+        """First and second limbs of rows `index` [n]: float64 [n, D] each."""
+        (rows,) = self.double(index)
+        grid = self._grid[index, None]
+        high = (rows * grid).round_().div_(grid)
+        grid = grid * 2.0 ** (_SECOND_GRID_BITS - _GRID_BITS)
+        return high, rows.sub_(high).mul_(grid).round_().div_(grid)
+
+
+def checked_norms(embeddings: Tensor, what: str) -> Tensor:
+    """Row norms [N] float64 of [N, D] embeddings, computed in blocks.
+
+    Raises:
+        UserError: a row holds NaN or an infinity.
+    """
+    norms = torch.empty(len(embeddings), dtype=torch.float64, device=embeddings.device)
+    for start in range(0, len(embeddings), _NORMS_AT_ONCE):
+        block = embeddings[start : start + _NORMS_AT_ONCE].to(torch.float64)
+        norms[start : start + _NORMS_AT_ONCE] = (block * block).sum(1).sqrt_()
+    broken = (~torch.isfinite(norms)).nonzero().flatten()
+    if len(broken):
+        raise UserError(
+            f"{len(broken)} of {len(norms)} {what} embeddings hold NaN or infinite values (first: "
+            f"row {int(broken[0])}), so they cannot be ranked; look for a diverged loss, lower the "
+            "learning rate or evaluate an earlier checkpoint."
+        )
+    return norms
+
+
+def _input_rounding() -> float:
+    """Relative rounding of the inputs that the current float32 matmul precision allows.
+
+    PyTorch may lower the precision of float32 products process-wide; the filter's error bound
+    follows it, so the results do not change. If its two ways of asking are mixed it refuses to
+    answer, and the coarsest is assumed.
+    """
+    try:
+        precision = torch.get_float32_matmul_precision()
+    except RuntimeError:
+        precision = "medium"
+    return {"highest": 0.0, "high": 2.0**-11}.get(precision, 2.0**-8)
+
+
+class PairScores:
+    """Scores of (query, gallery) pairs: larger is nearer.
+
+    ``cosine``: the inner product of unit rows. ``l2``: minus half the squared distance, in units
+    of the common scale squared.
+    """
+
+    def __init__(self, query: Rows, gallery: Rows) -> None:
+        self.query = query
+        self.gallery = gallery
+        dim = query.embeddings.shape[1]
+        # Error of a float32 inner product of length D in any order (Higham, Accuracy and Stability
+        # of Numerical Algorithms, eq. 3.5), of its rounded inputs, and of the grid.
+        self._filter_error = 1.01 * (
+            (dim + 32) * 2.0**-24 + math.sqrt(dim) * 2.0**-25 + 2.1 * _input_rounding()
+        )
+        # The same in float64, and the rounding of both rows to the second grid.
+        self._near_error = 1.01 * (
+            (dim + 32) * 2.0**-53 + math.sqrt(dim) * 2.0 ** (2 - _SECOND_GRID_BITS)
+        )
+
+    def filter_error(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
+        """For each query [n]: how far `filtered` may be from `exact`, over the gallery items."""
+        return self._filter_error * self._magnitude(query_index, gallery_index)
+
+    def near_error(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
+        """For each query [n]: how far `near` may be from `exact`, over the gallery items."""
+        return self._near_error * self._magnitude(query_index, gallery_index)
+
+    def _magnitude(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
+        """Largest sum of the absolute terms of a score of each query."""
+        norms = self.query.norms[query_index]
+        if self.gallery.half_squares is None:
+            return torch.ones_like(norms)
+        return 0.5 * (norms + self.gallery.norms[gallery_index].max()) ** 2
+
+    def near(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
+        """Scores float64 [n] of pairs (query_index[i], gallery_index[i]), up to `near_error`."""
+        return self._pairs(query_index, gallery_index, self.query.double, self.gallery.double)
+
+    def exact(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
+        """Exact scores float64 [n] of the pairs (query_index[i], gallery_index[i])."""
+        return self._pairs(query_index, gallery_index, self.query.exact, self.gallery.exact)
+
+    def exact_block(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
+        """Exact scores float64 [n, m] of all pairs of query_index [n] and gallery_index [m]."""
+        shape = (len(query_index), len(gallery_index))
+        scores = torch.empty(shape, dtype=torch.float64, device=query_index.device)
+        for top in range(0, shape[0], _ROWS_AT_ONCE):
+            left = self.query.exact(query_index[top : top + _ROWS_AT_ONCE])
+            for side in range(0, shape[1], _ROWS_AT_ONCE):
+                right = self.gallery.exact(gallery_index[side : side + _ROWS_AT_ONCE])
+                scores[top : top + _ROWS_AT_ONCE, side : side + _ROWS_AT_ONCE] = _products(
+                    left, right
+                )
+        if self.query.half_squares is not None and self.gallery.half_squares is not None:
+            scores -= (
+                self.query.half_squares[query_index, None]
+                + self.gallery.half_squares[gallery_index]
+            )
+        return scores
+
+    def _pairs(
+        self,
+        query_index: Tensor,
+        gallery_index: Tensor,
+        query_rows: Callable[[Tensor], Limbs],
+        gallery_rows: Callable[[Tensor], Limbs],
+    ) -> Tensor:
+        """Scores of pairs from rows in limbs.
+
+        Many pairs among few rows go through a matrix product, few pairs one by one; with exact
+        limbs both give the same bits because nothing rounds.
+        """
+        scores = torch.empty(len(query_index), dtype=torch.float64, device=query_index.device)
+        rows = query_rows, gallery_rows
+        if not _by_product(query_index, gallery_index, *rows, scores):
+            for start in range(0, len(query_index), _ROWS_AT_ONCE):
+                part = slice(start, start + _ROWS_AT_ONCE)
+                pairs = query_index[part], gallery_index[part]
+                if not _by_product(*pairs, *rows, scores[part]):
+                    scores[part] = _one_by_one(query_rows(pairs[0]), gallery_rows(pairs[1]))
+        if self.query.half_squares is not None and self.gallery.half_squares is not None:
+            # The sum of the two halves first: it does not depend on which side is the query.
+            scores -= (
+                self.query.half_squares[query_index] + self.gallery.half_squares[gallery_index]
+            )
+        return scores
+
+
+def _by_product(
+    query_index: Tensor,
+    gallery_index: Tensor,
+    query_rows: Callable[[Tensor], Limbs],
+    gallery_rows: Callable[[Tensor], Limbs],
+    scores: Tensor,
+) -> bool:
+    """Fill `scores` [n] from matrix products of the rows involved if that is cheaper."""
+    rows, row_of = query_index.unique(return_inverse=True)
+    columns, column_of = gallery_index.unique(return_inverse=True)
+    if len(rows) * len(columns) > PAIR_COST * len(row_of):
+        return False
+    step = _ROWS_AT_ONCE
+    block_columns = -(-len(columns) // step)
+    block_of = row_of // step * block_columns + column_of // step
+    order = block_of.argsort()
+    bounds = [0, *torch.bincount(block_of).cumsum(0).tolist()]
+    held = -1
+    for block, (first, last) in enumerate(itertools.pairwise(bounds)):
+        if first == last:
+            continue
+        top, side = block // block_columns * step, block % block_columns * step
+        if top != held:
+            held, left = top, query_rows(rows[top : top + step])
+        products = _products(left, gallery_rows(columns[side : side + step]))
+        pairs = order[first:last]
+        scores[pairs] = products[row_of[pairs] - top, column_of[pairs] - side]
+    return True
+
+
+def _one_by_one(left: Limbs, right: Limbs) -> Tensor:
+    """Inner products [n] of the n-th rows of both sides."""
+    if len(left) == 1:
+        return torch.linalg.vecdot(left[0], right[0])
+    cross = (left[0] * right[1]).sum(1) + (left[1] * right[0]).sum(1)
+    return cross + (left[0] * right[0]).sum(1)
+
+
+def _products(left: Limbs, right: Limbs) -> Tensor:
+    """Inner products [n, m] of all rows of both sides.
+
+    Of exact limbs each of the three products is exact, so their sum is the same with the sides
+    swapped.
+    """
+    if len(left) == 1:
+        return left[0] @ right[0].T
+    products = left[0] @ right[1].T
+    products += left[1] @ right[0].T
+    products += left[0] @ right[0].T
+    return products
