@@ -148,11 +148,10 @@ class ShardLoaders(LightningDataModule):
         writers: by split.
     """
 
-    #: There may be fewer shards than processes.
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     def __init__(self, data: DataModule, writers: Mapping[str, SplitWriter]) -> None:
         super().__init__()
+        # There may be fewer shards than processes.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         self.data = data
         self.writers = writers
         self.shards: list[Shard] = []

@@ -275,7 +275,7 @@ def run(config: DictConfig, folder: RunFolder, followers: Followers) -> dict[str
 
 def _conclude(config: DictConfig, folder: RunFolder) -> dict[str, float]:
     """Say what there is, and write the graphs; metrics of these."""
-    from noisyml.apps.knn import write_graph
+    from noisyml.apps.knn import Device, write_graph
     from noisyml.embeddings import EmbeddingStore
 
     metrics: dict[str, float] = {}
@@ -284,7 +284,7 @@ def _conclude(config: DictConfig, folder: RunFolder) -> dict[str, float]:
         split = store.split(name)
         print(f"{name}: {len(split):,} x {split.shape[1]} {split.dtype}  {split.folder}")
     if config.knn is not None:
-        device = "cuda" if config.trainer.accelerator == "gpu" else "cpu"
+        device: Device = "cuda" if config.trainer.accelerator == "gpu" else "cpu"
         for name in store.splits:
             out = folder.path / "knn" / name
             found = write_graph(store.split(name), out, k=config.knn, device=device)

@@ -7,13 +7,10 @@ that. Exact by default; ``index=ivf|ivfpq|hnsw`` searches approximately and says
 
 from __future__ import annotations
 
-import contextlib
 import json
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from noisyml.apps._folder import recorded, refuse_foreign, write_inputs
 from noisyml.errors import UserError
@@ -30,11 +27,10 @@ if TYPE_CHECKING:
 FORMAT = 1
 #: Rows of neighbours.csv written at a time.
 CSV_ROWS = 10_000
-#: Rows copied at a time.
-BLOCK_ROWS = 8192
-METRICS = ("cosine", "ip", "l2")
-PRECISIONS = ("exact", "fast")
-INDEXES = ("exact", "ivf", "ivfpq", "hnsw")
+
+Metric = Literal["cosine", "ip", "l2"]
+Index = Literal["exact", "ivf", "ivfpq", "hnsw"]
+Device = Literal["cpu", "cuda"]
 
 
 def main(arguments: list[str]) -> int:
@@ -69,7 +65,6 @@ def job(config: DictConfig) -> dict[str, float]:
             k=config.k,
             gallery=gallery,
             metric=config.metric,
-            precision=config.precision,
             index=config.index,
             recall_queries=config.recall_queries,
             device=config.device,
@@ -86,13 +81,9 @@ def check_values(config: DictConfig) -> None:
     Raises:
         UserError: such a value.
     """
-    known = {
-        "metric": METRICS,
-        "precision": PRECISIONS,
-        "index": INDEXES,
-        "device": ("cpu", "cuda"),
-    }
-    for key, choices in known.items():
+    known = {"metric": Metric, "index": Index, "device": Device}
+    for key, kind in known.items():
+        choices = get_args(kind)
         if config[key] not in choices:
             raise UserError(f"{key}={config[key]} is not known: use one of {', '.join(choices)}.")
     for key in ("k", "recall_queries", "memory_budget_bytes"):
@@ -150,18 +141,18 @@ def write_graph(
     *,
     k: int,
     gallery: EmbeddedSplit | NDArray[np.floating[Any]] | None = None,
-    metric: str = "cosine",
-    precision: str = "exact",
-    index: str = "exact",
+    metric: Metric = "cosine",
+    index: Index = "exact",
     recall_queries: int = 1000,
-    device: str = "cpu",
+    device: Device = "cpu",
     memory_budget_bytes: int = 2**28,
     csv: bool = False,
 ) -> dict[str, float]:
     """Find and write ``neighbours.npy`` [N, k] int64 and ``scores.npy`` [N, k] float32.
 
     Neighbours are row numbers of the gallery (of the rows themselves, if there is none, each row
-    without itself), the nearest first; of equal ones the first. Scores grow with similarity.
+    without itself), the nearest first; of equal ones the first. Scores grow with similarity. Where
+    an approximate search finds fewer than k, the rest is -1 with a score of -inf.
     ``index.json``, written last, says what was searched how.
 
     Args:
@@ -170,7 +161,6 @@ def write_graph(
         k: neighbours per row.
         gallery: [M, D], None for the rows themselves.
         metric: ``cosine``, ``ip`` or ``l2``.
-        precision: ``exact`` or ``fast``, see `noisyml.similarity.search`.
         index: ``exact``, or approximate: ``ivf``, ``ivfpq``, ``hnsw``.
         recall_queries: approximate only: rows on which recall is measured.
         device: where to compute.
@@ -191,18 +181,16 @@ def write_graph(
         raise UserError(f"k={k} asks for more neighbours than the {within} {others} there are.")
     folder.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
-    with contextlib.ExitStack() as stack:
-        scores, neighbours, recall = _search(
-            stack.enter_context(_mapped(rows, folder)),
-            None if gallery is None else stack.enter_context(_mapped(gallery, folder)),
-            k,
-            metric=metric,
-            precision=precision,
-            index=index,
-            recall_queries=recall_queries,
-            device=device,
-            memory_budget_bytes=memory_budget_bytes,
-        )
+    scores, neighbours, recall = _search(
+        rows,
+        gallery,
+        k,
+        metric=metric,
+        index=index,
+        recall_queries=recall_queries,
+        device=device,
+        memory_budget_bytes=memory_budget_bytes,
+    )
     seconds = time.perf_counter() - began
     _save(folder / "neighbours.npy", neighbours.astype(np.int64, copy=False))
     _save(folder / "scores.npy", scores.astype(np.float32, copy=False))
@@ -212,7 +200,6 @@ def write_graph(
         "format": FORMAT,
         "k": k,
         "metric": metric,
-        "precision": precision,
         "index": index,
         "device": device,
         "recall": recall,
@@ -228,59 +215,54 @@ def write_graph(
 
 
 def _search(
-    rows: NDArray[Any],
-    gallery: NDArray[Any] | None,
+    rows: Any,
+    gallery: Any,
     k: int,
     *,
-    metric: str,
-    precision: str,
-    index: str,
+    metric: Metric,
+    index: Index,
     recall_queries: int,
-    device: str,
+    device: Device,
     memory_budget_bytes: int,
-) -> tuple[NDArray[Any], NDArray[Any], float | None]:
-    """Scores, neighbours and, of an approximate search, the recall."""
-    from noisyml.callbacks.progress import bar
-    from noisyml.similarity.search import self_topk, topk
+) -> tuple[NDArray[Any], NDArray[np.int64], float | None]:
+    """Scores, neighbours and, of an approximate search, the recall.
 
-    common: dict[str, Any] = {
-        "metric": metric,
-        "precision": precision,
-        "memory_budget_bytes": memory_budget_bytes,
-        "device": device,
-    }
-    with bar("rows") as shown:
-        task = shown.add_task("searching", total=len(rows), note="")
-
-        def progress(done: int, total: int) -> None:
-            shown.update(task, completed=len(rows) * done // max(total, 1))
-
-        if gallery is None:
-            found = self_topk(rows, k, progress=progress, **common)
-        else:
-            found = topk(rows, gallery, k, progress=progress, **common)
-    return found.scores.cpu().numpy(), found.index.cpu().numpy(), None
-
-
-@contextlib.contextmanager
-def _mapped(
-    rows: EmbeddedSplit | NDArray[np.floating[Any]], folder: Path
-) -> Iterator[NDArray[Any]]:
-    """Rows as one array: shards are copied, block by block, into one file while it is needed."""
+    Rows are read in blocks from wherever they lie; nothing is copied whole.
+    """
     import numpy as np
 
-    if isinstance(rows, np.ndarray):
-        yield rows
-        return
-    if len(rows.facts["shards"]) == 1:
-        yield rows[:]
-        return
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".rows.", suffix=".npy") as file:
-        whole = np.lib.format.open_memmap(file.name, mode="w+", dtype=rows.dtype, shape=rows.shape)
-        for start in range(0, len(rows), BLOCK_ROWS):
-            whole[start : start + BLOCK_ROWS] = rows[start : start + BLOCK_ROWS]
-        yield whole
-        del whole
+    from noisyml.callbacks.progress import bar
+    from noisyml.similarity.approximate import approximate_topk
+    from noisyml.similarity.search import self_topk, topk
+
+    if index != "exact":
+        own = np.arange(len(rows)) if gallery is None else None
+        found = approximate_topk(
+            rows,
+            rows if gallery is None else gallery,
+            k,
+            metric=metric,
+            exclude=own,
+            index=index,
+            recall_sample=recall_queries,
+            device=device,
+        )
+        return found.scores.cpu().numpy(), found.index.cpu().numpy(), found.recall
+    with bar("rows") as shown:
+        task = shown.add_task("searching", total=len(rows), note="")
+        settings: dict[str, Any] = {
+            "metric": metric,
+            "memory_budget_bytes": memory_budget_bytes,
+            "device": device,
+            "progress": lambda done, total: shown.update(
+                task, completed=len(rows) * done // max(total, 1)
+            ),
+        }
+        if gallery is None:
+            exact = self_topk(rows, k, **settings)
+        else:
+            exact = topk(rows, gallery, k, **settings)
+    return exact.scores.cpu().numpy(), exact.index.cpu().numpy(), None
 
 
 def _origin(rows: EmbeddedSplit | NDArray[np.floating[Any]]) -> dict[str, Any]:
@@ -328,7 +310,7 @@ def _write_csv(
             {
                 "query": np.repeat(queries[part], k),
                 "rank": np.tile(np.arange(1, k + 1), part.stop - part.start),
-                "neighbour": candidates[neighbours[part].ravel()],
+                "neighbour": _called(candidates, neighbours[part].ravel()),
                 "score": scores[part].ravel(),
             }
         )
@@ -337,6 +319,13 @@ def _write_csv(
             temporary, mode="w" if first else "a", header=first, index=False, float_format="%.6g"
         )
     temporary.replace(path)
+
+
+def _called(names: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:
+    """The names of rows; None where an approximate search found none (-1)."""
+    found = names.astype(object)[rows]
+    found[rows < 0] = None
+    return found
 
 
 def _names(rows: EmbeddedSplit | NDArray[np.floating[Any]]) -> NDArray[Any]:

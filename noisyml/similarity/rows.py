@@ -58,12 +58,12 @@ class RowSource:
     """
 
     def __init__(self, array: Array, what: str, device: torch.device) -> None:
-        if isinstance(array, np.ndarray):
-            floating = array.dtype.kind == "f" and array.dtype.itemsize <= 8
-            double = array.dtype.itemsize == 8
-        else:
+        if isinstance(array, Tensor):
             floating = array.dtype.is_floating_point
             double = array.dtype == torch.float64
+        else:  # an array, or what reads like one (noisyml.embeddings)
+            floating = array.dtype.kind == "f" and array.dtype.itemsize <= 8
+            double = array.dtype.itemsize == 8
         if array.ndim != 2 or not floating:
             raise UserError(
                 f"The {what} embeddings have shape {list(array.shape)} and type {array.dtype}: "

@@ -172,6 +172,115 @@ def test_another_checkpoint_in_the_same_place_is_refused(shell, trained):
     assert "holds embeddings with other weights" in said
 
 
+def nearest_by_brute_force(rows, gallery, k, own):
+    """Cosines in float64; each row without itself if `own`."""
+    rows, gallery = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (rows, gallery))
+    scores = rows @ gallery.T
+    if own:
+        np.fill_diagonal(scores, -np.inf)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return order, np.take_along_axis(scores, order, axis=1)
+
+
+@pytest.fixture
+def matrix(shell):
+    """Rows without ties in a file of one's own."""
+    rows = np.random.default_rng(0).standard_normal((300, 16)).astype(np.float32)
+    np.save(shell.folder / "mine.npy", rows)
+    return rows
+
+
+def graph_in(folder):
+    read = [np.load(folder / f"{n}.npy", allow_pickle=False) for n in ("neighbours", "scores")]
+    return *read, json.loads((folder / "index.json").read_text())
+
+
+def test_the_graph_of_an_own_file_is_that_of_brute_force(shell, matrix):
+    status, said = shell("knn", "embeddings=mine.npy", "k=7", "csv=true", "hydra.run.dir=out")
+    assert status == 0, said
+    assert "rows/s" in said
+    neighbours, scores, facts = graph_in(shell.folder / "out")
+    expected, values = nearest_by_brute_force(matrix.astype(np.float64), matrix, 7, own=True)
+    assert neighbours.dtype == np.int64
+    assert scores.dtype == np.float32
+    np.testing.assert_array_equal(neighbours, expected)
+    np.testing.assert_allclose(scores, values, atol=1e-6)
+    assert (facts["k"], facts["metric"], facts["recall"]) == (7, "cosine", None)
+    assert facts["rows"]["rows"] == 300
+    table = pd.read_csv(shell.folder / "out" / "neighbours.csv")
+    assert table["query"].tolist() == np.repeat(np.arange(300), 7).tolist()
+    assert table["rank"].tolist() == list(range(1, 8)) * 300
+    assert table["neighbour"].tolist() == expected.ravel().tolist()
+
+
+def test_a_gallery_is_searched_whole_and_an_approximation_says_its_recall(shell, matrix):
+    np.save(shell.folder / "queries.npy", matrix[:50] + np.float32(0.01))
+    typed = ["knn", "embeddings=queries.npy", "gallery=mine.npy", "k=3"]
+    assert shell(*typed, "hydra.run.dir=exact")[0] == 0
+    neighbours, _, facts = graph_in(shell.folder / "exact")
+    rows = np.load(shell.folder / "queries.npy").astype(np.float64)
+    np.testing.assert_array_equal(neighbours, nearest_by_brute_force(rows, matrix, 3, False)[0])
+    assert neighbours[:, 0].tolist() == list(range(50))
+    assert facts["gallery"]["rows"] == 300
+
+    status, said = shell(*typed, "index=hnsw", "csv=true", "hydra.run.dir=near")
+    assert status == 0, said
+    found, _, facts = graph_in(shell.folder / "near")
+    shared = np.mean([len(set(a) & set(b)) / 3 for a, b in zip(found, neighbours, strict=True)])
+    assert facts["recall"] == pytest.approx(shared)
+    assert f"recall {shared:.4f}" in said
+    metrics = json.loads((shell.folder / "near" / "metrics.json").read_text())
+    assert metrics["knn/recall"] == pytest.approx(shared)
+
+
+def test_embedding_and_neighbours_in_one_command_equal_two(shell):
+    status, said = shell(*SMALL, "knn=4", "hydra.run.dir=out")
+    assert status == 0, said
+    for split in ("train", "val", "test"):
+        shell("knn", "embeddings=out", f"split={split}", "k=4", f"hydra.run.dir=apart/{split}")
+        together, apart = (graph_in(shell.folder / place / split) for place in ("out/knn", "apart"))
+        np.testing.assert_array_equal(together[0], apart[0])
+        np.testing.assert_array_equal(together[1], apart[1])
+        rows = EmbeddingStore("out").split(split)[:].astype(np.float64)
+        expected, values = nearest_by_brute_force(rows, rows, 4, own=True)
+        np.testing.assert_allclose(together[1], values, atol=1e-6)
+        # Digits have near-doubles, whose order float64 does not decide.
+        assert (together[0] == expected).mean() > 0.999
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["embeddings=nowhere.npy"], "There is no nowhere.npy"),
+        (["embeddings=."], "holds no embeddings: give the folder that `noisyml embed`"),
+        (["embeddings=text.npy"], "text.npy is not a .npy file of numbers"),
+        (["embeddings=pickled.npy"], "pickled.npy is not a .npy file of numbers"),
+        (["embeddings=flat.npy"], "flat.npy does not hold one matrix"),
+        (["embeddings=mine.npy", "k=300"], "k=300 asks for more neighbours than the 299 other"),
+        (["embeddings=mine.npy", "gallery=mine.npy", "k=301"], "the 300 rows of the gallery"),
+        (["embeddings=mine.npy", "gallery=narrow.npy", "k=1"], "embed both with the same model"),
+        (["embeddings=mine.npy", "k=0"], "k=0 must be a whole number of at least 1"),
+        (["embeddings=mine.npy", "metric=cosin"], "metric=cosin is not known"),
+        (["embeddings=mine.npy", "split=test"], "mine.npy is a file and has no splits"),
+        (["embeddings=mine.npy", "gallery_split=test"], "gallery_split=... needs gallery="),
+        (["embeddings=bad.npy", "k=1"], "first: row 2"),
+        ([], "A value for 'embeddings' is needed"),
+    ],
+)
+def test_mistakes_of_a_search_are_one_sentence(shell, matrix, typed, sentence):
+    (shell.folder / "text.npy").write_text("no array")
+    np.save("pickled.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    np.save("flat.npy", np.zeros(5, np.float32))
+    np.save("narrow.npy", np.zeros((5, 3), np.float32))
+    bad = np.ones((4, 3), np.float32)
+    bad[2, 1] = np.nan
+    np.save("bad.npy", bad)
+    status, said = shell("knn", *typed)
+    assert status == 2, said
+    assert sentence in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [
