@@ -1,0 +1,302 @@
+"""Time and memory of losses, forward and backward, beside a named peer.
+
+Each row is one loss at one size, with a peer that computes the same numbers in another way; the
+script fails unless values and gradients agree. Ours and the peer take turns in one process, each
+ratio is the median over the rounds, and on a CPU seconds are processor time summed over threads, so
+that other processes do not count. Memory is the peak of one call, gradients included, above what
+inputs and parameters occupy: of the device on a GPU, of a fresh process each on a CPU (Linux).
+
+    python scripts/bench_losses.py --rows proxynca_pp rkd_angle --out outputs/bench/losses.json
+
+A new row is a function in `ROWS` that returns a `Row`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """A loss, its peer, and what both are differentiated by.
+
+    Attributes:
+        ours: computes the loss from scratch.
+        peer: the same by other means.
+        peer_name: who that is.
+        ours_leaves: tensors whose gradients `ours` fills, in the order of `peer_leaves`.
+        peer_leaves: tensors whose gradients `peer` fills.
+        setting: sizes, for the report.
+        tolerance: largest difference of values and gradients, as a share of the largest entry.
+    """
+
+    ours: Callable[[], Tensor]
+    peer: Callable[[], Tensor]
+    peer_name: str
+    ours_leaves: list[Tensor]
+    peer_leaves: list[Tensor]
+    setting: dict[str, int | float] = field(default_factory=dict)
+    tolerance: float = 1e-4
+
+
+def unit_rows(n: int, dim: int, device: torch.device) -> Tensor:
+    return F.normalize(torch.randn(n, dim, device=device), dim=1)
+
+
+def proxynca_pp(device: torch.device) -> Row:
+    """ProxyNCA++ at the size of Stanford Online Products (Teh et al., ECCV 2020)."""
+    from pytorch_metric_learning.losses import ProxyNCALoss
+
+    from noisyml.losses.proxy_nca_pp import ProxyNCAPPLoss
+
+    batch, classes, dim, scale = 192, 11_318, 2_048, 3.0
+    ours = ProxyNCAPPLoss(classes, dim, scale=scale).to(device)
+    # On unit vectors the library's squared distance is 2 - 2 cos: s^2 times it is ours.
+    peer = ProxyNCALoss(classes, dim, softmax_scale=scale**2).to(device)
+    with torch.no_grad():
+        peer.proxies.copy_(ours.weight)
+    labels = torch.arange(batch, device=device) // 3 * 17
+    rows = torch.randn(batch, dim, device=device)
+    a, b = (rows.clone().requires_grad_() for _ in range(2))
+    return Row(
+        lambda: ours(a, labels),
+        lambda: peer(b, labels),
+        "pytorch-metric-learning ProxyNCALoss",
+        [a, ours.weight],
+        [b, peer.proxies],
+        {"batch": batch, "classes": classes, "dim": dim},
+    )
+
+
+def released_angle(student: Tensor, teacher: Tensor) -> Tensor:
+    """RKD-A from the directions between all points, [N, N, D], as its equations are written."""
+
+    def cosines(points: Tensor) -> Tensor:
+        directions = F.normalize(points[None] - points[:, None], dim=2)
+        return torch.bmm(directions, directions.transpose(1, 2))
+
+    with torch.no_grad():
+        target = cosines(teacher)
+    return F.smooth_l1_loss(cosines(student), target)
+
+
+def rkd_angle(device: torch.device) -> Row:
+    """RKD-A at the batch size of the paper, self-distillation (Park et al., CVPR 2019)."""
+    from noisyml.losses import relational
+
+    n, dim = 128, 512
+    rows, teacher = torch.randn(n, dim, device=device), unit_rows(n, dim, device)
+    a, b = (rows.clone().requires_grad_() for _ in range(2))
+    return Row(
+        lambda: relational.rkd_angle(a, teacher),
+        lambda: released_angle(b, teacher),
+        "directions [N, N, D] with autograd, float32",
+        [a],
+        [b],
+        {"n": n, "student_dim": dim, "teacher_dim": dim},
+    )
+
+
+def rkd_angle_small_student(device: torch.device) -> Row:
+    """RKD-A with a student of 128 dimensions."""
+    from noisyml.losses import relational
+
+    n = 128
+    rows, teacher = torch.randn(n, 128, device=device), unit_rows(n, 512, device)
+    a, b = (rows.clone().requires_grad_() for _ in range(2))
+    return Row(
+        lambda: relational.rkd_angle(a, teacher),
+        lambda: released_angle(b, teacher),
+        "directions [N, N, D] with autograd, float32",
+        [a],
+        [b],
+        {"n": n, "student_dim": 128, "teacher_dim": 512},
+    )
+
+
+def triplet_all(device: torch.device) -> Row:
+    """All triplets of an RKD teacher's batch (25 classes of 5 and one of 3)."""
+    from noisyml.losses.triplet import TripletLoss
+
+    n, dim = 128, 512
+    labels = torch.arange(n, device=device) // 5
+    rows = torch.randn(n, dim, device=device)
+    a, b = (rows.clone().requires_grad_() for _ in range(2))
+    ours = TripletLoss("all").to(device)
+
+    def gathered() -> Tensor:
+        """Three [T, D] tensors of anchors, positives and negatives."""
+        x = F.normalize(b, dim=1)
+        anchor, positive, negative = ours.triplets(x.detach(), labels)
+        return F.triplet_margin_loss(x[anchor], x[positive], x[negative], margin=0.2)
+
+    return Row(
+        lambda: ours(a, labels),
+        gathered,
+        "torch triplet_margin_loss on gathered rows",
+        [a],
+        [b],
+        {"n": n, "dim": dim},
+    )
+
+
+#: What can be measured, by the name typed after ``--rows``.
+ROWS: dict[str, Callable[[torch.device], Row]] = {
+    "proxynca_pp": proxynca_pp,
+    "rkd_angle": rkd_angle,
+    "rkd_angle_small_student": rkd_angle_small_student,
+    "triplet_all": triplet_all,
+}
+
+
+def differentiate(loss: Callable[[], Tensor], leaves: list[Tensor]) -> Tensor:
+    for leaf in leaves:
+        leaf.grad = None
+    value = loss()
+    value.backward()
+    return value.detach()
+
+
+def check_agreement(name: str, row: Row) -> float:
+    """Largest difference of value and gradients as a share of the largest entry."""
+    values = differentiate(row.ours, row.ours_leaves), differentiate(row.peer, row.peer_leaves)
+    worst = float((values[0] - values[1]).abs() / values[1].abs())
+    for a, b in zip(row.ours_leaves, row.peer_leaves, strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        worst = max(worst, float((a.grad - b.grad).abs().max() / b.grad.abs().max()))
+    if not worst <= row.tolerance:
+        sys.exit(f"{name}: ours and {row.peer_name} differ by {worst:.1e} of the largest entry")
+    return worst
+
+
+def seconds(action: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call: processor time on a CPU, so that other processes do not count."""
+    if device.type == "cpu":
+        start = time.process_time()
+        action()
+        return time.process_time() - start
+    torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    action()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def resident(key: str) -> int:
+    """``VmRSS`` (now) or ``VmHWM`` (peak since it was reset) of this process, in bytes."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"this system does not report {key}")
+
+
+def peak_bytes(loss: Callable[[], Tensor], leaves: list[Tensor], device: torch.device) -> int:
+    """Peak memory of one call beyond what is allocated before it."""
+    if device.type == "cuda":
+        for leaf in leaves:
+            leaf.grad = None
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        differentiate(loss, leaves)
+        return torch.cuda.max_memory_allocated(device) - before
+    Path("/proc/self/clear_refs").write_text("5")
+    before = resident("VmRSS")
+    differentiate(loss, leaves)
+    return resident("VmHWM") - before
+
+
+def memory_of(name: str, side: str, device: torch.device) -> int:
+    if device.type == "cuda":
+        row = ROWS[name](device)
+        loss, leaves = (
+            (row.ours, row.ours_leaves) if side == "ours" else (row.peer, row.peer_leaves)
+        )
+        differentiate(loss, leaves)  # what libraries keep for good
+        return peak_bytes(loss, leaves, device)
+    command = [sys.executable, __file__, "--rows", name, "--memory-of", side, "--device", "cpu"]
+    command += ["--threads", str(torch.get_num_threads())]
+    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+
+def measure(name: str, rounds: int, device: torch.device) -> dict[str, object]:
+    row = ROWS[name](device)
+    agreement = check_agreement(name, row)
+    times: dict[str, list[float]] = {"ours": [], "peer": []}
+    for _ in range(rounds):
+        times["ours"].append(seconds(lambda: differentiate(row.ours, row.ours_leaves), device))
+        times["peer"].append(seconds(lambda: differentiate(row.peer, row.peer_leaves), device))
+    memory = {side: memory_of(name, side, device) for side in times}
+    return {
+        "setting": row.setting,
+        "peer": row.peer_name,
+        "largest_difference": agreement,
+        "median_seconds": {side: statistics.median(found) for side, found in times.items()},
+        "peer_over_ours": statistics.median(
+            peer / ours for ours, peer in zip(times["ours"], times["peer"], strict=True)
+        ),
+        "peak_bytes": memory,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    parser.add_argument("--rounds", type=int, default=7, help="timed rounds per row")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--memory-of", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    if options.memory_of:
+        (name,) = options.rows
+        row = ROWS[name](device)
+        # A tiny call first loads what is loaded once.
+        warm = torch.ones(2, 2, requires_grad=True)
+        differentiate(lambda: (F.normalize(warm) @ warm.T).logsumexp(1).sum(), [warm])
+        ours = options.memory_of == "ours"
+        print(
+            peak_bytes(
+                row.ours if ours else row.peer,
+                row.ours_leaves if ours else row.peer_leaves,
+                device,
+            )
+        )
+        return
+    report = {
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+        },
+        "rounds": options.rounds,
+        "rows": {name: measure(name, options.rounds, device) for name in options.rows},
+    }
+    text = json.dumps(report, indent=2)
+    print(text)
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
