@@ -95,6 +95,10 @@ class Method(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    def follow_plateau(self, plateau: Plateau, metrics: Mapping[str, float]) -> None:
+        """Tell a `Plateau` the metrics of a validation; called before a checkpoint is written."""
+        plateau.observe(metrics)
+
     # -- evaluation --------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
@@ -118,7 +122,7 @@ class Method(LightningModule):
         if "val" in data.splits:
             metrics = self._report(self.evaluator, "val")
             if self._plateau is not None and not self.trainer.sanity_checking:
-                self._plateau.observe(metrics)
+                self.follow_plateau(self._plateau, metrics)
         if data.validate_on_test:
             self._report(self._test_watcher, f"{ON_TEST}/test")
 

@@ -186,8 +186,7 @@ class ProxyNCAPP(MetricLearning):
         )
         return found, float(settings["factor"])
 
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+    def follow_plateau(self, plateau: Plateau, metrics: Mapping[str, float]) -> None:
         """The plateau rule does not look at epochs in which the backbone stood still."""
-        if isinstance(scheduler, Plateau) and self.current_epoch < self.warmup_epochs:
-            return
-        super().lr_scheduler_step(scheduler, metric)
+        if self.current_epoch >= self.warmup_epochs:
+            super().follow_plateau(plateau, metrics)
