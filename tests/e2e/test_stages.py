@@ -1,0 +1,108 @@
+"""Runs that go before a run: teachers, generations, a schedule found and replayed."""
+
+import signal
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import TINY
+
+ZERO_SHOT = [*TINY, "dataset.split=zero_shot", "callbacks.history.every_n_steps=1"]
+
+
+def state(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def config(run):
+    return yaml.safe_load((run / "config.yaml").read_text())
+
+
+def test_generations_teach_each_other_and_a_killed_one_goes_on(shell):
+    typed = ["train", "method=rkd", "stages=generations", *ZERO_SHOT]
+    assert shell(*typed, "name=whole")[0] == 0
+    whole = next(run for run in shell.runs() if run.parent.name == "whole")
+    teacher, generation = whole / "stages" / "teacher", whole / "stages" / "generation"
+    assert config(teacher)["method"]["_target_"].endswith("Prism")
+    assert config(teacher)["head"]["normalise"] is True
+    assert "stages" not in config(teacher)
+    assert config(generation)["teacher"]["checkpoint"] == str(teacher)
+    assert config(whole)["teacher"]["checkpoint"] == str(generation)
+    assert config(whole)["head"]["out_features"] == 16
+    # The student's size was typed; its teacher's head is one of its own.
+    assert config(teacher)["head"]["out_features"] == 512
+    taught = state(whole)
+    assert not any(name.startswith("teacher.") for name in taught["state_dict"])
+    assert taught["teacher"] != state(generation)["teacher"]
+
+    victim = "+callbacks.kill={_target_: saboteur.KillAt, step: 9}"
+    killed = shell.apart(*typed, "name=killed", victim)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    broken = next(run for run in shell.runs() if run.parent.name == "killed")
+    # The teacher's run was struck; nobody must be struck again.
+    for path in broken.rglob("config.yaml"):
+        if ".hydra" not in path.parts:
+            settings = yaml.safe_load(path.read_text())
+            settings["callbacks"].pop("kill", None)
+            path.write_text(yaml.safe_dump(settings, sort_keys=False))
+    assert not (broken / "stages" / "teacher" / "metrics.json").exists()
+    status, said = shell("train", f"resume={broken}")
+    assert status == 0, said
+    for name, tensor in taught["state_dict"].items():
+        if isinstance(tensor, torch.Tensor):
+            resumed = state(broken)["state_dict"][name]
+            torch.testing.assert_close(resumed, tensor, rtol=0, atol=0, equal_nan=True, msg=name)
+
+    # A report compares runs, not a run with its own stages; a student needs no teacher to be used.
+    status, said = shell("report", str(whole))
+    assert status == 0, said
+    assert "2 runs" not in said
+    teacher.rename(whole / "gone")
+    status, said = shell("evaluate", f"checkpoint={whole}")
+    assert status == 0, said
+
+
+def test_a_schedule_is_found_and_replayed(shell):
+    status, said = shell(
+        "train",
+        "method=proxynca_pp",
+        "stages=development",
+        *ZERO_SHOT,
+        "trainer.max_epochs=7",
+        "sampler.samples_per_class=8",
+        "scheduler=plateau",
+        'stages.development.overrides=["scheduler.patience=0"]',
+    )
+    assert status == 0, said
+    run = next(r for r in shell.runs() if "stages" not in r.parts)
+    found = pd.read_csv(run / "stages" / "development" / "history.csv")
+    scores = found.dropna(subset=["val/precision_at_1"]).set_index("epoch")["val/precision_at_1"]
+    assert list(scores.index) == list(range(7))
+    best = int(scores[1:].idxmax())  # the first epoch is the warm-up
+    replayed = pd.read_csv(run / "history.csv")
+    assert replayed["epoch"].max() == best
+    falls = []
+    for rows in (found, replayed):
+        rates = rows.dropna(subset=["lr/default"]).groupby("epoch")["lr/default"].last()
+        falls.append([int(e) for e in rates.index[1:] if rates[e] < rates[e - 1]])
+    assert falls[1] == [epoch for epoch in falls[0] if epoch <= best]
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["method=rkd"], "The student has no teacher"),
+        (["method=rkd", "teacher.checkpoint=nowhere"], "nowhere belongs to no run folder"),
+        (["method=proxynca_pp", "method.replay=nowhere"], "nowhere holds no finished run"),
+        (["method=iaa", "method.start=0.9"], "lower method.start"),
+        (["stages=teacher", "stages.teacher.repeat=-1"], "stages.teacher.repeat=-1 must be"),
+        (["method=cbml", "pseudo_labels=kmeans", "pseudo_labels.num_clusters=1"], "num_clusters=1"),
+    ],
+)
+def test_mistakes_end_in_a_sentence(shell, typed, sentence):
+    status, said = shell("train", *TINY, "sampler=m_per_class", *typed)
+    assert status == 2
+    assert sentence in said
+    assert "Traceback" not in said
+    assert not [r for r in shell.runs() if (r / "metrics.json").exists()]
