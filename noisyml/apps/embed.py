@@ -3,7 +3,8 @@
 ``noisyml embed checkpoint=RUN_DIR`` takes the run's data, transform and network; any setting of the
 run may be changed, as with ``noisyml evaluate``. Without a checkpoint the configured backbone
 embeds alone. Killed at any moment, ``noisyml embed resume=DIR`` (or the same command with the same
-``hydra.run.dir``) computes what is missing.
+``hydra.run.dir``) computes what is missing. Several processes share the work; on several machines
+they need a common file system.
 """
 
 from __future__ import annotations
@@ -103,6 +104,7 @@ def lead(
     """A job on rank 0, which alone writes configurations."""
     from hydra.core.hydra_config import HydraConfig
 
+    from noisyml.embeddings import EMBEDDINGS_FOLDER, PLAN_FILE
     from noisyml.launch import check_ranks
 
     hydra = HydraConfig.get()
@@ -112,6 +114,9 @@ def lead(
     check_ranks(config)
     if not folder.is_run():
         refuse_foreign(folder)
+    elif "rows_per_shard" not in folder.config():
+        raise UserError(f"{folder.path} holds another kind of run; choose another hydra.run.dir.")
+    if not list(folder.path.glob(f"{EMBEDDINGS_FOLDER}/*/{PLAN_FILE}")):
         write_inputs(folder, config, typed, choices)
     elif changed := _changed(config, folder):
         raise UserError(

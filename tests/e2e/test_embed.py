@@ -160,6 +160,14 @@ def test_a_killed_embedding_goes_on_to_the_same_bytes(shell):
         assert sentence in said
 
 
+def test_a_command_that_failed_before_its_first_row_leaves_the_folder_free(shell):
+    assert shell(*SMALL, "splits=[tset]", "hydra.run.dir=out")[0] == 2
+    assert (shell.folder / "out" / "config.yaml").is_file()
+    status, said = shell(*SMALL, "splits=[test]", "hydra.run.dir=out")
+    assert status == 0, said
+    assert EmbeddingStore("out").splits == ("test",)
+
+
 def test_another_checkpoint_in_the_same_place_is_refused(shell, trained):
     typed = ["embed", f"checkpoint={trained}", "splits=test", "hydra.run.dir=out"]
     assert shell(*typed)[0] == 0
@@ -294,12 +302,15 @@ def test_mistakes_of_a_search_are_one_sentence(shell, matrix, typed, sentence):
         (["data.eval_batch_siz=1"], "Did you mean 'data.eval_batch_size'?"),
         (["resume=nowhere"], "nowhere holds no run (no config.yaml); nothing to resume."),
         (["hydra.run.dir=full"], "full holds something else already (mine.txt)"),
+        (["hydra.run.dir=run"], "holds another kind of run; choose another hydra.run.dir"),
         (["trainer.num_nodes=2"], "start it with torchrun or srun"),
     ],
 )
 def test_mistakes_are_one_sentence(shell, typed, sentence):
     (shell.folder / "full").mkdir()
     (shell.folder / "full" / "mine.txt").write_text("precious")
+    (shell.folder / "run").mkdir()
+    (shell.folder / "run" / "config.yaml").write_text("method: prism")
     status, said = shell(*SMALL, *typed)
     assert status == 2, said
     assert sentence in said
