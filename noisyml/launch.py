@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from noisyml.errors import EXIT_USER_ERROR, UserError
@@ -245,6 +245,37 @@ def _store(serve: bool) -> TCPStore:
     )
 
 
+def interrupt(signum: int, frame: FrameType | None) -> None:
+    """A handler that ends the run as Ctrl-C does, once; the signal is then ignored."""
+    signal.signal(signum, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def handle_termination(*hook: object) -> None:
+    """Let SIGTERM end the run as Ctrl-C does.
+
+    Also a hook for Lightning, whose own handler, set when it starts to train, begins a broadcast
+    wherever the signal finds the process, and waits for ever if the other ranks are elsewhere.
+    """
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, interrupt)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end what is inside with a KeyboardInterrupt, whatever Lightning does."""
+    before = signal.getsignal(signal.SIGTERM)
+    handle_termination()
+    try:
+        yield
+    except SystemExit:
+        # What Lightning makes of Ctrl-C.
+        raise KeyboardInterrupt from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
 def is_bereavement(error: BaseException) -> bool:
     """True for the error of a collective operation whose other side is gone."""
     import torch.distributed as dist
@@ -296,6 +327,9 @@ def _beside_strangers(resume: str, died: Callable[[str], None]) -> Iterator[None
     except Exception as error:
         if not is_bereavement(error):
             raise
+        # The starter ends the survivors with SIGTERM; there is something to say first.
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
         sentence = (
             f"Rank {rank()} lost another process of the run, whose message tells more; {resume}"
         )

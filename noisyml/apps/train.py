@@ -286,7 +286,7 @@ def train(
     config: DictConfig, folder: RunFolder, title: str, followers: Followers
 ) -> dict[str, float]:
     """Run the recipe with its other processes, and keep the folder's status true."""
-    from noisyml.launch import is_main_process, other_ranks, processes_here
+    from noisyml.launch import interruptible, is_main_process, other_ranks, processes_here
 
     def died(sentence: str) -> None:
         """The rank that should write this may be the dead one, or end before it can."""
@@ -297,9 +297,16 @@ def train(
 
     here = other_ranks(processes_here(config), ["train", f"resume={folder.path}"], died)
     if not is_main_process():
-        with here, _process_group():
+        with here, _process_group(), interruptible():
             return recipe(config, folder, title)
-    with folder.claimed(), _status(folder), followers.lead(folder.path), here, _process_group():
+    with (
+        folder.claimed(),
+        _status(folder),
+        followers.lead(folder.path),
+        here,
+        _process_group(),
+        interruptible(),
+    ):
         return recipe(config, folder, title)
 
 
@@ -342,6 +349,7 @@ def _status(folder: RunFolder) -> Iterator[None]:
 def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float]:
     """Train, evaluate, and describe one run; the same on every rank."""
     import lightning
+    from lightning.pytorch.callbacks import LambdaCallback
 
     from noisyml.apps._quiet import quiet
     from noisyml.assemble import assemble, build
@@ -350,7 +358,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     from noisyml.callbacks.history import History
     from noisyml.callbacks.progress import LiveProgress, announce
     from noisyml.callbacks.selection_log import SelectionLog
-    from noisyml.launch import cluster_environment, is_main_process
+    from noisyml.launch import cluster_environment, handle_termination, is_main_process
 
     quiet()
     lightning.seed_everything(config.seed, workers=True, verbose=False)
@@ -373,9 +381,10 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
             "model_choice=[last,best] needs callbacks.checkpoint: say model_choice=[last]."
         )
     loggers = [build(node) for node in (config.logger or {}).values() if node is not None]
+    signals = LambdaCallback(on_train_start=handle_termination, on_test_start=handle_termination)
     trainer = build(
         config.trainer,
-        callbacks=callbacks,
+        callbacks=[*callbacks, signals],
         logger=loggers if is_main_process() else False,
         plugins=[AtomicCheckpointIO(), cluster_environment()],
         default_root_dir=str(folder.path),
@@ -388,11 +397,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     )
 
     began = time.perf_counter()
-    try:
-        trainer.fit(method, data, ckpt_path=_last_checkpoint(folder), weights_only=True)
-    except SystemExit:
-        # Lightning turns Ctrl-C into an exit of its own.
-        raise KeyboardInterrupt from None
+    trainer.fit(method, data, ckpt_path=_last_checkpoint(folder), weights_only=True)
     seconds = time.perf_counter() - began
 
     metrics: dict[str, float] = {"time/train_seconds": seconds}
