@@ -39,6 +39,8 @@ _RUN = 64
 _EXACT_RUN = 512
 #: Spacing of rows in the sort key that packs (row, score) into one float64; scores lie in [-2, 2].
 _KEY_STRIDE = 8.0
+#: Standard deviations by which a count must exceed its cap to be extrapolated from a sample.
+_CAUTION = 3.0
 #: With more groups of candidates per query than this, a few groups first raise the thresholds.
 _MANY_HITS = 2
 
@@ -72,6 +74,7 @@ class QueryBlock:
         self._keys = keys.flatten()
         self._key_slack = 4 * _KEY_STRIDE * max(1, len(self.scores)) * 2.0**-52
         self._touched = torch.full_like(rows, self.scores.shape[1] > 0, dtype=torch.bool)
+        self._kept = self.n_relevant.clone()
         self.update_thresholds()
 
     def negatives_before(self, ties: Ties) -> Tensor:
@@ -79,19 +82,47 @@ class QueryBlock:
         cap, some number above the cap."""
         return self.counts[ties].cumsum(1)[:, :-1]
 
-    def update_thresholds(self) -> None:
-        """Drop relevant items that no requested metric can see any more."""
+    def update_thresholds(self, seen: float = 1.0) -> None:
+        """Drop relevant items that no requested metric can see any more.
+
+        Args:
+            seen: share of the gallery that the counts stand for. Below 1 what has been counted is
+                taken for an even sample, and items that will very likely be dropped in the end are
+                dropped already; `unsettled` tells for which queries that was wrong.
+        """
         rows = self._touched.nonzero().flatten()
         if not len(rows):
             return
         self._touched.zero_()
-        # The optimistic count is the smallest: what it declares dead is dead under every tie rule.
-        ties: Ties = "optimistic" if "optimistic" in self.counts else next(iter(self.counts))
-        before = self.counts[ties][rows].cumsum(1, dtype=torch.int32)[:, :-1]
-        living = (before <= self.caps[rows]).sum(1, keepdim=True)
-        last = self.scores[rows].gather(1, (living - 1).clamp_(min=0))
-        self.threshold[rows] = last.masked_fill_(living == 0, torch.inf).squeeze(1)
+        before = self._negatives_at_least(rows)
+        living = (before <= self.caps[rows]).sum(1)
+        if seen < 1.0:
+            expected = before.to(torch.float32)
+            expected = (expected - _CAUTION * expected.sqrt()) / seen
+            living = torch.minimum(living, (expected <= self.caps[rows]).sum(1))
+        kept = torch.minimum(living, self._kept[rows])
+        self._kept[rows] = kept
+        last = self.scores[rows].gather(1, (kept - 1).clamp(min=0)[:, None]).squeeze(1)
+        self.threshold[rows] = last.masked_fill_(kept == 0, torch.inf)
         self.alive = bool((self.threshold < torch.inf).any())
+
+    def unsettled(self) -> Tensor:
+        """Queries of which an item was dropped that is of interest after all, bool [b].
+
+        The counts of dropped items may lack negatives. If even so the first of them exceeds its
+        cap, then all of them do, for caps fall and counts rise along a row.
+        """
+        if not self.scores.shape[1]:
+            return torch.zeros_like(self.threshold, dtype=torch.bool)
+        return (self._negatives_at_least() <= self.caps).sum(1) > self._kept
+
+    def _negatives_at_least(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """The smallest of the counts before each relevant item of `rows` [n]: int32 [n, R].
+
+        What it declares dead is dead under every tie rule.
+        """
+        ties: Ties = "optimistic" if "optimistic" in self.counts else next(iter(self.counts))
+        return self.counts[ties][rows].cumsum(1, dtype=torch.int32)[:, :-1]
 
     def add(
         self,
@@ -170,6 +201,7 @@ def scan_tile(
     gallery_index: Tensor,
     scores: PairScores,
     hits_at_once: int,
+    seen: float = 1.0,
 ) -> None:
     """Count the negatives of one tile of filter scores that stand before relevant items.
 
@@ -181,6 +213,7 @@ def scan_tile(
         gallery_index: original gallery numbers along the other side.
         scores: the judge of close cases.
         hits_at_once: groups of candidates to expand together.
+        seen: share of the gallery seen after this tile, if the tiles are even samples of it.
     """
     if not block.alive or not tile.numel():
         return
@@ -197,7 +230,7 @@ def scan_tile(
     floor = _floor(block.threshold[queries], error[queries])
     hits = (peaks >= floor).nonzero()
     stages = [slice(None)]
-    if len(hits) > _MANY_HITS * n_queries and peaks.shape[1] > 4:
+    if seen == 1.0 and len(hits) > _MANY_HITS * n_queries and peaks.shape[1] > 4:
         stages = [slice(0, 1), slice(1, 4), slice(4, None)]
     for stage in stages:
         if len(stages) > 1:
@@ -214,7 +247,7 @@ def scan_tile(
                 error,
                 scores,
             )
-        block.update_thresholds()
+        block.update_thresholds(seen)
         if not block.alive:
             return
 
@@ -499,39 +532,61 @@ class Ranking:
             yield block
 
     def _query_blocks(self) -> Iterator[QueryBlock]:
-        task, buffer = self.task, self._buffer()
+        buffer = self._buffer()
         slices = self._query_slices()
         order, bounds = self._gallery_walk(slices)
         place = _inverse(order)
-        for part in slices[self._part :: self._parts]:
-            block = self._open(self._query_order[part])
-            rows = task.scores.query.filtered(block.query_index, "query")
-            out_row, out = task.left_out_of(block.query_index)
-            out_place = place[out]
-            for start, stop in bounds:
-                if not block.alive:
-                    break
-                items = order[start:stop]
-                columns = task.scores.gallery.filtered(items, "gallery")
-                tile = self._tile(rows, block.query_index, columns, items, buffer)
-                here = (out_place >= start) & (out_place < stop)
-                tile[out_row[here], out_place[here] - start] = -torch.inf
-                scan_tile(tile, "rows", block, 0, items, task.scores, self._hits_at_once)
+        mine = [self._query_order[part] for part in slices[self._part :: self._parts]]
+        again: list[Tensor] = []
+        for query_index in mine:
+            block = self._walked(query_index, order, place, bounds, buffer, foresee=True)
+            unsettled = block.unsettled()
+            again.append(query_index[unsettled])
+            # Nothing to report of these now; they come again in a block that is not foreseen.
+            block.n_relevant = block.n_relevant.masked_fill(unsettled, 0)
             yield block
+        wrong = torch.cat(again) if again else self._query_order[:0]
+        for query_index in wrong.split(max(len(part) for part in mine) if mine else 1):
+            if len(query_index):
+                yield self._walked(query_index, order, place, bounds, buffer, foresee=False)
+
+    def _walked(
+        self,
+        query_index: Tensor,
+        order: Tensor,
+        place: Tensor,
+        bounds: list[tuple[int, int]],
+        buffer: Tensor,
+        foresee: bool,
+    ) -> QueryBlock:
+        """The block of queries that has met the whole gallery in the given order."""
+        task = self.task
+        block = self._open(query_index)
+        rows = task.scores.query.filtered(query_index, "query")
+        out_row, out = task.left_out_of(query_index)
+        out_place = place[out]
+        for start, stop in bounds:
+            if not block.alive:
+                break
+            items = order[start:stop]
+            columns = task.scores.gallery.filtered(items, "gallery")
+            tile = self._tile(rows, query_index, columns, items, buffer)
+            here = (out_place >= start) & (out_place < stop)
+            tile[out_row[here], out_place[here] - start] = -torch.inf
+            seen = stop / len(order) if foresee else 1.0
+            scan_tile(tile, "rows", block, 0, items, task.scores, self._hits_at_once, seen)
+        return block
 
     def _gallery_walk(self, slices: Sequence[slice]) -> tuple[Tensor, list[tuple[int, int]]]:
         """The order in which a block meets the gallery and the bounds of its tiles.
 
-        The first tiles are small samples of all classes, which raise the thresholds cheaply. Every
-        tile is in class order within itself.
+        Every tile is an even sample of the gallery in class order, the first ones small: they raise
+        the thresholds cheaply and tell what to expect of the rest.
         """
         order = self._gallery_order
         n = len(order)
-        widest = (
-            self._edge
-            * self._columns
-            // max(GROUP, max((part.stop - part.start for part in slices), default=GROUP))
-        )
+        tallest = max((part.stop - part.start for part in slices), default=0)
+        widest = self._edge * self._columns // (tallest + -tallest % GROUP or GROUP)
         step = max(GROUP, min(2 * self._edge, widest // GROUP * GROUP))
         rest = torch.arange(n, device=order.device)
         pieces = []
@@ -543,7 +598,8 @@ class Ranking:
             left = torch.ones_like(rest, dtype=torch.bool)
             left[chosen] = False
             rest = rest[left]
-        pieces.extend(rest.split(step))
+        count = max(1, -(-len(rest) // step))
+        pieces.extend(rest[first::count] for first in range(count))
         ends = [0, *itertools.accumulate(len(piece) for piece in pieces)]
         return order[torch.cat(pieces)], list(itertools.pairwise(ends))
 

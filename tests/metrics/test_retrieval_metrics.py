@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from noisyml.errors import UserError
+from noisyml.metrics import ranking
 from noisyml.metrics.retrieval import RetrievalEvaluator, retrieval_metrics
 
 ALL = (
@@ -435,6 +436,31 @@ def test_nearly_collapsed_embeddings_equal_loops(metric: str) -> None:
         squared_distance_scores(rows, rows), y.numpy(), y.numpy(), np.arange(150), "index"
     )
     np.testing.assert_allclose(per_query["map"].numpy(), expected["map"], rtol=0, atol=1e-12)
+
+
+def test_items_dropped_too_early_are_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Classes this large are ranked against samples of the gallery first. Without any caution many
+    # relevant items are dropped wrongly; the result must not notice.
+    x, y = clusters(1500, 3, noise=3.0)
+    options = {"memory_budget_bytes": SMALLEST_BUDGET, "return_per_query": True}
+    _, cautious = retrieval_metrics(x, y, **options)
+    again = []
+
+    def unsettled(block: ranking.QueryBlock) -> Tensor:
+        found = original(block)
+        again.append(int(found.sum()))
+        return found
+
+    original = ranking.QueryBlock.unsettled
+    monkeypatch.setattr(ranking.QueryBlock, "unsettled", unsettled)
+    monkeypatch.setattr(ranking, "_CAUTION", -8.0)
+    _, careless = retrieval_metrics(x, y, **options)
+    assert sum(again) > 100
+    for name, values in cautious.items():
+        assert torch.equal(careless[name], values), name
+    unit = (x.double() / x.double().norm(dim=1, keepdim=True)).numpy()
+    expected = loop_metrics(unit @ unit.T, y.numpy(), y.numpy(), np.arange(1500), "index")
+    np.testing.assert_allclose(cautious["map_at_r"], expected["map_at_r"], rtol=0, atol=1e-12)
 
 
 def test_float64_embeddings_are_told_apart_below_float32() -> None:
