@@ -257,7 +257,8 @@ def sweep_settings(root: str, arguments: list[str]) -> tuple[Path, str]:
 
 def _quoted(text: str) -> str:
     """`text` as a quoted value of Hydra's override grammar."""
-    return "'" + re.sub(r"(\\*)(')", r"\1\1\\'", text) + "'"
+    # Backslashes count only before a quote, and before the one that ends the value.
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + m[2].replace("'", r"\'"), text) + "'"
 
 
 def _check_launcher(overrides: list[str]) -> None:
