@@ -1,0 +1,232 @@
+"""One run by torchrun and by srun, ranks that die, and sweeps in other processes."""
+
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+from lightning import Callback
+
+ENDLESS = [*TINY, "trainer.max_epochs=100000", "callbacks.checkpoint.every_n_steps=5"]
+#: Two processes on the CPU, as two machines of one process would be.
+TWO_MACHINES = ["trainer=ddp_cpu", "trainer.devices=1", "trainer.num_nodes=2"]
+
+
+class KillRank(Callback):
+    """SIGKILL one rank in the middle of the run, the first time."""
+
+    def __init__(self, rank: int, step: int) -> None:
+        self.rank, self.step = rank, step
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.global_rank == self.rank and trainer.global_step == self.step:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.fixture
+def start(shell, tmp_path):
+    """Start ``python -m <module> ...`` beside this process; what is left is ended afterwards."""
+    started = []
+
+    def begin(*arguments, log, **env):
+        here = str(Path(__file__).parent)
+        process = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": here, "OMP_NUM_THREADS": "1", **env},
+            stdout=(tmp_path / log).open("w"),
+            stderr=subprocess.STDOUT,
+        )
+        started.append(process)
+        return process
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def timeless(run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    return {k: v for k, v in metrics.items() if not k.startswith("time/")}
+
+
+def status(run):
+    return json.loads((run / "status.json").read_text())
+
+
+def processes_of(run):
+    """The processes whose command line names the run folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if str(run).encode() in entry.read_bytes():
+                found.append(int(entry.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def test_two_torchruns_make_one_run_equal_to_that_of_one_process(shell, start):
+    port = free_port()
+    nodes = [
+        start(
+            "torch.distributed.run",
+            *("--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(node)),
+            *("--master-addr", "127.0.0.1", "--master-port", port),
+            *("-m", "noisyml", "train", *TINY, *TWO_MACHINES, "name=two"),
+            log=f"{node}.log",
+        )
+        for node in range(2)
+    ]
+    assert shell("train", *TINY, "name=one")[0] == 0
+    for number, node in enumerate(nodes):
+        assert node.wait(timeout=200) == 0, (shell.folder / f"{number}.log").read_text()
+    one, two = shell.runs()
+    assert (one.parent.name, two.parent.name) == ("one", "two")
+    assert len(list((shell.folder / "outputs/train/two").iterdir())) == 1
+    assert status(two)["state"] == "finished"
+    assert timeless(two) == pytest.approx(timeless(one), abs=2e-3, nan_ok=True)
+
+
+@pytest.mark.parametrize("mistake", [False, True], ids=["run", "mistake"])
+def test_srun_makes_one_run_or_one_sentence(shell, start, mistake):
+    port = free_port()
+    tasks = [
+        start(
+            *("noisyml", "train", *TINY, "trainer=slurm", "trainer.accelerator=cpu"),
+            "trainer.max_epochs=1",
+            *(["noise.rat=1"] if mistake else []),
+            log=f"{task}.log",
+            MASTER_PORT=port,
+            SLURM_JOB_ID="4711",
+            SLURM_JOB_NAME="train",
+            SLURM_NTASKS="2",
+            SLURM_NTASKS_PER_NODE="2",
+            SLURM_NNODES="1",
+            SLURM_NODEID="0",
+            SLURM_NODELIST="127.0.0.1",
+            SLURM_STEP_ID="0",
+            SLURM_STEP_NODELIST="127.0.0.1",
+            SLURM_PROCID=str(task),
+            SLURM_LOCALID=str(task),
+        )
+        for task in range(2)
+    ]
+    ended = [task.wait(timeout=200) for task in tasks]
+    said = "".join((shell.folder / f"{task}.log").read_text() for task in range(2))
+    assert ended == ([2, 2] if mistake else [0, 0]), said
+    if mistake:
+        assert said.count("noisyml:") == 1
+        assert "There is no setting 'noise.rat'" in said
+        assert shell.runs() == []
+    else:
+        (run,) = shell.runs()
+        assert status(run)["state"] == "finished"
+        assert said.count("test/map_at_r") == 1
+
+
+def test_a_killed_rank_ends_the_run_which_then_goes_on(shell):
+    kill = "+callbacks.kill={_target_: test_launching.KillRank, rank: 1, step: 20}"
+    done = shell.apart("train", *TINY, "trainer=ddp_cpu", kill)
+    (run,) = shell.runs()
+    sentence = "Rank 1 of the run was killed by SIGKILL (by the system, if memory ran out)"
+    assert done.returncode == 2, done.stderr
+    assert f"noisyml: {sentence}; go on with: noisyml train resume={run}" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert status(run)["state"] == "failed"
+    assert sentence in status(run)["error"]
+    assert processes_of(run) == []
+    # Continued after the checkpoint of the first epoch, with a rank that is not killed any more.
+    done = shell.apart("train", f"resume={run}", "callbacks.kill.step=-1")
+    assert done.returncode == 0, done.stderr
+    assert status(run)["state"] == "finished"
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_the_others_end_with_the_first_rank(shell, start, how):
+    first = start("noisyml", "train", *ENDLESS, "trainer=ddp_cpu", log="log")
+    deadline = time.monotonic() + 120
+    while not list(shell.folder.glob("outputs/train/*/*/checkpoints/last.ckpt")):
+        assert first.poll() is None, (shell.folder / "log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    (run,) = shell.runs()
+    assert len(processes_of(run)) == 1
+    first.send_signal(how)
+    killed = how == signal.SIGKILL
+    assert first.wait(timeout=60) == (-signal.SIGKILL if killed else 130)
+    deadline = time.monotonic() + 20
+    while processes_of(run):
+        assert time.monotonic() < deadline, "the other rank outlives the first"
+        time.sleep(0.1)
+    said = (shell.folder / "log").read_text()
+    assert f"noisyml train resume={run}" in said
+    assert "Traceback" not in said
+    assert ("Rank 0 of the run was killed" in said) == killed
+    assert status(run)["state"] == ("failed" if killed else "interrupted")
+
+
+def test_an_unfinished_run_goes_on_in_its_folder(shell):
+    again = ["train", *TINY, "hydra.run.dir=outputs/train/job/4711"]
+    stop = shell.apart(*again, "+callbacks.kill={_target_: saboteur.KillAt, step: 20}")
+    assert stop.returncode == -signal.SIGKILL
+    (run,) = shell.runs()
+    assert (run / "checkpoints" / "last.ckpt").is_file()
+    config = (run / "config.yaml").read_text()
+    state, said = shell(*again)
+    assert state == 2
+    assert "holds a run with another configuration; choose another hydra.run.dir" in said
+    # The same command, as a requeued job types it.
+    begins, ends = config.index("  kill:\n"), config.index("step: 20\n") + len("step: 20\n")
+    (run / "config.yaml").write_text(config[:begins] + config[ends:])
+    assert shell(*again)[0] == 0
+    whole = shell("train", *TINY, "name=whole")[0]
+    assert whole == 0
+    other = next(path for path in shell.runs() if path != run)
+    assert timeless(run) == timeless(other)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "settings"),
+    [
+        ("joblib", ["hydra.launcher.n_jobs=2"]),
+        ("submitit_local", []),
+        pytest.param("ray", ["+hydra.launcher.ray.init.num_cpus=2"], marks=pytest.mark.slow),
+    ],
+)
+def test_launchers_run_a_sweep_whose_failures_stop_nothing(shell, launcher, settings):
+    package = f"hydra_plugins.hydra_{launcher.partition('_')[0]}_launcher"
+    if importlib.util.find_spec("hydra_plugins") is None or not importlib.util.find_spec(package):
+        pytest.skip(f"{package} is not installed")
+    sweep = [
+        *("train", "-m", *TINY, "trainer.max_epochs=1", "sampler=shuffle"),
+        *("sampler.batch_size=64,4096", "hydra.sweep.dir=outputs/train/sweep"),
+        *(f"hydra/launcher={launcher}", *settings),
+    ]
+    done = shell.apart(*sweep, "report=true")
+    said = done.stdout + done.stderr
+    assert done.returncode == 2, said
+    assert "1 of 2 jobs failed:\n  job 1: sampler.batch_size=4096 exceeds the" in said
+    assert "Traceback" not in said
+    home = shell.folder / "outputs/train/sweep"
+    assert (home / "report.html").is_file()
+    assert [status(home / str(job))["state"] for job in range(2)] == ["finished", "failed"]
+    metrics = (home / "0" / "metrics.json").stat().st_mtime_ns
+    done = shell.apart(*sweep)
+    assert done.returncode == 2
+    assert (home / "0" / "metrics.json").stat().st_mtime_ns == metrics, "finished jobs are left"
