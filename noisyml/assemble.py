@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -14,6 +16,9 @@ from noisyml.data.datamodule import DataModule
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss
 from noisyml.methods.base import Method, load_encoder
+from noisyml.methods.classification import load_classifier
+from noisyml.metrics.base import Evaluator
+from noisyml.models.backbones import Backbone
 from noisyml.models.encoder import Encoder
 from noisyml.models.teacher import Teacher
 from noisyml.runs import locate_checkpoint
@@ -30,6 +35,11 @@ def build(config: DictConfig, **available: Any) -> Any:
     # Lists and mappings of the YAML arrive as plain Python ones.
     extra = {name: value for name, value in available.items() if name in takes}
     return instantiate(config, **extra, _convert_="all")
+
+
+def build_optional(config: DictConfig | None, **available: Any) -> Any:
+    """`build`, or None where there is nothing to build."""
+    return None if config is None else build(config, **available)
 
 
 @dataclass(frozen=True)
@@ -75,9 +85,12 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
     data = data_module(config, **data_settings)
     # Small stand-ins show whether the parts go together before any data is read.
     toy = {"num_classes": 2, "embedding_size": 2}
-    check_parts(config, build(config.loss, **toy), build(config.selector, **toy))
+    check_parts(config, build_optional(config.get("loss"), **toy), build(config.selector, **toy))
+    evaluator = build(config.evaluator)
+    check_outputs(config, evaluator, build_optional(config.get("distillation")))
     backbone = build(config.backbone)
     data.prepare_labels(backbone if backbone.frozen else None)
+    check_classes(data, evaluator)
     if backbone.frozen:
         data.use_features_of(backbone)
 
@@ -88,29 +101,32 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
         pseudo_labels = build(config.pseudo_labels, num_samples=len(data.splits["train"]))
         num_classes = pseudo_labels.num_clusters
     sizes = {"num_classes": num_classes, "embedding_size": encoder.out_features}
-    loss = build(config.loss, **sizes)
+    loss = build_optional(config.get("loss"), **sizes)
     selector = build(config.selector, **sizes)
-    memory = build(
-        config.memory,
-        size=config.memory.size or len(data.splits["train"]),
-        dim=encoder.out_features,
-        num_classes=num_classes,
-    )
     data.validate_on_test = "test" in config.model_choice
     extra: dict[str, Any] = {}
-    if config.get("distillation") is not None:
-        extra["distillation"] = build(config.distillation)
+    if "memory" in _arguments(config):
+        extra["memory"] = build(
+            config.memory,
+            size=config.memory.size or len(data.splits["train"]),
+            dim=encoder.out_features,
+            num_classes=num_classes,
+        )
+    distillation = build_optional(config.get("distillation"))
+    if distillation is not None:
+        extra["distillation"] = distillation
     if config.get("teacher") is not None:
-        extra["teacher"] = build_teacher(config.teacher) if training else None
+        classes = data.class_names if distillation.needs_logits else None
+        extra["teacher"] = build_teacher(config.teacher, backbone, classes) if training else None
     method = build(
         config.method,
         encoder=encoder,
         loss=loss,
         selector=selector,
-        memory=memory,
+        class_names=data.class_names,
         optimizer=build(config.optimizer),
         scheduler=None if config.scheduler is None else build(config.scheduler),
-        evaluator=build(config.evaluator),
+        evaluator=evaluator,
         pseudo_labels=pseudo_labels,
         **extra,
         **sizes,
@@ -118,19 +134,24 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
     return Assembly(data, method)
 
 
-def build_teacher(settings: DictConfig) -> Teacher:
-    """The frozen encoder of an earlier run.
+def build_teacher(
+    settings: DictConfig, student: Backbone, class_names: Sequence[str] | None = None
+) -> Teacher:
+    """The frozen model of an earlier run.
 
     Args:
         settings: ``checkpoint`` (a run folder or a checkpoint in it) and ``which``.
+        student: the backbone of the network it is to teach.
+        class_names: the classes it must tell apart; None: its encoder is enough.
 
     Raises:
-        UserError: no teacher is named, or it is not there.
+        UserError: no teacher is named, it is not there, has no such classifier, or cannot see what
+            the student sees.
     """
     if settings.checkpoint is None:
         raise UserError(
             "The student has no teacher: name a run by teacher.checkpoint=RUN_DIR, or train one "
-            "first with stages=teacher."
+            "first with stages=teacher (a classifier: stages=classification_teacher)."
         )
     run, file = locate_checkpoint(Path(settings.checkpoint), settings.which)
     config = OmegaConf.load(run.config_file)
@@ -141,7 +162,62 @@ def build_teacher(settings: DictConfig) -> Teacher:
     backbone = build(config.backbone)
     encoder = Encoder(backbone, build(config.head, in_features=backbone.out_features))
     load_encoder(encoder, file)
-    return Teacher(encoder)
+    same = backbone.frozen and backbone.fingerprint() == student.fingerprint()
+    if student.frozen and not same:
+        raise UserError(
+            "A frozen student hands on cached features, which mean nothing to a teacher with "
+            "another backbone: say backbone.frozen=false."
+        )
+    classifier = None if class_names is None else load_classifier(file, class_names)
+    return Teacher(encoder, classifier)
+
+
+def check_outputs(config: DictConfig, evaluator: Evaluator, distillation: Any) -> None:
+    """Refuse an evaluator or a distillation that asks for what the method does not compute.
+
+    Raises:
+        UserError: such a combination.
+    """
+    method: type[Method] = get_class(str(config.method["_target_"]))
+    if lacking := sorted(evaluator.needs - method.gives):
+        raise UserError(
+            f"{type(evaluator).__name__} evaluates {' and '.join(lacking)}, which "
+            f"{method.__name__} does not give: choose another evaluator=... or "
+            f"method=classification."
+        )
+    if distillation is not None and distillation.needs_logits and "logits" not in method.gives:
+        raise UserError(
+            f"The distillation compares class scores, and {method.__name__} gives none: choose "
+            f"another distillation=... or method=rkd_classification."
+        )
+
+
+def check_classes(data: DataModule, evaluator: Evaluator) -> None:
+    """Class scores mean something only on splits that have the classes of training.
+
+    Raises:
+        UserError: a split with other classes, or noise that renumbers those of training.
+    """
+    if "logits" not in evaluator.needs:
+        return
+    train = data.splits["train"]
+    if data.manifest.class_source is not None or data.num_classes != len(train.class_names):
+        raise UserError(
+            f"Noise {data.manifest.injector} renumbers the classes of training, so that a "
+            f"classifier's answers are no classes of the test: choose another noise=..."
+        )
+    for name in ("val", *data.test_splits):
+        split = data.splits.get(name)
+        if split is None:
+            continue
+        if (
+            list(split.class_names) != list(train.class_names)
+            or not np.isin(split.labels, train.labels).any()
+        ):
+            raise UserError(
+                f"The {name} split has other classes than training, which no classifier can name: "
+                f"use dataset.split=closed_set if the data set has it, or evaluator=retrieval."
+            )
 
 
 def check_model_choice(config: DictConfig) -> None:
@@ -164,8 +240,15 @@ def check_parts(config: DictConfig, loss: Any, selector: Any) -> None:
             kind.
     """
     method = get_class(str(config.method["_target_"]))
-    takes = inspect.signature(method).parameters
+    takes = _arguments(config)
     name = method.__name__
+    if "loss" in takes and loss is None:
+        raise UserError(
+            f"{name} trains with a loss on embeddings: choose one by loss=... (`noisyml list "
+            f"losses`)."
+        )
+    if "loss" not in takes and loss is not None:
+        raise UserError(f"{name} brings a loss of its own and takes none: leave out loss=...")
     if "loss" in takes and not isinstance(loss, EmbeddingLoss):
         raise UserError(
             f"{name} trains with a loss on embeddings, and {type(loss).__name__} is none: choose "
@@ -176,7 +259,7 @@ def check_parts(config: DictConfig, loss: Any, selector: Any) -> None:
             f"{type(loss).__name__} reads a memory, and {name} keeps none: choose another loss=..."
         )
     if config.get("pseudo_labels") is not None and "pseudo_labels" not in takes:
-        raise UserError(f"{name} does not train on pseudo-labels: say pseudo_labels=null.")
+        raise UserError(f"{name} does not train on pseudo-labels: leave out pseudo_labels=...")
     if "selector" not in takes:
         return
     if not isinstance(selector, Selector):
@@ -201,3 +284,8 @@ def check_parts(config: DictConfig, loss: Any, selector: Any) -> None:
             f"{type(selector).__name__} judges it, so that every sample vouches for itself: use "
             f"selector=keep_all."
         )
+
+
+def _arguments(config: DictConfig) -> Mapping[str, Any]:
+    """What the method's constructor takes, by name."""
+    return inspect.signature(get_class(str(config.method["_target_"]))).parameters

@@ -35,6 +35,13 @@ def world_size() -> int:
     return dist.get_world_size() if is_distributed() else 1
 
 
+def collective_device() -> torch.device:
+    """Where a rank that has nothing must put its tensors to take part in a collective."""
+    if is_distributed() and dist.get_backend() == "nccl":
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
 def shard_sizes(n: int, device: torch.device) -> list[int]:
     """The lengths of all ranks' shards, in rank order, given this rank's `n`."""
     if not is_distributed():

@@ -172,6 +172,10 @@ def as_user_error(error: Exception, root: str, overrides: list[str]) -> Exceptio
             where = f"{group} '{name}'" if group else f"configuration '{name}'"
             listed = f" Choose from: {', '.join(known)}." if known else ""
             return UserError(f"There is no {where}.{did_you_mean(name, known)}{listed}")
+        if isinstance(link, ValueError) and "override must be a string" in str(link):
+            nulls = [key for key in group_names() if f"{key}=null" in overrides]
+            part = nulls[0] if nulls else "GROUP"
+            return UserError(f"{part}=null is no choice: leave {part} out, or say '~{part}'.")
         if isinstance(link, OverrideParseException):
             reason = str(link).splitlines()[0]
             return UserError(f"The override '{link.override}' cannot be read: {reason}.")

@@ -6,6 +6,7 @@ The configuration names them in order (``stages=teacher``, or any mapping of thi
       teacher:
         repeat: 1                                # so many times, each after the one before
         overrides: [method=prism, loss=triplet]  # what differs from the run itself
+        without: [distillation]                  # parts it lacks, with what was typed for them
 
 Each is a whole run of its own in ``RUN_DIR/stages/NAME`` with its own configuration, checkpoints
 and metrics. ``${previous_run}`` is the folder of the stage before, in a stage as in the run itself.
@@ -32,10 +33,14 @@ def stage_folders(run_dir: Path, config: DictConfig) -> list[Path]:
     """
     folders = []
     for name, stage in (config.get("stages") or {}).items():
-        if stage is None or "overrides" not in stage or set(stage) - {"overrides", "repeat"}:
+        if (
+            stage is None
+            or "overrides" not in stage
+            or set(stage) - {"overrides", "repeat", "without"}
+        ):
             raise UserError(
                 f"stages.{name} must be a mapping with overrides (a list of settings) and, if "
-                "wanted, repeat."
+                "wanted, repeat and without (a list of parts)."
             )
         repeat = stage.get("repeat", 1)
         if not isinstance(repeat, int) or repeat < 0:
@@ -48,12 +53,13 @@ def stage_folders(run_dir: Path, config: DictConfig) -> list[Path]:
 def stage_overrides(config: DictConfig, typed: Sequence[str]) -> list[list[str]]:
     """For each stage, the overrides it is composed from: what was typed, then what differs.
 
-    A part that the stage replaces (``method=...``) takes the typed settings below it along.
+    A part that the stage replaces (``method=...``) or lacks takes the typed settings below it
+    along.
     """
     found = []
     for stage in (config.get("stages") or {}).values():
         own = [str(override) for override in stage.overrides]
-        replaced = {_key(override) for override in own}
+        replaced = {_key(override) for override in own} | set(stage.get("without") or ())
         kept = [
             override
             for override in typed

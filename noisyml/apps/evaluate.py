@@ -57,7 +57,7 @@ def job(config: DictConfig, settings: list[str]) -> dict[str, float]:
 
 
 def evaluate(config: DictConfig, checkpoint: Path) -> dict[str, float]:
-    """Test metrics of a checkpoint's encoder under a configuration.
+    """Test metrics of a checkpoint's model under a configuration.
 
     Memories, losses and selectors of the run do not matter and may be of another size.
     """
@@ -82,7 +82,7 @@ def evaluate(config: DictConfig, checkpoint: Path) -> dict[str, float]:
         default_root_dir=config.run_dir,
     )
     assembly.data.fixed_statistics = True
-    assembly.method.load_encoder(checkpoint)
+    assembly.method.load_trained(checkpoint)
     trainer.test(assembly.method, assembly.data, verbose=False)
     return {
         name: float(value)

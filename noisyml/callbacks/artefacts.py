@@ -87,7 +87,7 @@ def least_trusted(data: DataModule, selection_file: Path, file: Path) -> None:
     lowest = judged.groupby("index")["p_clean"].mean().nsmallest(THUMBNAILS)
     split, manifest = data.splits["train"], data.manifest
     index = lowest.index.to_numpy()
-    names = _label_names(data)
+    names = np.asarray(data.class_names)
     clean_names = np.asarray([*split.class_names, ""])
     np.savez_compressed(
         file,
@@ -129,7 +129,7 @@ def suspects(data: DataModule, selection_file: Path) -> pd.DataFrame:
     judged = judged[judged["epoch"] == judged["epoch"].max()].dropna()
     means = judged.groupby("index")[["p_clean", "kept"]].mean().sort_values("p_clean")
     index = means.index.to_numpy()
-    names = _label_names(data)
+    names = np.asarray(data.class_names)
     keys = data.splits["train"].keys
     return pd.DataFrame(
         {
@@ -139,11 +139,3 @@ def suspects(data: DataModule, selection_file: Path) -> pd.DataFrame:
             "kept": means["kept"].to_numpy(),
         }
     )
-
-
-def _label_names(data: DataModule) -> np.ndarray:
-    """Names of the observed classes; numbers where the noise made classes of its own."""
-    names = data.splits["train"].class_names
-    if data.manifest.num_classes != len(names):
-        names = [f"label {i}" for i in range(data.manifest.num_classes)]
-    return np.asarray(names)

@@ -265,6 +265,14 @@ class DataModule(LightningDataModule):
         fingerprint = f"{train.fingerprint}+{source.fingerprint}+{self.manifest.sha256}"
         return dataclasses.replace(train, images=images, fingerprint=fingerprint)
 
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the observed classes; numbers where the noise made classes of its own."""
+        names = list(self.splits["train"].class_names)
+        if self.num_classes != len(names):
+            return [f"label {i}" for i in range(self.num_classes)]
+        return names
+
     def remarks(self) -> list[str]:
         """What a user should know of the splits before reading numbers."""
         if self.val_labels is None:

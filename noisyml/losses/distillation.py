@@ -53,6 +53,15 @@ class Features:
             )
         return self.maps[name]
 
+    def rows(self, keep: Tensor) -> Features:
+        """Those samples of the batch for which `keep` [B] bool is true."""
+        at = keep.nonzero().squeeze(1)
+        return Features(
+            embedding=None if self.embedding is None else self.embedding[at],
+            logits=None if self.logits is None else self.logits[at],
+            maps={name: x[at] for name, x in self.maps.items()},
+        )
+
     def need_embedding(self) -> Tensor:
         """The embedding [B, D]; raises ValueError where there is none."""
         if self.embedding is None:

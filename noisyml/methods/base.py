@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -20,6 +20,18 @@ from noisyml.optim import OptimizerFactory, Plateau, SchedulerFactory, parameter
 
 #: Prefix of metrics of the test split when a run may choose its model by them.
 ON_TEST = "on_test"
+
+
+class Outputs(NamedTuple):
+    """What a method gives an evaluator of a batch.
+
+    Attributes:
+        embeddings: [b, D].
+        logits: class scores [b, C], or None.
+    """
+
+    embeddings: Tensor
+    logits: Tensor | None = None
 
 
 class Method(LightningModule):
@@ -37,6 +49,8 @@ class Method(LightningModule):
 
     #: Fields of `Evidence` this method fills for a selector.
     evidence: ClassVar[frozenset[str]] = frozenset()
+    #: What `outputs` gives an evaluator, see `Evaluator.needs`.
+    gives: ClassVar[frozenset[str]] = frozenset({"embeddings"})
 
     def __init__(
         self,
@@ -101,6 +115,10 @@ class Method(LightningModule):
 
     # -- evaluation --------------------------------------------------------------------------
 
+    def outputs(self, batch: Batch) -> Outputs:
+        """What an evaluator is shown of this rank's batch, in evaluation mode."""
+        return Outputs(self.encoder(batch))
+
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation."""
         self.evaluator.reset()
@@ -141,10 +159,12 @@ class Method(LightningModule):
 
     def _collect(self, evaluator: Evaluator, batch: Batch, role: SplitRole) -> None:
         if len(batch["index"]):
+            outputs = self.outputs(batch)
             evaluator.update(
                 index=batch["index"],
                 labels=batch["label"],
-                embeddings=self.encoder(batch),
+                embeddings=outputs.embeddings,
+                logits=outputs.logits,
                 split_role=role,
             )
 
@@ -175,6 +195,10 @@ class Method(LightningModule):
     def load_encoder(self, file: Path) -> None:
         """Take the encoder, and only the encoder, from a checkpoint of a run."""
         load_encoder(self.encoder, file)
+
+    def load_trained(self, file: Path) -> None:
+        """Take all that evaluation uses from a checkpoint of a run; here that is the encoder."""
+        self.load_encoder(file)
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> Tensor:

@@ -13,7 +13,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch.nn.functional as F
-from torch import Tensor
 
 from noisyml import distributed
 from noisyml.data.views import Batch
@@ -79,7 +78,7 @@ class RKD(MetricLearning):
         selection = self.judge(unit, labels, index)
 
         if self.distill_kept_only:
-            student, teacher = (_rows(x, selection.keep) for x in (student, teacher))
+            student, teacher = student.rows(selection.keep), teacher.rows(selection.keep)
         loss = self.distillation(student, teacher)
         if self.task_weight != 0:
             task = self.loss(unit, labels, memory=self.memory, keep=selection.keep)
@@ -117,10 +116,7 @@ class RKD(MetricLearning):
         """Keep the student only; the teacher is known by its fingerprint."""
         super().on_save_checkpoint(checkpoint)
         if self.teacher is not None:
-            state = checkpoint["state_dict"]
-            for name in [n for n in state if n.startswith("teacher.")]:
-                del state[name]
-            checkpoint["teacher"] = self.teacher.fingerprint()
+            self.teacher.leave_out(checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take the teacher from the configuration, after checking that it is the same.
@@ -129,20 +125,5 @@ class RKD(MetricLearning):
             UserError: the student was trained by another teacher.
         """
         super().on_load_checkpoint(checkpoint)
-        if self.teacher is None:
-            return
-        if checkpoint.get("teacher") != self.teacher.fingerprint():
-            raise UserError(
-                "The teacher has changed since the checkpoint was written: restore "
-                "teacher.checkpoint, or start a new run."
-            )
-        for name, tensor in self.teacher.state_dict().items():
-            checkpoint["state_dict"][f"teacher.{name}"] = tensor
-
-
-def _rows(features: Features, keep: Tensor) -> Features:
-    """Those rows of all that is known of a batch."""
-    at = keep.nonzero().squeeze(1)
-    embedding = None if features.embedding is None else features.embedding[at]
-    logits = None if features.logits is None else features.logits[at]
-    return Features(embedding, logits, {name: x[at] for name, x in features.maps.items()})
+        if self.teacher is not None:
+            self.teacher.put_back(checkpoint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -16,6 +16,9 @@ class Evaluator(ABC):
     Exact under DDP: the ranks' shards may be uneven or empty, samples that a distributed sampler
     repeated for padding count once (recognised by `index`), and every rank returns the same dict.
     """
+
+    #: What a model must give: ``embeddings`` or ``logits``.
+    needs: ClassVar[frozenset[str]] = frozenset({"embeddings"})
 
     @abstractmethod
     def update(

@@ -32,7 +32,14 @@ from typing import Literal, get_args, overload
 import torch
 from torch import Tensor
 
-from noisyml.distributed import all_reduce_sum, gather, is_distributed, rank, world_size
+from noisyml.distributed import (
+    all_reduce_sum,
+    collective_device,
+    gather,
+    is_distributed,
+    rank,
+    world_size,
+)
 from noisyml.errors import UserError
 from noisyml.metrics.base import Evaluator, SplitRole
 from noisyml.metrics.clustering import ami, cluster_embeddings, nmi
@@ -594,7 +601,7 @@ class RetrievalEvaluator(Evaluator):
 
         A rank without a batch learns the embeddings' width and type from the others.
         """
-        device = shard.index[0].device if shard.index else _collective_device()
+        device = shard.index[0].device if shard.index else collective_device()
         kind = [0, 0]
         if shard.embeddings:
             kind = [shard.embeddings[0].shape[1], _DTYPES.index(shard.embeddings[0].dtype)]
@@ -612,10 +619,3 @@ class RetrievalEvaluator(Evaluator):
         empty = torch.empty(0, dtype=torch.int64, device=device)
         dtype = _DTYPES[int(kinds[:, 1].max())]
         return empty, empty, torch.empty((0, width), dtype=dtype, device=device)
-
-
-def _collective_device() -> torch.device:
-    """Where an empty rank must put its tensors to take part in a collective."""
-    if is_distributed() and torch.distributed.get_backend() == "nccl":
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")

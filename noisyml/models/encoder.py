@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from noisyml.errors import UserError
 from noisyml.models.backbones import Backbone
-from noisyml.models.heads import EmbeddingHead
+from noisyml.models.heads import Head
 
 
 class Encoding(NamedTuple):
@@ -39,7 +39,7 @@ class Encoder(nn.Module):
         head: features to embeddings.
     """
 
-    def __init__(self, backbone: Backbone, head: EmbeddingHead) -> None:
+    def __init__(self, backbone: Backbone, head: Head) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head

@@ -46,11 +46,52 @@ def _input_norm(kind: InputNorm, features: int) -> list[nn.Module]:
     return [nn.LayerNorm(features, elementwise_affine=False)]
 
 
-class EmbeddingHead(nn.Module):
-    """Input norm, zero or more hidden layers, a linear projection, and L2 normalisation.
+class Head(nn.Module):
+    """Layers, then L2 normalisation or none.
 
     `project` ends before the L2 normalisation, `finish` is that alone, and calling the head does
     both.
+
+    Args:
+        layers: features [B, F] to raw embeddings [B, out_features].
+        out_features: embedding dimension D.
+        normalise: project embeddings onto the unit sphere.
+    """
+
+    def __init__(self, layers: nn.Sequential, out_features: int, normalise: bool) -> None:
+        super().__init__()
+        self.layers = layers
+        self.out_features = out_features
+        self.normalise = normalise
+
+    def project(self, features: Tensor) -> Tensor:
+        """[B, in_features] to raw embeddings [B, out_features], not normalised."""
+        projected: Tensor = self.layers(features)
+        return projected
+
+    def finish(self, raw: Tensor) -> Tensor:
+        """Raw embeddings [B, out_features] to what the head is configured to give."""
+        return unit_norm(raw) if self.normalise else raw
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, in_features] to [B, out_features]."""
+        return self.finish(self.project(features))
+
+
+class IdentityHead(Head):
+    """The pooled features themselves are the embedding, as a classifier reads them.
+
+    Args:
+        in_features: width of the backbone's features, and embedding dimension.
+        normalise: project them onto the unit sphere.
+    """
+
+    def __init__(self, in_features: int, normalise: bool = False) -> None:
+        super().__init__(nn.Sequential(), in_features, normalise)
+
+
+class EmbeddingHead(Head):
+    """Input norm, zero or more hidden layers, a linear projection, and L2 normalisation.
 
     Args:
         in_features: width of the backbone's features.
@@ -79,7 +120,6 @@ class EmbeddingHead(nn.Module):
         init: Init = "kaiming",
         normalise: bool = True,
     ) -> None:
-        super().__init__()
         for key, value, choices in (
             ("norm", norm, ("batch", "layer", "none")),
             ("input_norm", input_norm, ("none", "layer", "l2")),
@@ -93,25 +133,10 @@ class EmbeddingHead(nn.Module):
             layers += [nn.Linear(width, hidden), _norm(norm, hidden), nn.ReLU()]
             width = hidden
         layers.append(nn.Linear(width, out_features, bias=bias))
-        self.layers = nn.Sequential(*layers)
-        self.out_features = out_features
-        self.normalise = normalise
+        super().__init__(nn.Sequential(*layers), out_features, normalise)
         if init == "kaiming":
             for layer in self.layers:
                 if isinstance(layer, nn.Linear):
                     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
                     if layer.bias is not None:
                         nn.init.zeros_(layer.bias)
-
-    def project(self, features: Tensor) -> Tensor:
-        """[B, in_features] to raw embeddings [B, out_features], not normalised."""
-        projected: Tensor = self.layers(features)
-        return projected
-
-    def finish(self, raw: Tensor) -> Tensor:
-        """Raw embeddings [B, out_features] to what the head is configured to give."""
-        return unit_norm(raw) if self.normalise else raw
-
-    def forward(self, features: Tensor) -> Tensor:
-        """[B, in_features] to [B, out_features]."""
-        return self.finish(self.project(features))

@@ -22,7 +22,7 @@ from noisyml.models.backbones import (
     timm_model,
 )
 from noisyml.models.encoder import Encoder
-from noisyml.models.heads import EmbeddingHead, unit_norm
+from noisyml.models.heads import EmbeddingHead, Head, unit_norm
 
 CONF = Path(__file__).parents[2] / "conf"
 HEAD_VECTORS = Path(__file__).parents[1] / "golden" / "proxynca_pp" / "head.npz"
@@ -346,7 +346,7 @@ def test_every_configuration_builds_what_it_says(folder):
         if path.stem == "timm":
             changes["name"] = "test_resnet"
         made = instantiate(node, **changes, _convert_="all")
-        assert isinstance(made, Backbone if folder == "backbone" else EmbeddingHead)
+        assert isinstance(made, Backbone if folder == "backbone" else Head)
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer", "none"])

@@ -1,0 +1,203 @@
+"""Plain classification: cross-entropy on the samples a selector trusts.
+
+A linear classifier reads the encoder's embedding, by default (``head=identity``) the pooled
+features of the backbone. With ``selector=keep_all`` this is the baseline of the noisy-label
+literature; methods that weigh, correct or exchange samples start from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from noisyml import distributed
+from noisyml.data.views import Batch
+from noisyml.errors import UserError
+from noisyml.methods.base import Method, Outputs
+from noisyml.metrics.base import Evaluator
+from noisyml.models.encoder import Encoder
+from noisyml.optim import OptimizerFactory, SchedulerFactory
+from noisyml.selectors.base import Evidence, Selection, Selector
+
+#: Names of a classifier's parameters in a checkpoint begin with this.
+_PREFIX = "classifier."
+
+
+@dataclass(frozen=True)
+class Classified:
+    """A global batch, in rank order on every rank.
+
+    Attributes:
+        embeddings: [B, D] with gradient, as the classifier reads them.
+        logits: class scores [B, C] with gradient, float32 or better.
+        labels: observed [B] int64.
+        index: positions in the training split [B] int64.
+    """
+
+    embeddings: Tensor
+    logits: Tensor
+    labels: Tensor
+    index: Tensor
+
+
+def kept_mean(sample_loss: Tensor, keep: Tensor) -> Tensor:
+    """Mean of the losses [B] where `keep` [B] is true; 0 with a gradient of 0 if nothing is."""
+    kept = torch.where(keep, sample_loss, torch.zeros_like(sample_loss))
+    total: Tensor = kept.sum() / keep.sum().clamp(min=1)
+    return total
+
+
+class Classification(Method):
+    """Cross-entropy on the samples a selector keeps; the base of methods that classify.
+
+    A subclass writes `training_step` from `classify_globally`, `judge` and `outcome`.
+
+    Args:
+        encoder: images or features to embeddings.
+        selector: judges the global batch by embeddings, class scores or losses.
+        optimizer, scheduler, evaluator, param_groups: see `Method`.
+        class_names: of the observed classes, in the order of their numbers.
+    """
+
+    #: ``proxies`` are the rows of the classifier's weight: its directions without length and bias.
+    evidence: ClassVar[frozenset[str]] = frozenset(
+        {"embeddings", "logits", "sample_loss", "proxies"}
+    )
+    gives: ClassVar[frozenset[str]] = frozenset({"embeddings", "logits"})
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        selector: Selector,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None,
+        evaluator: Evaluator,
+        class_names: Sequence[str],
+        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(encoder, optimizer, scheduler, evaluator, param_groups)
+        self.class_names = list(class_names)
+        self.classifier = nn.Linear(encoder.out_features, len(self.class_names))
+        self.selector = selector
+        self._judged: tuple[Evidence, Selection] | None = None
+
+    # -- the step ----------------------------------------------------------------------------
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """One step: classify, judge, learn from the trusted."""
+        seen = self.classify_globally(batch)
+        sample_loss = F.cross_entropy(seen.logits, seen.labels, reduction="none")
+        selection = self.judge(seen, sample_loss)
+        return self.outcome(kept_mean(sample_loss, selection.keep), selection, seen.index)
+
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """Class scores [b, C] of embeddings [b, D], float32 or better whatever the precision."""
+        scores: Tensor = self.classifier(embeddings)
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+    def classify_globally(self, batch: Batch, embeddings: Tensor | None = None) -> Classified:
+        """Classify this rank's share and gather the global batch.
+
+        Args:
+            batch: this rank's share.
+            embeddings: of it, [b, D], if they are known already.
+        """
+        if embeddings is None:
+            embeddings = self.encoder(batch)
+        return Classified(
+            distributed.gather(embeddings),
+            distributed.gather(self.logits(embeddings)),
+            distributed.gather(batch["label"]),
+            distributed.gather(batch["index"]),
+        )
+
+    def judge(self, seen: Classified, sample_loss: Tensor) -> Selection:
+        """The selector's answer for a global batch with losses [B]."""
+        evidence = Evidence(
+            labels=seen.labels,
+            index=seen.index,
+            embeddings=F.normalize(seen.embeddings.detach()),
+            proxies=F.normalize(self.classifier.weight.detach()),
+            logits=seen.logits.detach(),
+            sample_loss=sample_loss.detach(),
+            step=self.global_step,
+            epoch=self.current_epoch,
+        )
+        selection = self.selector.select(evidence)
+        self._judged = (evidence, selection)
+        return selection
+
+    def outcome(self, loss: Tensor, selection: Selection, index: Tensor) -> dict[str, Any]:
+        """What `training_step` returns; the log of judgements reads it."""
+        return {"loss": loss, "selection": selection, "index": index}
+
+    def after_backward(self) -> None:
+        """The selector learns from what it has judged."""
+        if self._judged is not None:
+            self.selector.update(*self._judged)
+            self._judged = None
+
+    # -- evaluation and checkpoints ----------------------------------------------------------
+
+    def outputs(self, batch: Batch) -> Outputs:
+        """Embeddings and class scores of this rank's batch."""
+        embeddings = self.encoder(batch)
+        return Outputs(embeddings, self.logits(embeddings))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write down what the classes are called: a classifier is no use without."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["class_names"] = self.class_names
+
+    def load_trained(self, file: Path) -> None:
+        """Take the encoder and, if class scores are evaluated, the classifier.
+
+        Raises:
+            UserError: the checkpoint belongs to another architecture or to other classes.
+        """
+        super().load_trained(file)
+        if "logits" in self.evaluator.needs:
+            self.classifier = load_classifier(file, self.class_names)
+
+
+def load_classifier(file: Path, class_names: Sequence[str]) -> nn.Linear:
+    """The classifier in a checkpoint of a run.
+
+    Args:
+        file: a checkpoint; opened without unpickling.
+        class_names: the classes it has to tell apart, in the order of their numbers.
+
+    Raises:
+        UserError: there is none, or it was trained for other classes.
+    """
+    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    state = {
+        name.removeprefix(_PREFIX): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(_PREFIX)
+    }
+    if not state:
+        raise UserError(
+            f"{file} holds an encoder without a classifier: use a run of method=classification."
+        )
+    known, wanted = list(checkpoint["class_names"]), list(class_names)
+    if known != wanted:
+        raise UserError(
+            f"The classifier in {file} knows {_described(known)}, but the data has "
+            f"{_described(wanted)}: use data with the same classes, in the same order."
+        )
+    classifier = nn.Linear(state["weight"].shape[1], state["weight"].shape[0])
+    classifier.load_state_dict(state)
+    return classifier
+
+
+def _described(names: Sequence[str]) -> str:
+    """A number of classes and the first few of their names."""
+    shown = ", ".join(f"'{name}'" for name in names[:3])
+    return f"{len(names)} classes ({shown}{', ...' if len(names) > 3 else ''})"
