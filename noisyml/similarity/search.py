@@ -19,6 +19,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from noisyml.errors import UserError
+from noisyml.similarity.coarse import (
+    TRIAL_GALLERY,
+    TRIAL_QUERIES,
+    CoarseFilter,
+    CoarseRows,
+    chosen_filter,
+)
 from noisyml.similarity.rows import (
     Array,
     RowSource,
@@ -45,6 +52,8 @@ from noisyml.similarity.tiles import (
 _BUDGET_BYTES = {"cpu": 2**27, "cuda": 2**31}
 #: Rows and columns of a tile beyond which nothing is gained: 16 MiB on a CPU.
 _LARGEST_TILE = {"cpu": (1024, 4096), "cuda": (8192, 16384)}
+#: A coarse product is given up for a tile if more than this share of its groups hold candidates.
+_COARSE_SHARE = 0.5
 #: Rows and columns of a block of exact scores, and pairs scored exactly at once.
 _EXACT_BLOCK = 512
 #: Queries whose shortlists are sorted together.
@@ -88,6 +97,10 @@ class Gallery(Protocol):
         """Which panels must be visited if those marked in `wanted` are wanted here."""
         ...
 
+    def sample(self, n: int) -> tuple[Tensor, Tensor]:
+        """Up to n rows that this process can read by itself: their numbers [m], rows [m, D]."""
+        ...
+
 
 class LocalGallery:
     """A gallery that this process can read by itself."""
@@ -109,6 +122,11 @@ class LocalGallery:
         """See `Gallery`."""
         return wanted
 
+    def sample(self, n: int) -> tuple[Tensor, Tensor]:
+        """See `Gallery`."""
+        numbers = spread_out(len(self._source), n).to(self._source.device)
+        return numbers, self._source.take(numbers)
+
 
 class Task(NamedTuple):
     """What is to be found.
@@ -121,6 +139,7 @@ class Task(NamedTuple):
         exclude: [Nq, m] int64 gallery numbers to leave out, -1 for none; or None.
         own: if the queries are gallery rows, the stretch of the gallery that they are, in order,
             and each is left out for itself; or None.
+        fast: whether a cheaper product may go before the float32 one.
     """
 
     queries: RowSource
@@ -129,13 +148,18 @@ class Task(NamedTuple):
     k: int
     exclude: Tensor | None
     own: range | None
+    fast: bool
 
 
 class Blocks(NamedTuple):
-    """Rows and columns of a tile, multiples of `GROUP`; columns a multiple of rows."""
+    """Rows and columns of a tile, multiples of `GROUP`; columns a multiple of rows.
+
+    `cache_bytes` may be spent on rounded copies of the queries.
+    """
 
     query: int
     gallery: int
+    cache_bytes: int
 
 
 def topk(
@@ -144,6 +168,7 @@ def topk(
     k: int,
     *,
     metric: Literal["cosine", "ip", "l2"] = "cosine",
+    precision: Literal["exact", "fast"] = "exact",
     exclude: Array | None = None,
     memory_budget_bytes: int | None = None,
     device: torch.device | str | None = None,
@@ -159,6 +184,9 @@ def topk(
         k: neighbours wanted, at least 1; may exceed Ng.
         metric: ``cosine`` (a zero row scores 0 with everything), ``ip`` (inner product) or ``l2``
             (squared Euclidean distance).
+        precision: ``exact``: float32 products. ``fast``: the same answer, to the bit, with cheaper
+            products before them (see `noisyml.similarity.coarse`) where a trial on a sample says
+            that they pay; much depends on the data, and on small ones they never do.
         exclude: int64 [Nq] or [Nq, m], gallery rows to leave out per query; -1 for none.
         memory_budget_bytes: working memory beside the inputs and some 30 k bytes per query; it
             decides the block sizes. Default 128 MiB, on CUDA 2 GiB.
@@ -177,7 +205,7 @@ def topk(
     source = RowSource(queries, "query", where)
     target = RowSource(gallery, "gallery", where)
     metric = checked_metric(metric)
-    check_request(source.dim, target.dim, k)
+    check_request(source.dim, target.dim, k, precision)
     excluded = checked_exclude(exclude, len(source), len(target), where)
     with torch.no_grad():
         centre = centre_of(target.take(positions(len(target)))) if metric == "l2" else None
@@ -188,6 +216,7 @@ def topk(
             k,
             excluded,
             None,
+            precision == "fast",
         )
         blocks = block_sizes(source.dim, where, memory_budget_bytes, query_block, gallery_block)
         return find(task, blocks, progress)
@@ -198,6 +227,7 @@ def self_topk(
     k: int,
     *,
     metric: Literal["cosine", "ip", "l2"] = "cosine",
+    precision: Literal["exact", "fast"] = "exact",
     memory_budget_bytes: int | None = None,
     device: torch.device | str | None = None,
     query_block: int | None = None,
@@ -209,8 +239,8 @@ def self_topk(
     Args:
         x: [N, D], any floating dtype; tensor, NumPy array or `numpy.memmap`.
         k: neighbours wanted, at least 1; may exceed N - 1.
-        metric: as in `topk`, like everything else.
-        memory_budget_bytes, device, query_block, gallery_block, progress: as in `topk`.
+        metric: ``cosine``, ``ip`` or ``l2``.
+        precision, memory_budget_bytes, device, query_block, gallery_block, progress: as in `topk`.
 
     Raises:
         UserError: as `topk`.
@@ -218,11 +248,19 @@ def self_topk(
     where = device_of(x, device)
     source = RowSource(x, "given", where)
     metric = checked_metric(metric)
-    check_request(source.dim, source.dim, k)
+    check_request(source.dim, source.dim, k, precision)
     with torch.no_grad():
         centre = centre_of(source.take(positions(len(source)))) if metric == "l2" else None
         side = Side.of(source, metric, centre)
-        task = Task(source, side, LocalGallery(source, side), k, None, range(len(source)))
+        task = Task(
+            source,
+            side,
+            LocalGallery(source, side),
+            k,
+            None,
+            range(len(source)),
+            precision == "fast",
+        )
         blocks = block_sizes(source.dim, where, memory_budget_bytes, query_block, gallery_block)
         return find(task, blocks, progress)
 
@@ -232,12 +270,19 @@ def positions(n: int) -> Tensor:
     return torch.tensor(centre_positions(n), dtype=torch.int64)
 
 
-def check_request(query_dim: int, gallery_dim: int, k: int) -> None:
+def spread_out(n: int, most: int) -> Tensor:
+    """Up to `most` numbers, spread evenly over ``range(n)``: int64 [m]."""
+    return torch.arange(min(n, most)) * n // max(1, min(n, most))
+
+
+def check_request(query_dim: int, gallery_dim: int, k: int, precision: str) -> None:
     """Refuse what cannot be searched.
 
     Raises:
-        UserError: dimensions differ or k < 1.
+        UserError: dimensions differ, k < 1 or an unknown precision.
     """
+    if precision not in ("exact", "fast"):
+        raise UserError(f"Unknown precision {precision!r}: choose exact or fast.")
     if query_dim != gallery_dim:
         raise UserError(
             f"The queries have {query_dim} dimensions and the gallery has {gallery_dim}: embed "
@@ -303,7 +348,7 @@ def block_sizes(
             rows //= 2
     rows = padded(query_block or rows)
     columns = padded(gallery_block or columns)
-    return Blocks(rows, max(rows, columns // rows * rows))
+    return Blocks(rows, max(rows, columns // rows * rows), budget // 2)
 
 
 def find(task: Task, blocks: Blocks, progress: Callable[[int, int], None] | None = None) -> TopK:
@@ -317,7 +362,8 @@ def find(task: Task, blocks: Blocks, progress: Callable[[int, int], None] | None
     shortlist = Shortlist(
         margins, max(1, min(task.k, n_gallery)), n_gallery, torch.int64 if wide else torch.int32
     )
-    _collect(task, blocks, product, shortlist, progress)
+    coarse = _coarse_filter(task, product) if task.fast else None
+    _collect(task, blocks, product, coarse, shortlist, progress)
     shortlist.compact()
     scores, index = _judged(task, blocks, shortlist)
     _settle(task, blocks, shortlist.lost.nonzero().flatten(), scores, index)
@@ -331,51 +377,221 @@ def find(task: Task, blocks: Blocks, progress: Callable[[int, int], None] | None
     )
 
 
+def _coarse_filter(task: Task, product: Float32Filter) -> CoarseFilter | None:
+    """What a trial on rows that this process can read recommends."""
+    some = spread_out(len(task.queries), TRIAL_QUERIES).to(task.queries.device)
+    items, rows = task.gallery.sample(TRIAL_GALLERY)
+    own = task.own is not None
+    shift = task.own.start if task.own is not None else 0
+    if not len(items):
+        return None
+    pairs = len(task.queries) * len(task.gallery.side.norms)
+    return chosen_filter(
+        product, (some, task.queries.take(some)), (items, rows), task.k, pairs, own, shift
+    )
+
+
 def stretches(n: int, size: int) -> Iterator[slice]:
     """``range(n)`` in consecutive slices of at most `size`."""
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
+
+
+class _Cell(NamedTuple):
+    """Queries and gallery rows whose product is due.
+
+    Attributes:
+        left, right: their float32 rows, padded to whole groups.
+        queries: the queries' numbers.
+        items: the gallery rows' numbers.
+        skipped: how many rows of the panel come before them.
+        served: where in `right` rows begin that are queries too and want to see the left rows; None
+            if there are none.
+    """
+
+    left: Tensor
+    right: Tensor
+    queries: slice
+    items: slice
+    skipped: int
+    served: int | None
+
+
+#: Entries of a tile for some queries: queries, gallery numbers, float32 scores; [h] each.
+_Found = tuple[Tensor, Tensor, Tensor]
 
 
 def _collect(
     task: Task,
     blocks: Blocks,
     product: Float32Filter,
+    coarse: CoarseFilter | None,
     shortlist: Shortlist,
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Fill the shortlist: one product per block of queries and panel of the gallery.
 
-    In a self-join, panels of this process's own rows meet only the queries up to themselves, and
-    each product also serves the rows of the panel as queries.
+    In a self-join, a product with a panel of this process's own rows also serves these as queries.
     """
-    device = task.queries.device
-    buffer = torch.empty(blocks.query * blocks.gallery, dtype=torch.float32, device=device)
     panels = list(task.gallery.panels(blocks.gallery))
     lefts = list(stretches(len(task.queries), blocks.query))
-    met = [[left for left in lefts if _is_met(task, left, panel)] for panel in panels]
+    met = [[left for left in lefts if _is_met(task, blocks, left, panel)] for panel in panels]
     total, done = sum(len(column) for column in met), 0
+    fine_scan = _FineScan(task, blocks, product, shortlist)
+    coarse_scan = None if coarse is None else _CoarseScan(task, blocks, coarse, shortlist)
     for panel, column in zip(panels, met, strict=True):
         right = product.prepare("right", task.gallery.panel(panel), panel)
+        if coarse_scan is not None:
+            coarse_scan.open(right)
         for part in column:
             left = product.prepare("left", task.queries.block(part.start, part.stop), part)
-            shared = _shared(task, part, panel)
-            skip = 0 if shared is None else max(0, shared.start - panel.start)
-            rows = right[skip:]
-            tile = buffer[: len(left) * len(rows)].view(len(left), len(rows))
-            torch.mm(left, rows.T, out=tile)
-            _strike_out(task, tile, part, slice(panel.start + skip, panel.stop))
-            _scan(shortlist, tile, "rows", part, panel.start + skip)
-            if task.own is not None and _is_own(task.own, panel):
-                # The square on the diagonal has served both of its sides already.
-                beyond = 0 if shared is None else len(left)
-                first = panel.start + skip + beyond - task.own.start
-                partners = slice(first, panel.stop - task.own.start)
-                if partners.start < partners.stop:
-                    start = task.own.start + part.start
-                    _scan(shortlist, tile[:, beyond:], "columns", partners, start)
+            cell = _cell(task, left, right, part, panel)
+            if coarse_scan is None or not coarse_scan.scan(cell):
+                fine_scan.scan(cell)
             done += 1
             if progress is not None:
                 progress(done, total)
+
+
+def _cell(task: Task, left: Tensor, right: Tensor, queries: slice, panel: slice) -> _Cell:
+    if task.own is None or not _is_own(task.own, panel):
+        return _Cell(left, right, queries, panel, 0, None)
+    skipped = task.own.start + queries.start - panel.start
+    if not 0 <= skipped < panel.stop - panel.start:
+        return _Cell(left, right, queries, panel, 0, 0)
+    # Queries within the panel: what comes before them has met them, and the square on the diagonal
+    # serves both of its sides as rows.
+    items = slice(panel.start + skipped, panel.stop)
+    served = len(left) if len(left) < len(right) - skipped else None
+    return _Cell(left, right[skipped:], queries, items, skipped, served)
+
+
+def _partners(task: Task, cell: _Cell) -> slice:
+    """The queries that are the served rows of the right side."""
+    assert task.own is not None
+    assert cell.served is not None
+    first = cell.items.start + cell.served - task.own.start
+    return slice(first, cell.items.stop - task.own.start)
+
+
+class _FineScan:
+    """Candidates by the float32 product of a cell."""
+
+    def __init__(
+        self, task: Task, blocks: Blocks, product: Float32Filter, shortlist: Shortlist
+    ) -> None:
+        self._task, self._shortlist = task, shortlist
+        self._buffer = torch.empty(
+            blocks.query * blocks.gallery, dtype=torch.float32, device=task.queries.device
+        )
+
+    def scan(self, cell: _Cell) -> None:
+        """Offer the candidates of a cell to the shortlist."""
+        shape = (len(cell.left), len(cell.right))
+        tile = self._buffer[: shape[0] * shape[1]].view(shape)
+        torch.mm(cell.left, cell.right.T, out=tile)
+        _strike_out(self._task, tile, cell)
+        self._offer(tile, "rows", cell.queries, cell.items.start)
+        if cell.served is not None and self._task.own is not None:
+            start = self._task.own.start + cell.queries.start
+            partners = _partners(self._task, cell)
+            self._offer(tile[:, cell.served :], "columns", partners, start)
+
+    def _offer(
+        self, scores: Tensor, side: Literal["rows", "columns"], queries: slice, start: int
+    ) -> None:
+        shortlist = self._shortlist
+        # Nothing is known of queries that meet their first block: its maxima give a threshold.
+        if bool((shortlist.threshold[queries] == -torch.inf).any()):
+            reached = kth_bound(scores, side, shortlist.k)[: queries.stop - queries.start]
+            shortlist.raise_threshold(queries, reached)
+        found = candidates(scores, side, shortlist.floor(queries))
+        assert found is not None  # no share is too large
+        shortlist.add(found[0] + queries.start, found[1] + start, found[2])
+
+
+class _CoarseScan:
+    """Candidates by the coarse product of a cell, scored in float32 one by one."""
+
+    def __init__(
+        self, task: Task, blocks: Blocks, coarse: CoarseFilter, shortlist: Shortlist
+    ) -> None:
+        self._task, self._coarse, self._shortlist = task, coarse, shortlist
+        fits = len(task.queries) * (len(coarse.basis) + 16) <= blocks.cache_bytes
+        self._cache: dict[int, CoarseRows] | None = {} if fits else None
+        self._waiting, self._patience = 0, 1
+
+    def open(self, right: Tensor) -> None:
+        """Turn to the panel whose float32 rows are `right`."""
+        self._right = self._coarse.rounded("right", right)
+        self._packed = self._coarse.packed(self._right)
+
+    def scan(self, cell: _Cell) -> bool:
+        """Offer the candidates of a cell to the shortlist; False if there are too many of them."""
+        task, shortlist, coarse = self._task, self._shortlist, self._coarse
+        asking = [cell.queries]
+        if cell.served is not None:
+            asking.append(_partners(task, cell))
+        if any(bool((shortlist.threshold[some] == -torch.inf).any()) for some in asking):
+            return False
+        if self._waiting:
+            self._waiting -= 1
+            return False
+        mine, theirs = self._left(cell), self._right[cell.skipped :]
+        packed = self._packed if not cell.skipped else coarse.packed(theirs)
+        tile = coarse.products(mine, theirs, packed)
+        _strike_out(task, tile, cell)
+        found = [self._found(tile, "rows", cell.queries, cell.left, cell.right, mine, theirs)]
+        if cell.served is not None:
+            served = slice(cell.served, None)
+            found.append(
+                self._found(
+                    tile[:, served], "columns", asking[1], cell.right[served], cell.left,
+                    theirs[served], mine,
+                )
+            )  # fmt: skip
+        starts = [cell.items.start]
+        if task.own is not None:
+            starts.append(task.own.start + cell.queries.start)
+        if any(some is None for some in found):
+            # Thresholds are still low: come back when they have risen.
+            self._waiting, self._patience = self._patience, 2 * self._patience
+            return False
+        self._patience = 1
+        for some, queries, start in zip(found, asking, starts, strict=False):
+            assert some is not None
+            shortlist.add(some[0] + queries.start, some[1] + start, some[2])
+        return True
+
+    def _left(self, cell: _Cell) -> CoarseRows:
+        if self._cache is None:
+            return self._coarse.rounded("left", cell.left)
+        if cell.queries.start not in self._cache:
+            self._cache[cell.queries.start] = self._coarse.rounded("left", cell.left)
+        return self._cache[cell.queries.start]
+
+    def _found(
+        self,
+        tile: Tensor,
+        side: Literal["rows", "columns"],
+        queries: slice,
+        query_rows: Tensor,
+        other_rows: Tensor,
+        mine: CoarseRows,
+        theirs: CoarseRows,
+    ) -> _Found | None:
+        """Entries whose float32 score reaches the floor of their query."""
+        n = queries.stop - queries.start
+        floor = self._shortlist.floor(queries)
+        bar = (floor - self._coarse.errors(mine[:n], theirs)) / self._coarse.unit
+        bar = bar.to(torch.float32)
+        bar = torch.nextafter(bar, torch.full_like(bar, -torch.inf))
+        passed = candidates(tile, side, bar, _COARSE_SHARE)
+        if passed is None:
+            return None
+        query, place, _ = passed
+        scores = sampled_products(query_rows, other_rows, query, place)
+        real = scores >= floor[query]
+        return query[real], place[real], scores[real]
 
 
 def _is_own(own: range, panel: slice) -> bool:
@@ -383,51 +599,29 @@ def _is_own(own: range, panel: slice) -> bool:
     return own.start <= panel.start < own.stop
 
 
-def _is_met(task: Task, queries: slice, panel: slice) -> bool:
-    """Whether a product of these queries and this panel is due."""
-    if task.own is None or not _is_own(task.own, panel):
+def _is_met(task: Task, blocks: Blocks, queries: slice, panel: slice) -> bool:
+    """Whether a product of these queries and this panel is due.
+
+    In a self-join, the first panel of this process's rows meets all queries, which gives them their
+    first thresholds at once; later panels meet those that are neither in it nor behind themselves.
+    """
+    if task.own is None or not _is_own(task.own, panel) or panel.start == task.own.start:
         return True
-    return task.own.start + queries.start < panel.stop
+    return blocks.gallery <= queries.start < panel.stop - task.own.start
 
 
-def _shared(task: Task, queries: slice, panel: slice) -> slice | None:
-    """Gallery numbers of queries that lie within an own panel, else None."""
-    if task.own is None or not _is_own(task.own, panel):
-        return None
-    rows = slice(task.own.start + queries.start, task.own.start + queries.stop)
-    return rows if rows.start >= panel.start else None
-
-
-def _strike_out(task: Task, scores: Tensor, queries: slice, panel: slice) -> None:
+def _strike_out(task: Task, scores: Tensor, cell: _Cell) -> None:
     """-inf for padding, for the queries themselves and for what they exclude."""
-    n_queries, n_gallery = queries.stop - queries.start, panel.stop - panel.start
+    n_queries = cell.queries.stop - cell.queries.start
+    start, stop = cell.items.start, cell.items.stop
     scores[n_queries:] = -torch.inf
-    scores[:, n_gallery:] = -torch.inf
-    if task.own is not None and task.own.start + queries.start == panel.start:
+    scores[:, stop - start :] = -torch.inf
+    if task.own is not None and task.own.start + cell.queries.start == start:
         scores.fill_diagonal_(-torch.inf)
     if task.exclude is not None:
-        excluded = task.exclude[queries]
-        rows, slots = ((excluded >= panel.start) & (excluded < panel.stop)).nonzero(as_tuple=True)
-        scores[rows, excluded[rows, slots] - panel.start] = -torch.inf
-
-
-def _scan(
-    shortlist: Shortlist,
-    scores: Tensor,
-    side: Literal["rows", "columns"],
-    queries: slice,
-    start: int,
-) -> None:
-    """Offer a tile's scores to `queries`, its rows or columns; the other side is numbered from
-    `start`.
-
-    Nothing is known of queries that meet their first block: its own maxima give them a threshold.
-    """
-    if bool((shortlist.threshold[queries] == -torch.inf).any()):
-        reached = kth_bound(scores, side, shortlist.k)[: queries.stop - queries.start]
-        shortlist.raise_threshold(queries, reached)
-    query, place, value = candidates(scores, side, shortlist.floor(queries))
-    shortlist.add(query + queries.start, place + start, value)
+        excluded = task.exclude[cell.queries]
+        rows, slots = ((excluded >= start) & (excluded < stop)).nonzero(as_tuple=True)
+        scores[rows, excluded[rows, slots] - start] = -torch.inf
 
 
 def _judged(task: Task, blocks: Blocks, shortlist: Shortlist) -> tuple[Tensor, Tensor]:

@@ -28,6 +28,7 @@ from noisyml.similarity.search import (
     device_of,
     find,
     positions,
+    spread_out,
     stretches,
 )
 
@@ -83,6 +84,11 @@ class ShardedGallery:
         flags = torch.tensor(wanted, dtype=torch.int64, device=self._local.device)
         return (distributed.all_reduce_sum(flags) > 0).tolist()
 
+    def sample(self, n: int) -> tuple[Tensor, Tensor]:
+        """Up to n of this process's own rows: their numbers [m], rows [m, D]."""
+        some = spread_out(len(self._local), n).to(self._local.device)
+        return some + self._starts[distributed.rank()], self._local.take(some)
+
 
 def sharded_topk(
     local_queries: Array,
@@ -90,6 +96,7 @@ def sharded_topk(
     k: int,
     *,
     metric: Literal["cosine", "ip", "l2"] = "cosine",
+    precision: Literal["exact", "fast"] = "exact",
     exclude: Array | None = None,
     memory_budget_bytes: int | None = None,
     device: torch.device | str | None = None,
@@ -108,7 +115,7 @@ def sharded_topk(
         k: neighbours wanted, at least 1.
         metric: ``cosine``, ``ip`` or ``l2``.
         exclude: int64 [nq_r] or [nq_r, m], gallery rows to leave out per query; -1 for none.
-        memory_budget_bytes, device, query_block, gallery_block, progress: as in `topk`.
+        precision, memory_budget_bytes, device, query_block, gallery_block, progress: as in `topk`.
 
     Returns:
         `TopK` of this process's queries; gallery rows are numbered through all ranks in order.
@@ -126,7 +133,7 @@ def sharded_topk(
                 RowSource(local_gallery, "gallery", where),
             ),
         )
-        _agreed(where, lambda: check_request(source.dim, target.dim, k))
+        _agreed(where, lambda: check_request(source.dim, target.dim, k, precision))
         _check_dims(target)
         sizes = distributed.shard_sizes(len(target), where)
         excluded = _agreed(where, lambda: checked_exclude(exclude, len(source), sum(sizes), where))
@@ -136,7 +143,8 @@ def sharded_topk(
         )
         gallery = ShardedGallery(target, theirs, sizes)
         blocks = block_sizes(source.dim, where, memory_budget_bytes, query_block, gallery_block)
-        return find(Task(source, mine, gallery, k, excluded, None), blocks, progress)
+        task = Task(source, mine, gallery, k, excluded, None, precision == "fast")
+        return find(task, blocks, progress)
 
 
 def sharded_self_topk(
@@ -144,6 +152,7 @@ def sharded_self_topk(
     k: int,
     *,
     metric: Literal["cosine", "ip", "l2"] = "cosine",
+    precision: Literal["exact", "fast"] = "exact",
     memory_budget_bytes: int | None = None,
     device: torch.device | str | None = None,
     query_block: int | None = None,
@@ -159,7 +168,7 @@ def sharded_self_topk(
         local: [n_r, D], this process's rows; n_r may be 0.
         k: neighbours wanted, at least 1.
         metric: ``cosine``, ``ip`` or ``l2``.
-        memory_budget_bytes, device, query_block, gallery_block, progress: as in `topk`.
+        precision, memory_budget_bytes, device, query_block, gallery_block, progress: as in `topk`.
 
     Returns:
         `TopK` of this process's rows; rows are numbered through all ranks in order.
@@ -172,7 +181,7 @@ def sharded_self_topk(
         kind, source = _agreed(
             where, lambda: (checked_metric(metric), RowSource(local, "given", where))
         )
-        _agreed(where, lambda: check_request(source.dim, source.dim, k))
+        _agreed(where, lambda: check_request(source.dim, source.dim, k, precision))
         _check_dims(source)
         sizes = distributed.shard_sizes(len(source), where)
         centre = _common_centre(source, sizes) if kind == "l2" else None
@@ -181,7 +190,8 @@ def sharded_self_topk(
         blocks = block_sizes(source.dim, where, memory_budget_bytes, query_block, gallery_block)
         start = sum(sizes[: distributed.rank()])
         own = range(start, start + len(source))
-        return find(Task(source, side, gallery, k, None, own), blocks, progress)
+        task = Task(source, side, gallery, k, None, own, precision == "fast")
+        return find(task, blocks, progress)
 
 
 def _agreed(device: torch.device, work: Callable[[], T]) -> T:

@@ -42,6 +42,8 @@ class Shortlist:
         self.threshold = torch.full_like(margins, -torch.inf)
         self.lost = torch.zeros(len(margins), dtype=torch.bool, device=device)
         self._count = torch.zeros(len(margins), dtype=torch.int64, device=device)
+        # Counts at which thresholds are raised again.
+        self._stale = torch.full_like(self._count, k + self._patience())
 
     def floor(self, queries: slice | Tensor) -> Tensor:
         """[n] float32: candidates below it are of no interest; +inf for lost queries."""
@@ -59,21 +61,29 @@ class Shortlist:
         capacity = self.scores.shape[1]
         while len(queries):
             owner, counts = queries.unique_consecutive(return_counts=True)
+            count = self._count[owner]
             before = counts.cumsum(0) - counts
-            rank = torch.arange(len(queries), device=queries.device)
-            slot = rank - (before - self._count[owner]).repeat_interleave(counts)
+            slot = torch.arange(len(queries), device=queries.device)
+            slot -= (before - count).repeat_interleave(counts)
             fits = slot < capacity
-            if bool(fits.all()):
-                self.scores[queries, slot] = scores
-                self.index[queries, slot] = index.to(self.index.dtype)
-                self._count[owner] += counts
+            full = not bool(fits.all())
+            if full:
+                waiting = queries[~fits], index[~fits], scores[~fits]
+                queries, index, scores, slot = queries[fits], index[fits], scores[fits], slot[fits]
+            self.scores[queries, slot] = scores
+            self.index[queries, slot] = index.to(self.index.dtype)
+            count = (count + counts).clamp_(max=capacity)
+            self._count[owner] = count
+            self.compact(owner[(count >= self._stale[owner]) | (count == capacity)])
+            if not full:
                 return
-            self.scores[queries[fits], slot[fits]] = scores[fits]
-            self.index[queries[fits], slot[fits]] = index[fits].to(self.index.dtype)
-            self._count[owner] = (self._count[owner] + counts).clamp_(max=capacity)
-            self.compact(queries[~fits].unique_consecutive())
-            left = ~fits & (scores >= self.floor(queries))
+            queries, index, scores = waiting
+            left = scores >= self.floor(queries)
             queries, index, scores = queries[left], index[left], scores[left]
+
+    def _patience(self) -> int:
+        """Candidates that may come before a threshold is raised: few enough to keep it sharp."""
+        return max(4, self.k // 2)
 
     def compact(self, queries: Tensor | None = None) -> None:
         """Sort the candidates of `queries` (None: of all), raise thresholds, forget what is out."""
@@ -90,6 +100,8 @@ class Shortlist:
                 floor = self.floor(some)
                 scores[:, self._keep :] = -torch.inf
             scores.masked_fill_(scores < floor[:, None], -torch.inf)
-            self._count[some] = (scores > -torch.inf).sum(1)
+            count = (scores > -torch.inf).sum(1)
+            self._count[some] = count
+            self._stale[some] = count.clamp_(min=self.k) + self._patience()
             self.scores[some] = scores
             self.index[some] = index.masked_fill_(scores == -torch.inf, -1)

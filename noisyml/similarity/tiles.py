@@ -71,7 +71,7 @@ class Float32Filter:
             return relative * 0.5 * (norms + largest) ** 2 + 2.0**-100
         return relative * norms * largest + 2.0**-100
 
-    def prepare(self, role: Literal["left", "right"], raw: Tensor, which: slice) -> Tensor:
+    def prepare(self, role: Literal["left", "right"], raw: Tensor, which: slice | Tensor) -> Tensor:
         """Rows `which`, whose content is `raw` [n, D]: float32 [n padded, width]."""
         side = self.query if role == "left" else self.gallery
         rows = raw.new_zeros((padded(len(raw)), self.width), dtype=torch.float32)
@@ -123,21 +123,26 @@ def kth_bound(scores: Tensor, queries: Literal["rows", "columns"], k: int) -> Te
 
 
 def candidates(
-    scores: Tensor, queries: Literal["rows", "columns"], floor: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+    scores: Tensor, queries: Literal["rows", "columns"], floor: Tensor, share: float = 1.0
+) -> tuple[Tensor, Tensor, Tensor] | None:
     """Entries of a tile that reach the floor [n queries] of their query.
 
     Returns:
-        queries (ascending), places along the other side, and scores of the entries, [h] each.
+        queries (ascending), places along the other side, and scores of the entries, [h] each; or
+        None if they lie in more than `share` of all groups.
     """
-    n = len(floor)
+    # A floor of -inf lets everything pass, but not what has been struck out.
+    floor = floor.clamp(min=torch.finfo(torch.float32).min)
     size = GROUP if queries == "rows" else _COLUMN_GROUP
-    peaks = group_maxima(scores, queries, size)[:n]
+    peaks = group_maxima(scores, queries, size)[: len(floor)]
     query, group = (peaks >= floor[:, None]).nonzero(as_tuple=True)
+    if len(query) > share * peaks.numel():
+        return None
     if queries == "columns":
         values = scores.unflatten(0, (-1, size))[group, :, query]
     else:
         values = scores.view(-1, size).index_select(0, query * peaks.shape[1] + group)
-    # A floor of -inf lets everything pass, but not what has been struck out.
-    which, member = ((values >= floor[query, None]) & (values > -torch.inf)).nonzero(as_tuple=True)
-    return query[which], group[which] * size + member, values[which, member]
+    entry = (values >= floor[query, None]).view(-1).nonzero().squeeze(1)
+    which = entry // size
+    place = group[which] * size + (entry - which * size)
+    return query[which], place, values.view(-1)[entry]

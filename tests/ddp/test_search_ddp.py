@@ -5,6 +5,7 @@ import torch
 import torch.multiprocessing as mp
 
 from noisyml.errors import UserError
+from noisyml.similarity import coarse
 from noisyml.similarity.search import self_topk, topk
 from noisyml.similarity.sharded import sharded_self_topk, sharded_topk
 
@@ -68,6 +69,10 @@ def _work(rank, world, file, out):
         found = sharded_topk(asked, mine.numpy(), 9, metric=metric, exclude=left_out, **BLOCKS)
         whole = topk(queries, gallery, 9, metric=metric, exclude=exclude)
         results[f"exclude {metric}"] = _same(found, whole, query_sizes, rank)
+    coarse.LEAST_WORK, coarse._CANDIDATE_COST = 0, 1
+    found = sharded_self_topk(mine, 6, metric="l2", precision="fast", **BLOCKS)
+    whole = self_topk(gallery, 6, metric="l2")
+    results["fast"] = _same(found, whole, gallery_sizes, rank)
     gallery, queries, _ = _data()
     mine = _part(gallery, gallery_sizes, rank).clone()
     few = sharded_topk(mine[:2], mine[:1], 5)

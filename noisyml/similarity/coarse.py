@@ -1,0 +1,311 @@
+"""A cheaper product with a proven error, to spare most float32 products of an exact search.
+
+Rows are rotated (inner products stay), cut to their first coordinates where the rest carries
+little, and rounded to 8-bit integers on a CPU or bfloat16 on CUDA. What each row loses by it is
+*measured*: with z the kept coordinates of a row, r the cut ones and z' what z is rounded to,
+
+    <q, g> <= <z'_q, z'_g> + |z_q - z'_q| |g| + |z'_q| |z_g - z'_g| + |r_q| |r_g|
+
+by Cauchy and Schwarz. So a pair whose cheap score lies below a query's floor by more than that is
+out for certain; the others get a float32 score and go the way of all candidates. Neighbours and
+scores are therefore those of the plain search, to the bit.
+
+Left rows use 7 bits and right rows 8: sums of two products then fit into the 16 bits that
+processors without 8-bit dot products keep them in.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from noisyml.similarity.tiles import Float32Filter, input_rounding
+
+Format = Literal["int8", "bfloat16"]
+
+_LEFT_LIMIT, _RIGHT_LIMIT = 63, 127
+_LEFT_ZERO = 64
+#: More coordinates for what rounding takes from the left rows.
+_SPARE = 4
+#: Clipping points of 7 and 8 bits, in standard deviations, that lose least of normal coordinates.
+_LEFT_CLIP, _RIGHT_CLIP = 3.9, 4.3
+#: Rows of the trial that decides about the coarse product, and shares of D that it tries.
+TRIAL_QUERIES, TRIAL_GALLERY = 512, 4096
+_SHARES = (0.75, 0.5, 0.375, 0.25, 0.125)
+#: What a candidate costs in multiply-adds of the coarse product.
+_CANDIDATE_COST = 50_000
+#: How many of them one float32 multiply-add takes.
+_FLOAT32_COST: dict[Format, float] = {"int8": 2.0, "bfloat16": 8.0}
+#: Below this many multiply-adds no trial is worth its time.
+LEAST_WORK = 2**34
+#: Multiply-adds of the search per cube of D that pay for finding the principal axes.
+_AXES_WORK = 200
+
+
+@dataclass(frozen=True)
+class CoarseRows:
+    """Rounded rows and what rounding and cutting took from them.
+
+    Attributes:
+        rows: [n, d] uint8, int8 or bfloat16.
+        norms: [n] float32, at least the norms of the rows before.
+        rounding: [n] float32, at least the norm of what rounding took.
+        cut: [n] float32, at least the norm of what was cut off.
+        missing: [n] float32, what rounding may take from a score and the cheap score does not add.
+        halves: [n] float32, halves of the squared norms (l2), or None.
+    """
+
+    rows: Tensor
+    norms: Tensor
+    rounding: Tensor
+    cut: Tensor
+    missing: Tensor
+    halves: Tensor | None
+
+    def __getitem__(self, part: slice) -> CoarseRows:
+        return CoarseRows(
+            self.rows[part],
+            self.norms[part],
+            self.rounding[part],
+            self.cut[part],
+            self.missing[part],
+            None if self.halves is None else self.halves[part],
+        )
+
+
+class CoarseFilter:
+    """Cheap scores of blocks, in units of `unit`, and how far below the exact ones they may lie.
+
+    Rows lose very different amounts to 8 bits: one coordinate beyond the clipping point is enough.
+    So there what rounding may take from a score is added to it: for the left row by a few more
+    coordinates, for the right row by a bias.
+
+    Args:
+        fine: the float32 filter whose prepared rows are rounded.
+        basis: [d, D] float32 with orthonormal rows.
+        spread: standard deviation of rotated coordinates.
+        number_format: what rows are rounded to.
+    """
+
+    def __init__(
+        self, fine: Float32Filter, basis: Tensor, spread: float, number_format: Format
+    ) -> None:
+        self.basis = basis
+        self.number_format = number_format
+        self._distances = fine.query.metric == "l2"
+        self._dim = basis.shape[1]
+        # The largest norms on either side, in the filter's units.
+        self._reach = {
+            role: 1.001 * float(side.norms.max()) / fine.scale
+            for role, side in (("left", fine.query), ("right", fine.gallery))
+        }
+        # Of each rotated coordinate, relative to the row's norm; see Float32Filter.errors.
+        relative = 1.01 * ((self._dim + 32) * 2.0**-24 + 2.1 * input_rounding())
+        self._turning = math.sqrt(len(basis)) * relative
+        self._norm_error = (self._dim + 8) * 2.0**-24
+        self._steps = {"left": 1.0, "right": 1.0}
+        if number_format == "int8":
+            self._steps["left"] = spread * _LEFT_CLIP / _LEFT_LIMIT
+            self._steps["right"] = spread * _RIGHT_CLIP / _RIGHT_LIMIT
+        self.unit = self._steps["left"] * self._steps["right"]
+        # Of the sums: int8 ones are exact up to 2^24 and rounded to float32 beyond, bfloat16 ones
+        # are summed in float32 and rounded to bfloat16.
+        self._summing = 2.0**-20 if number_format == "int8" else 1.01 * 2.0**-8 + relative
+
+    def rounded(self, role: Literal["left", "right"], prepared: Tensor) -> CoarseRows:
+        """Rows [n, width] as the float32 filter prepares them, padding included."""
+        whole = prepared[:, : self._dim]
+        norms = torch.linalg.vector_norm(whole, dim=1) * (1 + self._norm_error)
+        turned = whole @ self.basis.T
+        slack = self._turning * norms
+        cut = torch.zeros_like(norms)
+        if len(self.basis) < self._dim:
+            kept = torch.linalg.vector_norm(turned, dim=1) * (1 - self._norm_error) - slack
+            rest = norms.to(torch.float64).square() - kept.clamp_(min=0).to(torch.float64).square()
+            cut = rest.clamp_(min=0.0).sqrt_().to(torch.float32) * (1 + 2.0**-20)
+        whole_numbers = None
+        if self.number_format == "bfloat16":
+            rows = turned.to(torch.bfloat16)
+            lost = turned - rows
+        else:
+            limit = _LEFT_LIMIT if role == "left" else _RIGHT_LIMIT
+            step = self._steps[role]
+            whole_numbers = (turned / step).round_().clamp_(-limit, limit)
+            lost = turned.sub_(whole_numbers, alpha=step)
+        rounding = torch.linalg.vector_norm(lost, dim=1) * (1 + self._norm_error) + slack
+        missing = rounding * self._reach["right"]
+        if role == "right":
+            # The left factor is a rounded row, which may be longer than the row.
+            missing = rounding * (2 * self._reach["left"])
+        if whole_numbers is not None:
+            rows, missing = self._with_spare(role, whole_numbers, missing)
+        # The float32 filter's column holds minus the half.
+        halves = None
+        if self._distances:
+            halves = prepared[:, -1 if role == "left" else -2].neg()
+        return CoarseRows(rows, norms, rounding, cut, missing, halves)
+
+    def _with_spare(
+        self, role: Literal["left", "right"], whole_numbers: Tensor, missing: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Integer rows with the coordinates that add the left rows' loss, and what they leave."""
+        shape = (len(whole_numbers), _SPARE)
+        if role == "right":
+            spare = whole_numbers.new_full(shape, _RIGHT_LIMIT)
+            return torch.cat([whole_numbers, spare], 1).to(torch.int8), torch.zeros_like(missing)
+        worth = self.unit * _RIGHT_LIMIT
+        wanted = (missing / worth).ceil_()[:, None]
+        filled = torch.arange(_SPARE, device=missing.device) * _LEFT_LIMIT
+        spare = (wanted - filled).clamp_(0, _LEFT_LIMIT)
+        missing = (missing * (1 + 2.0**-20) - spare.sum(1) * worth).clamp_(min=0.0)
+        rows = torch.cat([whole_numbers, spare], 1).add_(_LEFT_ZERO).to(torch.uint8)
+        return rows, missing
+
+    def packed(self, right: CoarseRows) -> Tensor:
+        """Right rows in the form that `products` takes."""
+        if self.number_format == "bfloat16":
+            return right.rows
+        packed: Tensor = torch.ops.onednn.qlinear_prepack(right.rows, None)
+        return packed
+
+    def products(self, left: CoarseRows, right: CoarseRows, packed: Tensor) -> Tensor:
+        """Scores [m, n] in units of `unit`: float32, or bfloat16."""
+        if self.number_format == "int8":
+            bias = right.rounding * ((left.norms + left.rounding).max() * (1 + 2.0**-20))
+            if right.halves is not None:
+                bias -= right.halves
+            scores = int8_product(left.rows, packed, bias / self.unit)
+        else:
+            scores = left.rows @ packed.T
+            if right.halves is not None:
+                scores = scores.to(torch.float32).sub_(right.halves)
+        if left.halves is not None:
+            scores.sub_((left.halves / self.unit)[:, None])
+        return scores
+
+    def errors(self, mine: CoarseRows, theirs: CoarseRows) -> Tensor:
+        """[n] float64: how far below the exact score of one of `mine` with any of `theirs` the
+        cheap one may lie, in the float32 filter's units."""
+        length = (mine.norms + mine.rounding).to(torch.float64)
+        longest = (theirs.norms + theirs.rounding).max().to(torch.float64)
+        bound = mine.cut.to(torch.float64) * theirs.cut.max() + mine.missing + theirs.missing.max()
+        return 1.0001 * bound + self._summing * (length + longest).square()
+
+
+def int8_product(left: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """Float32 [m, n] of uint8 rows [m, d] with zero point 64, packed int8 rows [n, d] and bias."""
+    one = torch.ones(1)
+    zero = torch.zeros(1, dtype=torch.int64)
+    product: Tensor = torch.ops.onednn.qlinear_pointwise(
+        left, 1.0, _LEFT_ZERO, packed, one, zero, bias, 1.0, 0, torch.float32, "none", [], ""
+    )
+    return product
+
+
+@functools.cache
+def int8_works() -> bool:
+    """Whether this build and processor multiply 8-bit integers without overflow."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_prepack")):
+        return False
+    # All products of one sign and at their largest: what saturates, saturates here.
+    left = torch.full((64, 256), _LEFT_ZERO + _LEFT_LIMIT, dtype=torch.uint8)
+    left[1::2] = _LEFT_ZERO - _LEFT_LIMIT
+    right = torch.full((64, 256), _RIGHT_LIMIT, dtype=torch.int8)
+    right[1::3] = -_RIGHT_LIMIT
+    try:
+        found = int8_product(left, torch.ops.onednn.qlinear_prepack(right, None), None)
+    except RuntimeError:
+        return False
+    expected = (left.to(torch.float32) - _LEFT_ZERO) @ right.to(torch.float32).T
+    return torch.equal(found, expected)
+
+
+def number_format_of(device: torch.device) -> Format | None:
+    """The cheap number format that `device` is fast at, if any."""
+    if device.type == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else None
+    return "int8" if device.type == "cpu" and int8_works() else None
+
+
+def chosen_filter(
+    fine: Float32Filter,
+    queries: tuple[Tensor, Tensor],
+    gallery: tuple[Tensor, Tensor],
+    k: int,
+    pairs: int,
+    symmetric: bool,
+    shift: int,
+) -> CoarseFilter | None:
+    """The coarse filter that a trial on a sample finds cheapest; None if float32 is no dearer.
+
+    A sample of the gallery shows where the k-th of all items would lie; the share of pairs that a
+    filter cannot rule out follows from the scores and errors of the trial itself.
+
+    Args:
+        fine: the float32 filter.
+        queries: numbers [m] int64 and rows [m, D] of some queries.
+        gallery: numbers and rows of some gallery items.
+        k: neighbours wanted.
+        pairs: pairs of queries and gallery items to be searched.
+        symmetric: the queries are gallery items, and each product serves both.
+        shift: the gallery number of the first query, if so.
+    """
+    number_format = number_format_of(fine.query.norms.device)
+    dim = gallery[1].shape[1]
+    if number_format is None or pairs * dim < LEAST_WORK or not len(queries[0]):
+        return None
+    left = fine.prepare("left", queries[1], queries[0])
+    right = fine.prepare("right", gallery[1], gallery[0])
+    n_left, n_right = len(queries[0]), len(gallery[0])
+    scores = (left @ right.T)[:n_left, :n_right]
+    if symmetric:
+        scores.masked_fill_(queries[0][:, None] + shift == gallery[0], -torch.inf)
+    n_gallery = len(fine.gallery.norms)
+    rank = min(n_right, max(1, round(k * n_right / n_gallery)))
+    floor = scores.topk(rank, dim=1).values[:, -1].to(torch.float64)
+
+    best, least, previous = None, 0.9 * _FLOAT32_COST[number_format] * dim, math.inf
+    for coarse in _filters(fine, right[:n_right, :dim], number_format, pairs):
+        mine, theirs = coarse.rounded("left", left), coarse.rounded("right", right)
+        cheap = coarse.products(mine, theirs, coarse.packed(theirs))[:n_left, :n_right]
+        bar = (floor - coarse.errors(mine, theirs)[:n_left]) / coarse.unit
+        share = float((cheap >= bar[:, None]).to(torch.float32).mean())
+        cost = len(coarse.basis) + (1 + symmetric) * _CANDIDATE_COST * share
+        if cost < least:
+            best, least = coarse, cost
+        if cost > previous:  # cutting off more will not help
+            break
+        previous = cost
+    return best
+
+
+def _filters(
+    fine: Float32Filter, rows: Tensor, number_format: Format, pairs: int
+) -> Iterator[CoarseFilter]:
+    """Coarse filters, longest first, given prepared rows [n, D] of the gallery."""
+    dim = rows.shape[1]
+    # Second moments, not covariance: what is cut off must be short.
+    rows = rows.to(torch.float64)
+    moments = rows.T @ rows
+    lengths, axes = [dim], torch.eye(dim, dtype=torch.float64, device=rows.device)
+    if pairs >= _AXES_WORK * dim**2:
+        axes = torch.linalg.eigh(moments).eigenvectors.flip(1)
+        lengths += [int(share * dim) // 16 * 16 for share in _SHARES]
+    energy = torch.einsum("ij,ik,kj->j", axes, moments, axes).clamp_(min=0.0)
+    generator = torch.Generator().manual_seed(0)
+    for length in lengths:
+        total = float(energy[:length].sum())
+        if not length or not total:
+            continue
+        # Equally large coordinates round best, and a random rotation makes them so.
+        normal = torch.randn(length, length, generator=generator, dtype=torch.float64)
+        turn = torch.linalg.qr(normal.to(rows.device)).Q
+        basis = (axes[:, :length] @ turn).T.to(torch.float32).contiguous()
+        spread = math.sqrt(total / (len(rows) * length))
+        yield CoarseFilter(fine, basis, spread, number_format)
