@@ -29,6 +29,7 @@ FORMAT = 1
 CSV_ROWS = 10_000
 
 Metric = Literal["cosine", "ip", "l2"]
+Precision = Literal["exact", "fast"]
 Index = Literal["exact", "ivf", "ivfpq", "hnsw"]
 Device = Literal["cpu", "cuda"]
 
@@ -65,6 +66,7 @@ def job(config: DictConfig) -> dict[str, float]:
             k=config.k,
             gallery=gallery,
             metric=config.metric,
+            precision=config.precision,
             index=config.index,
             recall_queries=config.recall_queries,
             device=config.device,
@@ -81,14 +83,17 @@ def check_values(config: DictConfig) -> None:
     Raises:
         UserError: such a value.
     """
-    known = {"metric": Metric, "index": Index, "device": Device}
+    known = {"metric": Metric, "precision": Precision, "index": Index, "device": Device}
     for key, kind in known.items():
         choices = get_args(kind)
         if config[key] not in choices:
             raise UserError(f"{key}={config[key]} is not known: use one of {', '.join(choices)}.")
     for key in ("k", "recall_queries", "memory_budget_bytes"):
-        if not isinstance(config[key], int) or config[key] < 1:
-            raise UserError(f"{key}={config[key]} must be a whole number of at least 1.")
+        value = config[key]
+        if value is None and key == "memory_budget_bytes":
+            continue
+        if not isinstance(value, int) or value < 1:
+            raise UserError(f"{key}={value} must be a whole number of at least 1.")
 
 
 def open_rows(
@@ -142,10 +147,11 @@ def write_graph(
     k: int,
     gallery: EmbeddedSplit | NDArray[np.floating[Any]] | None = None,
     metric: Metric = "cosine",
+    precision: Precision = "exact",
     index: Index = "exact",
     recall_queries: int = 1000,
     device: Device = "cpu",
-    memory_budget_bytes: int = 2**28,
+    memory_budget_bytes: int | None = None,
     csv: bool = False,
 ) -> dict[str, float]:
     """Find and write ``neighbours.npy`` [N, k] int64 and ``scores.npy`` [N, k] float32.
@@ -161,10 +167,12 @@ def write_graph(
         k: neighbours per row.
         gallery: [M, D], None for the rows themselves.
         metric: ``cosine``, ``ip`` or ``l2``.
+        precision: ``exact`` or ``fast``, see `noisyml.similarity.search`.
         index: ``exact``, or approximate: ``ivf``, ``ivfpq``, ``hnsw``.
         recall_queries: approximate only: rows on which recall is measured.
         device: where to compute.
-        memory_budget_bytes: working memory beyond inputs and outputs.
+        memory_budget_bytes: working memory of an exact search beyond inputs and outputs; None for
+            its default.
         csv: also write ``neighbours.csv``.
 
     Returns:
@@ -186,6 +194,7 @@ def write_graph(
         gallery,
         k,
         metric=metric,
+        precision=precision,
         index=index,
         recall_queries=recall_queries,
         device=device,
@@ -200,6 +209,7 @@ def write_graph(
         "format": FORMAT,
         "k": k,
         "metric": metric,
+        "precision": precision,
         "index": index,
         "device": device,
         "recall": recall,
@@ -220,10 +230,11 @@ def _search(
     k: int,
     *,
     metric: Metric,
+    precision: Precision,
     index: Index,
     recall_queries: int,
     device: Device,
-    memory_budget_bytes: int,
+    memory_budget_bytes: int | None,
 ) -> tuple[NDArray[Any], NDArray[np.int64], float | None]:
     """Scores, neighbours and, of an approximate search, the recall.
 
@@ -252,6 +263,7 @@ def _search(
         task = shown.add_task("searching", total=len(rows), note="")
         settings: dict[str, Any] = {
             "metric": metric,
+            "precision": precision,
             "memory_budget_bytes": memory_budget_bytes,
             "device": device,
             "progress": lambda done, total: shown.update(

@@ -214,6 +214,12 @@ def test_the_graph_of_an_own_file_is_that_of_brute_force(shell, matrix):
     np.testing.assert_array_equal(neighbours, expected)
     np.testing.assert_allclose(scores, values, atol=1e-6)
     assert (facts["k"], facts["metric"], facts["recall"]) == (7, "cosine", None)
+    typed = ["knn", "embeddings=mine.npy", "k=7", "precision=fast", "hydra.run.dir=fast"]
+    assert shell(*typed)[0] == 0
+    fast = graph_in(shell.folder / "fast")
+    np.testing.assert_array_equal(fast[0], neighbours)
+    np.testing.assert_array_equal(fast[1], scores)
+    assert fast[2]["precision"] == "fast"
     assert facts["rows"]["rows"] == 300
     table = pd.read_csv(shell.folder / "out" / "neighbours.csv")
     assert table["query"].tolist() == np.repeat(np.arange(300), 7).tolist()
