@@ -167,7 +167,7 @@ class _Job:
         from hydra.core.hydra_config import HydraConfig
 
         hydra = HydraConfig.get()
-        here = hydra.launcher["_target_"] == BASIC_LAUNCHER
+        here = self.sweep is None or hydra.launcher["_target_"] == BASIC_LAUNCHER
         end = JobEnd(0 if self.sweep is None else hydra.job.num, hydra.runtime.output_dir)
         if not here:
             os.chdir(self.directory)
@@ -189,6 +189,8 @@ class _Job:
             if self.sweep is None:
                 # Raised when Hydra is done, which would add an account of its own.
                 self.failure = mended
+                if mended is not error:
+                    mended.__cause__ = error
             elif is_main_process():
                 print(f"noisyml: {end.error}", file=sys.stderr, flush=True)
         if here:

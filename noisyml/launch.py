@@ -234,11 +234,15 @@ def _store(serve: bool) -> TCPStore:
     """The key-value store at ``MASTER_ADDR:MASTER_PORT``; torchrun's agent serves it, or rank 0."""
     import torch.distributed as dist
 
-    environment = cluster_environment()
+    if not {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        # Under SLURM they follow from the allocation; Lightning, slow to import, knows how.
+        environment = cluster_environment()
+        os.environ["MASTER_ADDR"] = environment.main_address
+        os.environ["MASTER_PORT"] = str(environment.main_port)
     by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     return dist.TCPStore(
-        environment.main_address,
-        environment.main_port,
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
         is_master=serve and not by_agent,
         wait_for_workers=False,
         timeout=timedelta(seconds=PATIENCE),

@@ -178,6 +178,12 @@ def test_a_sweep_has_one_folder_named_after_all_it_varies(tmp_path, monkeypatch)
         folder, launcher = sweep_settings("train", ["-m", *typed])
         assert folder.parent == tmp_path / "outputs" / "train" / name
         assert launcher.endswith("BasicLauncher")
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\nname: own\n")
+    folder, _ = sweep_settings(
+        "train", ["-m", "--config-dir", "mine", "experiment=own", "seed=0,1"]
+    )
+    assert folder.parent.name == "own"
     folder, _ = sweep_settings("train", ["-m", "seed=0,1", "hydra.sweep.dir=my sweeps/one"])
     assert folder == tmp_path / "my sweeps" / "one"
 
