@@ -142,7 +142,7 @@ def approximate_topk(
     """
     cosine = checked_metric(metric) == "cosine"
     source, target = _Rows(queries, "query", cosine), _Rows(gallery, "gallery", cosine)
-    check_request(source.dim, target.dim, k)
+    check_request(source.dim, target.dim, k, "exact")
     excluded = _exclusions(exclude, len(source), len(target))
     kind = _kind(index, target)
     wanted = shortlist if shortlist is not None else (4 * k if kind == "ivfpq" else 0)
