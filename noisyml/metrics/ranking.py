@@ -9,7 +9,7 @@ relevant item of a query. Three observations make that table cheap.
   the few candidates.
 * The product is only a filter. Its rounding error has a proven bound, so a candidate that is
   farther than this bound from every relevant score is placed without further work; the rest are
-  scored again in float64 and, if that does not tell them apart either, exactly
+  scored again more closely and, if that does not tell them apart either, exactly
   (`noisyml.metrics.scores`).
 * When the queries are the gallery, the product of two blocks serves both of them: half the work.
 """
@@ -25,7 +25,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from noisyml.metrics.scores import GROUP, PAIR_COST, PairScores, Rows, checked_norms
+from noisyml.metrics.scores import EXACT_PAIR_COST, GROUP, PairScores, Rows, checked_norms
 
 Ties = Literal["index", "optimistic", "pessimistic"]
 
@@ -36,7 +36,7 @@ _TILE_ASPECT = 4
 #: Queries whose relevant items are scored together.
 _RUN = 64
 #: The same where classes are large.
-_EXACT_RUN = 512
+_LONG_RUN = 512
 #: Spacing of rows in the sort key that packs (row, score) into one float64; scores lie in [-2, 2].
 _KEY_STRIDE = 8.0
 #: Standard deviations by which a count must exceed its cap to be extrapolated from a sample.
@@ -51,16 +51,19 @@ class QueryBlock:
 
     Attributes:
         query_index: original query numbers [b].
-        scores: exact scores of the relevant items, descending, -inf in the padding [b, R].
+        scores: scores of the relevant items, descending, -inf in the padding [b, R].
+        score_error: how far they may be from the exact ones [b].
         gallery_index: their original gallery numbers; ascending among equal scores [b, R].
         n_relevant: [b].
-        caps: how many negatives before the m-th relevant item leave it of interest [b, R].
+        caps: how many negatives before the m-th relevant item leave it of interest, int32
+            [b, R].
         counts: per tie rule, negatives by the number of relevant items that beat them [b, R + 1].
         threshold: score of the lowest relevant item still of interest, +inf if none [b].
     """
 
     query_index: Tensor
     scores: Tensor
+    score_error: Tensor
     gallery_index: Tensor
     n_relevant: Tensor
     caps: Tensor
@@ -70,12 +73,16 @@ class QueryBlock:
 
     def __post_init__(self) -> None:
         rows = torch.arange(len(self.scores), device=self.scores.device)
-        keys = rows[:, None] * _KEY_STRIDE - self.scores.clamp(min=-_KEY_STRIDE / 2)
-        self._keys = keys.flatten()
+        self._keys = self._keys_of(rows, self.scores).flatten()
         self._key_slack = 4 * _KEY_STRIDE * max(1, len(self.scores)) * 2.0**-52
         self._touched = torch.full_like(rows, self.scores.shape[1] > 0, dtype=torch.bool)
         self._kept = self.n_relevant.clone()
+        self._useless: set[int] = set()
         self.update_thresholds()
+
+    @staticmethod
+    def _keys_of(rows: Tensor, scores: Tensor) -> Tensor:
+        return rows[:, None] * _KEY_STRIDE - scores.clamp(min=-_KEY_STRIDE / 2)
 
     def negatives_before(self, ties: Ties) -> Tensor:
         """How many negatives stand before the m-th relevant item, int64 [b, R]; if more than its
@@ -90,21 +97,25 @@ class QueryBlock:
                 taken for an even sample, and items that will very likely be dropped in the end are
                 dropped already; `unsettled` tells for which queries that was wrong.
         """
-        rows = self._touched.nonzero().flatten()
-        if not len(rows):
+        touched = self._touched.nonzero().flatten()
+        if not len(touched):
             return
         self._touched.zero_()
+        rows = slice(None) if len(touched) == len(self.scores) else touched
         before = self._negatives_at_least(rows)
         living = (before <= self.caps[rows]).sum(1)
         if seen < 1.0:
             expected = before.to(torch.float32)
             expected = (expected - _CAUTION * expected.sqrt()) / seen
             living = torch.minimum(living, (expected <= self.caps[rows]).sum(1))
-        kept = torch.minimum(living, self._kept[rows])
-        self._kept[rows] = kept
+        self._kept[rows] = torch.minimum(living, self._kept[rows])
+        self._set_thresholds(rows)
+        self.alive = bool((self.threshold < torch.inf).any())
+
+    def _set_thresholds(self, rows: Tensor | slice) -> None:
+        kept = self._kept[rows]
         last = self.scores[rows].gather(1, (kept - 1).clamp(min=0)[:, None]).squeeze(1)
         self.threshold[rows] = last.masked_fill_(kept == 0, torch.inf)
-        self.alive = bool((self.threshold < torch.inf).any())
 
     def unsettled(self) -> Tensor:
         """Queries of which an item was dropped that is of interest after all, bool [b].
@@ -143,17 +154,25 @@ class QueryBlock:
         """
         slots, open_cases = self._place(rows, approximate.to(torch.float64), error[rows])
         by_rule = dict.fromkeys(self.counts, slots)
+        judges = ((scores.near, scores.near_error), (scores.close, scores.close_error))
+        for level, (judge, judge_error) in enumerate(judges):
+            if level in self._useless or not len(open_cases):
+                continue
+            row, item = rows[open_cases], gallery_index[open_cases]
+            closer = judge(self.query_index[row], item)
+            closer_error = judge_error(self.query_index, item)[row]
+            slots[open_cases], still_open = self._place(row, closer, closer_error)
+            if 2 * len(still_open) > len(open_cases):
+                # Duplicates or collapsed embeddings: go to the exact scores at once from now on.
+                self._useless.add(level)
+            open_cases = open_cases[still_open]
         if len(open_cases):
             row, item = rows[open_cases], gallery_index[open_cases]
-            near = scores.near(self.query_index[row], item)
-            near_error = scores.near_error(self.query_index, item)[row]
-            slots[open_cases], ties = self._place(row, near, near_error)
-            if len(ties):
-                row, item, tied = row[ties], item[ties], open_cases[ties]
-                score = scores.exact(self.query_index[row], item)
-                for rule in self.counts:
-                    by_rule[rule] = slots.clone()
-                    by_rule[rule][tied] = self._beaten_by(row, item, score, rule)
+            self._make_exact(row.unique(), scores)
+            score = scores.exact(self.query_index[row], item)
+            for rule in self.counts:
+                by_rule[rule] = slots.clone()
+                by_rule[rule][open_cases] = self._beaten_by(row, item, score, rule)
         width = self.scores.shape[1] + 1
         ones = torch.ones_like(rows, dtype=torch.int32)
         for rule, slot in by_rule.items():
@@ -164,12 +183,34 @@ class QueryBlock:
         """Number of relevant items surely before each negative [n]; which of them are not sure."""
         width = self.scores.shape[1]
         middle = rows * _KEY_STRIDE - scores
-        margin = error + self._key_slack
+        margin = error + self.score_error[rows] + self._key_slack
         following = torch.searchsorted(self._keys, middle - margin)
         slots = following - rows * width
         # A case is open if the next relevant item is not surely worse.
         reached = self._keys[following.clamp_(max=len(self._keys) - 1)] <= middle + margin
         return slots, (reached & (slots < self.n_relevant[rows])).nonzero().flatten()
+
+    def _make_exact(self, rows: Tensor, scores: PairScores) -> None:
+        """Score the relevant items of `rows` [n] exactly and put them in order again.
+
+        What has been counted stays valid: it was surely before or behind whatever moves.
+        """
+        rows = rows[self.score_error[rows] > 0]
+        if not len(rows):
+            return
+        width = self.scores.shape[1]
+        row, column = (
+            torch.arange(width, device=rows.device) < self.n_relevant[rows, None]
+        ).nonzero(as_tuple=True)
+        found = torch.full_like(self.scores[rows], -torch.inf)
+        items = self.gallery_index[rows]
+        found[row, column] = scores.exact(self.query_index[rows[row]], items[row, column])
+        items, order = items.sort(dim=1)
+        found, by_score = found.gather(1, order).sort(dim=1, descending=True, stable=True)
+        self.scores[rows], self.gallery_index[rows] = found, items.gather(1, by_score)
+        self._keys.view(-1, width)[rows] = self._keys_of(rows, found)
+        self.score_error[rows] = 0.0
+        self._set_thresholds(rows)
 
     def _beaten_by(self, row: Tensor, item: Tensor, score: Tensor, ties: Ties) -> Tensor:
         """Number of relevant items ranked before each negative: bisection over the block's rows."""
@@ -227,14 +268,14 @@ def scan_tile(
     peaks = grouped.amax(2) if side == "rows" else tile.unflatten(0, (-1, GROUP)).amax(1).T
     peaks = peaks[:n_queries]
     error = scores.filter_error(block.query_index, gallery_index)
-    floor = _floor(block.threshold[queries], error[queries])
+    floor = _floor(block, error, queries)
     hits = (peaks >= floor).nonzero()
     stages = [slice(None)]
     if seen == 1.0 and len(hits) > _MANY_HITS * n_queries and peaks.shape[1] > 4:
         stages = [slice(0, 1), slice(1, 4), slice(4, None)]
     for stage in stages:
         if len(stages) > 1:
-            floor = _floor(block.threshold[queries], error[queries])
+            floor = _floor(block, error, queries)
             hits = (peaks[:, stage] >= floor).nonzero()
         for part in hits.split(hits_at_once) if len(hits) else ():
             row, group = part[:, 0], part[:, 1] + (stage.start or 0)
@@ -252,10 +293,11 @@ def scan_tile(
             return
 
 
-def _floor(threshold: Tensor, error: Tensor) -> Tensor:
-    """Filter scores below this [n, 1] cannot reach the threshold: rounded down to float32."""
-    floor = (threshold - error).to(torch.float32)[:, None]
-    return torch.nextafter(floor, torch.full_like(floor, -torch.inf))
+def _floor(block: QueryBlock, error: Tensor, queries: slice) -> Tensor:
+    """Filter scores below this float32 [n, 1] surely miss the threshold."""
+    floor = block.threshold[queries] - error[queries] - block.score_error[queries]
+    rounded = floor.to(torch.float32)[:, None]
+    return torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))
 
 
 @dataclass(frozen=True)
@@ -378,8 +420,8 @@ class Ranking:
         self._ties = list(ties)
         self._part, self._parts = part, parts
         self._reduce = reduce or (lambda counts: counts)
-        # An eighth for the tile; the rest for its rows, the candidates and the exact rows.
-        tile = min(_LARGEST_TILE, memory_budget_bytes // 32)
+        # A quarter for the tile; the rest for its rows, the candidates and the exact rows.
+        tile = min(_LARGEST_TILE, memory_budget_bytes // 16)
         self._columns = max(GROUP, math.isqrt(tile // _TILE_ASPECT) // GROUP * GROUP)
         self._edge = self._columns * _TILE_ASPECT
         self._block_bytes = memory_budget_bytes // 4
@@ -415,7 +457,7 @@ class Ranking:
         return slices
 
     def _open(self, query_index: Tensor) -> QueryBlock:
-        """A block with the exact scores of its relevant items and no negatives counted."""
+        """A block with the scores of its relevant items and no negatives counted."""
         task = self.task
         classes = task.query_class[query_index]
         start = torch.searchsorted(self._sorted_classes, classes)
@@ -432,15 +474,16 @@ class Ranking:
         in_class = (column >= 0) & (column < size[rows])
         relevant[rows[in_class], column[in_class]] = False
         scores = torch.full(items.shape, -torch.inf, dtype=torch.float64, device=classes.device)
-        run = min(len(query_index), max(_RUN, min(_EXACT_RUN, int(size.max()))))
+        error = torch.zeros(len(items), dtype=torch.float64, device=classes.device)
+        run = min(len(query_index), max(_RUN, min(_LONG_RUN, int(size.max()))))
         for top in range(0, len(query_index), run):
             part = slice(top, top + run)
             first, last = int(start[part].min()), int((start + size)[part].max())
-            if run * (last - first) <= PAIR_COST * int(n_relevant[part].sum()):
+            if run * (last - first) <= EXACT_PAIR_COST * int(n_relevant[part].sum()):
                 # The run's whole stretch of the gallery is little more than its pairs.
-                stretch = task.scores.exact_block(
-                    query_index[part], self._gallery_order[first:last]
-                )
+                pairs = query_index[part], self._gallery_order[first:last]
+                stretch = task.scores.close_block(*pairs)
+                error[part] = task.scores.close_error(*pairs)
                 near = (place[part] - first).clamp(max=last - first - 1)
                 found = stretch.gather(1, near)
                 scores[part] = torch.where(relevant[part], found, scores[part])
@@ -458,10 +501,11 @@ class Ranking:
         }
         caps = self._caps(offset[:width], n_relevant[:, None])
         caps = torch.where(offset[:width] < n_relevant[:, None], caps, -1)
+        caps = caps.clamp(max=torch.iinfo(torch.int32).max).to(torch.int32)
         threshold = torch.full_like(
             scores[:, 0] if width else start, torch.inf, dtype=torch.float64
         )
-        return QueryBlock(query_index, scores, items, n_relevant, caps, counts, threshold)
+        return QueryBlock(query_index, scores, error, items, n_relevant, caps, counts, threshold)
 
     def _tile(
         self,
@@ -479,12 +523,15 @@ class Ranking:
         tile[len(query_index) :] = -torch.inf
         tile[:, len(gallery_index) :] = -torch.inf
         left, right = task.query_class[query_index], task.gallery_class[gallery_index]
-        # Both sides are in class order: only a few rows share classes with the columns.
-        first, last = torch.searchsorted(left, right[[0, -1]]).tolist()
-        last += int((left[last:] == right[-1]).sum())
-        if first < last:
-            inner = tile[first:last, : len(gallery_index)]
-            inner.masked_fill_(left[first:last, None] == right, -torch.inf)
+        # Both sides are in class order: only a corner of the tile holds common classes.
+        common = max(int(left[0]), int(right[0])), min(int(left[-1]), int(right[-1]))
+        if common[0] <= common[1]:
+            (top, side), (bottom, end) = (
+                [int(torch.searchsorted(classes, bound, right=upper)) for classes in (left, right)]
+                for bound, upper in ((common[0], False), (common[1], True))
+            )
+            corner = left[top:bottom, None] == right[side:end]
+            tile[top:bottom, side:end].masked_fill_(corner, -torch.inf)
         return tile
 
     def _buffer(self) -> Tensor:

@@ -1,7 +1,9 @@
-"""Scores of (query, gallery) pairs in three grades: filtered, near and exact.
+"""Scores of (query, gallery) pairs in four grades: filtered, near, close and exact.
 
 * *Filter scores* are one float32 matrix product. Their rounding error has a proven bound.
-* *Near scores* are float64 inner products of the pairs that the filter cannot place.
+* *Near scores* sum the float32 products of the pairs that the filter cannot place in float64
+  (of float64 embeddings: float64 products). Their error does not grow with the dimension.
+* *Close scores* are inner products of float64 rows.
 * *Exact scores* settle the rest. Rows (unit rows for cosine) are split into two limbs: multiples of
   2^-26 of the power of two above the row's norm, and the rest in multiples of 2^-46. Products of
   such numbers and their partial sums fit into float64 without rounding, so the inner product of two
@@ -28,8 +30,9 @@ GROUP = 64
 _NORMS_AT_ONCE = 2048
 #: Pairs, or rows of a product, scored in float64 at once: 512 rows of 512 are 2 MiB.
 _ROWS_AT_ONCE = 512
-#: Scoring one pair by itself costs about as much as this many elements of a matrix product.
-PAIR_COST = 64
+#: Scoring one pair by itself costs about as much as this many elements of a float64 product.
+EXACT_PAIR_COST = 64
+_NEAR_PAIR_COST = 16
 
 _GRID_BITS = 26
 _SECOND_GRID_BITS = 46
@@ -53,7 +56,7 @@ class Rows:
     ) -> None:
         self.embeddings = embeddings
         double = embeddings.dtype == torch.float64
-        self._filter_dtype = torch.float64 if double else torch.float32
+        self.filter_dtype = torch.float64 if double else torch.float32
         if metric == "cosine":
             self._factor = torch.where(norms > 0, 1.0 / norms, 0.0)
             self.norms = (norms > 0).to(torch.float64)
@@ -90,15 +93,19 @@ class Rows:
         row in (-h, -1), so that the product is q.g - h_g - h_q.
         """
         n, dim = len(index), self.embeddings.shape[1]
-        rows = self.embeddings.new_zeros((n + -n % GROUP, self.filter_width), dtype=torch.float32)
-        chosen = self.embeddings.index_select(0, index).to(self._filter_dtype)
-        factor = self._factor[index, None].to(self._filter_dtype)
-        rows[:n, :dim] = chosen.mul_(factor)
+        rows = self.embeddings.new_empty((n + -n % GROUP, self.filter_width), dtype=torch.float32)
+        rows[:n, :dim] = self.scaled(index)
+        rows[n:] = 0
         if self.half_squares is not None:
             halves = self.half_squares[index].to(torch.float32)
             rows[:n, dim] = 1.0 if role == "query" else -halves
             rows[:n, dim + 1] = halves if role == "query" else -1.0
         return rows
+
+    def scaled(self, index: Tensor) -> Tensor:
+        """Rows `index` [n] in the filter's arithmetic: float32, or float64 if they come so."""
+        rows = self.embeddings.index_select(0, index).to(self.filter_dtype)
+        return rows.mul_(self._factor[index, None].to(self.filter_dtype))
 
     def double(self, index: Tensor) -> Limbs:
         """Rows `index` [n] as they are: one limb, float64 [n, D]."""
@@ -163,53 +170,55 @@ class PairScores:
         self._filter_error = 1.01 * (
             (dim + 32) * 2.0**-24 + math.sqrt(dim) * 2.0**-25 + 2.1 * _input_rounding()
         )
-        # The same in float64, and the rounding of both rows to the second grid.
-        self._near_error = 1.01 * (
+        # The same in float64, and both rows on the second grid.
+        self._close_error = 1.01 * (
             (dim + 32) * 2.0**-53 + math.sqrt(dim) * 2.0 ** (2 - _SECOND_GRID_BITS)
         )
+        # Two scaled factors and their product, summed in float64.
+        self._near_error = self._close_error + 1.6 * torch.finfo(query.filter_dtype).eps
+        # What float32 cannot represent is lost whatever the size of the rest.
+        self._underflow = (dim + 2) * 2.0**-124
 
     def filter_error(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
         """For each query [n]: how far `filtered` may be from `exact`, over the gallery items."""
-        return self._filter_error * self._magnitude(query_index, gallery_index)
+        return self._filter_error * self._magnitude(query_index, gallery_index) + self._underflow
 
     def near_error(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
         """For each query [n]: how far `near` may be from `exact`, over the gallery items."""
-        return self._near_error * self._magnitude(query_index, gallery_index)
+        return self._near_error * self._magnitude(query_index, gallery_index) + self._underflow
+
+    def close_error(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
+        """For each query [n]: how far `close_block` may be from `exact`, over the gallery items."""
+        return self._close_error * self._magnitude(query_index, gallery_index) + self._underflow
 
     def _magnitude(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
         """Largest sum of the absolute terms of a score of each query."""
-        norms = self.query.norms[query_index]
         if self.gallery.half_squares is None:
-            return torch.ones_like(norms)
+            return torch.ones(len(query_index), dtype=torch.float64, device=query_index.device)
+        norms = self.query.norms[query_index]
         return 0.5 * (norms + self.gallery.norms[gallery_index].max()) ** 2
 
     def near(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
         """Scores float64 [n] of pairs (query_index[i], gallery_index[i]), up to `near_error`."""
-        return self._pairs(query_index, gallery_index, self.query.double, self.gallery.double)
+        scores = torch.empty(len(query_index), dtype=torch.float64, device=query_index.device)
+        double = self.query.double, self.gallery.double
+        if not _by_product(query_index, gallery_index, *double, scores, _NEAR_PAIR_COST):
+            for start in range(0, len(query_index), _ROWS_AT_ONCE):
+                part = slice(start, start + _ROWS_AT_ONCE)
+                products = self.query.scaled(query_index[part])
+                products *= self.gallery.scaled(gallery_index[part])
+                scores[part] = products.sum(1, dtype=torch.float64)
+        return self._minus_half_squares(scores, query_index, gallery_index)
+
+    def close(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
+        """Scores float64 [n] of pairs (query_index[i], gallery_index[i]), up to `close_error`."""
+        return self._in_float64(query_index, gallery_index, self.query.double, self.gallery.double)
 
     def exact(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
         """Exact scores float64 [n] of the pairs (query_index[i], gallery_index[i])."""
-        return self._pairs(query_index, gallery_index, self.query.exact, self.gallery.exact)
+        return self._in_float64(query_index, gallery_index, self.query.exact, self.gallery.exact)
 
-    def exact_block(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
-        """Exact scores float64 [n, m] of all pairs of query_index [n] and gallery_index [m]."""
-        shape = (len(query_index), len(gallery_index))
-        scores = torch.empty(shape, dtype=torch.float64, device=query_index.device)
-        for top in range(0, shape[0], _ROWS_AT_ONCE):
-            left = self.query.exact(query_index[top : top + _ROWS_AT_ONCE])
-            for side in range(0, shape[1], _ROWS_AT_ONCE):
-                right = self.gallery.exact(gallery_index[side : side + _ROWS_AT_ONCE])
-                scores[top : top + _ROWS_AT_ONCE, side : side + _ROWS_AT_ONCE] = _products(
-                    left, right
-                )
-        if self.query.half_squares is not None and self.gallery.half_squares is not None:
-            scores -= (
-                self.query.half_squares[query_index, None]
-                + self.gallery.half_squares[gallery_index]
-            )
-        return scores
-
-    def _pairs(
+    def _in_float64(
         self,
         query_index: Tensor,
         gallery_index: Tensor,
@@ -223,18 +232,34 @@ class PairScores:
         """
         scores = torch.empty(len(query_index), dtype=torch.float64, device=query_index.device)
         rows = query_rows, gallery_rows
-        if not _by_product(query_index, gallery_index, *rows, scores):
+        if not _by_product(query_index, gallery_index, *rows, scores, EXACT_PAIR_COST):
             for start in range(0, len(query_index), _ROWS_AT_ONCE):
                 part = slice(start, start + _ROWS_AT_ONCE)
                 pairs = query_index[part], gallery_index[part]
-                if not _by_product(*pairs, *rows, scores[part]):
+                if not _by_product(*pairs, *rows, scores[part], EXACT_PAIR_COST):
                     scores[part] = _one_by_one(query_rows(pairs[0]), gallery_rows(pairs[1]))
+        return self._minus_half_squares(scores, query_index, gallery_index)
+
+    def _minus_half_squares(
+        self, scores: Tensor, query_index: Tensor, gallery_index: Tensor
+    ) -> Tensor:
         if self.query.half_squares is not None and self.gallery.half_squares is not None:
             # The sum of the two halves first: it does not depend on which side is the query.
             scores -= (
                 self.query.half_squares[query_index] + self.gallery.half_squares[gallery_index]
             )
         return scores
+
+    def close_block(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
+        """Scores float64 [n, m], up to `close_error`, of all pairs of query_index [n] and
+        gallery_index [m]."""
+        shape = (len(query_index), len(gallery_index))
+        scores = torch.empty(shape, dtype=torch.float64, device=query_index.device)
+        left = self.query.double(query_index)
+        for side in range(0, shape[1], _ROWS_AT_ONCE):
+            right = self.gallery.double(gallery_index[side : side + _ROWS_AT_ONCE])
+            scores[:, side : side + _ROWS_AT_ONCE] = _products(left, right)
+        return self._minus_half_squares(scores, query_index[:, None], gallery_index)
 
 
 def _by_product(
@@ -243,11 +268,12 @@ def _by_product(
     query_rows: Callable[[Tensor], Limbs],
     gallery_rows: Callable[[Tensor], Limbs],
     scores: Tensor,
+    pair_cost: int,
 ) -> bool:
     """Fill `scores` [n] from matrix products of the rows involved if that is cheaper."""
     rows, row_of = query_index.unique(return_inverse=True)
     columns, column_of = gallery_index.unique(return_inverse=True)
-    if len(rows) * len(columns) > PAIR_COST * len(row_of):
+    if len(rows) * len(columns) > pair_cost * len(row_of):
         return False
     step = _ROWS_AT_ONCE
     block_columns = -(-len(columns) // step)
@@ -270,7 +296,7 @@ def _by_product(
 def _one_by_one(left: Limbs, right: Limbs) -> Tensor:
     """Inner products [n] of the n-th rows of both sides."""
     if len(left) == 1:
-        return torch.linalg.vecdot(left[0], right[0])
+        return (left[0] * right[0]).sum(1)
     cross = (left[0] * right[1]).sum(1) + (left[1] * right[0]).sum(1)
     return cross + (left[0] * right[0]).sum(1)
 
