@@ -371,7 +371,7 @@ def network(config: DictConfig) -> tuple[DataModule, Encoder | BackboneOnly]:
     progress = announce if is_main_process() else None
     encoder: Encoder | BackboneOnly
     if config.checkpoint is not None:
-        assembly = assemble(config, progress=progress)
+        assembly = assemble(config, training=False, progress=progress)
         assembly.data.fixed_statistics = True
         assembly.method.load_encoder(Path(config.checkpoint))
         data, encoder = assembly.data, assembly.method.encoder
