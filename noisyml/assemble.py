@@ -116,7 +116,8 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
     if distillation is not None:
         extra["distillation"] = distillation
     if config.get("teacher") is not None:
-        classes = data.class_names if distillation.needs_logits else None
+        scores = distillation is not None and distillation.needs_logits
+        classes = data.class_names if scores else None
         extra["teacher"] = build_teacher(config.teacher, backbone, classes) if training else None
     method = build(
         config.method,

@@ -175,7 +175,10 @@ def as_user_error(error: Exception, root: str, overrides: list[str]) -> Exceptio
         if isinstance(link, ValueError) and "override must be a string" in str(link):
             nulls = [key for key in group_names() if f"{key}=null" in overrides]
             part = nulls[0] if nulls else "GROUP"
-            return UserError(f"{part}=null is no choice: leave {part} out, or say '~{part}'.")
+            return UserError(
+                f"{part}=null is no choice: leave it out of the command (`noisyml list` says what "
+                f"there is)."
+            )
         if isinstance(link, OverrideParseException):
             reason = str(link).splitlines()[0]
             return UserError(f"The override '{link.override}' cannot be read: {reason}.")

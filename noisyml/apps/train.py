@@ -143,7 +143,7 @@ def check_values(config: DictConfig) -> None:
         raise UserError("name= is empty: give the run a name, it becomes a folder.")
     if config.trainer.max_epochs is not None and config.trainer.max_epochs == 0:
         raise UserError("trainer.max_epochs=0 trains nothing: give at least 1.")
-    nothing = [g for g in ("dataset", "noise", "selector", "method") if config[g] is None]
+    nothing = [g for g in ("dataset", "noise", "selector", "method") if config.get(g) is None]
     if nothing:
         raise UserError(f"{nothing[0]}=null leaves a part out; see `noisyml list`.")
 

@@ -22,6 +22,7 @@ from noisyml.errors import UserError
 from noisyml.methods.base import Method, Outputs
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder
+from noisyml.models.heads import unit_norm
 from noisyml.optim import OptimizerFactory, SchedulerFactory
 from noisyml.selectors.base import Evidence, Selection, Selector
 
@@ -122,8 +123,8 @@ class Classification(Method):
         evidence = Evidence(
             labels=seen.labels,
             index=seen.index,
-            embeddings=F.normalize(seen.embeddings.detach()),
-            proxies=F.normalize(self.classifier.weight.detach()),
+            embeddings=unit_norm(seen.embeddings.detach()),
+            proxies=unit_norm(self.classifier.weight.detach()),
             logits=seen.logits.detach(),
             sample_loss=sample_loss.detach(),
             step=self.global_step,

@@ -24,8 +24,14 @@ def teacher(tmp_path_factory):
         ["method=iaa", "method.start=0", "method.update_every=1", "selector=prism_avg"],
         ["method=proxynca_pp", "sampler.samples_per_class=8", "selector=prism_proxy"],
         ["method=rkd", "head=mlp", "method.task_weight=0.1", "selector=prism_avg"],
+        [
+            "method=rkd_classification",
+            "stages=classification_teacher",
+            "distillation=rkd_hinton",
+            "selector=prism_proxy",
+        ],
     ],
-    ids=["cbml-clusters", "iaa", "proxynca_pp", "rkd"],
+    ids=["cbml-clusters", "iaa", "proxynca_pp", "rkd", "rkd_classification"],
 )
 def test_two_processes_equal_one(tmp_path, teacher, parts):
     if "method=rkd" in parts:

@@ -1,0 +1,182 @@
+"""Classification as typed: train, evaluate, embed, teach; true labels never steer it."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from noisyml.data.datamodule import DataModule
+from noisyml.noise.manifest import NoiseManifest
+
+DIGITS = [
+    "dataset=digits",
+    "backbone=mlp",
+    "backbone.hidden_features=[64]",
+    "noise=symmetric",
+    "noise.rate=0.3",
+    "optimizer.lr=0.01",
+    "trainer.max_epochs=3",
+    "report=false",
+]
+
+
+def metrics(run):
+    return json.loads((run / "metrics.json").read_text())
+
+
+def config(run):
+    return yaml.safe_load((run / "config.yaml").read_text())
+
+
+def printed(said):
+    return json.loads(said[said.index("{") : said.rindex("}") + 1])
+
+
+def test_train_evaluate_and_embed(shell):
+    status, said = shell("train", *DIGITS, "method=classification")
+    assert status == 0, said
+    (run,) = shell.runs()
+    trained = metrics(run)
+    assert trained["test/accuracy"] > 0.7
+    assert trained["test/accuracy_top5"] > trained["test/accuracy"]
+    assert trained["test/nll"] < np.log(10)
+    # Validation labels are noisy; the best model follows their accuracy.
+    history = pd.read_csv(run / "history.csv")["val/accuracy"].dropna()
+    assert trained["best/epoch"] == 1 + int(history.to_numpy().argmax())
+
+    status, said = shell("evaluate", f"checkpoint={run}")
+    assert status == 0, said
+    repeated = printed(said)
+    assert set(repeated) == {name for name in trained if name.startswith("test/")}
+    assert all(abs(repeated[name] - trained[name]) < 1e-9 for name in repeated)
+
+    # Embeddings exist, so retrieval can be asked of the same model.
+    status, said = shell("evaluate", f"checkpoint={run}", "evaluator=retrieval")
+    assert status == 0, said
+    assert printed(said)["test/precision_at_1"] > 0.7
+    status, said = shell("embed", f"checkpoint={run}", "splits=[test]")
+    assert status == 0, said
+    assert "539 x 64" in said
+
+
+def test_a_teacher_is_trained_first_and_its_scores_are_handed_on(shell):
+    status, said = shell(
+        "train",
+        *DIGITS,
+        "method=rkd_classification",
+        "stages=classification_teacher",
+        "distillation=rkd_hinton",
+        "distillation.weights.hinton=4",
+        "distillation.weights.angle=0",
+        "teacher.which=best",
+    )
+    assert status == 0, said
+    run = next(run for run in shell.runs() if "stages" not in run.parts)
+    stage = run / "stages" / "teacher"
+    assert config(stage)["method"]["_target_"].endswith("Classification")
+    assert "distillation" not in config(stage)
+    assert config(run)["teacher"] == {"checkpoint": str(stage), "which": "best"}
+    assert config(run)["distillation"]["weights"] == {"distance": 25.0, "angle": 0, "hinton": 4}
+    assert metrics(stage)["test/accuracy"] > 0.7
+    assert metrics(run)["test/accuracy"] > 0.5
+    # A student needs no teacher to be used.
+    stage.rename(run / "gone")
+    status, said = shell("evaluate", f"checkpoint={run}")
+    assert status == 0, said
+    assert abs(printed(said)["test/accuracy"] - metrics(run)["test/accuracy"]) < 1e-9
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ["method=classification"],
+        ["method=rkd_classification", "stages=classification_teacher", "distillation=hinton"],
+    ],
+    ids=["classification", "rkd_classification"],
+)
+def test_shuffled_true_labels_leave_the_weights_bit_identical(shell, monkeypatch, parts):
+    typed = [
+        *DIGITS,
+        *parts,
+        "selector=prism_proxy",
+        "selection.warmup_steps=16",
+        "data.noisy_val=false",
+        "trainer.max_epochs=2",
+    ]
+    assert shell("train", *typed, "name=truth")[0] == 0
+    corrupt = DataModule._corrupt
+
+    def lying(self, split, noise, backbone):
+        manifest = corrupt(self, split, noise, backbone)
+        clean = manifest.clean[np.random.default_rng(0).permutation(len(manifest.clean))]
+        return dataclasses.replace(manifest, clean=clean, changed=clean != manifest.observed)
+
+    monkeypatch.setattr(DataModule, "_corrupt", lying)
+    assert shell("train", *typed, "name=lie")[0] == 0
+    runs = {run.parent.name: run for run in shell.runs() if "stages" not in run.parts}
+    said = [NoiseManifest.load(runs[name] / "noise.parquet") for name in ("truth", "lie")]
+    assert (said[0].observed == said[1].observed).all()
+    assert (said[0].clean != said[1].clean).any()
+    judged = [pd.read_parquet(runs[name] / "selection.parquet") for name in ("truth", "lie")]
+    assert 0 < judged[0]["kept"].mean() < 1
+    pd.testing.assert_frame_equal(*judged)
+    states = [
+        torch.load(runs[name] / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("truth", "lie")
+    ]
+    assert "classifier.weight" in states[0]
+    for name, tensor in states[0].items():
+        if isinstance(tensor, torch.Tensor):
+            torch.testing.assert_close(
+                states[1][name], tensor, rtol=0, atol=0, equal_nan=True, msg=name
+            )
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["method=classification", "loss=triplet"], "Classification brings a loss of its own"),
+        (["method=classification", "dataset.split=zero_shot"], "dataset.split=closed_set"),
+        (["method=classification", "selector=prism_avg"], "by memory, which Classification does"),
+        (["method=classification", "pseudo_labels=kmeans"], "leave out pseudo_labels=..."),
+        (["method=classification", "scheduler=plateau"], "There are val/accuracy"),
+        (["method=classification", "evaluator.top_k=[0]"], "whole numbers from 2 up"),
+        (
+            ["method=classification", "noise=small_cluster", "backbone.frozen=true"],
+            "renumbers the classes of training",
+        ),
+        (["evaluator=classification"], "evaluates logits, which Prism does not give"),
+        (["method=rkd", "distillation=hinton"], "choose another distillation=... or method=rkd_cl"),
+        (["method=rkd_classification"], "a classifier: stages=classification_teacher"),
+        (["~loss"], "choose one by loss=..."),
+        (["selector=null"], "selector=null is no choice"),
+        (["~selector"], "selector=null leaves a part out"),
+    ],
+)
+def test_parts_that_do_not_go_together_are_refused(shell, typed, sentence):
+    settings = [s for s in DIGITS if "noise=small_cluster" not in typed or "noise.rate" not in s]
+    status, said = shell("train", *settings, *typed)
+    assert status == 2, said
+    assert sentence in said
+    assert "Traceback" not in said
+
+
+def test_a_teacher_that_cannot_teach_is_refused(shell):
+    plain = [*DIGITS, "trainer.max_epochs=1", "head.out_features=16"]
+    assert shell("train", *plain)[0] == 0
+    (ranker,) = shell.runs()
+    student = ["train", *DIGITS, "method=rkd_classification", f"teacher.checkpoint={ranker}"]
+    for typed, sentence in (
+        (["distillation=hinton"], "holds an encoder without a classifier"),
+        (["backbone.frozen=true"], "A frozen student hands on cached features"),
+    ):
+        status, said = shell(*student, *typed)
+        assert status == 2, said
+        assert sentence in said
+    # Relations among embeddings need no classifier.
+    status, said = shell(*student, "trainer.max_epochs=1")
+    assert status == 0, said
