@@ -21,6 +21,8 @@ GROUPS = {
     "losses": "loss",
     "backbones": "backbone",
     "heads": "head",
+    "distillations": "distillation",
+    "evaluators": "evaluator",
     "pseudo-labels": "pseudo_labels",
     "stages": "stages",
     "samplers": "sampler",
