@@ -431,7 +431,7 @@ class Ranking:
         self._sorted_classes = task.gallery_class[self._gallery_order]
         self._place = _inverse(self._gallery_order)
         order = task.query_class.argsort(stable=True)
-        per_relevant = 3 * 8 + 4 * len(self._ties) + 8
+        per_relevant = 3 * 8 + 4 + 4 * len(self._ties)
         state = per_relevant * int(task.n_relevant.sum())
         #: True if both sides of every product are used.
         self.symmetric = task.symmetric and state <= memory_budget_bytes // 2

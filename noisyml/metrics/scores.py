@@ -174,8 +174,8 @@ class PairScores:
         self._close_error = 1.01 * (
             (dim + 32) * 2.0**-53 + math.sqrt(dim) * 2.0 ** (2 - _SECOND_GRID_BITS)
         )
-        # Two scaled factors and their product, summed in float64.
-        self._near_error = self._close_error + 1.6 * torch.finfo(query.filter_dtype).eps
+        # Two rows times their rounded factors and their product, summed in float64.
+        self._near_error = self._close_error + 2.6 * torch.finfo(query.filter_dtype).eps
         # What float32 cannot represent is lost whatever the size of the rest.
         self._underflow = (dim + 2) * 2.0**-124
 
