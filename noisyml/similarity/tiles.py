@@ -74,7 +74,8 @@ class Float32Filter:
     def prepare(self, role: Literal["left", "right"], raw: Tensor, which: slice | Tensor) -> Tensor:
         """Rows `which`, whose content is `raw` [n, D]: float32 [n padded, width]."""
         side = self.query if role == "left" else self.gallery
-        rows = raw.new_zeros((padded(len(raw)), self.width), dtype=torch.float32)
+        rows = raw.new_empty((padded(len(raw)), self.width), dtype=torch.float32)
+        rows[len(raw) :] = 0.0
         if side.metric != "l2":
             factor = side.factor[which, None] / self.scale
             if self._single:
