@@ -270,11 +270,15 @@ def sampled_products(left: Tensor, right: Tensor, rows: Tensor, columns: Tensor)
 
     Args:
         left, right: [m, D] and [n, D] of one floating dtype.
-        rows: int64, ascending.
-        columns: int64.
+        rows, columns: int64 [n].
     """
     if left.device.type != "cpu":
         return _gathered_products(left, right, rows, columns)
+    if bool((rows[1:] < rows[:-1]).any()):
+        rows, order = rows.sort()
+        products = torch.empty(len(rows), dtype=left.dtype)
+        products[order] = sampled_products(left, right, rows, columns[order])
+        return products
     starts = torch.zeros(len(left) + 1, dtype=torch.int64)
     torch.cumsum(torch.bincount(rows, minlength=len(left)), 0, out=starts[1:])
     with warnings.catch_warnings():

@@ -154,7 +154,7 @@ class Task(NamedTuple):
 class Blocks(NamedTuple):
     """Rows and columns of a tile, multiples of `GROUP`; columns a multiple of rows.
 
-    `cache_bytes` may be spent on rounded copies of the queries.
+    The rest of the budget, `cache_bytes`, may be spent on rounded copies of the queries.
     """
 
     query: int
@@ -188,7 +188,7 @@ def topk(
             products before them (see `noisyml.similarity.coarse`) where a trial on a sample says
             that they pay; much depends on the data, and on small ones they never do.
         exclude: int64 [Nq] or [Nq, m], gallery rows to leave out per query; -1 for none.
-        memory_budget_bytes: working memory beside the inputs and some 30 k bytes per query; it
+        memory_budget_bytes: working memory beside the inputs and about 100 k bytes per query; it
             decides the block sizes. Default 128 MiB, on CUDA 2 GiB.
         device: where to compute; default the queries' device.
         query_block, gallery_block: rows and columns of a block of scores, rounded up to whole
@@ -348,7 +348,8 @@ def block_sizes(
             rows //= 2
     rows = padded(query_block or rows)
     columns = padded(gallery_block or columns)
-    return Blocks(rows, max(rows, columns // rows * rows), budget // 2)
+    columns = max(rows, columns // rows * rows)
+    return Blocks(rows, columns, max(0, budget - needed()))
 
 
 def find(task: Task, blocks: Blocks, progress: Callable[[int, int], None] | None = None) -> TopK:

@@ -7,6 +7,8 @@ from torch import Tensor
 
 #: Queries compacted together: bounds the temporaries.
 _QUERIES_AT_ONCE = 8192
+#: Candidates that may wait before they enter the lists.
+_WAITING_AT_MOST = 2**14
 
 
 class Shortlist:
@@ -42,6 +44,8 @@ class Shortlist:
         self.threshold = torch.full_like(margins, -torch.inf)
         self.lost = torch.zeros(len(margins), dtype=torch.bool, device=device)
         self._count = torch.zeros(len(margins), dtype=torch.int64, device=device)
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._n_waiting = 0
         # Counts at which thresholds are raised again.
         self._stale = torch.full_like(self._count, k + self._patience())
 
@@ -57,7 +61,20 @@ class Shortlist:
         torch.maximum(part, reached, out=part)
 
     def add(self, queries: Tensor, index: Tensor, scores: Tensor) -> None:
-        """Offer candidates: query numbers (ascending), gallery numbers and scores, [n] each."""
+        """Offer candidates: query numbers, gallery numbers and scores, [n] each."""
+        self._waiting.append((queries, index.to(self.index.dtype), scores))
+        self._n_waiting += len(queries)
+        if self._n_waiting >= _WAITING_AT_MOST:
+            self._enter()
+
+    def _enter(self) -> None:
+        """Put the candidates that wait into the lists: in large batches, because each costs."""
+        if not self._waiting:
+            return
+        queries, index, scores = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        self._waiting, self._n_waiting = [], 0
+        queries, order = queries.sort()
+        index, scores = index[order], scores[order]
         capacity = self.scores.shape[1]
         while len(queries):
             owner, counts = queries.unique_consecutive(return_counts=True)
@@ -68,27 +85,29 @@ class Shortlist:
             fits = slot < capacity
             full = not bool(fits.all())
             if full:
-                waiting = queries[~fits], index[~fits], scores[~fits]
+                rest = queries[~fits], index[~fits], scores[~fits]
                 queries, index, scores, slot = queries[fits], index[fits], scores[fits], slot[fits]
             self.scores[queries, slot] = scores
-            self.index[queries, slot] = index.to(self.index.dtype)
+            self.index[queries, slot] = index
             count = (count + counts).clamp_(max=capacity)
             self._count[owner] = count
-            self.compact(owner[(count >= self._stale[owner]) | (count == capacity)])
+            self._compact(owner[(count >= self._stale[owner]) | (count == capacity)])
             if not full:
                 return
-            queries, index, scores = waiting
+            queries, index, scores = rest
             left = scores >= self.floor(queries)
             queries, index, scores = queries[left], index[left], scores[left]
+
+    def compact(self) -> None:
+        """Sort the candidates of all queries, raise thresholds, forget what is out."""
+        self._enter()
+        self._compact(torch.arange(len(self.scores), device=self.scores.device))
 
     def _patience(self) -> int:
         """Candidates that may come before a threshold is raised: few enough to keep it sharp."""
         return max(4, self.k // 2)
 
-    def compact(self, queries: Tensor | None = None) -> None:
-        """Sort the candidates of `queries` (None: of all), raise thresholds, forget what is out."""
-        if queries is None:
-            queries = torch.arange(len(self.scores), device=self.scores.device)
+    def _compact(self, queries: Tensor) -> None:
         for some in queries.split(_QUERIES_AT_ONCE):
             scores, order = self.scores[some].sort(dim=1, descending=True)
             index = self.index[some].gather(1, order)

@@ -129,14 +129,17 @@ def candidates(
     """Entries of a tile that reach the floor [n queries] of their query.
 
     Returns:
-        queries (ascending), places along the other side, and scores of the entries, [h] each; or
-        None if they lie in more than `share` of all groups.
+        queries, places along the other side, and scores of the entries, [h] each; or None if they
+        lie in more than `share` of all groups.
     """
     # A floor of -inf lets everything pass, but not what has been struck out.
     floor = floor.clamp(min=torch.finfo(torch.float32).min)
     size = GROUP if queries == "rows" else _COLUMN_GROUP
     peaks = group_maxima(scores, queries, size)[: len(floor)]
-    query, group = (peaks >= floor[:, None]).nonzero(as_tuple=True)
+    if queries == "columns":  # in the order of memory
+        group, query = (floor <= peaks.T).nonzero(as_tuple=True)
+    else:
+        query, group = (peaks >= floor[:, None]).nonzero(as_tuple=True)
     if len(query) > share * peaks.numel():
         return None
     if queries == "columns":
