@@ -43,6 +43,9 @@ format: $(READY)  ## format and fix what can be fixed
 bench: $(READY)  ## ratios against named peers, as JSON in outputs/bench
 	mkdir -p outputs/bench
 	$(BIN)/python scripts/bench_retrieval.py --out outputs/bench/retrieval.json
+	$(BIN)/python scripts/bench_similarity.py --out outputs/bench/similarity.json
+	$(BIN)/python scripts/bench_losses.py --out outputs/bench/losses.json
+	$(BIN)/python scripts/bench_training.py --out outputs/bench/training.json
 	$(BIN)/python scripts/bench_prism.py --out outputs/bench/prism.json
 	$(BIN)/python scripts/bench_noise.py --out outputs/bench/noise.json
 

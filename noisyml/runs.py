@@ -16,6 +16,8 @@ Layout of ``outputs/<verb>/<name>/<timestamp or sweep number>/``:
 ``embedding_map.parquet``  ``x, y, label, label_name``: two principal axes of the test embeddings
 ``thumbnails.npz``       images of the least trusted training samples (see `Thumbnails` in reports)
 ``checkpoints/``         ``last.ckpt`` and ``best.ckpt``
+``embeddings/SPLIT/``    rows of ``noisyml embed``, see `noisyml.embeddings`
+``knn/SPLIT/``           neighbours of ``noisyml knn``
 ``stages/NAME/``         runs that went before this one (a teacher), each with all of the above
 ``plots/*.png``          pictures
 ``report.html``          the page made of all this; ``report.md`` its table
