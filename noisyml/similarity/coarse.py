@@ -36,7 +36,7 @@ _SPARE = 4
 #: Clipping points of 7 and 8 bits, in standard deviations, that lose least of normal coordinates.
 _LEFT_CLIP, _RIGHT_CLIP = 3.9, 4.3
 #: Rows of the trial that decides about the coarse product, and shares of D that it tries.
-TRIAL_QUERIES, TRIAL_GALLERY = 512, 4096
+TRIAL_QUERIES, TRIAL_GALLERY = 512, 2048
 _SHARES = (0.75, 0.5, 0.375, 0.25, 0.125)
 #: What a candidate costs in multiply-adds of the coarse product.
 _CANDIDATE_COST = 50_000
