@@ -1,30 +1,40 @@
-"""Which reference vectors the tests have opened; the test that asks runs last."""
+"""What holds for all tests: one thread a process, and no reference vector may lie unused."""
 
-import sys
-from pathlib import Path
+import os
+
+# Set before any library counts the cores. Several processes share them, and sums in another order
+# round otherwise: a run in this process must equal one in a process that a test starts.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-
-GOLDEN = Path(__file__).parent / "golden"
-OPENED: set[Path] = set()
-
-
-def _note(event, arguments):
-    if event == "open" and arguments and isinstance(arguments[0], str):
-        path = arguments[0]
-        if "golden" in path:
-            OPENED.add(Path(path).resolve())
-
-
-sys.addaudithook(_note)
-
-
-@pytest.fixture
-def opened_vectors():
-    """The files under ``golden`` opened so far in this run of the tests."""
-    return OPENED
+from reference_vectors import OPENED, unused_vectors
 
 
 def pytest_collection_modifyitems(items):
-    """The check of what was opened comes after everything that opens."""
-    items.sort(key=lambda item: item.path.name == "test_golden_coverage.py")
+    """Tests of several processes share one long fixture per file: a worker takes them together."""
+    for item in items:
+        if item.path.parent.name == "ddp":
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    """A worker is done: what it opened counts for all."""
+    OPENED.update(getattr(node, "workeroutput", {}).get("opened", ()))
+
+
+def pytest_sessionfinish(session, exitstatus):
+    """A run of the whole suite that passed must have opened every reference vector."""
+    config = session.config
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["opened"] = sorted(OPENED)
+        return
+    whole = config.args == ["tests"] and not config.option.keyword
+    if not whole or config.option.markexpr != "not slow" or exitstatus != pytest.ExitCode.OK:
+        return
+    if config.option.collectonly:
+        return
+    unused = unused_vectors(OPENED)
+    if unused:
+        print(f"\nFAILED: reference vectors that no test has opened: {', '.join(unused)}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED

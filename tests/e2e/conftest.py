@@ -48,7 +48,7 @@ class Shell:
         return subprocess.run(
             [sys.executable, "-m", "noisyml", *arguments],
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": here, "OMP_NUM_THREADS": "1", **env},
+            env={**os.environ, "PYTHONPATH": here, **env},
             capture_output=True,
             text=True,
             timeout=280,
