@@ -13,7 +13,7 @@ from torch import Tensor
 
 from noisyml.callbacks.history import History
 from noisyml.metrics.label_trust import selection_metrics
-from noisyml.noise.manifest import NoiseManifest
+from noisyml.noise.manifest import NoiseManifest, SampleState
 
 
 class SelectionLog(Callback):
@@ -73,11 +73,16 @@ class SelectionLog(Callback):
             temporary.replace(part)
 
     def _metrics(self, index: Tensor, keep: Tensor, p_clean: Tensor) -> dict[str, float]:
-        if self.manifest is None or not self.manifest.truth_known:
-            return {"selection/kept": float(keep.double().mean())}
+        kept = {"selection/kept": float(keep.double().mean())}
+        if self.manifest is None:
+            return kept
+        # Of a set with real noise only the samples that were looked at by hand can be scored.
+        known = torch.from_numpy(self.manifest.state != SampleState.UNKNOWN)[index]
+        if not known.any():
+            return kept
         wrong = torch.from_numpy(self.manifest.changed.copy())[index]
-        scores = selection_metrics(keep, p_clean, wrong)
-        return {f"selection/{name}": value for name, value in scores.items()}
+        scores = selection_metrics(keep[known], p_clean[known], wrong[known])
+        return {f"selection/{name}": value for name, value in scores.items()} | kept
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the epochs into one file."""

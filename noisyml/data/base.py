@@ -12,6 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+#: In the extra ``clean_label``: nobody knows the true class; known to be wrong, but no more.
+UNKNOWN, WRONG = -1, -2
+
 
 class ImageSource(Protocol):
     """Random access to decoded images."""
@@ -115,6 +118,8 @@ class Split:
         fingerprint: SHA-256 hex digest of the content (bytes of an embedded set; name, paths,
             sizes and modification times of a folder): the feature cache is keyed by it.
         extras: further per-sample arrays by name (``coarse_label``, ``caption``, ``is_noise``).
+            ``clean_label`` [N] int64 of a set with real noise: the true class where it is known,
+            else `UNKNOWN` or `WRONG`; only diagnostics see it.
     """
 
     name: str

@@ -201,7 +201,7 @@ class DataModule(LightningDataModule):
             class_names=split.class_names,
         )
         if not self.dataset.labels_are_true and not manifest.changed.any():
-            return manifest.with_unknown_truth()
+            return manifest.with_unknown_truth(split.extras.get("clean_label"))
         return manifest
 
     def _noise_features(

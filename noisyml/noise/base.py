@@ -101,9 +101,14 @@ class Injector(ABC):
     feature_kind: ClassVar[FeatureKind] = "none"
     #: True if `inject` needs `features`.
     needs_features: ClassVar[bool] = False
-    #: True if the corruption describes one training split (a file of labels, renumbered classes,
-    #: foreign images) and cannot be repeated on the validation split.
-    training_only: ClassVar[bool] = False
+
+    @property
+    def training_only(self) -> bool:
+        """True if the corruption describes one training split and no validation split.
+
+        A file of labels by position, renumbered classes or foreign images cannot be repeated.
+        """
+        return False
 
     @abstractmethod
     def inject(
