@@ -12,7 +12,8 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from noisyml.callbacks.history import History
-from noisyml.metrics.label_trust import selection_metrics
+from noisyml.columns import to_column
+from noisyml.metrics.label_trust import entry_selection_metrics, selection_metrics
 from noisyml.noise.manifest import NoiseManifest, SampleState
 
 
@@ -24,6 +25,8 @@ class SelectionLog(Callback):
 
     Args:
         file: the Parquet file, columns ``index, p_clean, kept, epoch``; one row group per epoch.
+            Of a selector that judges the entries of multi-label samples, ``p_clean`` and ``kept``
+            are lists with a value per class.
     """
 
     def __init__(self, file: str) -> None:
@@ -61,8 +64,8 @@ class SelectionLog(Callback):
             table = pa.table(
                 {
                     "index": index.numpy(),
-                    "p_clean": p_clean.numpy(),
-                    "kept": keep.numpy(),
+                    "p_clean": to_column(p_clean.numpy()),
+                    "kept": to_column(keep.numpy()),
                     "epoch": pa.array([trainer.current_epoch] * len(index), pa.int32()),
                 }
             )
@@ -80,8 +83,10 @@ class SelectionLog(Callback):
         known = torch.from_numpy(self.manifest.state != SampleState.UNKNOWN)[index]
         if not known.any():
             return kept
-        wrong = torch.from_numpy(self.manifest.changed.copy())[index]
-        scores = selection_metrics(keep[known], p_clean[known], wrong[known])
+        # A sample of several labels is wrong if any of its entries is.
+        wrong = self.manifest.changed if keep.ndim == 2 else self.manifest.wrong
+        score = entry_selection_metrics if keep.ndim == 2 else selection_metrics
+        scores = score(keep[known], p_clean[known], torch.from_numpy(wrong.copy())[index[known]])
         return {f"selection/{name}": value for name, value in scores.items()} | kept
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -14,14 +14,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from noisyml.errors import UserError
-from noisyml.noise.base import (
-    Injector,
-    Outcome,
-    Samples,
-    SplitInjector,
-    as_labels,
-    check_choice,
-)
+from noisyml.noise.base import Injector, Outcome, Samples, SplitInjector, check_choice
+from noisyml.noise.labels import LabelKind, Labels, as_labels, as_multi_hot, kind_of
 from noisyml.noise.lists import (
     ListName,
     check_official_list,
@@ -66,16 +60,13 @@ class FromManifest(Injector):
     """
 
     name: ClassVar[str] = "manifest"
+    training_only: ClassVar[bool] = True
+    label_kinds: ClassVar[frozenset[LabelKind]] = frozenset({"single", "multi"})
 
     path: str
     cleaned: str | None = None
     clean_list: str | None = None
     verify_official: bool = True
-
-    @property
-    def training_only(self) -> bool:
-        """True."""
-        return True
 
     def __post_init__(self) -> None:
         if Path(self.path).suffix not in (".parquet", ".csv"):
@@ -98,8 +89,14 @@ class FromManifest(Injector):
         Raises:
             UserError: the file is missing, damaged or altered, or made for another split.
         """
-        clean = as_labels(labels, num_classes)
+        multi_label = kind_of(labels) == "multi"
+        clean: Labels = (as_multi_hot if multi_label else as_labels)(labels, num_classes)
         if Path(self.path).suffix == ".csv":
+            if multi_label:
+                raise UserError(
+                    f"The list {self.path} gives each image one label, but the data set gives "
+                    "several; give a noise.parquet of a run."
+                )
             return self._from_list(clean, num_classes, keys)
         manifest = NoiseManifest.load(self.path)
         if manifest.num_clean_classes != num_classes:
@@ -163,11 +160,8 @@ class HumanLabels(SplitInjector):
 
     def __post_init__(self) -> None:
         check_choice(self.row, ("position", "number"), "noise.row")
-
-    @property
-    def training_only(self) -> bool:
-        """True unless rows are found by the samples' keys."""
-        return self.row == "position"
+        # By number the validation split finds its rows in the file too.
+        object.__setattr__(self, "training_only", self.row == "position")
 
     def corrupt(self, samples: Samples) -> Outcome:
         """Read, compare the clean labels, take the noisy ones."""

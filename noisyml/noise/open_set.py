@@ -31,17 +31,13 @@ class OpenSet(SeededInjector):
     """
 
     name: ClassVar[str] = "open_set"
+    training_only: ClassVar[bool] = True
 
     rate: float
     open_share: float = 0.5
     source_size: int | None = None
     include_true: bool = True
     count: Literal["exact", "legacy"] = "exact"
-
-    @property
-    def training_only(self) -> bool:
-        """True."""
-        return True
 
     def __post_init__(self) -> None:
         check_rate(self.rate)

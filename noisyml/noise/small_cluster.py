@@ -110,16 +110,12 @@ class SmallCluster(SeededInjector):
     """
 
     name: ClassVar[str] = "small_cluster"
+    training_only: ClassVar[bool] = True
     feature_kind: ClassVar[FeatureKind] = "embeddings"
     needs_features: ClassVar[bool] = True
 
     rate: float
     n_init: int = 1
-
-    @property
-    def training_only(self) -> bool:
-        """True."""
-        return True
 
     def __post_init__(self) -> None:
         check_rate(self.rate)
