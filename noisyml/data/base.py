@@ -17,14 +17,28 @@ from noisyml.noise.labels import Labels
 #: In the extra ``clean_label``: nobody knows the true class; known to be wrong, but no more.
 UNKNOWN, WRONG = -1, -2
 
+#: A decoded image: PIL's if grey or RGB, uint8 [H, W, bands] if it has other bands.
+Picture = Image.Image | NDArray[np.uint8]
+
+
+def as_rgb(picture: Picture) -> Image.Image:
+    """A picture to look at: RGB; of an image with other bands the first three."""
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    seen = picture[:, :, :3] if picture.shape[2] >= 3 else picture[:, :, [0, 0, 0]]
+    return Image.fromarray(np.ascontiguousarray(seen))
+
 
 class ImageSource(Protocol):
     """Random access to decoded images."""
 
     def __len__(self) -> int: ...
 
-    def load(self, index: int) -> Image.Image:
-        """The image at `index`, mode ``L`` or ``RGB``; raises `BrokenImage` if undecodable."""
+    def load(self, index: int) -> Picture:
+        """The image at `index`, mode ``L`` or ``RGB`` or an array of other bands.
+
+        Raises `BrokenImage` if it is undecodable.
+        """
         ...
 
 

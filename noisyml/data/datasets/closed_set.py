@@ -17,6 +17,7 @@ from noisyml.data.base import DatasetSource, Split
 from noisyml.data.datasets.layout import check_count, file_split, require_files, stat_files
 from noisyml.data.datasets.partition import carve_samples, carving, check_fractions
 from noisyml.errors import UserError
+from noisyml.noise.labels import Labels
 
 logger = logging.getLogger(__name__)
 
@@ -27,21 +28,36 @@ class Listed:
 
     Attributes:
         paths: N paths relative to the root.
-        labels: int64 [N], indices into the data set's class names.
+        labels: int64 [N], indices into the data set's class names, or multi-hot uint8 [N, C].
         extras: further arrays [N].
         keys: N unique names, by which lists of labels are joined; None: the paths.
+        strata: int64 [N], groups of which each gives its share to a carved split; None: the
+            labels, or one group if they are multi-hot.
     """
 
     paths: Sequence[str]
-    labels: NDArray[np.int64]
+    labels: Labels
     extras: dict[str, NDArray] = field(default_factory=dict)
     keys: Sequence[str] | None = None
+    strata: NDArray[np.int64] | None = None
+
+    def carved(self, val_fraction: float, test_fraction: float, seed: int) -> dict[str, Listed]:
+        """``train``, ``val`` and ``test`` by shares of the strata; see `carve_samples`."""
+        strata = self.strata
+        if strata is None:
+            multi = self.labels.ndim == 2
+            strata = np.zeros(len(self.paths), dtype=np.int64) if multi else self.labels
+        keys = self.paths if self.keys is None else self.keys
+        parts = carve_samples(strata, keys, val_fraction, test_fraction, seed)
+        names = ("train", "val", "test")
+        return {name: self.take(np.flatnonzero(parts == i)) for i, name in enumerate(names)}
 
     def take(self, rows: NDArray[np.int64]) -> Listed:
         """The images at `rows`."""
         keys = None if self.keys is None else [self.keys[row] for row in rows]
         extras = {name: values[rows] for name, values in self.extras.items()}
-        return Listed([self.paths[row] for row in rows], self.labels[rows], extras, keys)
+        strata = None if self.strata is None else self.strata[rows]
+        return Listed([self.paths[row] for row in rows], self.labels[rows], extras, keys, strata)
 
     def to_split(self, name: str, root: Path, class_names: Sequence[str]) -> Split:
         """A split of image files, which must all be there."""
@@ -110,16 +126,15 @@ class ClosedSetFiles(DatasetSource):
         parts = self.usable(parts)
         if "val" not in parts and self.val_fraction > 0:
             self.split_origin = f"val {carving(self.val_fraction, 0.0, self.seed)} out of train"
-            train = parts["train"]
-            keys = train.paths if train.keys is None else train.keys
-            held = carve_samples(train.labels, keys, self.val_fraction, 0.0, self.seed)
-            carved = {
-                n: train.take(np.flatnonzero(held == i)) for i, n in enumerate(("train", "val"))
-            }
-            parts = {**carved, "test": parts["test"]}
+            carved = parts["train"].carved(self.val_fraction, 0.0, self.seed)
+            parts = {"train": carved["train"], "val": carved["val"], "test": parts["test"]}
             if not len(parts["val"].paths):
                 del parts["val"]
-        return {part: listed.to_split(part, self.root, names) for part, listed in parts.items()}
+        return {part: self.to_split(part, listed, names) for part, listed in parts.items()}
+
+    def to_split(self, part: str, listed: Listed, names: Sequence[str]) -> Split:
+        """A split of image files; a data set of other images than PIL reads overrides it."""
+        return listed.to_split(part, self.root, names)
 
     def _check(
         self, part: str, listed: Listed, names: Sequence[str], expected: int | Sequence[int]
