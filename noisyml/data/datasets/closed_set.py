@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 
 from noisyml.data.base import DatasetSource, Split
 from noisyml.data.datasets.layout import check_count, file_split, require_files, stat_files
-from noisyml.data.datasets.partition import carve_samples, carving, check_fractions
+from noisyml.data.datasets.partition import (
+    carve_multi_label,
+    carve_samples,
+    carving,
+    check_fractions,
+)
 from noisyml.errors import UserError
 from noisyml.noise.labels import Labels
 
@@ -32,7 +37,7 @@ class Listed:
         extras: further arrays [N].
         keys: N unique names, by which lists of labels are joined; None: the paths.
         strata: int64 [N], groups of which each gives its share to a carved split; None: the
-            labels, or one group if they are multi-hot.
+            labels, or (multi-hot) `carve_multi_label`.
     """
 
     paths: Sequence[str]
@@ -42,13 +47,14 @@ class Listed:
     strata: NDArray[np.int64] | None = None
 
     def carved(self, val_fraction: float, test_fraction: float, seed: int) -> dict[str, Listed]:
-        """``train``, ``val`` and ``test`` by shares of the strata; see `carve_samples`."""
-        strata = self.strata
-        if strata is None:
-            multi = self.labels.ndim == 2
-            strata = np.zeros(len(self.paths), dtype=np.int64) if multi else self.labels
+        """``train``, ``val`` and ``test`` by shares of the strata, see `carve_samples`."""
         keys = self.paths if self.keys is None else self.keys
-        parts = carve_samples(strata, keys, val_fraction, test_fraction, seed)
+        shares = (keys, val_fraction, test_fraction, seed)
+        if self.strata is None and self.labels.ndim == 2:
+            parts = carve_multi_label(self.labels, *shares)
+        else:
+            strata = self.labels if self.strata is None else self.strata
+            parts = carve_samples(strata, *shares)
         names = ("train", "val", "test")
         return {name: self.take(np.flatnonzero(parts == i)) for i, name in enumerate(names)}
 
