@@ -6,13 +6,16 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from noisyml.noise.labels import Labels
+if TYPE_CHECKING:
+    # The package around it loads pandas and SciPy, which no data set needs.
+    from noisyml.noise.labels import Labels
+
 
 #: In the extra ``clean_label``: nobody knows the true class; known to be wrong, but no more.
 UNKNOWN, WRONG = -1, -2

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,9 @@ from noisyml.data.datasets.partition import (
     check_fractions,
 )
 from noisyml.errors import UserError
-from noisyml.noise.labels import Labels
+
+if TYPE_CHECKING:
+    from noisyml.noise.labels import Labels
 
 logger = logging.getLogger(__name__)
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.errors import UserError
-from noisyml.noise.labels import Labels
+
+if TYPE_CHECKING:
+    # The package around it loads pandas and SciPy, which no data set needs.
+    from noisyml.noise.labels import Labels
 
 SplitKind = Literal["zero_shot", "closed_set"]
 SPLIT_KINDS: tuple[str, ...] = ("zero_shot", "closed_set")
