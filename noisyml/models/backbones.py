@@ -94,6 +94,12 @@ class Backbone(nn.Module):
                 "backbone.standardise=true needs backbone.frozen=true: the features of a network "
                 "in training have no fixed mean."
             )
+        for key, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, in_channels):
+                raise UserError(
+                    f"backbone.{key} has {len(values)} values and backbone.in_channels is "
+                    f"{in_channels}: give one value for each channel."
+                )
         if channel_order not in ("rgb", "bgr"):
             raise UserError(f"backbone.channel_order={channel_order} is not known: use rgb or bgr.")
         self.body = body
