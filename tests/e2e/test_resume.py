@@ -18,6 +18,7 @@ SETTINGS = [
 
 PRISM = ["selector=prism_vmf", "selector.warmup_steps=4"]
 CLUSTERS = ["pseudo_labels=kmeans", "pseudo_labels.num_clusters=16", "trainer.max_epochs=3"]
+LAST_TWO = ["model_choice=[last,mean_last]", "mean_last_epochs=2"]
 
 
 def weights(run):
@@ -37,8 +38,10 @@ def timeless(run):
         # Class statistics and clusters are made when an epoch begins, and not again after a resume.
         (29, ["method=iaa", "method.start=0", "method.update_every=1", *CLUSTERS]),
         (40, ["method=proxynca_pp", "sampler.samples_per_class=8", "scheduler=plateau", "seed=3"]),
+        # Targets per sample, and the weights after each of the last epochs.
+        (29, ["method=bare", "head=linear", "loss=sat", "loss.warmup_epochs=0", *LAST_TWO]),
     ],
-    ids=["first-epoch", "second-epoch", "iaa-clusters", "proxynca_pp"],
+    ids=["first-epoch", "second-epoch", "iaa-clusters", "proxynca_pp", "bare-sat"],
 )
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(shell, killed_at, parts):
     typed = ["train", *SETTINGS, *parts]
