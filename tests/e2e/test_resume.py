@@ -20,6 +20,7 @@ PRISM = ["selector=prism_vmf", "selector.warmup_steps=4"]
 # The share left out follows the epochs, and the better network is known from validation.
 TWO_NETWORKS = ["head=linear", "method.predict=best", "method.num_gradual=2"]
 CLUSTERS = ["pseudo_labels=kmeans", "pseudo_labels.num_clusters=16", "trainer.max_epochs=3"]
+LAST_TWO = ["model_choice=[last,mean_last]", "mean_last_epochs=2"]
 
 
 def weights(run):
@@ -40,8 +41,17 @@ def timeless(run):
         (29, ["method=iaa", "method.start=0", "method.update_every=1", *CLUSTERS]),
         (40, ["method=proxynca_pp", "sampler.samples_per_class=8", "scheduler=plateau", "seed=3"]),
         (22, ["method=co_teaching_plus", "method.warmup_epochs=1", *TWO_NETWORKS]),
+        # Targets per sample, and the weights after each of the last epochs.
+        (29, ["method=bare", "head=linear", "loss=sat", "loss.warmup_epochs=0", *LAST_TWO]),
     ],
-    ids=["first-epoch", "second-epoch", "iaa-clusters", "proxynca_pp", "co_teaching_plus"],
+    ids=[
+        "first-epoch",
+        "second-epoch",
+        "iaa-clusters",
+        "proxynca_pp",
+        "co_teaching_plus",
+        "bare-sat",
+    ],
 )
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(shell, killed_at, parts):
     typed = ["train", *SETTINGS, *parts]
