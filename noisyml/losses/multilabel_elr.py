@@ -11,29 +11,62 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Probabilities enter memory and regulariser within these bounds; outside there is no gradient.
-CLAMP = 1e-4
+from noisyml.errors import UserError
+from noisyml.losses.multilabel import MultiLabelLoss
+from noisyml.losses.target_memory import TargetMemory
+
+#: Probabilities are kept this far from 0 and 1; beyond, they carry no gradient.
+_MARGIN = 1e-4
 
 
-def clamped_probabilities(logits: Tensor) -> Tensor:
-    """q [B, C] of logits [B, C], within the bounds."""
-    return logits.sigmoid().clamp(CLAMP, 1 - CLAMP)
+def clamped_sigmoid(logits: Tensor) -> Tensor:
+    """Class probabilities [B, C] in ``[1e-4, 1 - 1e-4]``."""
+    return logits.sigmoid().clamp(_MARGIN, 1 - _MARGIN)
 
 
-def elr_entries(logits: Tensor, labels: Tensor, targets: Tensor, elr_lambda: float = 3.0) -> Tensor:
-    """Cross-entropy plus lambda log(1 - T q), entry by entry.
+def early_learning_entries(probabilities: Tensor, targets: Tensor) -> Tensor:
+    """``log(1 - t p)`` of each entry; pushes probabilities up in proportion to the target.
 
-    The second term pushes probabilities up, in proportion to what is remembered: it protects labels
-    that were removed and does nothing about labels that were added.
+    It protects labels that were removed and does nothing about labels that were added.
 
     Args:
-        logits: [B, C], float32 or better.
-        labels: [B, C] in [0, 1].
-        targets: T [B, C], the memory's rows after this step's update; no gradient.
-        elr_lambda: lambda, not negative.
+        probabilities: [B, C] with gradient, below 1.
+        targets: [B, C], constants below 1.
 
     Returns:
-        [B, C].
+        [B, C], at most 0.
     """
-    entropies = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    return entropies + elr_lambda * torch.log1p(-targets * clamped_probabilities(logits))
+    return torch.log1p(-targets * probabilities)
+
+
+class MultiLabelELR(MultiLabelLoss):
+    """Cross-entropy, and a pull towards a running average of the entry's own predictions.
+
+    Args:
+        num_samples: size of the training split.
+        num_classes: C.
+        weight: lambda, factor of the regulariser, at least 0.
+        momentum: beta, share of the old target kept at each visit of a sample, in [0, 1).
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    def __init__(
+        self, num_samples: int, num_classes: int, weight: float = 3.0, momentum: float = 0.7
+    ) -> None:
+        super().__init__()
+        if weight < 0:
+            raise UserError(f"loss.weight={weight} must not be negative; 0 is cross-entropy.")
+        if not 0 <= momentum < 1:
+            raise UserError(f"loss.momentum={momentum} is a share: give 0 to below 1.")
+        self.weight = weight
+        self.momentum = momentum
+        self.targets = TargetMemory(num_samples, num_classes)
+
+    def forward(self, logits: Tensor, labels: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """[B, C], see `MultiLabelLoss`; the targets are updated first."""
+        probabilities = clamped_sigmoid(logits)
+        targets = self.targets.blend(index, probabilities, self.momentum).to(logits.dtype)
+        entropy = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        return entropy + self.weight * early_learning_entries(probabilities, targets)

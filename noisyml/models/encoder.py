@@ -64,6 +64,28 @@ class Encoder(nn.Module):
         """Embeddings [B, D]; `batch` as in `features`."""
         return self.head.finish(self.raw(batch))
 
+    def activations(self, batch: Mapping[str, Tensor], layer: str) -> tuple[Tensor, Tensor]:
+        """Embeddings [B, D] and the output [B, ...] of one layer in one pass, both with gradient.
+
+        Args:
+            batch: as in `features`.
+            layer: ``embedding``, the embeddings themselves, or a block of the backbone, see
+                `Backbone.activations`; blocks need images.
+
+        Raises:
+            UserError: there is no such layer, or features come from the cache.
+        """
+        if layer == "embedding":
+            embeddings = self(batch)
+            return embeddings, embeddings
+        if "image" not in batch:
+            raise UserError(
+                f"The layer '{layer}' needs images, but the pooled features of a frozen backbone "
+                "come from the cache: look at the embedding, or set backbone.frozen=false."
+            )
+        features, seen = self.backbone.activations(batch["image"], [layer])
+        return self.head.finish(self.head.project(features)), seen[layer]
+
     def encode(self, batch: Mapping[str, Tensor]) -> Encoding:
         """Embeddings, raw embeddings, features and feature maps of ``image`` in one pass.
 
