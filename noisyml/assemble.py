@@ -23,6 +23,7 @@ from noisyml.models.encoder import Encoder
 from noisyml.models.teacher import Teacher
 from noisyml.runs import locate_checkpoint
 from noisyml.selectors.base import Selector
+from noisyml.selectors.keep_all import KeepAll
 
 
 def build(config: DictConfig, **available: Any) -> Any:
@@ -105,6 +106,10 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
     selector = build(config.selector, **sizes)
     data.validate_on_test = "test" in config.model_choice
     extra: dict[str, Any] = {}
+    if "peer" in _arguments(config):
+        # A frozen network is one for both; else each starts from weights of its own.
+        body = backbone if backbone.frozen else build(config.backbone)
+        extra["peer"] = Encoder(body, build(config.head, in_features=body.out_features))
     if "memory" in _arguments(config):
         extra["memory"] = build(
             config.memory,
@@ -262,6 +267,8 @@ def check_parts(config: DictConfig, loss: Any, selector: Any) -> None:
     if config.get("pseudo_labels") is not None and "pseudo_labels" not in takes:
         raise UserError(f"{name} does not train on pseudo-labels: leave out pseudo_labels=...")
     if "selector" not in takes:
+        if not isinstance(selector, KeepAll):
+            raise UserError(f"{name} asks no selector: leave out selector=...")
         return
     if not isinstance(selector, Selector):
         raise UserError(f"{type(selector).__name__} is not a selector (`noisyml list selectors`).")

@@ -26,9 +26,6 @@ from noisyml.models.heads import unit_norm
 from noisyml.optim import OptimizerFactory, SchedulerFactory
 from noisyml.selectors.base import Evidence, Selection, Selector
 
-#: Names of a classifier's parameters in a checkpoint begin with this.
-_PREFIX = "classifier."
-
 
 @dataclass(frozen=True)
 class Classified:
@@ -99,8 +96,7 @@ class Classification(Method):
 
     def logits(self, embeddings: Tensor) -> Tensor:
         """Class scores [b, C] of embeddings [b, D], float32 or better whatever the precision."""
-        scores: Tensor = self.classifier(embeddings)
-        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return class_scores(self.classifier, embeddings)
 
     def classify_globally(self, batch: Batch, embeddings: Tensor | None = None) -> Classified:
         """Classify this rank's share and gather the global batch.
@@ -167,21 +163,30 @@ class Classification(Method):
             self.classifier = load_classifier(file, self.class_names)
 
 
-def load_classifier(file: Path, class_names: Sequence[str]) -> nn.Linear:
+def class_scores(classifier: nn.Linear, embeddings: Tensor) -> Tensor:
+    """Class scores [b, C] of embeddings [b, D], float32 or better whatever the precision."""
+    scores: Tensor = classifier(embeddings)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def load_classifier(
+    file: Path, class_names: Sequence[str], prefix: str = "classifier."
+) -> nn.Linear:
     """The classifier in a checkpoint of a run.
 
     Args:
         file: a checkpoint; opened without unpickling.
         class_names: the classes it has to tell apart, in the order of their numbers.
+        prefix: of the names of its parameters in the checkpoint.
 
     Raises:
         UserError: there is none, or it was trained for other classes.
     """
     checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     state = {
-        name.removeprefix(_PREFIX): tensor
+        name.removeprefix(prefix): tensor
         for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(_PREFIX)
+        if name.startswith(prefix)
     }
     if not state:
         raise UserError(
