@@ -85,7 +85,7 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
     check_model_choice(config)
     data = data_module(config, **data_settings)
     # Small stand-ins show whether the parts go together before any data is read.
-    toy = {"num_classes": 2, "embedding_size": 2}
+    toy = {"num_classes": 2, "embedding_size": 2, "num_samples": 2}
     check_parts(config, build_optional(config.get("loss"), **toy), build(config.selector, **toy))
     evaluator = build(config.evaluator)
     check_outputs(config, evaluator, build_optional(config.get("distillation")))
@@ -101,7 +101,11 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
     if config.get("pseudo_labels") is not None:
         pseudo_labels = build(config.pseudo_labels, num_samples=len(data.splits["train"]))
         num_classes = pseudo_labels.num_clusters
-    sizes = {"num_classes": num_classes, "embedding_size": encoder.out_features}
+    sizes = {
+        "num_classes": num_classes,
+        "embedding_size": encoder.out_features,
+        "num_samples": len(data.splits["train"]),
+    }
     loss = build_optional(config.get("loss"), **sizes)
     selector = build(config.selector, **sizes)
     data.validate_on_test = "test" in config.model_choice
@@ -230,11 +234,19 @@ def check_model_choice(config: DictConfig) -> None:
     """Refuse model choices that do not exist."""
     if isinstance(config.model_choice, str):
         config.model_choice = [config.model_choice]
-    unknown = set(config.model_choice) - {"last", "best", "test"}
+    unknown = set(config.model_choice) - {"last", "best", "mean_last", "test"}
     if unknown or not config.model_choice:
         raise UserError(
-            f"model_choice={list(config.model_choice)} is not a list made of last, best and test; "
-            f"write e.g. model_choice=[last,best]."
+            f"model_choice={list(config.model_choice)} is not a list made of last, best, mean_last "
+            f"and test; write e.g. model_choice=[last,best]."
+        )
+    if "mean_last" not in config.model_choice:
+        return
+    wanted, epochs = config.mean_last_epochs, config.trainer.max_epochs
+    if wanted < 1 or (epochs is not None and 0 < epochs < wanted):
+        raise UserError(
+            f"model_choice=mean_last averages over the last {wanted} epochs (mean_last_epochs), "
+            f"and the run has {epochs}: give 1 up to that."
         )
 
 
@@ -245,20 +257,16 @@ def check_parts(config: DictConfig, loss: Any, selector: Any) -> None:
         UserError: the selector needs what method and loss do not give, or the loss is of another
             kind.
     """
-    method = get_class(str(config.method["_target_"]))
+    method: type[Method] = get_class(str(config.method["_target_"]))
     takes = _arguments(config)
     name = method.__name__
-    if "loss" in takes and loss is None:
-        raise UserError(
-            f"{name} trains with a loss on embeddings: choose one by loss=... (`noisyml list "
-            f"losses`)."
-        )
     if "loss" not in takes and loss is not None:
         raise UserError(f"{name} brings a loss of its own and takes none: leave out loss=...")
-    if "loss" in takes and not isinstance(loss, EmbeddingLoss):
+    if "loss" in takes and not isinstance(loss, method.takes_loss):
+        found = "there is none" if loss is None else f"{type(loss).__name__} is none"
         raise UserError(
-            f"{name} trains with a loss on embeddings, and {type(loss).__name__} is none: choose "
-            f"another loss=... (`noisyml list losses`)."
+            f"{name} trains with {method.takes_loss.kind}, and {found}: choose one by loss=... "
+            f"(`noisyml list losses`)."
         )
     if isinstance(loss, EmbeddingLoss) and loss.uses_memory and "memory" not in takes:
         raise UserError(
@@ -272,7 +280,7 @@ def check_parts(config: DictConfig, loss: Any, selector: Any) -> None:
         return
     if not isinstance(selector, Selector):
         raise UserError(f"{type(selector).__name__} is not a selector (`noisyml list selectors`).")
-    given = set(getattr(method, "evidence", ()))
+    given = set(method.evidence)
     if isinstance(loss, EmbeddingLoss) and loss.has_proxies:
         given.add("proxies")
     lacking = sorted(selector.needs - given)

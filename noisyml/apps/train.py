@@ -150,13 +150,19 @@ def check_values(config: DictConfig) -> None:
 
 def _say_what_is_assumed(config: DictConfig, overrides: list[str]) -> None:
     typed = {override.partition("=")[0] for override in overrides}
-    rate = config.selector.get("noise_rate")
-    if rate is not None and "rate" not in config.noise and "selector.noise_rate" not in typed:
-        log.warning(
-            "selector.noise_rate=%s is a guess: about that share of each batch is left out; set it "
-            "to the share of wrong labels you expect.",
-            rate,
-        )
+    consequences = {
+        "selector": "about that share of each batch is left out",
+        "method": "about that share of what is learnt is held back",
+    }
+    for part, consequence in consequences.items():
+        rate = config[part].get("noise_rate")
+        if rate is not None and "rate" not in config.noise and f"{part}.noise_rate" not in typed:
+            log.warning(
+                "%s.noise_rate=%s is a guess: %s; set it to the share of wrong labels you expect.",
+                part,
+                rate,
+                consequence,
+            )
 
 
 def continue_run(path: Path, overrides: list[str], followers: Followers) -> int:
@@ -376,10 +382,15 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
         by_type[SelectionLog].manifest = manifest
     if LiveProgress in by_type:
         by_type[LiveProgress].title = title
-    if "best" in config.model_choice and "val" in data.splits and RunCheckpoints not in by_type:
+    needs_files = "mean_last" in config.model_choice
+    needs_files |= "best" in config.model_choice and "val" in data.splits
+    if needs_files and RunCheckpoints not in by_type:
         raise UserError(
-            "model_choice=[last,best] needs callbacks.checkpoint: say model_choice=[last]."
+            f"model_choice={list(config.model_choice)} needs callbacks.checkpoint: say "
+            f"model_choice=[last]."
         )
+    if "mean_last" in config.model_choice:
+        by_type[RunCheckpoints].last_epochs = config.mean_last_epochs
     loggers = [build(node) for node in (config.logger or {}).values() if node is not None]
     signals = LambdaCallback(on_train_start=handle_termination, on_test_start=handle_termination)
     trainer = build(
@@ -432,8 +443,14 @@ def _values(trainer: Any, prefix: str) -> dict[str, float]:
 def _test_all(
     trainer: Any, method: Any, data: Any, checkpoints: Any, choice: list[str]
 ) -> dict[str, float]:
-    """Test metrics of the models asked for: ``test/`` last, ``best/``, ``chosen_on_test/``."""
+    """Test metrics of the models asked for.
+
+    ``test/`` of the last, ``best/`` on validation, ``mean_last/`` the mean over the models of the
+    last epochs, ``chosen_on_test/``.
+    """
     metrics: dict[str, float] = {}
+    # A test with a checkpoint puts the trainer back to where that was written.
+    epochs_done = trainer.current_epoch
     if "last" in choice:
         trainer.test(method, data, verbose=False)
         metrics |= _values(trainer, "test/")
@@ -445,4 +462,14 @@ def _test_all(
         trainer.test(method, data, ckpt_path=path, verbose=False, weights_only=True)
         metrics |= {prefix + key: value for key, value in _values(trainer, "test/").items()}
         metrics[f"{prefix}epoch"] = float(checkpoints.reached[stem][1])
+    if "mean_last" in choice:
+        found = []
+        first = max(1, epochs_done - checkpoints.last_epochs + 1)
+        for epoch in range(first, epochs_done + 1):
+            path = str(checkpoints.epoch_path(epoch))
+            trainer.test(method, data, ckpt_path=path, verbose=False, weights_only=True)
+            found.append(_values(trainer, "test/"))
+        for key in found[0]:
+            metrics[f"mean_last/{key}"] = sum(values[key] for values in found) / len(found)
+        metrics["mean_last/epochs"] = float(len(found))
     return metrics

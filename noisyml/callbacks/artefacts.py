@@ -12,6 +12,7 @@ from PIL import Image
 from noisyml.data.base import BrokenImage
 from noisyml.data.datamodule import DataModule
 from noisyml.methods.base import Method
+from noisyml.metrics.label_trust import class_selection
 from noisyml.runs import RunFolder
 
 #: How much is drawn: more would be a grey cloud, or a page nobody scrolls through.
@@ -22,10 +23,12 @@ THUMBNAIL_SIDE = 64
 
 
 def describe_run(method: Method, data: DataModule, folder: RunFolder) -> None:
-    """Write ``embedding_map.parquet`` and ``thumbnails.npz`` of a trained method."""
+    """Write what a trained method leaves for the eye: a map, thumbnails, tables of trust."""
     embedding_map(method, data).to_parquet(folder.embedding_map_file, index=False)
     if folder.selection_file.is_file():
         least_trusted(data, folder.selection_file, folder.thumbnails_file)
+        classes = class_table(data, folder.selection_file)
+        classes.to_csv(folder.selection_classes_file, index=False, float_format="%.6g")
         table = suspects(data, folder.selection_file)
         if len(table):
             table.to_csv(folder.suspects_file, index=False, float_format="%.6g")
@@ -115,6 +118,28 @@ def _thumbnail(images: object, index: int) -> np.ndarray:
         picture, ((THUMBNAIL_SIDE - picture.width) // 2, (THUMBNAIL_SIDE - picture.height) // 2)
     )
     return np.asarray(canvas)
+
+
+def class_table(data: DataModule, selection_file: Path) -> pd.DataFrame:
+    """How the selector treated each observed class in the last epoch; shows classes that died out.
+
+    Returns:
+        Columns ``label`` (by name), ``samples`` and ``kept`` (their share); ``precision`` and
+        ``recall`` where true labels are known.
+    """
+    judged = pd.read_parquet(selection_file, columns=["index", "kept", "epoch"])
+    judged = judged[judged["epoch"] == judged["epoch"].max()]
+    manifest, index = data.manifest, judged["index"].to_numpy()
+    found = class_selection(
+        torch.from_numpy(judged["kept"].to_numpy(copy=True)),
+        torch.from_numpy(manifest.changed[index]),
+        torch.from_numpy(manifest.observed[index]),
+        data.num_classes,
+    )
+    columns = list(found) if manifest.truth_known else ["samples", "kept"]
+    return pd.DataFrame(
+        {"label": data.class_names, **{name: found[name].numpy() for name in columns}}
+    )
 
 
 def suspects(data: DataModule, selection_file: Path) -> pd.DataFrame:

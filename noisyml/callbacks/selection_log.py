@@ -12,7 +12,7 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from noisyml.callbacks.history import History
-from noisyml.metrics.label_trust import selection_metrics
+from noisyml.metrics.label_trust import class_selection, selection_metrics
 from noisyml.noise.manifest import NoiseManifest
 
 
@@ -77,6 +77,10 @@ class SelectionLog(Callback):
             return {"selection/kept": float(keep.double().mean())}
         wrong = torch.from_numpy(self.manifest.changed.copy())[index]
         scores = selection_metrics(keep, p_clean, wrong)
+        labels = torch.from_numpy(self.manifest.observed.copy())[index]
+        recall = class_selection(keep, wrong, labels, self.manifest.num_classes)["recall"]
+        known = recall[~recall.isnan()]
+        scores["recall_min_class"] = float(known.min()) if len(known) else float("nan")
         return {f"selection/{name}": value for name, value in scores.items()}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""What a loss is: embeddings and labels of a global batch in, one number out."""
+"""What a loss is, and the kind on embeddings: a global batch in, one number out."""
 
 from __future__ import annotations
 
@@ -11,12 +11,20 @@ if TYPE_CHECKING:
     from noisyml.similarity.memory_bank import MemoryBank
 
 
-class EmbeddingLoss(nn.Module):
+class Loss(nn.Module):
+    """Base of the kinds of losses; a method names the one it takes in `Method.takes_loss`."""
+
+    #: What it is computed from, in words for a user.
+    kind: ClassVar[str]
+
+
+class EmbeddingLoss(Loss):
     """A loss on unit-norm embeddings; parameters it owns (proxies, class weights) are trained.
 
     Under DDP every rank calls it with the same gathered batch.
     """
 
+    kind: ClassVar[str] = "a loss on embeddings"
     #: True if `forward` reads `memory`.
     uses_memory: ClassVar[bool] = False
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from noisyml import distributed
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
+from noisyml.losses.base import EmbeddingLoss, Loss
 from noisyml.metrics.base import Evaluator, SplitRole
 from noisyml.models.encoder import Encoder
 from noisyml.optim import OptimizerFactory, Plateau, SchedulerFactory, parameter_groups
@@ -49,6 +50,8 @@ class Method(LightningModule):
 
     #: Fields of `Evidence` this method fills for a selector.
     evidence: ClassVar[frozenset[str]] = frozenset()
+    #: The kind of loss it takes, if its constructor has a `loss`.
+    takes_loss: ClassVar[type[Loss]] = EmbeddingLoss
     #: What `outputs` gives an evaluator, see `Evaluator.needs`.
     gives: ClassVar[frozenset[str]] = frozenset({"embeddings"})
 

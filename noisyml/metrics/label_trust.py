@@ -37,6 +37,36 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
     return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
 
 
+def class_selection(
+    keep: Tensor, wrong: Tensor, labels: Tensor, num_classes: int
+) -> dict[str, Tensor]:
+    """How a selection treats each class, by observed label.
+
+    Args:
+        keep: [N] bool, True for the samples kept.
+        wrong: [N] bool, True where the label is wrong.
+        labels: [N] int64 in ``0 .. num_classes - 1``, observed.
+        num_classes: C.
+
+    Returns:
+        ``samples``: number [C] int64; ``kept``: share of them kept; ``precision``: share of the
+        kept that are clean; ``recall``: share of the clean that are kept. Shares are [C] float64,
+        NaN where undefined.
+    """
+
+    def count(chosen: Tensor) -> Tensor:
+        return torch.bincount(labels[chosen], minlength=num_classes)
+
+    keep, clean = keep.to(torch.bool), ~wrong.to(torch.bool)
+    samples, kept, right = count(torch.ones_like(keep)), count(keep), count(keep & clean)
+    return {
+        "samples": samples,
+        "kept": kept.double() / samples,
+        "precision": right.double() / kept,
+        "recall": right.double() / count(clean),
+    }
+
+
 def selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str, float]:
     """Quality of a selection of samples; samples with a right label are the positives.
 
