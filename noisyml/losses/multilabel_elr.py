@@ -8,11 +8,10 @@ Liu et al., "Early-Learning Regularization Prevents Memorization of Noisy Labels
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from noisyml.errors import UserError
-from noisyml.losses.multilabel import MultiLabelLoss
+from noisyml.losses.multilabel import MultiLabelLoss, Reduction, bce_entries
 from noisyml.losses.target_memory import TargetMemory
 
 #: Probabilities are kept this far from 0 and 1; beyond, they carry no gradient.
@@ -47,15 +46,21 @@ class MultiLabelELR(MultiLabelLoss):
         num_classes: C.
         weight: lambda, factor of the regulariser, at least 0.
         momentum: beta, share of the old target kept at each visit of a sample, in [0, 1).
+        reduction: see `MultiLabelLoss`.
 
     Raises:
         UserError: a value out of range.
     """
 
     def __init__(
-        self, num_samples: int, num_classes: int, weight: float = 3.0, momentum: float = 0.7
+        self,
+        num_samples: int,
+        num_classes: int,
+        weight: float = 3.0,
+        momentum: float = 0.7,
+        reduction: Reduction = "mean",
     ) -> None:
-        super().__init__()
+        super().__init__(reduction)
         if weight < 0:
             raise UserError(f"loss.weight={weight} must not be negative; 0 is cross-entropy.")
         if not 0 <= momentum < 1:
@@ -68,5 +73,5 @@ class MultiLabelELR(MultiLabelLoss):
         """[B, C], see `MultiLabelLoss`; the targets are updated first."""
         probabilities = clamped_sigmoid(logits)
         targets = self.targets.blend(index, probabilities, self.momentum).to(logits.dtype)
-        entropy = F.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+        entropy = bce_entries(logits, labels)
         return entropy + self.weight * early_learning_entries(probabilities, targets)

@@ -7,11 +7,10 @@ in the studies of Burgert et al. (IEEE TGRS 2022, arXiv 2207.13975; code of arXi
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from noisyml.errors import UserError
-from noisyml.losses.multilabel import MultiLabelLoss
+from noisyml.losses.multilabel import MultiLabelLoss, Reduction, bce_entries
 from noisyml.losses.target_memory import TargetMemory
 
 
@@ -24,15 +23,21 @@ class MultiLabelSAT(MultiLabelLoss):
         momentum: m, share of the old target kept at each visit of a sample, in [0, 1).
         warmup_epochs: epochs of plain cross-entropy, in which targets stay the labels; counted
             exactly (the code of arXiv 2601.08446 has one more than it is told).
+        reduction: see `MultiLabelLoss`.
 
     Raises:
         UserError: a value out of range.
     """
 
     def __init__(
-        self, num_samples: int, num_classes: int, momentum: float = 0.9, warmup_epochs: int = 6
+        self,
+        num_samples: int,
+        num_classes: int,
+        momentum: float = 0.9,
+        warmup_epochs: int = 6,
+        reduction: Reduction = "mean",
     ) -> None:
-        super().__init__()
+        super().__init__(reduction)
         if not 0 <= momentum < 1:
             raise UserError(f"loss.momentum={momentum} is a share: give 0 to below 1.")
         if warmup_epochs < 0:
@@ -51,5 +56,4 @@ class MultiLabelSAT(MultiLabelLoss):
         targets = labels
         if epoch >= self.warmup_epochs:
             targets = self.targets.blend(index, logits.sigmoid(), self.momentum, labels)
-            targets = targets.to(logits.dtype)
-        return F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        return bce_entries(logits, targets)

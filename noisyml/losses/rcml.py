@@ -165,14 +165,6 @@ def kept_count(rate: float, batch_size: int) -> int:
     return max(1, int(batch_size * rate))
 
 
-def keep_smallest(scores: Tensor, count: int) -> Tensor:
-    """Mask [B] of the `count` smallest of the scores [B], of equals the first; all if there are
-    fewer."""
-    keep = torch.zeros(len(scores), dtype=torch.bool, device=scores.device)
-    keep[scores.detach().argsort(stable=True)[:count]] = True
-    return keep
-
-
 def flip_agreed(labels: Tensor, first: Ranking, second: Ranking, share: float) -> Tensor:
     """CCML's correction: invert the label that both networks suspect, for the worst samples.
 

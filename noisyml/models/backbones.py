@@ -549,8 +549,8 @@ def mlp(
     Args:
         image_size: side of the square images.
         in_channels: 1 for grey, 3 for colour.
-        hidden_features: widths; each layer is linear then ReLU, a block of `activations`. Empty: the
-            pixels themselves.
+        hidden_features: widths; each layer is linear then ReLU, and a block of `activations`.
+            Empty: the pixels themselves.
         **settings: arguments of `Backbone`.
     """
     layers: list[nn.Module] = [nn.Flatten()]

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from noisyml.losses.rcml import (
     flip_agreed,
-    keep_smallest,
     kept_count,
     ranking_errors,
     squared_mmd,
@@ -157,9 +156,6 @@ def test_the_last_tenth_may_keep_everything():
 
 def test_counts_come_from_the_nominal_batch_and_keep_at_least_one():
     assert [kept_count(0.6, 10), kept_count(0.5, 7), kept_count(0.1, 5)] == [6, 3, 1]
-    scores = torch.tensor([2.0, 1.0, 2.0, 0.0])
-    assert keep_smallest(scores, 3).tolist() == [True, True, False, True]
-    assert keep_smallest(scores, 6).all()
 
 
 # -- corrections -------------------------------------------------------------------------------

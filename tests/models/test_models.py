@@ -306,7 +306,7 @@ def test_hidden_layers_of_a_perceptron_are_its_blocks():
         network.activations(images, ["last"])
 
 
-def test_an_encoder_shows_one_of_its_layers():
+def test_an_encoder_shows_its_layers():
     network = mlp(image_size=32, hidden_features=[8, 4])
     encoder = Encoder(network, EmbeddingHead(4, 3))
     images = torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8)
@@ -314,13 +314,14 @@ def test_an_encoder_shows_one_of_its_layers():
         ("block2", network(images)),
         ("embedding", encoder({"image": images})),
     ):
-        embeddings, seen = encoder.activations({"image": images}, layer)
-        torch.testing.assert_close(seen, expected)
+        embeddings, seen = encoder.activations({"image": images}, [layer])
+        torch.testing.assert_close(seen[layer], expected)
         torch.testing.assert_close(embeddings, encoder({"image": images}))
     cached = {"features": torch.rand(2, 4)}
-    assert torch.equal(*encoder.activations(cached, "embedding"))
+    embeddings, seen = encoder.activations(cached, ["embedding"])
+    assert torch.equal(seen["embedding"], embeddings)
     with pytest.raises(UserError, match="come from the cache"):
-        encoder.activations(cached, "block1")
+        encoder.activations(cached, ["block1"])
 
 
 def test_networks_without_maps_say_so():
