@@ -72,6 +72,17 @@ RECIPES = {
         {},
         5,
     ),
+    "co_teaching": (
+        {"method": "co_teaching"},
+        {"method": {"num_gradual": 1, "predict": "mean"}},
+        5,
+    ),
+    "co_teaching_plus": (
+        {"method": "co_teaching_plus"},
+        {"method": {"num_gradual": 1, "warmup_epochs": 1, "predict": "best"}},
+        5,
+    ),
+    "jocor": ({"method": "jocor"}, {"method": {"num_gradual": 1}}, 5),
 }
 
 

@@ -90,20 +90,23 @@ def test_a_teacher_is_trained_first_and_its_scores_are_handed_on(shell):
     assert abs(printed(said)["test/accuracy"] - metrics(run)["test/accuracy"]) < 1e-9
 
 
+SELECTOR = ["selector=prism_proxy", "selection.warmup_steps=16"]
+TAUGHT = ["method=rkd_classification", "stages=classification_teacher", "distillation=hinton"]
+
+
 @pytest.mark.parametrize(
     "parts",
     [
-        ["method=classification"],
-        ["method=rkd_classification", "stages=classification_teacher", "distillation=hinton"],
+        ["method=classification", *SELECTOR],
+        [*TAUGHT, *SELECTOR],
+        ["method=jocor", "method.num_gradual=1", "method.predict=best"],
     ],
-    ids=["classification", "rkd_classification"],
+    ids=["classification", "rkd_classification", "jocor"],
 )
 def test_shuffled_true_labels_leave_the_weights_bit_identical(shell, monkeypatch, parts):
     typed = [
         *DIGITS,
         *parts,
-        "selector=prism_proxy",
-        "selection.warmup_steps=16",
         "data.noisy_val=false",
         "trainer.max_epochs=2",
     ]

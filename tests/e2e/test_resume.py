@@ -17,6 +17,8 @@ SETTINGS = [
 ]
 
 PRISM = ["selector=prism_vmf", "selector.warmup_steps=4"]
+# The share left out follows the epochs, and the better network is known from validation.
+TWO_NETWORKS = ["head=linear", "method.predict=best", "method.num_gradual=2"]
 CLUSTERS = ["pseudo_labels=kmeans", "pseudo_labels.num_clusters=16", "trainer.max_epochs=3"]
 
 
@@ -37,8 +39,9 @@ def timeless(run):
         # Class statistics and clusters are made when an epoch begins, and not again after a resume.
         (29, ["method=iaa", "method.start=0", "method.update_every=1", *CLUSTERS]),
         (40, ["method=proxynca_pp", "sampler.samples_per_class=8", "scheduler=plateau", "seed=3"]),
+        (22, ["method=co_teaching_plus", "method.warmup_epochs=1", *TWO_NETWORKS]),
     ],
-    ids=["first-epoch", "second-epoch", "iaa-clusters", "proxynca_pp"],
+    ids=["first-epoch", "second-epoch", "iaa-clusters", "proxynca_pp", "co_teaching_plus"],
 )
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(shell, killed_at, parts):
     typed = ["train", *SETTINGS, *parts]
