@@ -66,6 +66,8 @@ def data_module(config: DictConfig, **overrides: Any) -> DataModule:
         on_broken=config.data.on_broken,
         noisy_val=config.data.noisy_val,
         open_set_source=None if source is None else build(source),
+        train_size=config.data.get("train_size"),
+        train_seed=config.data.get("train_seed", 0),
         pin_memory=config.trainer.accelerator == "gpu",
         **overrides,
     )

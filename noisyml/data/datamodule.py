@@ -22,6 +22,7 @@ from noisyml.data.base import DatasetSource, ImageSource, Split
 from noisyml.data.datasets.layout import check_choice
 from noisyml.data.features import CachedFeatures, Progress, cached_features
 from noisyml.data.samplers import EMPTY, BatchPlan, DrawnBatch, PlannedBatches
+from noisyml.data.subset import subset
 from noisyml.data.transforms import ImageTransform
 from noisyml.data.views import (
     EvaluationView,
@@ -100,6 +101,8 @@ class DataModule(LightningDataModule):
             a clean one. Model choice must not see clean labels that training would not have. Noise
             that describes one training split (`Injector.training_only`) stays there.
         open_set_source: where the images of open-set noise come from (its training split).
+        train_size: samples of the training split to use, see `subset`; null: all.
+        train_seed: which of them.
         pin_memory: copy batches to page-locked memory (for GPUs).
         progress: called with a title while features are computed; returns the progress function.
 
@@ -121,6 +124,8 @@ class DataModule(LightningDataModule):
         on_broken: OnBroken = "error",
         noisy_val: Literal["auto"] | bool = "auto",
         open_set_source: DatasetSource | None = None,
+        train_size: int | None = None,
+        train_seed: int = 0,
         pin_memory: bool = False,
         progress: Callable[[str], Any] | None = None,
     ) -> None:
@@ -139,6 +144,8 @@ class DataModule(LightningDataModule):
         self.on_broken = on_broken
         self.noisy_val = (not dataset.clean_val) if noisy_val == "auto" else noisy_val
         self.open_set_source = open_set_source
+        self.train_size = train_size
+        self.train_seed = train_seed
         self.pin_memory = pin_memory
         self.progress = progress
         self.backbone: FrozenBackbone | None = None
@@ -165,14 +172,16 @@ class DataModule(LightningDataModule):
         Raises:
             UserError: data missing, or noise that does not fit the data.
         """
-        splits = self.dataset.splits()
+        splits = dict(self.dataset.splits())
+        if self.train_size is not None:
+            splits["train"] = subset(splits["train"], self.train_size, self.train_seed)
         train = splits["train"]
         noise = self.noise
         if isinstance(noise, OpenSet) and noise.source_size is None and noise.rate > 0:
             noise = dataclasses.replace(noise, source_size=len(self._open_set_images()))
         self.manifest = self._corrupt(train, noise, backbone)
         self.num_classes = self.manifest.num_classes
-        self.splits = dict(splits)
+        self.splits = splits
         if self.manifest.source_index is not None:
             self.splits["train"] = self._with_foreign_images(train, self.manifest.source_index)
         self.val_labels: NDArray[np.int64] | None = None

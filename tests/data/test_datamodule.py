@@ -286,3 +286,20 @@ def test_the_size_of_the_open_set_source_need_not_be_given(tmp_path):
     assert manifest.params["source_size"] == 30
     with pytest.raises(UserError, match="but the source has 20"):
         module(tmp_path, noise=noise, open_set_source=Toy(n=20)).prepare_labels()
+
+
+def test_a_smaller_training_split_is_drawn_before_its_labels_are_corrupted(tmp_path):
+    data = DataModule(
+        dataset=Toy(),
+        noise=Symmetric(rate=0.5),
+        transform=ImageTransform(),
+        sampler=lambda labels, seed: None,
+        seed=0,
+        cache_dir=str(tmp_path),
+        train_size=20,
+    )
+    manifest = data.prepare_labels()
+    assert len(manifest) == len(data.splits["train"]) == 20
+    assert np.bincount(manifest.clean).tolist() == [4] * 5
+    assert 0 < manifest.actual_rate < 1
+    assert len(data.splits["val"]) == 40
