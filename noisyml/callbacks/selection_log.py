@@ -12,7 +12,12 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from noisyml.callbacks.history import History
-from noisyml.metrics.label_trust import class_selection, selection_metrics
+from noisyml.columns import to_column
+from noisyml.metrics.label_trust import (
+    class_selection,
+    entry_selection_metrics,
+    selection_metrics,
+)
 from noisyml.noise.manifest import NoiseManifest
 
 
@@ -24,6 +29,8 @@ class SelectionLog(Callback):
 
     Args:
         file: the Parquet file, columns ``index, p_clean, kept, epoch``; one row group per epoch.
+            Of a selector that judges the entries of multi-label samples, ``p_clean`` and ``kept``
+            are lists with a value per class.
     """
 
     def __init__(self, file: str) -> None:
@@ -61,8 +68,8 @@ class SelectionLog(Callback):
             table = pa.table(
                 {
                     "index": index.numpy(),
-                    "p_clean": p_clean.numpy(),
-                    "kept": keep.numpy(),
+                    "p_clean": to_column(p_clean.numpy()),
+                    "kept": to_column(keep.numpy()),
                     "epoch": pa.array([trainer.current_epoch] * len(index), pa.int32()),
                 }
             )
@@ -75,12 +82,16 @@ class SelectionLog(Callback):
     def _metrics(self, index: Tensor, keep: Tensor, p_clean: Tensor) -> dict[str, float]:
         if self.manifest is None or not self.manifest.truth_known:
             return {"selection/kept": float(keep.double().mean())}
-        wrong = torch.from_numpy(self.manifest.changed.copy())[index]
-        scores = selection_metrics(keep, p_clean, wrong)
-        labels = torch.from_numpy(self.manifest.observed.copy())[index]
-        recall = class_selection(keep, wrong, labels, self.manifest.num_classes)["recall"]
-        known = recall[~recall.isnan()]
-        scores["recall_min_class"] = float(known.min()) if len(known) else float("nan")
+        # A sample of several labels is wrong if any of its entries is.
+        wrong = self.manifest.changed if keep.ndim == 2 else self.manifest.wrong
+        wrong = torch.from_numpy(wrong.copy())[index]
+        score = entry_selection_metrics if keep.ndim == 2 else selection_metrics
+        scores = score(keep, p_clean, wrong)
+        if self.manifest.kind == "single":
+            labels = torch.from_numpy(self.manifest.observed.copy())[index]
+            recall = class_selection(keep, wrong, labels, self.manifest.num_classes)["recall"]
+            known = recall[~recall.isnan()]
+            scores["recall_min_class"] = float(known.min()) if len(known) else float("nan")
         return {f"selection/{name}": value for name, value in scores.items()}
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

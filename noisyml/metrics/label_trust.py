@@ -67,6 +67,39 @@ def class_selection(
     }
 
 
+def selection_by_class(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str, list[float]]:
+    """`selection_metrics` of the entries of each class.
+
+    Args:
+        keep, p_clean, wrong: as for `selection_metrics`, but [N, C].
+
+    Returns:
+        By name of the metric, C values.
+    """
+    each = [
+        selection_metrics(*columns)
+        for columns in zip(keep.unbind(1), p_clean.unbind(1), wrong.unbind(1), strict=True)
+    ]
+    return {name: [scores[name] for scores in each] for name in each[0]}
+
+
+def entry_selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str, float]:
+    """Quality of a selection of the entries of multi-label samples.
+
+    Args:
+        keep, p_clean, wrong: as for `selection_metrics`, but [N, C].
+
+    Returns:
+        `selection_metrics` over all entries, and ``precision_macro``, ``recall_macro`` and
+        ``auroc_macro``: means over the classes where they are defined.
+    """
+    scores = selection_metrics(keep.flatten(), p_clean.flatten(), wrong.flatten())
+    by_class = selection_by_class(keep, p_clean, wrong)
+    for name in ("precision", "recall", "auroc"):
+        scores[f"{name}_macro"] = float(torch.tensor(by_class[name]).nanmean())
+    return scores
+
+
 def selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str, float]:
     """Quality of a selection of samples; samples with a right label are the positives.
 

@@ -539,7 +539,7 @@ def small_cnn(
 
 
 def mlp(
-    image_size: int,
+    image_size: int | Sequence[int],
     in_channels: int = 1,
     hidden_features: Sequence[int] = (256, 256),
     **settings: Any,
@@ -547,17 +547,18 @@ def mlp(
     """A multi-layer perceptron on flattened pixels.
 
     Args:
-        image_size: side of the square images.
+        image_size: side of the square images, or their height and width.
         in_channels: 1 for grey, 3 for colour.
         hidden_features: widths; each layer is linear then ReLU, and a block of `activations`.
             Empty: the pixels themselves.
         **settings: arguments of `Backbone`.
     """
     layers: list[nn.Module] = [nn.Flatten()]
-    previous = in_channels * image_size**2
-    for width in hidden_features:
-        layers += [nn.Linear(previous, width), nn.ReLU()]
-        previous = width
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    previous = in_channels * height * width
+    for features in hidden_features:
+        layers += [nn.Linear(previous, features), nn.ReLU()]
+        previous = features
     settings = {"mean": (0.5,) * in_channels, "std": (0.5,) * in_channels} | settings
     ends = [str(2 * i + 2) for i in range(len(hidden_features))]
     return Backbone(

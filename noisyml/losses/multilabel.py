@@ -1,0 +1,114 @@
+"""Losses on the entries of multi-label samples: one sigmoid per class."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import sigmoid_focal_loss
+
+from noisyml.errors import UserError
+
+Reduction = Literal["mean", "class_sum"]
+REDUCTIONS: tuple[str, ...] = ("mean", "class_sum")
+
+
+def bce_entries(logits: Tensor, labels: Tensor) -> Tensor:
+    """Binary cross-entropy of each entry.
+
+    Args:
+        logits: [B, C] float.
+        labels: [B, C] float in [0, 1].
+
+    Returns:
+        [B, C], in nats.
+    """
+    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
+
+
+def focal_entries(
+    logits: Tensor, labels: Tensor, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Focal loss of each entry (Lin et al., ICCV 2017, arXiv 1708.02002, equation 5).
+
+    Args:
+        logits: [B, C] float.
+        labels: [B, C] float in [0, 1].
+        alpha: weight of positives, in [0, 1]; negatives weigh ``1 - alpha``.
+        gamma: exponent of the modulating factor, at least 0.
+
+    Returns:
+        [B, C].
+    """
+    loss: Tensor = sigmoid_focal_loss(logits, labels.to(logits.dtype), alpha=alpha, gamma=gamma)
+    return loss
+
+
+def reduce_entries(entry_loss: Tensor, keep: Tensor, reduction: Reduction = "mean") -> Tensor:
+    """One number of the kept entries; 0 with a gradient of 0 if nothing is kept.
+
+    Args:
+        entry_loss: [B, C]; what is left out may be infinite.
+        keep: [B] bool (samples) or [B, C] (entries).
+        reduction: ``mean`` over the kept entries, or ``class_sum``: the sum over classes, then the
+            mean over the samples of which anything is kept.
+    """
+    entries = (keep[:, None] if keep.ndim == 1 else keep).expand_as(entry_loss)
+    total = torch.where(entries, entry_loss, torch.zeros_like(entry_loss)).sum()
+    count = entries.sum() if reduction == "mean" else entries.any(dim=1).sum()
+    mean: Tensor = total / count.clamp(min=1)
+    return mean
+
+
+class MultiLabelLoss(nn.Module):
+    """Loss of each entry, and how entries become one number per sample and per batch.
+
+    Args:
+        focal: focal loss in place of binary cross-entropy.
+        alpha: of the focal loss, see `focal_entries`.
+        gamma: of the focal loss, see `focal_entries`.
+        reduction: see `reduce_entries`. A sum over C classes is C times the mean: terms beside the
+            loss (a regulariser, a discrepancy) weigh less against it.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    def __init__(
+        self,
+        focal: bool = False,
+        alpha: float = 0.25,
+        gamma: float = 2.0,
+        reduction: Reduction = "mean",
+    ) -> None:
+        super().__init__()
+        if reduction not in REDUCTIONS:
+            raise UserError(
+                f"method.criterion.reduction={reduction} is unknown; choose one of "
+                f"{', '.join(REDUCTIONS)}."
+            )
+        if not 0 <= alpha <= 1 or gamma < 0:
+            raise UserError(
+                f"method.criterion.alpha={alpha} must lie in 0 .. 1, and "
+                f"method.criterion.gamma={gamma} must be at least 0."
+            )
+        self.focal = focal
+        self.alpha = alpha
+        self.gamma = gamma
+        self.reduction = reduction
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The loss of each entry [B, C] of class scores and labels [B, C]."""
+        if self.focal:
+            return focal_entries(logits, labels, self.alpha, self.gamma)
+        return bce_entries(logits, labels)
+
+    def per_sample(self, entry_loss: Tensor) -> Tensor:
+        """The loss of each sample [B]: mean or sum over its classes."""
+        return entry_loss.mean(dim=1) if self.reduction == "mean" else entry_loss.sum(dim=1)
+
+    def reduce(self, entry_loss: Tensor, keep: Tensor) -> Tensor:
+        """The loss of the batch, of what is kept: [B] samples or [B, C] entries."""
+        return reduce_entries(entry_loss, keep, self.reduction)
