@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from noisyml import distributed
 from noisyml.data.views import Batch, labels_of
 from noisyml.errors import UserError
-from noisyml.losses.base import Loss
+from noisyml.losses.base import Loss, ScoreLoss
 from noisyml.losses.classification import ClassificationLoss, CrossEntropy
 from noisyml.methods.base import Method, Outputs
 from noisyml.metrics.base import Evaluator
@@ -92,7 +92,7 @@ class Classification(Method):
         evaluator: Evaluator,
         class_names: Sequence[str],
         param_groups: Mapping[str, Mapping[str, Any]] | None = None,
-        loss: ClassificationLoss | None = None,
+        loss: ScoreLoss | None = None,
         on_empty: OnEmpty = "skip",
     ) -> None:
         super().__init__(encoder, optimizer, scheduler, evaluator, param_groups)

@@ -16,11 +16,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from noisyml import distributed
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
+from noisyml.losses.base import Loss
 from noisyml.losses.multilabel import MultiLabelLoss
 from noisyml.losses.rcml import (
     Bandwidth,
@@ -87,7 +88,8 @@ class RCML(MultiLabelTwoNetworks):
         discrepancy: ``mmd`` or ``none``.
         feature_layer: what is kept apart: ``block1``, ... or ``embedding``, see
             `Encoder.activations`.
-        bandwidth: sigma of the kernel in units of squared distance, or ``median``.
+        bandwidth: sigma of the kernel in units of squared distance (paper: 10,000 for its layer), or
+            the ``median`` of the batch, of activations and class scores each.
         lambda2: factor of the discrepancy of activations, which grows.
         lambda3: factor of the discrepancy of class scores, which shrinks.
         threshold: ccml: probability from which a class is decided to be present.
@@ -101,7 +103,7 @@ class RCML(MultiLabelTwoNetworks):
         UserError: a value out of range or a choice that does not exist.
     """
 
-    takes_loss: ClassVar[type[nn.Module]] = MultiLabelLoss
+    takes_loss: ClassVar[type[Loss]] = MultiLabelLoss
 
     def __init__(
         self,
@@ -125,7 +127,7 @@ class RCML(MultiLabelTwoNetworks):
         share_memory: bool = False,
         discrepancy: Literal["mmd", "none"] = "mmd",
         feature_layer: str = "block1",
-        bandwidth: Bandwidth = 1e4,
+        bandwidth: Bandwidth = "median",
         lambda2: float = 1.0,
         lambda3: float = 0.1,
         threshold: float = 0.5,
@@ -248,10 +250,11 @@ class RCML(MultiLabelTwoNetworks):
         second = self.loss.reduce(entries[1], for_second)
         disparity = consistency = first.new_zeros(())
         if self.discrepancy == "mmd":
-            apart = (view.layers[self.feature_layer] for view in (seen.first, seen.second))
-            disparity = self.lambda2 * squared_mmd(*apart, self.bandwidth)
-            together = seen.first.logits, seen.second.logits
-            consistency = self.lambda3 * squared_mmd(*together, self.bandwidth)
+            apart = [view.layers[self.feature_layer] for view in (seen.first, seen.second)]
+            disparity = self.lambda2 * squared_mmd(apart[0], apart[1], self.bandwidth)
+            consistency = self.lambda3 * squared_mmd(
+                seen.first.logits, seen.second.logits, self.bandwidth
+            )
         # One backward pass through this sum is one through each network's own loss, to its own
         # parameters: the shared terms stand in both and must not be counted twice.
         loss = first + second + consistency - disparity
