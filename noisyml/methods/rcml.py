@@ -88,7 +88,7 @@ class RCML(MultiLabelTwoNetworks):
         discrepancy: ``mmd`` or ``none``.
         feature_layer: what is kept apart: ``block1``, ... or ``embedding``, see
             `Encoder.activations`.
-        bandwidth: sigma of the kernel in units of squared distance (paper: 10,000 for its layer), or
+        bandwidth: sigma of the kernel in units of squared distance (paper: 10,000 for its layer) or
             the ``median`` of the batch, of activations and class scores each.
         lambda2: factor of the discrepancy of activations, which grows.
         lambda3: factor of the discrepancy of class scores, which shrinks.
