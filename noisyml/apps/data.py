@@ -63,10 +63,9 @@ def show(config: DictConfig) -> int:
     least = {"classes": config.classes, "instances": config.instances, "tile": config.tile}
     _check_positive(least)
     splits, origin, output = _open(config)
-    table = Table(
-        "split", "images", "classes", "images per class", "labels per image", "extras",
-        "fingerprint",
-    )  # fmt: skip
+    several = any(split.multi_label for split in splits.values())
+    spreads = ["images per class", *(["labels per image"] if several else [])]
+    table = Table("split", "images", "classes", *spreads, "extras", "fingerprint")
     for name, split in splits.items():
         counts = split.class_counts
         counts = counts[counts > 0]
@@ -76,7 +75,7 @@ def show(config: DictConfig) -> int:
             str(len(split)),
             str(len(counts)),
             spread,
-            f"{split.labels.sum(axis=1).mean():.2f}" if split.multi_label else "1",
+            *([f"{split.labels.sum(axis=1).mean():.2f}"] if several else []),
             ", ".join(split.extras),
             split.fingerprint[:12],
         )

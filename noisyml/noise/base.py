@@ -149,6 +149,10 @@ class SplitInjector(Injector):
         """The constructor's arguments as they go into the manifest."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
+    def idle(self) -> bool:
+        """True if the settings ask for no corruption."""
+        return self.record().get("rate") == 0
+
     def inject(
         self,
         labels: ArrayLike,
@@ -185,8 +189,11 @@ class SplitInjector(Injector):
             features=array,
             class_names=class_names,
         )
-        if params.get("rate") == 0 or len(clean) == 0:
-            outcome = Outcome(observed=clean, nominal_rate=params.get("rate"))
+        if self.idle() or len(clean) == 0:
+            rate = params.get("rate")
+            outcome = Outcome(
+                observed=clean, nominal_rate=rate if isinstance(rate, int | float) else None
+            )
         else:
             outcome = self.corrupt(samples)
         return NoiseManifest(
