@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -21,6 +20,7 @@ from noisyml.metrics.base import Evaluator
 from noisyml.models.backbones import Backbone
 from noisyml.models.encoder import Encoder
 from noisyml.models.teacher import Teacher
+from noisyml.noise.labels import KIND_WORDS
 from noisyml.runs import locate_checkpoint
 from noisyml.selectors.base import Selector
 from noisyml.selectors.keep_all import KeepAll
@@ -91,7 +91,9 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
     check_outputs(config, evaluator, build_optional(config.get("distillation")))
     backbone = build(config.backbone)
     data.prepare_labels(backbone if backbone.frozen else None)
+    check_labels(config, data, evaluator)
     check_classes(data, evaluator)
+    evaluator.class_names = data.class_names
     if backbone.frozen:
         data.use_features_of(backbone)
 
@@ -202,6 +204,27 @@ def check_outputs(config: DictConfig, evaluator: Evaluator, distillation: Any) -
         )
 
 
+def check_labels(config: DictConfig, data: DataModule, evaluator: Evaluator) -> None:
+    """Refuse a method or an evaluator for another kind of labels than the data set gives.
+
+    Raises:
+        UserError: such a combination.
+    """
+    method: type[Method] = get_class(str(config.method["_target_"]))
+    given = KIND_WORDS[data.label_kind]
+    if method.label_kind != data.label_kind:
+        hint = "method=multilabel" if data.label_kind == "multi" else "method=classification"
+        raise UserError(
+            f"{method.__name__} learns from {KIND_WORDS[method.label_kind]}, but the data set "
+            f"gives {given}: choose another data set or e.g. {hint}."
+        )
+    if data.label_kind not in evaluator.label_kinds:
+        raise UserError(
+            f"{type(evaluator).__name__} compares with {KIND_WORDS[min(evaluator.label_kinds)]}, "
+            f"but the data set gives {given}: leave out evaluator=..., or choose another one."
+        )
+
+
 def check_classes(data: DataModule, evaluator: Evaluator) -> None:
     """Class scores mean something only on splits that have the classes of training.
 
@@ -222,7 +245,7 @@ def check_classes(data: DataModule, evaluator: Evaluator) -> None:
             continue
         if (
             list(split.class_names) != list(train.class_names)
-            or not np.isin(split.labels, train.labels).any()
+            or not (split.class_counts[train.class_counts > 0] > 0).any()
         ):
             raise UserError(
                 f"The {name} split has other classes than training, which no classifier can name: "
@@ -289,6 +312,12 @@ def check_parts(config: DictConfig) -> None:
         return
     if not isinstance(selector, Selector):
         raise UserError(f"{type(selector).__name__} is not a selector (`noisyml list selectors`).")
+    if method.label_kind not in selector.label_kinds:
+        raise UserError(
+            f"{type(selector).__name__} judges {KIND_WORDS[min(selector.label_kinds)]}, and {name} "
+            f"learns from {KIND_WORDS[method.label_kind]}: choose another selector=..., e.g. "
+            f"selector=keep_all."
+        )
     given = set(method.evidence)
     if loss is not None and loss.has_proxies:
         given.add("proxies")

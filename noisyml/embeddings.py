@@ -17,8 +17,9 @@ Layout of the folder ``embeddings/`` inside the run folder, one folder per split
 ``00000.npy`` ...     shards [rows, D]; shard ``i`` holds the decodable samples among the positions
                       ``i * rows_per_shard`` to ``(i + 1) * rows_per_shard - 1`` of the split
 ``00000.json`` ...    rows, undecodable positions and SHA-256 of each shard, until all are there
-``samples.parquet``   one line per row: ``index`` (position in the split), ``label``, ``name``,
-                      ``label_name``
+``samples.parquet``   one line per row: ``index`` (position in the split), ``label`` (where there
+                      may be several: a list of C zeros and ones), ``name``, ``label_name`` (several
+                      joined by `` + ``)
 ``index.json``        the plan and the shards; written last: its presence says that all is there
 ====================  ============================================================================
 
@@ -42,6 +43,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyml.columns import from_column, to_column
 from noisyml.errors import UserError, did_you_mean
 from noisyml.runs import write_atomically
 
@@ -201,12 +203,12 @@ class SplitWriter:
         _replace(self._facts_file(number), json.dumps(facts).encode())
 
     def finish(
-        self, labels: NDArray[np.int64], names: Sequence[str], class_names: Sequence[str]
+        self, labels: NDArray[Any], names: Sequence[str], class_names: Sequence[str]
     ) -> None:
         """Write the table of samples and ``index.json``, once all shards are there.
 
         Args:
-            labels: [N] int64, one per position.
+            labels: [N] int64, one per position, or [N, C] zeros and ones.
             names: N strings, one per position.
             class_names: one per label.
 
@@ -219,7 +221,7 @@ class SplitWriter:
             self._facts_file(number).unlink(missing_ok=True)
 
     def _write_index(
-        self, labels: NDArray[np.int64], names: Sequence[str], class_names: Sequence[str]
+        self, labels: NDArray[Any], names: Sequence[str], class_names: Sequence[str]
     ) -> None:
         if self.pending():
             raise ValueError(f"shards {self.pending()} of {self.folder} are missing")
@@ -331,9 +333,13 @@ class EmbeddedSplit:
         return np.asarray(self._column("index"), dtype=np.int64)
 
     @property
-    def labels(self) -> NDArray[np.int64]:
-        """Label of each row [rows] int64; of a training split, as the run observed it."""
-        return np.asarray(self._column("label"), dtype=np.int64)
+    def labels(self) -> NDArray[Any]:
+        """Label of each row [rows] int64; of a training split, as the run observed it.
+
+        Where there may be several: zeros and ones [rows, C] uint8.
+        """
+        labels = from_column(self._samples.column("label"))
+        return labels.astype(np.uint8 if labels.ndim == 2 else np.int64, copy=False)
 
     @property
     def names(self) -> NDArray[np.object_]:
@@ -471,20 +477,28 @@ def _replace(path: Path, content: bytes | memoryview) -> None:
 def _write_samples(
     path: Path,
     kept: NDArray[np.int64],
-    labels: NDArray[np.int64],
+    labels: NDArray[Any],
     names: Sequence[str],
     class_names: Sequence[str],
 ) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    label = np.asarray(labels, dtype=np.int64)[kept]
-    # A label that no class has (images from elsewhere) has no name either.
-    nameless = (label < 0) | (label >= len(class_names))
-    words = pa.DictionaryArray.from_arrays(
-        pa.array(label.astype(np.int32), mask=nameless),
-        pa.array([str(name) for name in class_names]),
-    )
+    label: Any
+    words: Any
+    if labels.ndim == 2:
+        rows = np.asarray(labels, dtype=np.uint8)[kept]
+        label = to_column(rows)
+        called = np.asarray([str(name) for name in class_names], dtype=object)
+        words = pa.array([" + ".join(called[np.flatnonzero(row)]) for row in rows], pa.string())
+    else:
+        label = np.asarray(labels, dtype=np.int64)[kept]
+        # A label that no class has (images from elsewhere) has no name either.
+        nameless = (label < 0) | (label >= len(class_names))
+        words = pa.DictionaryArray.from_arrays(
+            pa.array(label.astype(np.int32), mask=nameless),
+            pa.array([str(name) for name in class_names]),
+        )
     table = pa.table(
         {
             "index": kept,

@@ -29,6 +29,7 @@ from noisyml.data.datamodule import DataModule
 from noisyml.data.views import Batch
 from noisyml.embeddings import SplitWriter
 from noisyml.models.backbones import Backbone
+from noisyml.noise.labels import Labels
 
 #: Seconds between lines of progress where there is no terminal.
 PLAIN_EVERY_SECONDS = 30.0
@@ -73,8 +74,8 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def observed_labels(data: DataModule, name: str) -> NDArray[np.int64]:
-    """The labels [N] int64 of a split as a run observes them: with its noise, if it has any."""
+def observed_labels(data: DataModule, name: str) -> Labels:
+    """The labels of a split ([N] int64 or [N, C] uint8) as a run observes them, with its noise."""
     if name == "train":
         return data.manifest.observed
     if name == "val" and data.val_labels is not None:

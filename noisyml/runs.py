@@ -12,6 +12,7 @@ Layout of ``outputs/<verb>/<name>/<timestamp or sweep number>/``:
 ``noise.parquet``        the noise manifest of the training split
 ``selection.parquet``    ``index, p_clean, kept, epoch``: every judgement of the selector
 ``suspects.csv``         judged samples with label and mean p_clean, the least trusted first
+``selection_by_class.csv``  last ``selection/*`` of each class, where entries were judged
 ``broken_images.csv``    images that could not be decoded and were left out, if there were any
 ``embedding_map.parquet``  ``x, y, label, label_name``: two principal axes of the test embeddings
 ``thumbnails.npz``       images of the least trusted training samples (see `Thumbnails` in reports)
@@ -86,6 +87,11 @@ class RunFolder:
     def suspects_file(self) -> Path:
         """All judged training samples, the least trusted first (CSV)."""
         return self.path / "suspects.csv"
+
+    @property
+    def selection_by_class_file(self) -> Path:
+        """How well each class's entries were judged (CSV)."""
+        return self.path / "selection_by_class.csv"
 
     @property
     def environment_file(self) -> Path:

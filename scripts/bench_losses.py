@@ -153,12 +153,69 @@ def triplet_all(device: torch.device) -> Row:
     )
 
 
+def rcml_discrepancy(device: torch.device) -> Row:
+    """Squared MMD of two networks' early activations at the size of RCML on BigEarthNet's batch."""
+    from noisyml.losses.rcml import squared_mmd
+
+    n, dim, sigma = 256, 65_536, 1e4
+    x = torch.rand(n, dim, device=device)
+    y = x + 0.3 * torch.rand(n, dim, device=device)
+    ours, peers = ([rows.clone().requires_grad_() for rows in (x, y)] for _ in range(2))
+
+    def three_products() -> Tensor:
+        """Kernels from three Gram matrices, left to autograd, as its equations are written."""
+        total = x.new_zeros(())
+        for (a, b), sign in zip(((0, 0), (0, 1), (1, 1)), (1, -2, 1), strict=True):
+            left, right = peers[a], peers[b]
+            norms = left.square().sum(dim=1)[:, None] + right.square().sum(dim=1)
+            total = total + sign * (-(norms - 2 * left @ right.T) / sigma).exp().mean()
+        return total
+
+    return Row(
+        lambda: squared_mmd(ours[0], ours[1], sigma),
+        three_products,
+        "three Gram matrices with autograd",
+        ours,
+        peers,
+        {"batch": n, "dim": dim},
+    )
+
+
+def rcml_ranking(device: torch.device) -> Row:
+    """Group lasso ranking errors of a batch of BigEarthNet with 43 classes (RCML)."""
+    from noisyml.losses.rcml import ranking_errors
+
+    n, classes = 256, 43
+    probabilities = torch.rand(n, classes, device=device)
+    labels = (torch.rand(n, classes, device=device) < 0.1).float()
+    a, b = (probabilities.clone().requires_grad_() for _ in range(2))
+
+    def pairs() -> Tensor:
+        """Mask and margins of all pairs of classes as tensors of their own."""
+        chosen = labels[:, None, :] * (1 - labels)[:, :, None]
+        cost = chosen * (1 + 2 * (b[:, :, None] - b[:, None, :])).clamp(min=0).square()
+        missing = (cost.sum(dim=2) + 1e-10).sqrt().sum(dim=1)
+        extra = (cost.sum(dim=1) + 1e-10).sqrt().sum(dim=1)
+        return (0.2 * missing + 0.8 * extra).sum()
+
+    return Row(
+        lambda: ranking_errors(a, labels).errors.sum(),
+        pairs,
+        "all pairs of classes, masked",
+        [a],
+        [b],
+        {"batch": n, "classes": classes},
+    )
+
+
 #: What can be measured, by the name typed after ``--rows``.
 ROWS: dict[str, Callable[[torch.device], Row]] = {
     "proxynca_pp": proxynca_pp,
     "rkd_angle": rkd_angle,
     "rkd_angle_small_student": rkd_angle_small_student,
     "triplet_all": triplet_all,
+    "rcml_discrepancy": rcml_discrepancy,
+    "rcml_ranking": rcml_ranking,
 }
 
 

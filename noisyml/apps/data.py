@@ -63,9 +63,11 @@ def show(config: DictConfig) -> int:
     least = {"classes": config.classes, "instances": config.instances, "tile": config.tile}
     _check_positive(least)
     splits, origin, output = _open(config)
-    table = Table("split", "images", "classes", "images per class", "extras", "fingerprint")
+    several = any(split.multi_label for split in splits.values())
+    spreads = ["images per class", *(["labels per image"] if several else [])]
+    table = Table("split", "images", "classes", *spreads, "extras", "fingerprint")
     for name, split in splits.items():
-        counts = np.bincount(split.labels)
+        counts = split.class_counts
         counts = counts[counts > 0]
         spread = f"{counts.min()} / {int(np.median(counts))} / {counts.max()}"
         table.add_row(
@@ -73,6 +75,7 @@ def show(config: DictConfig) -> int:
             str(len(split)),
             str(len(counts)),
             spread,
+            *([f"{split.labels.sum(axis=1).mean():.2f}"] if several else []),
             ", ".join(split.extras),
             split.fingerprint[:12],
         )
@@ -176,6 +179,8 @@ def _print_report(
             f"{len(report.broken)} broken images in {name}",
             [f"{key}: {reason}" for key, reason in report.broken],
         )
+        if report.unlabelled:
+            print(f"{report.unlabelled} images without any label in {name}")
         _name_some(f"classes with a single image in {name}", report.lone_classes)
         _name_some(f"classes without any image in {name}", report.empty_classes)
     if sizes_differ(reports.values()):

@@ -417,10 +417,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
         metrics |= by_type[History].latest("val/")
     if SelectionLog in by_type:
         metrics |= by_type[SelectionLog].last_metrics
-    if manifest.truth_known:
-        metrics["noise/actual_rate"] = manifest.actual_rate
-        if manifest.nominal_rate is not None:
-            metrics["noise/nominal_rate"] = manifest.nominal_rate
+    metrics |= {f"noise/{name}": rate for name, rate in manifest.rates().items()}
     checkpoints = by_type.get(RunCheckpoints)
     metrics |= _test_all(trainer, method, data, checkpoints, list(config.model_choice))
     if is_main_process():

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
-from noisyml.data.base import BrokenImage
+from noisyml.columns import from_column
+from noisyml.data.base import BrokenImage, Split
 from noisyml.data.datamodule import DataModule
 from noisyml.methods.base import Method
-from noisyml.metrics.label_trust import class_selection
+from noisyml.metrics.label_trust import class_selection, selection_by_class
+from noisyml.noise.labels import label_texts
 from noisyml.runs import RunFolder
 
 #: How much is drawn: more would be a grey cloud, or a page nobody scrolls through.
@@ -20,6 +27,8 @@ MAP_CLASSES = 20
 MAP_POINTS = 1500
 THUMBNAILS = 48
 THUMBNAIL_SIDE = 64
+#: Where a selector judges entries there are N * C of them to list.
+LISTED_ENTRIES = 100_000
 
 
 def describe_run(method: Method, data: DataModule, folder: RunFolder) -> None:
@@ -27,11 +36,15 @@ def describe_run(method: Method, data: DataModule, folder: RunFolder) -> None:
     embedding_map(method, data).to_parquet(folder.embedding_map_file, index=False)
     if folder.selection_file.is_file():
         least_trusted(data, folder.selection_file, folder.thumbnails_file)
-        classes = class_table(data, folder.selection_file)
-        classes.to_csv(folder.selection_classes_file, index=False, float_format="%.6g")
+        if data.label_kind == "single":
+            classes = class_table(data, folder.selection_file)
+            classes.to_csv(folder.selection_classes_file, index=False, float_format="%.6g")
         table = suspects(data, folder.selection_file)
         if len(table):
             table.to_csv(folder.suspects_file, index=False, float_format="%.6g")
+        by_class = trust_by_class(data, folder.selection_file)
+        if len(by_class):
+            by_class.to_csv(folder.selection_by_class_file, index=False, float_format="%.6g")
 
 
 @torch.no_grad()
@@ -40,23 +53,22 @@ def embedding_map(method: Method, data: DataModule) -> pd.DataFrame:
 
     Returns:
         Columns ``x, y, label, label_name``: up to `MAP_POINTS` samples of up to `MAP_CLASSES`
-        classes, chosen evenly.
+        classes, chosen evenly; multi-label: of the most frequent sets of labels.
     """
     name = "test" if "test" in data.splits else "query"
     split = data.splits[name]
-    classes = np.unique(split.labels)
-    chosen = classes[np.linspace(0, len(classes) - 1, min(MAP_CLASSES, len(classes))).astype(int)]
-    positions = np.flatnonzero(np.isin(split.labels, chosen))
+    numbers, names, chosen = _groups(split)
+    positions = np.flatnonzero(np.isin(numbers, chosen))
     step = max(1, -(-len(positions) // MAP_POINTS))
     loader = data.predict_dataloader(name, positions[::step])
     training = method.training
     method.eval()
     device = method.device
-    embeddings, labels = [], []
+    embeddings, shown = [], []
     for batch in loader:
         on_device = {key: value.to(device) for key, value in batch.items()}
         embeddings.append(method.embed(on_device).cpu().double())
-        labels.append(batch["label"])
+        shown.append(batch["index"])
     method.train(training)
     points = torch.cat(embeddings)
     points = points - points.mean(dim=0)
@@ -66,15 +78,26 @@ def embedding_map(method: Method, data: DataModule) -> pd.DataFrame:
     axes = axes * torch.sign(axes[torch.arange(len(axes)), axes.abs().argmax(dim=1)])[:, None]
     plane = torch.zeros(len(points), 2, dtype=points.dtype)
     plane[:, : len(axes)] = points @ axes.T
-    label = torch.cat(labels).numpy()
+    label = numbers[torch.cat(shown).numpy()]
     return pd.DataFrame(
         {
             "x": plane[:, 0].numpy(),
             "y": plane[:, 1].numpy(),
             "label": label,
-            "label_name": [split.class_names[i] for i in label],
+            "label_name": [names[i] for i in label],
         }
     )
+
+
+def _groups(split: Split) -> tuple[NDArray[np.int64], list[str], NDArray[np.int64]]:
+    """What a map tells apart: number of each sample, names by number, numbers to show."""
+    if not split.multi_label:
+        present = np.unique(split.labels)
+        shown = np.linspace(0, len(present) - 1, min(MAP_CLASSES, len(present))).astype(int)
+        return split.labels, list(split.class_names), present[shown]
+    sets, numbers, counts = np.unique(split.labels, axis=0, return_inverse=True, return_counts=True)
+    frequent = np.argsort(-counts, kind="stable")[:MAP_CLASSES]
+    return numbers.reshape(-1), label_texts(sets, split.class_names), frequent
 
 
 def least_trusted(data: DataModule, selection_file: Path, file: Path) -> None:
@@ -83,24 +106,72 @@ def least_trusted(data: DataModule, selection_file: Path, file: Path) -> None:
     The mean runs over the judgements of the last epoch. Arrays: ``images`` uint8 [n, s, s, 3],
     ``index``, ``p_clean``, ``observed_name``, ``clean_name`` (empty where unknown), ``key``.
     """
-    judged = pd.read_parquet(selection_file, columns=["index", "p_clean", "epoch"])
-    judged = judged[judged["epoch"] == judged["epoch"].max()].dropna()
-    if judged.empty:
+    means, classes = _trust(selection_file)
+    if means.empty:
         return
-    lowest = judged.groupby("index")["p_clean"].mean().nsmallest(THUMBNAILS)
+    lowest = means.iloc[:THUMBNAILS]
     split, manifest = data.splits["train"], data.manifest
-    index = lowest.index.to_numpy()
-    names = np.asarray(data.class_names)
-    clean_names = np.asarray([*split.class_names, ""])
+    index, entry = _positions(lowest, classes)
+    if entry is not None:
+        observed = _entry_texts(manifest.observed[index, entry], entry, data.class_names)
+        clean = _entry_texts(manifest.clean[index, entry], entry, data.class_names)
+    else:
+        observed = label_texts(manifest.observed[index], data.class_names)
+        clean = label_texts(manifest.clean[index], split.class_names)
     np.savez_compressed(
         file,
         images=np.stack([_thumbnail(split.images, int(i)) for i in index]),
         index=index,
-        p_clean=lowest.to_numpy(dtype=np.float64),
-        observed_name=names[manifest.observed[index]],
-        clean_name=clean_names[manifest.clean[index]],
+        p_clean=lowest["p_clean"].to_numpy(dtype=np.float64),
+        observed_name=np.asarray(observed),
+        clean_name=np.asarray(clean),
         key=np.asarray([split.keys[i] for i in index]),
     )
+
+
+def _trust(selection_file: Path) -> tuple[pd.DataFrame, int]:
+    """Means of ``p_clean`` and ``kept`` over the scored judgements of the last epoch, lowest first.
+
+    Returns:
+        A row per sample, numbered by its position, and 0; or a row per entry, numbered
+        ``position * C + class``, and C.
+    """
+    index, kept, p_clean = _last_epoch(selection_file)
+    classes = 0
+    if kept.ndim == 2:
+        classes = kept.shape[1]
+        index = (index[:, None] * classes + np.arange(classes)).ravel()
+    judged = pd.DataFrame({"index": index, "p_clean": p_clean.ravel(), "kept": kept.ravel()})
+    means = judged.dropna().groupby("index")[["p_clean", "kept"]].mean()
+    return means.sort_values("p_clean", kind="stable"), classes
+
+
+def _last_epoch(selection_file: Path) -> tuple[NDArray[np.int64], NDArray, NDArray]:
+    """Positions [n], what was kept and p_clean, both [n] or [n, C], of the last epoch."""
+    table = pq.read_table(selection_file)
+    last = pc.max(table["epoch"])
+    table = table.filter(pc.equal(table["epoch"], last))
+    index, kept, p_clean = (from_column(table[name]) for name in ("index", "kept", "p_clean"))
+    return index, kept, p_clean
+
+
+def _positions(
+    means: pd.DataFrame, classes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Position and, of entries, class of the rows of `_trust`."""
+    number = means.index.to_numpy()
+    return (number // classes, number % classes) if classes else (number, None)
+
+
+def _entry_texts(
+    marks: NDArray[Any], entry: NDArray[np.int64], class_names: Sequence[str]
+) -> list[str]:
+    """What entries [n] of classes [n] say: the name of the class, or "no" and that name."""
+    words = {1: "", 0: "no "}
+    return [
+        "" if mark < 0 else words[mark] + str(class_names[label])
+        for mark, label in zip(marks.tolist(), entry.tolist(), strict=True)
+    ]
 
 
 def _thumbnail(images: object, index: int) -> np.ndarray:
@@ -147,20 +218,35 @@ def suspects(data: DataModule, selection_file: Path) -> pd.DataFrame:
 
     Returns:
         Columns ``key`` (path or id), ``label`` (observed, by name), ``p_clean`` (mean of the last
-        epoch's judgements) and ``kept`` (share of them that kept the sample). True labels are left
-        out: this is the list for someone who does not know them.
+        epoch's judgements) and ``kept`` (share of them that kept the sample). Where entries were
+        judged, a row for each of the `LISTED_ENTRIES` least trusted: ``label`` is its class, and
+        ``marked`` says whether the data have it there. True labels are left out: this is the list
+        for someone who does not know them.
     """
-    judged = pd.read_parquet(selection_file)
-    judged = judged[judged["epoch"] == judged["epoch"].max()].dropna()
-    means = judged.groupby("index")[["p_clean", "kept"]].mean().sort_values("p_clean")
-    index = means.index.to_numpy()
-    names = np.asarray(data.class_names)
-    keys = data.splits["train"].keys
-    return pd.DataFrame(
-        {
-            "key": [keys[i] for i in index],
-            "label": names[data.manifest.observed[index]],
-            "p_clean": means["p_clean"].to_numpy(),
-            "kept": means["kept"].to_numpy(),
-        }
-    )
+    means, classes = _trust(selection_file)
+    means = means.iloc[: LISTED_ENTRIES if classes else None]
+    index, entry = _positions(means, classes)
+    keys, observed = data.splits["train"].keys, data.manifest.observed
+    columns: dict[str, Any] = {"key": [keys[i] for i in index]}
+    if entry is None:
+        columns["label"] = label_texts(observed[index], data.class_names)
+    else:
+        columns["label"] = [data.class_names[label] for label in entry]
+        columns["marked"] = observed[index, entry] == 1
+    columns |= {name: means[name].to_numpy() for name in ("p_clean", "kept")}
+    return pd.DataFrame(columns)
+
+
+def trust_by_class(data: DataModule, selection_file: Path) -> pd.DataFrame:
+    """How well the entries of each class were told apart in the last epoch.
+
+    Returns:
+        Columns ``label, kept, precision, recall, auroc``; empty where samples were judged or the
+        truth is unknown.
+    """
+    index, kept, p_clean = _last_epoch(selection_file)
+    if kept.ndim == 1 or not data.manifest.truth_known:
+        return pd.DataFrame()
+    arrays = (kept, p_clean, data.manifest.changed[index])
+    scores = selection_by_class(*(torch.from_numpy(np.array(array)) for array in arrays))
+    return pd.DataFrame({"label": data.class_names, **scores})

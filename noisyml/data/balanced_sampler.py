@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyml.data.samplers import EMPTY, check_batch
+from noisyml.data.samplers import EMPTY, check_batch, check_one_label
 from noisyml.errors import UserError
 
 
@@ -41,6 +41,7 @@ class ClassBalanced:
         samples_per_class: int = 4,
         batches_per_epoch: int | None = None,
     ) -> None:
+        check_one_label(labels)
         check_batch(len(labels), batch_size, batches_per_epoch)
         if samples_per_class < 1 or batch_size % samples_per_class:
             raise UserError(
@@ -135,6 +136,7 @@ class RandomClasses:
         samples_per_class: int = 5,
         batches_per_epoch: int | None = None,
     ) -> None:
+        check_one_label(labels)
         check_batch(len(labels), batch_size, batches_per_epoch)
         if samples_per_class < 1:
             raise UserError(f"sampler.samples_per_class={samples_per_class} must be at least 1.")

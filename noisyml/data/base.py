@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from noisyml.noise.labels import Labels
+
 
 class ImageSource(Protocol):
     """Random access to decoded images."""
@@ -107,7 +109,8 @@ class Split:
     Attributes:
         name: ``train``, ``val``, ``test``, ``query`` or ``gallery``.
         images: where the pixels come from.
-        labels: int64 [N], the labels as the data set gives them, ``0 .. len(class_names) - 1``.
+        labels: int64 [N], the labels as the data set gives them, ``0 .. len(class_names) - 1``;
+            uint8 [N, C] multi-hot where an image may have several or none.
         class_names: one name per label value. Splits with disjoint classes (zero-shot retrieval)
             may share one list or bring their own; retrieval only compares labels inside a split
             (or between ``query`` and ``gallery``, which must share the list).
@@ -119,7 +122,7 @@ class Split:
 
     name: str
     images: ImageSource
-    labels: NDArray[np.int64]
+    labels: Labels
     class_names: Sequence[str]
     keys: Sequence[str]
     fingerprint: str
@@ -131,9 +134,36 @@ class Split:
                 f"split {self.name}: {len(self.images)} images, {len(self.labels)} labels and "
                 f"{len(self.keys)} keys; they must be equally many"
             )
+        if self.multi_label and self.labels.shape[1] != len(self.class_names):
+            raise ValueError(
+                f"split {self.name}: {self.labels.shape[1]} columns of labels for "
+                f"{len(self.class_names)} class names"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def multi_label(self) -> bool:
+        """True if an image may have several labels."""
+        return self.labels.ndim == 2
+
+    @property
+    def class_counts(self) -> NDArray[np.int64]:
+        """Images of each class, int64 [C]."""
+        return class_counts(self.labels, len(self.class_names))
+
+    def members(self, label: int) -> NDArray[np.int64]:
+        """Positions of the images that have a label."""
+        has = self.labels[:, label] > 0 if self.multi_label else self.labels == label
+        return np.flatnonzero(has)
+
+
+def class_counts(labels: Labels, num_classes: int) -> NDArray[np.int64]:
+    """Images of each of C classes, int64 [C], of labels [N] or [N, C]."""
+    if labels.ndim == 2:
+        return labels.sum(axis=0, dtype=np.int64)
+    return np.bincount(labels, minlength=num_classes).astype(np.int64)
 
 
 class DatasetSource(ABC):

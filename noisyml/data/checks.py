@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from noisyml.data.base import ArrayImages, BrokenImage, FileImages, ImageSource, Split
+from noisyml.data.base import (
+    ArrayImages,
+    BrokenImage,
+    FileImages,
+    ImageSource,
+    Split,
+    class_counts,
+)
+from noisyml.noise.labels import Labels, label_texts
 
 #: Images given to the threads at a time: bounds the memory that waiting results take.
 BLOCK = 2048
@@ -47,14 +55,14 @@ class SplitReport:
     Attributes:
         split: the split's name.
         keys: the N sample keys.
-        labels: int64 [N].
+        labels: int64 [N] or uint8 [N, C].
         class_names: C names.
         facts: one entry per image.
     """
 
     split: str
     keys: list[str]
-    labels: NDArray[np.int64]
+    labels: Labels
     class_names: list[str]
     facts: list[ImageFacts]
 
@@ -84,7 +92,12 @@ class SplitReport:
     @property
     def class_counts(self) -> NDArray[np.int64]:
         """Images of each class, int64 [C]."""
-        return np.bincount(self.labels, minlength=len(self.class_names)).astype(np.int64)
+        return class_counts(self.labels, len(self.class_names))
+
+    @property
+    def unlabelled(self) -> int:
+        """Images without any label; multi-label only."""
+        return int((self.labels.sum(axis=1) == 0).sum()) if self.labels.ndim == 2 else 0
 
     @property
     def lone_classes(self) -> list[str]:
@@ -106,6 +119,7 @@ class SplitReport:
             "modes": self.modes,
             "sizes": self.sizes,
             "class_counts": histogram,
+            "unlabelled": self.unlabelled,
             "lone_classes": self.lone_classes,
             "empty_classes": self.empty_classes,
         }
@@ -116,7 +130,7 @@ class Duplicate:
     """Images with the same bytes.
 
     Attributes:
-        members: split, key and class name of each.
+        members: split, key and class name (names, joined) of each.
     """
 
     members: list[tuple[str, str, str]]
@@ -196,10 +210,10 @@ def find_duplicates(reports: Mapping[str, SplitReport]) -> list[Duplicate]:
     """
     groups: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
     for name, report in reports.items():
-        labels = report.labels.tolist()
-        for key, label, fact in zip(report.keys, labels, report.facts, strict=True):
+        texts = label_texts(report.labels, report.class_names)
+        for key, text, fact in zip(report.keys, texts, report.facts, strict=True):
             if fact.digest:
-                groups[fact.digest].append((name, key, report.class_names[label]))
+                groups[fact.digest].append((name, key, text))
     return [Duplicate(members) for members in groups.values() if len(members) > 1]
 
 
@@ -220,9 +234,8 @@ def contact_sheet(
         instances: most columns.
         tile: side of an image, in pixels; a crossed red tile stands for a broken one.
     """
-    present = np.unique(split.labels)
-    shown = _spread(present, classes)
-    rows = [_spread(np.flatnonzero(split.labels == label), instances) for label in shown]
+    shown = _spread(np.flatnonzero(split.class_counts), classes)
+    rows = [_spread(split.members(int(label)), instances) for label in shown]
     width = NAME_WIDTH + tile * max(len(row) for row in rows)
     sheet = Image.new("RGB", (width, tile * len(rows)), "black")
     pen = ImageDraw.Draw(sheet)

@@ -35,6 +35,7 @@ from noisyml.data.views import (
 )
 from noisyml.errors import UserError
 from noisyml.noise.base import Injector
+from noisyml.noise.labels import LabelKind, Labels
 from noisyml.noise.manifest import NoiseManifest
 from noisyml.noise.open_set import OpenSet
 
@@ -177,6 +178,7 @@ class DataModule(LightningDataModule):
             splits["train"] = subset(splits["train"], self.train_size, self.train_seed)
         train = splits["train"]
         noise = self.noise
+        noise.check_kind(train.labels)
         if isinstance(noise, OpenSet) and noise.source_size is None and noise.rate > 0:
             noise = dataclasses.replace(noise, source_size=len(self._open_set_images()))
         self.manifest = self._corrupt(train, noise, backbone)
@@ -184,7 +186,7 @@ class DataModule(LightningDataModule):
         self.splits = splits
         if self.manifest.source_index is not None:
             self.splits["train"] = self._with_foreign_images(train, self.manifest.source_index)
-        self.val_labels: NDArray[np.int64] | None = None
+        self.val_labels: Labels | None = None
         if "val" in splits:
             self.val_labels = splits["val"].labels
             if self.noisy_val and self.noise.training_only:
@@ -273,6 +275,11 @@ class DataModule(LightningDataModule):
         images = ReplacedImages(train.images, source.images, source_index)
         fingerprint = f"{train.fingerprint}+{source.fingerprint}+{self.manifest.sha256}"
         return dataclasses.replace(train, images=images, fingerprint=fingerprint)
+
+    @property
+    def label_kind(self) -> LabelKind:
+        """Whether images have one label or several."""
+        return self.manifest.kind
 
     @property
     def class_names(self) -> list[str]:
@@ -474,7 +481,7 @@ class DataModule(LightningDataModule):
     def _evaluation_loader(
         self,
         name: str,
-        labels: NDArray[np.int64] | None = None,
+        labels: Labels | None = None,
         positions: NDArray[np.int64] | None = None,
     ) -> DataLoader[Any]:
         split = self.splits[name]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from noisyml.errors import UserError
+from noisyml.noise.labels import Labels
 
 
 class DrawnBatch(NamedTuple):
@@ -61,6 +62,15 @@ def check_batch(samples: int, batch_size: int, batches_per_epoch: int | None) ->
         )
 
 
+def check_one_label(labels: Labels) -> None:
+    """Raise `UserError` unless every sample has one label, by which a batch can be drawn."""
+    if labels.ndim != 1:
+        raise UserError(
+            "The sampler draws batches by class, but the images of this data set have several "
+            "labels each: use sampler=shuffle."
+        )
+
+
 class MPerClass:
     """P x K batches: P distinct classes, K samples of each.
 
@@ -78,7 +88,8 @@ class MPerClass:
         batches_per_epoch: length of an epoch; None: ``N // B``.
 
     Raises:
-        UserError: B exceeds N or is not a multiple of K, or there are fewer than B/K classes.
+        UserError: B exceeds N or is not a multiple of K, there are fewer than B/K classes, or
+            samples have several labels.
     """
 
     def __init__(
@@ -89,6 +100,7 @@ class MPerClass:
         samples_per_class: int | None = None,
         batches_per_epoch: int | None = None,
     ) -> None:
+        check_one_label(labels)
         check_batch(len(labels), batch_size, batches_per_epoch)
         if samples_per_class is None:
             classes = len(np.unique(labels))
@@ -163,7 +175,7 @@ class Shuffle:
     """Every sample once per epoch in random order; the incomplete last batch is left out.
 
     Args:
-        labels: observed labels [N]; only N matters.
+        labels: observed labels [N] or [N, C]; only N matters.
         seed: seed of the plan.
         batch_size: global batch size.
         batches_per_epoch: length of an epoch; None: ``N // B``.
@@ -174,7 +186,7 @@ class Shuffle:
 
     def __init__(
         self,
-        labels: NDArray[np.int64],
+        labels: Labels,
         seed: int,
         batch_size: int,
         batches_per_epoch: int | None = None,

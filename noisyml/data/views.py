@@ -15,12 +15,25 @@ from noisyml.data.base import BrokenImage, Split, sentence_of
 from noisyml.data.samplers import DrawnBatch
 from noisyml.data.transforms import ImageTransform
 from noisyml.errors import UserError
+from noisyml.noise.labels import Labels
 
 OnBroken = Literal["error", "skip"]
 
-#: ``index`` [b] int64, ``label`` [b] int64, ``image`` uint8 [b, C, H, W] or ``features`` [b, F],
+#: ``index`` [b] int64, ``label`` [b] int64 or (several labels) ``labels`` [b, C] float32 of zeros
+#: and ones, ``image`` uint8 [b, C, H, W] or ``features`` [b, F],
 #: ``broken`` [k] int64: positions that could not be decoded and are absent from the batch.
 Batch = dict[str, Tensor]
+
+
+def label_fields(labels: Labels, index: NDArray[np.int64]) -> Batch:
+    """The labels of the samples at `index`, under the name of their kind in a batch."""
+    rows = torch.from_numpy(np.ascontiguousarray(labels[index]))
+    return {"labels": rows.float()} if labels.ndim == 2 else {"label": rows}
+
+
+def labels_of(batch: Batch) -> Tensor:
+    """The observed labels of a batch: [b] int64, or several as zeros and ones [b, C] float."""
+    return batch["labels"] if "labels" in batch else batch["label"]
 
 
 def whole(batch: Any) -> Any:
@@ -60,7 +73,7 @@ def stack(images: Sequence[Tensor]) -> Tensor:
 
 def _batch(
     positions: NDArray[np.int64],
-    labels: NDArray[np.int64],
+    labels: Labels,
     images: list[Tensor],
     broken: list[int],
 ) -> Batch:
@@ -68,7 +81,7 @@ def _batch(
     index = positions[~gone]
     return {
         "index": torch.from_numpy(np.ascontiguousarray(index)),
-        "label": torch.from_numpy(np.ascontiguousarray(labels[index])),
+        **label_fields(labels, index),
         "image": stack(images),
         "broken": torch.tensor(broken, dtype=torch.int64),
     }
@@ -79,7 +92,7 @@ class TrainingView(Dataset[Any]):
 
     Args:
         split: the images.
-        labels: observed labels [N] int64.
+        labels: observed labels, [N] int64 or [N, C] uint8.
         transform: its random form is used.
         on_broken: what an undecodable image does: ``error`` or ``skip``.
     """
@@ -87,7 +100,7 @@ class TrainingView(Dataset[Any]):
     def __init__(
         self,
         split: Split,
-        labels: NDArray[np.int64],
+        labels: Labels,
         transform: ImageTransform,
         on_broken: OnBroken = "error",
     ) -> None:
@@ -120,7 +133,7 @@ class EvaluationView(Dataset[Any]):
     Args:
         split: the images.
         transform: its deterministic form is used.
-        labels: labels [N] int64 to report; the split's own if not given.
+        labels: labels to report, [N] int64 or [N, C] uint8; the split's own if not given.
         on_broken: what an undecodable image does: ``error`` or ``skip``.
     """
 
@@ -128,7 +141,7 @@ class EvaluationView(Dataset[Any]):
         self,
         split: Split,
         transform: ImageTransform,
-        labels: NDArray[np.int64] | None = None,
+        labels: Labels | None = None,
         on_broken: OnBroken = "error",
     ) -> None:
         self._split, self._transform = split, transform
@@ -156,10 +169,10 @@ class FeatureView(Dataset[Any]):
 
     Args:
         features: raw backbone features [N, F] float32, memory-mapped.
-        labels: labels [N] int64.
+        labels: [N] int64 or [N, C] uint8.
     """
 
-    def __init__(self, features: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+    def __init__(self, features: NDArray[np.float32], labels: Labels) -> None:
         self._features, self._labels = features, labels
 
     def __len__(self) -> int:
@@ -169,7 +182,7 @@ class FeatureView(Dataset[Any]):
         index = asked.index if isinstance(asked, DrawnBatch) else np.asarray(asked, dtype=np.int64)
         return {
             "index": torch.from_numpy(np.ascontiguousarray(index)),
-            "label": torch.from_numpy(np.ascontiguousarray(self._labels[index])),
+            **label_fields(self._labels, index),
             "features": torch.from_numpy(np.ascontiguousarray(self._features[index])),
             "broken": torch.empty(0, dtype=torch.int64),
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -16,6 +17,28 @@ class Loss(nn.Module):
 
     #: What it is computed from, in words for a user.
     kind: ClassVar[str]
+
+
+class ScoreLoss(Loss):
+    """A loss on class scores; what it remembers of samples lives in buffers.
+
+    Under DDP every rank calls it with the same gathered batch, so all hold the same state. It runs
+    in training only.
+    """
+
+    @property
+    def warmup_epochs(self) -> int:
+        """First epochs in which the loss is still a plain one."""
+        return 0
+
+    def wants_predictions(self, epoch: int) -> bool:
+        """True if `epoch` (from 0) must begin with `learn`."""
+        return False
+
+    @torch.no_grad()
+    def learn(self, probabilities: Tensor) -> None:
+        """Learn from the class probabilities [N, C] of all training samples, in any order."""
+        raise TypeError(f"{type(self).__name__} learns from no predictions")
 
 
 class EmbeddingLoss(Loss):

@@ -14,31 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from noisyml.errors import UserError
-from noisyml.losses.base import Loss
+from noisyml.losses.base import ScoreLoss
 
 
-class ClassificationLoss(Loss):
-    """A loss per sample on class scores; what it remembers of samples lives in buffers.
-
-    Under DDP every rank calls it with the same gathered batch, so all hold the same state. It runs
-    in training only.
-    """
+class ClassificationLoss(ScoreLoss):
+    """A loss per sample, of which each has one label."""
 
     kind: ClassVar[str] = "a loss on class scores"
-
-    @property
-    def warmup_epochs(self) -> int:
-        """First epochs in which the loss is still a plain one."""
-        return 0
-
-    def wants_predictions(self, epoch: int) -> bool:
-        """True if `epoch` (from 0) must begin with `learn`."""
-        return False
-
-    @torch.no_grad()
-    def learn(self, probabilities: Tensor) -> None:
-        """Learn from the class probabilities [N, C] of all training samples, in any order."""
-        raise TypeError(f"{type(self).__name__} learns from no predictions")
 
     @abstractmethod
     def forward(self, logits: Tensor, labels: Tensor, index: Tensor, epoch: int) -> Tensor:

@@ -12,11 +12,12 @@ from lightning import LightningModule
 from torch import Tensor
 
 from noisyml import distributed
-from noisyml.data.views import Batch
+from noisyml.data.views import Batch, labels_of
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss, Loss
 from noisyml.metrics.base import Evaluator, SplitRole
 from noisyml.models.encoder import Encoder
+from noisyml.noise.labels import LabelKind
 from noisyml.optim import OptimizerFactory, Plateau, SchedulerFactory, parameter_groups
 
 #: Prefix of metrics of the test split when a run may choose its model by them.
@@ -54,6 +55,8 @@ class Method(LightningModule):
     takes_loss: ClassVar[type[Loss]] = EmbeddingLoss
     #: What `outputs` gives an evaluator, see `Evaluator.needs`.
     gives: ClassVar[frozenset[str]] = frozenset({"embeddings"})
+    #: Which labels it learns from.
+    label_kind: ClassVar[LabelKind] = "single"
 
     def __init__(
         self,
@@ -78,10 +81,11 @@ class Method(LightningModule):
         """Encode this rank's share and gather the global batch in rank order.
 
         Returns:
-            Embeddings [B, D] with gradient, observed labels [B], positions [B].
+            Embeddings [B, D] with gradient, observed labels [B] or [B, C], positions [B].
         """
         embeddings = distributed.gather(self.encoder(batch))
-        return embeddings, distributed.gather(batch["label"]), distributed.gather(batch["index"])
+        labels = distributed.gather(labels_of(batch))
+        return embeddings, labels, distributed.gather(batch["index"])
 
     def after_backward(self) -> None:
         """Hook for state that must change after the gradients are computed (memories)."""
@@ -165,7 +169,7 @@ class Method(LightningModule):
             outputs = self.outputs(batch)
             evaluator.update(
                 index=batch["index"],
-                labels=batch["label"],
+                labels=labels_of(batch),
                 embeddings=outputs.embeddings,
                 logits=outputs.logits,
                 split_role=role,

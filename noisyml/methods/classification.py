@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noisyml import distributed
-from noisyml.data.views import Batch
+from noisyml.data.views import Batch, labels_of
 from noisyml.errors import UserError
-from noisyml.losses.base import Loss
+from noisyml.losses.base import Loss, ScoreLoss
 from noisyml.losses.classification import ClassificationLoss, CrossEntropy
 from noisyml.methods.base import Method, Outputs
 from noisyml.metrics.base import Evaluator
@@ -39,7 +39,7 @@ class Classified:
     Attributes:
         embeddings: [B, D] with gradient, as the classifier reads them.
         logits: class scores [B, C] with gradient, float32 or better.
-        labels: observed [B] int64.
+        labels: observed [B] int64, or several per sample [B, C] float.
         index: positions in the training split [B] int64.
     """
 
@@ -92,7 +92,7 @@ class Classification(Method):
         evaluator: Evaluator,
         class_names: Sequence[str],
         param_groups: Mapping[str, Mapping[str, Any]] | None = None,
-        loss: ClassificationLoss | None = None,
+        loss: ScoreLoss | None = None,
         on_empty: OnEmpty = "skip",
     ) -> None:
         super().__init__(encoder, optimizer, scheduler, evaluator, param_groups)
@@ -130,7 +130,7 @@ class Classification(Method):
         return Classified(
             distributed.gather(embeddings),
             distributed.gather(self.logits(embeddings)),
-            distributed.gather(batch["label"]),
+            distributed.gather(labels_of(batch)),
             distributed.gather(batch["index"]),
         )
 
@@ -146,8 +146,10 @@ class Classification(Method):
             teaches = teaches | ~teaches.any()
         return kept_mean(sample_loss, teaches)
 
-    def judge(self, seen: Classified, sample_loss: Tensor) -> Selection:
-        """The selector's answer for a global batch with losses [B]."""
+    def judge(
+        self, seen: Classified, sample_loss: Tensor, entry_loss: Tensor | None = None
+    ) -> Selection:
+        """The selector's answer for a global batch with losses [B] and, multi-label, [B, C]."""
         evidence = Evidence(
             labels=seen.labels,
             index=seen.index,
@@ -155,6 +157,7 @@ class Classification(Method):
             proxies=unit_norm(self.classifier.weight.detach()),
             logits=seen.logits.detach(),
             sample_loss=sample_loss.detach(),
+            entry_loss=None if entry_loss is None else entry_loss.detach(),
             step=self.global_step,
             epoch=self.current_epoch,
         )

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyml import distributed
-from noisyml.data.views import Batch
+from noisyml.data.views import Batch, labels_of
 from noisyml.errors import UserError
 from noisyml.methods.base import (
     Method,
@@ -54,11 +54,11 @@ class View:
 
     Attributes:
         logits: class scores [B, C] with gradient, float32 or better.
-        maps: feature maps [B, c, h, w] with gradient by name, those that were asked for.
+        layers: outputs [B, ...] of layers with gradient by name, those that were asked for.
     """
 
     logits: Tensor
-    maps: dict[str, Tensor] = field(default_factory=dict)
+    layers: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -151,22 +151,22 @@ class TwoNetworks(Method):
 
     # -- training ----------------------------------------------------------------------------
 
-    def see(self, batch: Batch, maps: Sequence[str] = ()) -> Seen:
+    def see(self, batch: Batch, layers: Sequence[str] = ()) -> Seen:
         """Pass this rank's share once through both networks and gather the global batch.
 
         Args:
             batch: this rank's share.
-            maps: names of feature maps to keep, see `noisyml.models.backbones.FeatureMaps`.
+            layers: whose outputs to keep, see `Encoder.activations`.
 
         Raises:
-            UserError: the networks have no such maps.
+            UserError: the networks have no such layers.
         """
         first, second = (
-            _view(encoder, classifier, batch, maps)
+            _view(encoder, classifier, batch, layers)
             for encoder, classifier in self.networks().values()
         )
         return Seen(
-            first, second, distributed.gather(batch["label"]), distributed.gather(batch["index"])
+            first, second, distributed.gather(labels_of(batch)), distributed.gather(batch["index"])
         )
 
     def networks(self) -> dict[str, tuple[Encoder, nn.Linear]]:
@@ -274,7 +274,7 @@ class TwoNetworks(Method):
             for name, judge in panel.items():
                 judge.update(
                     index=batch["index"],
-                    labels=batch["label"],
+                    labels=labels_of(batch),
                     embeddings=answers[name].embeddings,
                     logits=answers[name].logits,
                     split_role=role,
@@ -351,16 +351,10 @@ def better(first: float, second: float) -> int:
     return 0 if first > second else 1
 
 
-def _view(encoder: Encoder, classifier: nn.Linear, batch: Batch, maps: Sequence[str]) -> View:
+def _view(encoder: Encoder, classifier: nn.Linear, batch: Batch, layers: Sequence[str]) -> View:
     """What one network makes of this rank's share, gathered."""
-    if not maps:
-        return View(distributed.gather(class_scores(classifier, encoder(batch))))
-    encoding = encoder.encode(batch)
-    if unknown := [name for name in maps if name not in encoding.maps]:
-        raise UserError(
-            f"The backbone has no feature map '{unknown[0]}': it has {', '.join(encoding.maps)}."
-        )
+    embeddings, seen = encoder.activations(batch, layers)
     return View(
-        distributed.gather(class_scores(classifier, encoding.embeddings)),
-        {name: distributed.gather(encoding.maps[name]) for name in maps},
+        distributed.gather(class_scores(classifier, embeddings)),
+        {name: distributed.gather(output) for name, output in seen.items()},
     )

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 from torch import Tensor
+
+from noisyml.noise.labels import LabelKind
 
 SplitRole = Literal["pool", "query", "gallery"]
 
@@ -19,6 +22,10 @@ class Evaluator(ABC):
 
     #: What a model must give: ``embeddings`` or ``logits``.
     needs: ClassVar[frozenset[str]] = frozenset({"embeddings"})
+    #: Which labels it evaluates against.
+    label_kinds: ClassVar[frozenset[LabelKind]] = frozenset({"single"})
+    #: What the classes are called, for metrics named after them; set before use.
+    class_names: Sequence[str] = ()
 
     @abstractmethod
     def update(

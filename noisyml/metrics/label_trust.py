@@ -67,6 +67,39 @@ def class_selection(
     }
 
 
+def selection_by_class(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str, list[float]]:
+    """`selection_metrics` of the entries of each class.
+
+    Args:
+        keep, p_clean, wrong: as for `selection_metrics`, but [N, C].
+
+    Returns:
+        By name of the metric, C values.
+    """
+    each = [
+        selection_metrics(*columns)
+        for columns in zip(keep.unbind(1), p_clean.unbind(1), wrong.unbind(1), strict=True)
+    ]
+    return {name: [scores[name] for scores in each] for name in each[0]}
+
+
+def entry_selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str, float]:
+    """Quality of a selection of the entries of multi-label samples.
+
+    Args:
+        keep, p_clean, wrong: as for `selection_metrics`, but [N, C].
+
+    Returns:
+        `selection_metrics` over all entries, and ``precision_macro``, ``recall_macro`` and
+        ``auroc_macro``: means over the classes where they are defined.
+    """
+    scores = selection_metrics(keep.flatten(), p_clean.flatten(), wrong.flatten())
+    by_class = selection_by_class(keep, p_clean, wrong)
+    for name in ("precision", "recall", "auroc"):
+        scores[f"{name}_macro"] = float(torch.tensor(by_class[name]).nanmean())
+    return scores
+
+
 def selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str, float]:
     """Quality of a selection of samples; samples with a right label are the positives.
 
@@ -77,7 +110,8 @@ def selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str,
 
     Returns:
         ``kept``: share of samples kept; ``precision``: share of the kept that are clean;
-        ``recall``: share of the clean that are kept; ``auroc`` of `p_clean`. NaN where undefined.
+        ``recall``: share of the clean that are kept; ``excluded_precision``: share of the others
+        that are wrong; ``auroc`` of `p_clean`. NaN where undefined.
 
     Raises:
         ValueError: shapes that differ.
@@ -88,7 +122,7 @@ def selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str,
             f"{tuple(wrong.shape)} must all be [N]"
         )
     keep, clean = keep.to(torch.bool), ~wrong.to(torch.bool)
-    kept_clean = int((keep & clean).sum())
+    kept_clean, out_wrong = int((keep & clean).sum()), int((~keep & ~clean).sum())
 
     def share(part: int, whole: int) -> float:
         return part / whole if whole else float("nan")
@@ -97,5 +131,21 @@ def selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str,
         "kept": share(int(keep.sum()), len(keep)),
         "precision": share(kept_clean, int(keep.sum())),
         "recall": share(kept_clean, int(clean.sum())),
+        "excluded_precision": share(out_wrong, int((~keep).sum())),
         "auroc": auroc(p_clean, clean),
     }
+
+
+def suspicion_precision(keep: Tensor, suspected: Tensor, wrong: Tensor) -> float:
+    """How often the class that a method suspects in a sample it leaves out is marked wrongly.
+
+    Args:
+        keep: [N] bool, True for the samples kept.
+        suspected: [N] int64, a class.
+        wrong: [N, C] bool, True where an entry is wrong.
+
+    Returns:
+        In [0, 1]; NaN if nothing is left out.
+    """
+    hit = wrong.to(torch.bool).gather(1, suspected[:, None])[:, 0]
+    return float(hit[~keep.to(torch.bool)].double().mean())

@@ -13,6 +13,7 @@ from noisyml.noise.files import FromManifest, HumanLabels
 from noisyml.noise.instance import ClassificationBased, PartDependent, PolynomialMarginDiminishing
 from noisyml.noise.lists import check_official_list, manifest_from_list, read_list
 from noisyml.noise.manifest import NoiseManifest, SampleState
+from noisyml.noise.multi_label import MultiLabelMixed, MultiLabelPerSample, MultiLabelUniform
 from noisyml.noise.open_set import OpenSet
 from noisyml.noise.small_cluster import SmallCluster
 
@@ -24,6 +25,9 @@ __all__ = [
     "HumanLabels",
     "Injector",
     "Matrix",
+    "MultiLabelMixed",
+    "MultiLabelPerSample",
+    "MultiLabelUniform",
     "NoNoise",
     "NoiseManifest",
     "OpenSet",

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from noisyml.errors import UserError
+from noisyml.noise.labels import LabelKind, Labels, as_labels, as_multi_hot, kind_of
 from noisyml.noise.manifest import NoiseManifest
 from noisyml.noise.random import ClassOrder, Draws, sample_ids
 
@@ -30,31 +31,12 @@ def check_choice(value: str, choices: Sequence[str], key: str) -> None:
         raise UserError(f"{key}={value} is unknown; choose one of {', '.join(choices)}.")
 
 
-def as_labels(labels: ArrayLike, num_classes: int) -> NDArray[np.int64]:
-    """Labels as a fresh int64 [N]; lists, arrays and CPU tensors of integers are accepted.
-
-    Raises:
-        TypeError: not one-dimensional integers.
-        UserError: a label is not in ``0 .. num_classes-1``.
-    """
-    array = np.asarray(labels)
-    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
-        raise TypeError(f"labels must be integers [N], not {array.dtype} {list(array.shape)}")
-    if array.size and (array.min() < 0 or array.max() >= num_classes):
-        i = int(np.flatnonzero((array < 0) | (array >= num_classes))[0])
-        raise UserError(
-            f"Training sample {i} has label {array[i]}, but the data set declares {num_classes} "
-            f"classes (labels 0 to {num_classes - 1}); correct the label or the class names."
-        )
-    return array.astype(np.int64)
-
-
 @dataclass(frozen=True)
 class Samples:
     """The training split as an injector sees it.
 
     Attributes:
-        labels: int64 [N], clean labels.
+        labels: clean labels, int64 [N] or multi-hot uint8 [N, C].
         num_classes: number of classes C.
         ids: uint64 [N], stable sample ids.
         keys: N sample keys or None.
@@ -62,7 +44,7 @@ class Samples:
         class_names: C names or None.
     """
 
-    labels: NDArray[np.int64]
+    labels: Labels
     num_classes: int
     ids: NDArray[np.uint64]
     keys: Sequence[str] | None = None
@@ -81,9 +63,9 @@ class Samples:
 class Outcome:
     """What an injector decided; fields as in `NoiseManifest`, None follows from the rest."""
 
-    observed: NDArray[np.int64]
+    observed: Labels
     nominal_rate: float | None = None
-    clean: NDArray[np.int64] | None = None
+    clean: Labels | None = None
     changed: NDArray[np.bool_] | None = None
     source_index: NDArray[np.int64] | None = None
     num_classes: int | None = None
@@ -104,6 +86,26 @@ class Injector(ABC):
     #: True if the corruption describes one training split (a file of labels, renumbered classes,
     #: foreign images) and cannot be repeated on the validation split.
     training_only: ClassVar[bool] = False
+    #: Which labels it corrupts.
+    label_kinds: ClassVar[frozenset[LabelKind]] = frozenset({"single"})
+
+    def check_kind(self, labels: ArrayLike) -> None:
+        """Refuse labels of a kind that this injector does not corrupt.
+
+        Raises:
+            UserError: such labels.
+        """
+        if (kind := kind_of(labels)) in self.label_kinds:
+            return
+        if kind == "multi":
+            raise UserError(
+                f"Noise '{self.name}' changes the one label of an image, but the data set gives "
+                "its images several: choose e.g. noise=multilabel_mixed."
+            )
+        raise UserError(
+            f"Noise '{self.name}' adds and removes labels of images that have several, but the "
+            "data set gives each image one: choose e.g. noise=symmetric."
+        )
 
     @abstractmethod
     def inject(
@@ -118,7 +120,8 @@ class Injector(ABC):
         """Corrupt `labels` and say what was done.
 
         Args:
-            labels: clean labels, integers [N] in ``0 .. num_classes-1``: list, array or tensor.
+            labels: clean labels, integers [N] in ``0 .. num_classes-1`` or zeros and ones
+                [N, num_classes]: list, array or tensor.
             num_classes: number of classes C of the split.
             keys: N unique sample names; with them a sample's noise depends on its name and not on
                 its position.
@@ -129,8 +132,8 @@ class Injector(ABC):
             The manifest; with a rate of 0 its observed labels equal `labels`.
 
         Raises:
-            UserError: a label out of range, repeated keys, missing features, or a request that
-                this data cannot meet.
+            UserError: labels of another kind or out of range, repeated keys, missing features, or
+                a request that this data cannot meet.
         """
 
 
@@ -146,6 +149,10 @@ class SplitInjector(Injector):
         """The constructor's arguments as they go into the manifest."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
+    def idle(self) -> bool:
+        """True if the settings ask for no corruption."""
+        return self.record().get("rate") == 0
+
     def inject(
         self,
         labels: ArrayLike,
@@ -156,7 +163,9 @@ class SplitInjector(Injector):
         class_names: Sequence[str] | None = None,
     ) -> NoiseManifest:
         """Check the split, corrupt it and write the record; see `Injector.inject`."""
-        clean = as_labels(labels, num_classes)
+        self.check_kind(labels)
+        multi_label = kind_of(labels) == "multi"
+        clean: Labels = (as_multi_hot if multi_label else as_labels)(labels, num_classes)
         params = self.record()
         array = None if features is None else np.asarray(features)
         if self.needs_features:
@@ -180,8 +189,11 @@ class SplitInjector(Injector):
             features=array,
             class_names=class_names,
         )
-        if params.get("rate") == 0 or len(clean) == 0:
-            outcome = Outcome(observed=clean, nominal_rate=params.get("rate"))
+        if self.idle() or len(clean) == 0:
+            rate = params.get("rate")
+            outcome = Outcome(
+                observed=clean, nominal_rate=rate if isinstance(rate, int | float) else None
+            )
         else:
             outcome = self.corrupt(samples)
         return NoiseManifest(
@@ -222,6 +234,7 @@ class NoNoise(SplitInjector):
     """Leaves the labels as they are."""
 
     name: ClassVar[str] = "none"
+    label_kinds: ClassVar[frozenset[LabelKind]] = frozenset({"single", "multi"})
 
     def corrupt(self, samples: Samples) -> Outcome:
         """The clean labels."""

@@ -13,7 +13,8 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from noisyml.errors import UserError
-from noisyml.noise.base import Injector, Outcome, Samples, SplitInjector, as_labels
+from noisyml.noise.base import Injector, Outcome, Samples, SplitInjector
+from noisyml.noise.labels import LabelKind, Labels, as_labels, as_multi_hot, kind_of
 from noisyml.noise.lists import (
     ListName,
     check_official_list,
@@ -42,6 +43,7 @@ class FromManifest(Injector):
 
     name: ClassVar[str] = "manifest"
     training_only: ClassVar[bool] = True
+    label_kinds: ClassVar[frozenset[LabelKind]] = frozenset({"single", "multi"})
 
     path: str
     cleaned: str | None = None
@@ -69,8 +71,14 @@ class FromManifest(Injector):
         Raises:
             UserError: the file is missing, damaged or altered, or made for another split.
         """
-        clean = as_labels(labels, num_classes)
+        multi_label = kind_of(labels) == "multi"
+        clean: Labels = (as_multi_hot if multi_label else as_labels)(labels, num_classes)
         if Path(self.path).suffix == ".csv":
+            if multi_label:
+                raise UserError(
+                    f"The list {self.path} gives each image one label, but the data set gives "
+                    "several; give a noise.parquet of a run."
+                )
             return self._from_list(clean, num_classes, keys)
         manifest = NoiseManifest.load(self.path)
         if manifest.num_clean_classes != num_classes:

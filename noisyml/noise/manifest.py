@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import IntEnum
 from importlib.metadata import version
 from pathlib import Path
@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 import noisyml
+from noisyml.columns import from_column, to_column
 from noisyml.errors import UserError
+from noisyml.noise.labels import KIND_WORDS, LabelKind, Labels, kind_of
 from noisyml.noise.random import GENERATOR
 
 FORMAT = 1
@@ -62,20 +64,38 @@ def _frozen(array: ArrayLike, dtype: type[np.generic]) -> NDArray[Any]:
     return copy
 
 
+@dataclass(frozen=True)
+class LabelChanges:
+    """What became of the labels of each class, multi-label only.
+
+    Attributes:
+        positives: int64 [C], samples that truly have the class.
+        added: int64 [C], samples without the class that were given it.
+        removed: int64 [C], samples with the class that lost it.
+    """
+
+    positives: NDArray[np.int64]
+    added: NDArray[np.int64]
+    removed: NDArray[np.int64]
+
+
 @dataclass(frozen=True, eq=False)
 class NoiseManifest:
     """Labels of a training split after corruption, beside the truth; arrays are read-only.
 
     Attributes:
-        observed: int64 [N], the label training sees, ``0 .. num_classes-1``.
+        observed: int64 [N], the label training sees, ``0 .. num_classes-1``; multi-label: uint8
+            [N, num_classes] of zeros and ones.
         clean: int64 [N], the true label in the numbering of the split, -1 where there is none
-            (open-set image) or none is known.
-        changed: bool [N], whether the pair of image and observed label is wrong.
+            (open-set image) or none is known; multi-label: int8 [N, num_classes].
+        changed: bool [N], whether the pair of image and observed label is wrong; multi-label: bool
+            [N, num_classes], which entries are.
         num_classes: number of classes after corruption (small-cluster noise removes some).
         injector: the injector's name.
         params: the injector's arguments, JSON values.
         seed: the noise seed, None where nothing was drawn.
-        nominal_rate: the rate asked for (fraction of 1), None where the injector has none.
+        nominal_rate: the rate asked for (fraction of 1), None where the injector has none;
+            multi-label: as a share of all N * C entries, like `actual_rate`.
         source_index: int64 [N] or None: -1, or the position in the open-set image source of the
             image that replaces this sample's.
         keys: N sample keys or None.
@@ -90,8 +110,8 @@ class NoiseManifest:
         ValueError: the arrays do not fit each other.
     """
 
-    observed: NDArray[np.int64]
-    clean: NDArray[np.int64]
+    observed: Labels
+    clean: Labels
     changed: NDArray[np.bool_]
     num_classes: int
     injector: str
@@ -108,8 +128,9 @@ class NoiseManifest:
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        put(self, "observed", _frozen(self.observed, np.int64))
-        put(self, "clean", _frozen(self.clean, np.int64))
+        multi_label = np.ndim(self.observed) == 2
+        put(self, "observed", _frozen(self.observed, np.uint8 if multi_label else np.int64))
+        put(self, "clean", _frozen(self.clean, np.int8 if multi_label else np.int64))
         put(self, "changed", _frozen(self.changed, np.bool_))
         put(self, "index", _frozen(np.arange(len(self.observed)), np.int64))
         put(self, "params", _plain(self.params))
@@ -128,13 +149,41 @@ class NoiseManifest:
         columns = (self.clean, self.changed, self.source_index, self.keys)
         if any(column is not None and len(column) != n for column in columns):
             raise ValueError(f"columns differ in length; the labels have {n} rows")
+        if multi_label:
+            self._check_entries()
+            return
         if n and not 0 <= self.observed.min() <= self.observed.max() < self.num_classes:
             raise ValueError(f"an observed label is not in 0 .. {self.num_classes - 1}")
         if n and not -1 <= self.clean.min() <= self.clean.max() < self.num_clean_classes:
             raise ValueError(f"a clean label is not in -1 .. {self.num_clean_classes - 1}")
 
+    def _check_entries(self) -> None:
+        shape = (len(self), self.num_classes)
+        if not self.observed.shape == self.clean.shape == self.changed.shape == shape:
+            raise ValueError(
+                f"multi-label columns must be {list(shape)}, not {list(self.observed.shape)}, "
+                f"{list(self.clean.shape)} and {list(self.changed.shape)}"
+            )
+        if self.num_clean_classes != self.num_classes or self.source_index is not None:
+            raise ValueError("multi-label noise keeps classes and images as they are")
+        if (self.observed > 1).any():
+            raise ValueError("an observed entry is neither 0 nor 1")
+        if not np.isin(self.clean, (-1, 0, 1)).all():
+            raise ValueError("a clean entry is not -1, 0 or 1")
+
     def __len__(self) -> int:
         return len(self.observed)
+
+    @property
+    def kind(self) -> LabelKind:
+        """One label per sample, or several."""
+        return kind_of(self.observed)
+
+    @property
+    def wrong(self) -> NDArray[np.bool_]:
+        """Samples with a wrong label, bool [N]; multi-label: with any wrong entry."""
+        wrong: NDArray[np.bool_] = self.changed
+        return np.asarray(wrong.any(axis=1)) if self.kind == "multi" else wrong
 
     @property
     def truth_known(self) -> bool:
@@ -143,7 +192,10 @@ class NoiseManifest:
 
     @property
     def actual_rate(self) -> float:
-        """Realised fraction of wrong samples, NaN where the truth is unknown."""
+        """Realised fraction of wrong labels, NaN where the truth is unknown.
+
+        Of the samples; multi-label: of all N * C entries.
+        """
         if len(self) == 0:
             return 0.0
         return float(self.changed.mean()) if self.truth_known else float("nan")
@@ -151,7 +203,10 @@ class NoiseManifest:
     @property
     def state(self) -> NDArray[np.int8]:
         """`SampleState` of each sample, int8 [N]."""
-        state = np.where(self.changed, SampleState.CLOSED, SampleState.CLEAN).astype(np.int8)
+        state = np.where(self.wrong, SampleState.CLOSED, SampleState.CLEAN).astype(np.int8)
+        if self.kind == "multi":
+            state[((self.clean < 0) & ~self.changed).any(axis=1)] = SampleState.UNKNOWN
+            return state
         if self.class_source is not None:
             kept = self.class_source[self.class_source >= 0]
             state[self.changed & ~np.isin(self.clean, kept)] = SampleState.OPEN
@@ -164,8 +219,11 @@ class NoiseManifest:
     def sha256(self) -> str:
         """Hex digest of the samples: labels, flags, image sources, keys, and class sources."""
         digest = hashlib.sha256(f"{len(self)} {self.num_classes}".encode())
-        digest.update(self.observed.astype("<i8").tobytes())
-        digest.update(self.clean.astype("<i8").tobytes())
+        if self.kind == "multi":
+            digest.update(b"multi" + self.observed.tobytes() + self.clean.tobytes())
+        else:
+            digest.update(self.observed.astype("<i8").tobytes())
+            digest.update(self.clean.astype("<i8").tobytes())
         digest.update(self.changed.astype("u1").tobytes())
         if self.source_index is not None:
             digest.update(b"source" + self.source_index.astype("<i8").tobytes())
@@ -179,18 +237,55 @@ class NoiseManifest:
     def count_matrix(self) -> NDArray[np.int64]:
         """Samples by true (row) and observed (column) class, [num_clean_classes, num_classes].
 
-        Samples without a true class are left out.
+        Samples without a true class are left out. Multi-label: [C, 2, 2], samples of each class by
+        true and observed absence (0) or presence (1).
         """
+        if self.kind == "multi":
+            cells = np.where(self.clean < 0, 4, 2 * self.clean + self.observed)
+            each = [(cells == cell).sum(axis=0, dtype=np.int64) for cell in range(4)]
+            return np.stack(each, axis=1).reshape(self.num_classes, 2, 2)
         known = self.clean >= 0
         cells = self.clean[known] * self.num_classes + self.observed[known]
         size = self.num_clean_classes * self.num_classes
         counts = np.bincount(cells, minlength=size).astype(np.int64)
         return counts.reshape(self.num_clean_classes, self.num_classes)
 
+    def label_changes(self) -> LabelChanges:
+        """Positives, added and removed labels per class, of a multi-label split."""
+        counts = self.count_matrix()
+        return LabelChanges(counts[:, 1].sum(axis=1), counts[:, 0, 1], counts[:, 1, 0])
+
+    def rates(self) -> dict[str, float]:
+        """Rates of the noise by name, fractions of 1; empty where the truth is unknown.
+
+        ``actual_rate`` and, where the injector has one, ``nominal_rate``. Multi-label also:
+        ``added_rate`` and ``removed_rate``, labels added and removed over labels truly there, and
+        ``wrong_samples``, the share of samples with any wrong entry.
+        """
+        if not self.truth_known:
+            return {}
+        rates = {"actual_rate": self.actual_rate}
+        if self.nominal_rate is not None:
+            rates["nominal_rate"] = self.nominal_rate
+        if self.kind == "multi" and len(self):
+            changes = self.label_changes()
+            positives = max(int(changes.positives.sum()), 1)
+            rates["added_rate"] = int(changes.added.sum()) / positives
+            rates["removed_rate"] = int(changes.removed.sum()) / positives
+            rates["wrong_samples"] = float(self.wrong.mean())
+        return rates
+
     def summary(self) -> dict[str, Any]:
-        """The record without its samples: both rates, parameters, hash, generator, versions."""
+        """The record without its samples: both rates, parameters, hash, generator, versions.
+
+        Multi-label: also ``classes``, the counts of `label_changes`.
+        """
         actual = self.actual_rate
-        return {
+        classes = {}
+        if self.kind == "multi":
+            changes = asdict(self.label_changes())
+            classes = {"classes": {name: counts.tolist() for name, counts in changes.items()}}
+        return classes | {
             "format": FORMAT,
             "injector": self.injector,
             "params": self.params,
@@ -208,15 +303,18 @@ class NoiseManifest:
         }
 
     def save(self, path: str | Path) -> None:
-        """Write Parquet: one row per sample, `summary` as JSON in the schema's metadata."""
+        """Write Parquet: one row per sample, `summary` as JSON in the schema's metadata.
+
+        Entries of multi-label columns are lists of fixed size.
+        """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         columns: dict[str, Any] = {
             "index": self.index,
-            "observed": self.observed,
-            "clean": self.clean,
-            "changed": self.changed,
+            "observed": to_column(self.observed),
+            "clean": to_column(self.clean),
+            "changed": to_column(self.changed),
         }
         if self.source_index is not None:
             columns["source_index"] = self.source_index
@@ -266,9 +364,9 @@ class NoiseManifest:
             optional.update({n: table[n] for n in optional if n in table.column_names})
             source, keys = optional["source_index"], optional["key"]
             manifest = cls(
-                observed=table["observed"].to_numpy(),
-                clean=table["clean"].to_numpy(),
-                changed=table["changed"].to_numpy(),
+                observed=from_column(table["observed"]),
+                clean=from_column(table["clean"]),
+                changed=from_column(table["changed"]),
                 num_classes=record["num_classes"],
                 injector=record["injector"],
                 params=record["params"],
@@ -299,13 +397,18 @@ class NoiseManifest:
         """Refuse a split this manifest was not made for.
 
         Args:
-            labels: int [N], the split's clean labels.
+            labels: int [N] or [N, C], the split's clean labels.
             keys: the split's sample keys; compared where the manifest has keys too.
 
         Raises:
-            UserError: another number of samples, other keys or other clean labels.
+            UserError: another kind or number of labels, other keys or other clean labels.
         """
         labels = np.asarray(labels)
+        if kind_of(labels) != self.kind:
+            raise UserError(
+                f"The noise manifest was made for {KIND_WORDS[self.kind]}, but the data set gives "
+                f"{KIND_WORDS[kind_of(labels)]}; use the data set it was made for."
+            )
         if len(labels) != len(self):
             raise UserError(
                 f"The noise manifest describes {len(self)} samples but the training split has "
@@ -319,7 +422,13 @@ class NoiseManifest:
                     f"The noise manifest was made for other samples: sample {i} is {keys[i]!r} in "
                     f"the training split and {self.keys[i]!r} in the manifest."
                 )
-        wrong = np.flatnonzero((self.clean >= 0) & (self.clean != labels))
+        differs = (self.clean >= 0) & (self.clean != labels)
+        wrong = np.flatnonzero(differs.any(axis=1) if self.kind == "multi" else differs)
+        if len(wrong) and self.kind == "multi":
+            raise UserError(
+                f"The noise manifest was made for other clean labels: those of {len(wrong)} "
+                f"samples differ, the first is sample {wrong[0]}; use the data set it was made for."
+            )
         if len(wrong):
             i = int(wrong[0])
             raise UserError(
@@ -346,7 +455,7 @@ class NoiseManifest:
         """The same observed labels, but nobody knows which are wrong (real label noise)."""
         return replace(
             self,
-            clean=np.full(len(self), -1),
-            changed=np.zeros(len(self), dtype=bool),
+            clean=np.full(self.observed.shape, -1),
+            changed=np.zeros(self.observed.shape, dtype=bool),
             nominal_rate=None,
         )

@@ -19,6 +19,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from noisyml.columns import from_column
 from noisyml.runs import RunFolder
 
 #: One row per image that could not be decoded, where a run was told to skip those.
@@ -35,15 +36,18 @@ class Judgements:
 
     Attributes:
         table: columns ``index`` int64, ``epoch`` int64, ``kept`` bool, ``p_clean`` float
-            (NaN where none was computed) and ``wrong`` bool (label differs from the true one).
+            (NaN where none was computed) and ``wrong`` bool (label differs from the true one). A
+            row per sample, or per entry of a multi-label sample, numbered ``index * C + class``.
         truth_known: True if some labels are known to be wrong and all others to be right; if
             not, ``wrong`` is all False and means nothing.
         samples: number of training samples.
+        entries: True if entries were judged and not samples.
     """
 
     table: pd.DataFrame
     truth_known: bool
     samples: int
+    entries: bool = False
 
     def last(self) -> pd.DataFrame:
         """The last judgement in the last epoch of every sample judged in it."""
@@ -102,24 +106,53 @@ def read_history(run: RunFolder) -> pd.DataFrame | None:
 
 
 def read_manifest(run: RunFolder) -> pd.DataFrame | None:
-    """The noise manifest: ``index observed clean changed``."""
-    return _parquet(run.noise_file, ["index", "observed", "clean", "changed"])
+    """The noise manifest: ``index observed clean changed unknown``.
+
+    Labels are numbers or, multi-label, lists; ``changed`` and ``unknown`` (nobody knows whether the
+    label is right) say whether any label of the sample is.
+    """
+    found = _manifest(run)
+    if found is None:
+        return None
+    unknown = (found["clean"] < 0) & ~found["changed"]
+    if found["changed"].ndim == 1:
+        return pd.DataFrame({**found, "unknown": unknown})
+    lists = {name: found[name].tolist() for name in ("observed", "clean")}
+    flags = {"changed": found["changed"].any(axis=1), "unknown": unknown.any(axis=1)}
+    return pd.DataFrame({"index": found["index"], **lists, **flags})
 
 
 def read_judgements(run: RunFolder) -> Judgements | None:
     """The selector's judgements joined with the manifest by ``index``."""
-    table = _parquet(run.selection_file, ["index", "p_clean", "kept", "epoch"])
-    if table is None or table.empty:
+    judged = _arrays(run.selection_file, ["index", "p_clean", "kept", "epoch"])
+    if judged is None or not len(judged["index"]):
         return None
-    table = table.astype({"index": np.int64, "epoch": np.int64, "kept": bool, "p_clean": float})
-    manifest = read_manifest(run)
-    if manifest is None or not manifest["changed"].any() or _unknown(manifest).any():
-        samples = int(table["index"].nunique()) if manifest is None else len(manifest)
-        return Judgements(table.assign(wrong=False), truth_known=False, samples=samples)
-    wrong = table["index"].map(manifest.set_index("index")["changed"])
-    if wrong.isna().any():
-        raise Unreadable("selection.parquet judges samples that noise.parquet does not list.")
-    return Judgements(table.assign(wrong=wrong.astype(bool)), True, len(manifest))
+    kept = judged["kept"].astype(bool)
+    entries = kept.ndim == 2
+    wrong = np.zeros(kept.shape, dtype=bool)
+    manifest = _manifest(run)
+    truth_known = False
+    samples = len(np.unique(judged["index"]))
+    if manifest is not None:
+        samples, changed = len(manifest["index"]), manifest["changed"]
+        truth_known = bool(changed.any() and not ((manifest["clean"] < 0) & ~changed).any())
+    if manifest is not None and truth_known:
+        place = pd.Index(manifest["index"]).get_indexer(judged["index"])
+        if (place < 0).any():
+            raise Unreadable("selection.parquet judges samples that noise.parquet does not list.")
+        if entries and changed.shape[1:] != kept.shape[1:]:
+            raise Unreadable("selection.parquet judges other classes than noise.parquet lists.")
+        per_sample = changed.ndim == 2 and not entries
+        wrong = np.asarray(changed.any(axis=1) if per_sample else changed)[place]
+    index, epoch = judged["index"].astype(np.int64), judged["epoch"].astype(np.int64)
+    if entries:
+        classes = kept.shape[1]
+        index = (index[:, None] * classes + np.arange(classes)).ravel()
+        epoch = np.repeat(epoch, classes)
+    columns = {"kept": kept, "p_clean": judged["p_clean"].astype(float), "wrong": wrong}
+    flat = {name: values.ravel() for name, values in columns.items()}
+    table = pd.DataFrame({"index": index, "epoch": epoch, **flat})
+    return Judgements(table, truth_known, samples, entries)
 
 
 def read_embedding_map(run: RunFolder) -> pd.DataFrame | None:
@@ -189,7 +222,26 @@ def png_data_uri(image: NDArray[np.uint8], largest_side: int) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+def _manifest(run: RunFolder) -> dict[str, NDArray[Any]] | None:
+    """Columns of the noise manifest, [N] or (labels of multi-label samples) [N, C]."""
+    found = _arrays(run.noise_file, ["index", "observed", "clean", "changed"])
+    return None if found is None else {**found, "changed": found["changed"].astype(bool)}
+
+
+def _arrays(path: Path, columns: Sequence[str]) -> dict[str, NDArray[Any]] | None:
+    table = _table(path, columns)
+    try:
+        return None if table is None else {name: from_column(table[name]) for name in columns}
+    except ValueError as error:
+        raise Unreadable(f"{path.name} cannot be read: {_short(error)}") from error
+
+
 def _parquet(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
+    table = _table(path, columns)
+    return None if table is None else table.to_pandas(ignore_metadata=True)
+
+
+def _table(path: Path, columns: Sequence[str]) -> Any:
     if not path.is_file():
         return None
     import pyarrow.parquet
@@ -200,7 +252,7 @@ def _parquet(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
         missing = [column for column in columns if column not in file.schema_arrow.names]
         if missing:
             raise Unreadable(f"{path.name} lacks the column {missing[0]}.")
-        return file.read(columns=list(columns)).to_pandas(ignore_metadata=True)
+        return file.read(columns=list(columns))
     except (OSError, ValueError, KeyError) as error:
         raise Unreadable(f"{path.name} cannot be read: {_short(error)}") from error
 
@@ -212,23 +264,18 @@ def _rightness(
     clean: NDArray[np.str_],
 ) -> tuple[bool | None, ...]:
     """Whether labels are right, as the manifest says, or else as their names say."""
-    if manifest is None:
+    # Several labels or a single entry of them are told in full by their names.
+    if manifest is None or isinstance(manifest["observed"].iloc[0], list):
         return tuple(
             bool(seen == true) if true else None for seen, true in zip(observed, clean, strict=True)
         )
     rows = manifest.set_index("index").reindex(index)
     if rows["changed"].isna().any():
         raise Unreadable("thumbnails.npz shows samples that noise.parquet does not list.")
-    unknown = _unknown(rows.astype({"changed": bool}))
     return tuple(
         None if nobody_knows else not changed
-        for nobody_knows, changed in zip(unknown, rows["changed"], strict=True)
+        for nobody_knows, changed in zip(rows["unknown"], rows["changed"], strict=True)
     )
-
-
-def _unknown(manifest: pd.DataFrame) -> pd.Series:
-    """[N] bool: samples of which nobody knows whether their label is right."""
-    return (manifest["clean"] < 0) & ~manifest["changed"]
 
 
 def _digest(values: pd.Series) -> str:

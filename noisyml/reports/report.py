@@ -716,9 +716,10 @@ def _trust_picture(judged: Judgements, name: str) -> Picture | None:
         return None
     wrong = scored["wrong"].to_numpy() if judged.truth_known else None
     figure = plots.trust_figure(scored["p_clean"].clip(0, 1).to_numpy(), wrong)
+    of = "entries (a class of a sample) of" if judged.entries else "of"
     caption = (
         f"Trust in each label (p_clean) as judged in the last epoch, "
-        f"{len(scored):,} of {judged.samples:,} training samples."
+        f"{len(scored):,} {of} {judged.samples:,} training samples."
     )
     return Picture(name, figure, caption)
 

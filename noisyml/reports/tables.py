@@ -54,6 +54,8 @@ TEST_METRICS = {
     "map_macro": "mAP macro",
     "map_micro": "mAP micro",
     "f1_macro": "F1 macro",
+    "f1_micro": "F1 micro",
+    "lrap": "LRAP",
     "clustering_accuracy_all": "ACC all",
     "clustering_accuracy_old": "ACC old",
     "clustering_accuracy_new": "ACC new",
@@ -67,6 +69,8 @@ TEST_METRICS = {
 _OTHER_LABELS = {
     "noise/nominal_rate": "nominal",
     "noise/actual_rate": "realised",
+    "noise/added_rate": "added",
+    "noise/removed_rate": "removed",
     "selection/kept": "share",
     "selection/precision": "precision",
     "selection/recall": "recall",
@@ -125,8 +129,13 @@ class Column:
 
     @property
     def lower_is_better(self) -> bool:
-        """True for times and losses."""
-        return self.metric.startswith("time/") or "loss" in self.metric
+        """True for times, losses and errors."""
+        name = self.metric.rpartition("/")[2]
+        return (
+            self.metric.startswith("time/")
+            or "loss" in name
+            or name in ("coverage", "hamming", "one_error", "nll")
+        )
 
     @property
     def has_a_best(self) -> bool:
@@ -309,6 +318,7 @@ def choose_columns(runs: pd.DataFrame, metrics: Sequence[str] | None = None) -> 
         return [Column.of(name) for wanted in metrics for name in _matching(wanted, present)]
     varies_rate = any(is_rate(key) for key in runs.attrs["varied"])
     noise = ["noise/actual_rate"] if varies_rate else ["noise/nominal_rate", "noise/actual_rate"]
+    noise += ["noise/added_rate", "noise/removed_rate"]
     selection = [f"selection/{name}" for name in ("kept", "precision", "recall", "auroc")]
     wanted = [*noise, *_default_test_metrics(present), *selection, "time/step_seconds"]
     return [Column.of(name) for name in wanted if name in present]

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from noisyml.noise.labels import LabelKind
+
 if TYPE_CHECKING:
     from noisyml.similarity.memory_bank import MemoryBank
 
@@ -18,13 +20,14 @@ class Evidence:
     """All a selector may look at for one global batch; never a clean label.
 
     Attributes:
-        labels: observed labels [B] int64.
+        labels: observed labels [B] int64; several per sample: zeros and ones [B, C] float.
         index: positions in the training split [B] int64.
         embeddings: unit-norm, detached [B, D] or None.
         memory: the bank as it was before this batch, or None.
         proxies: the loss's class proxies [C, D], detached and unit-norm, or None.
         logits: detached class scores [B, C], or None.
         sample_loss: per-sample loss [B], detached, or None.
+        entry_loss: loss of each entry of multi-label samples [B, C], detached, or None.
         step: optimiser steps done so far.
         epoch: epochs done so far.
     """
@@ -36,6 +39,7 @@ class Evidence:
     proxies: Tensor | None = None
     logits: Tensor | None = None
     sample_loss: Tensor | None = None
+    entry_loss: Tensor | None = None
     step: int = 0
     epoch: int = 0
 
@@ -45,19 +49,24 @@ class Selection:
     """A selector's answer for one global batch.
 
     Attributes:
-        keep: [B] bool, True for samples that may teach.
-        p_clean: [B] float, the score behind the decision in [0, 1], NaN where none was computed.
+        keep: [B] bool, True for samples that may teach; a selector of multi-label data may judge
+            every entry instead: [B, C].
+        p_clean: float like `keep`, the score behind the decision in [0, 1], NaN where none was
+            computed.
+        suspected: [B] int64, multi-label: of each sample the class whose entry is most likely
+            wrong, from a method that names one; else None.
     """
 
     keep: Tensor
     p_clean: Tensor
+    suspected: Tensor | None = None
 
     @classmethod
     def keep_everything(cls, labels: Tensor) -> Selection:
-        """All kept, nothing scored."""
+        """All samples kept, none scored; labels [B] or [B, C]."""
         return cls(
-            keep=torch.ones_like(labels, dtype=torch.bool),
-            p_clean=torch.full(labels.shape, torch.nan, device=labels.device),
+            keep=torch.ones(len(labels), dtype=torch.bool, device=labels.device),
+            p_clean=torch.full((len(labels),), torch.nan, device=labels.device),
         )
 
 
@@ -69,6 +78,8 @@ class Selector(nn.Module):
 
     #: Fields of `Evidence` (beyond labels and index) that must not be None.
     needs: ClassVar[frozenset[str]] = frozenset()
+    #: Which labels it can judge.
+    label_kinds: ClassVar[frozenset[LabelKind]] = frozenset({"single"})
 
     @torch.no_grad()
     @abstractmethod

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 
+from noisyml.noise.labels import LabelKind
 from noisyml.selectors.base import Evidence, Selection, Selector
 
 
 class KeepAll(Selector):
     """Trusts every sample and scores none."""
+
+    label_kinds: ClassVar[frozenset[LabelKind]] = frozenset({"single", "multi"})
 
     @torch.no_grad()
     def select(self, evidence: Evidence) -> Selection:

@@ -365,7 +365,7 @@ def test_programming_errors_are_not_user_errors() -> None:
     with pytest.raises(TypeError, match="integers"):
         NoNoise().inject([0.5, 1.0], 2)
     with pytest.raises(TypeError, match="integers"):
-        NoNoise().inject(np.zeros((2, 2), dtype=int), 2)
+        NoNoise().inject(np.zeros((2, 2, 2), dtype=int), 2)
 
 
 def test_matrix_files(tmp_path: Path) -> None:

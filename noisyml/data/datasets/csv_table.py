@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -25,6 +26,7 @@ from noisyml.data.datasets.partition import (
     origin,
 )
 from noisyml.errors import UserError
+from noisyml.noise.labels import Labels
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -36,20 +38,27 @@ SEPARATORS = {".csv": ",", ".tsv": "\t"}
 OTHER_SEPARATORS = (",", ";", "\t", "|")
 #: Column of splits that ``split_column=auto`` looks for.
 SPLIT_COLUMN = "split"
+#: Column of several labels that ``labels_column=auto`` looks for, and what stands between them.
+LABELS_COLUMN = "labels"
+LABEL_SEPARATORS = r"[;|]"
 TABLE_SUFFIXES = (*SEPARATORS, ".parquet")
 
 
 class CsvTable(DatasetSource):
     """A ``.csv``, ``.tsv`` or ``.parquet`` table with a row per image.
 
-    Labels may be any text; labels that are all whole numbers are ordered as numbers. A text table
-    is UTF-8, its columns separated by commas, semicolons, tabs or bars: its first line tells.
+    Labels may be any text; labels that are all whole numbers are ordered as numbers. An image may
+    have several (or none): in a column of labels separated by semicolons or bars. A text table is
+    UTF-8, its columns separated by commas, semicolons, tabs or bars: its first line tells.
 
     Args:
         path: the table.
         root: folder that relative image paths start from; None for the table's own folder.
         path_column: column of image paths.
-        label_column: column of labels.
+        label_column: column of labels, one per image.
+        labels_column: column of labels, several per image (in a ``.parquet`` table also as lists);
+            ``auto``: the column ``labels`` if there is one and no `label_column`; None: one label
+            per image.
         split_column: column that says ``train``, ``val``, ``test``, ``query`` or ``gallery``;
             ``auto``: the column ``split`` if there is one; None to carve the splits. A missing
             ``val`` is carved from ``train``.
@@ -74,6 +83,7 @@ class CsvTable(DatasetSource):
         root: str | None = None,
         path_column: str = "path",
         label_column: str = "label",
+        labels_column: str | None = "auto",
         split_column: str | None = "auto",
         split: SplitKind = "closed_set",
         val_fraction: float = 0.1,
@@ -89,6 +99,7 @@ class CsvTable(DatasetSource):
         self.root = self.path.parent if root is None else Path(root)
         self.path_column = path_column
         self.label_column = label_column
+        self.labels_column = labels_column
         self.split_column = split_column
         self.split = split
         self.val_fraction = val_fraction
@@ -113,7 +124,13 @@ class CsvTable(DatasetSource):
         require_files(self, "csv")
         table = self._read()
         paths = self._column(table, self.path_column, "dataset.path_column")
-        names = self._column(table, self.label_column, "dataset.label_column")
+        several = self._several(table)
+        if several is None:
+            names = [
+                [name] for name in self._column(table, self.label_column, "dataset.label_column")
+            ]
+        else:
+            names = self._label_lists(table, several)
         given = None
         split_column = self.split_column
         if split_column == "auto" and "auto" not in table.columns:
@@ -128,14 +145,20 @@ class CsvTable(DatasetSource):
                     "dataset.split_column=null to carve the splits)."
                 )
         self._check_paths(paths)
-        class_names = _in_order(set(names))
+        class_names = _in_order({name for row in names for name in row})
         if len(class_names) < 2:
             raise UserError(
                 f"{self.path} has {len(class_names)} different labels in its column "
-                f"'{self.label_column}'; two at least are needed."
+                f"'{several or self.label_column}'; two at least are needed."
             )
         number = {name: i for i, name in enumerate(class_names)}
-        labels = np.array([number[name] for name in names], dtype=np.int64)
+        labels: Labels
+        if several is None:
+            labels = np.array([number[name] for (name,) in names], dtype=np.int64)
+        else:
+            labels = np.zeros((len(names), len(class_names)), dtype=np.uint8)
+            for row, own in enumerate(names):
+                labels[row, [number[name] for name in own]] = 1
         rows = arrange(
             labels,
             class_names,
@@ -189,7 +212,7 @@ class CsvTable(DatasetSource):
         with self.path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()
         separators = (promised, *(other for other in OTHER_SEPARATORS if other != promised))
-        wanted = {self.path_column, self.label_column}
+        wanted = {self.path_column, self.label_column, LABELS_COLUMN, self.labels_column}
 
         def fit(separator: str) -> tuple[int, int]:
             columns = next(csv.reader([header], delimiter=separator), [])
@@ -199,6 +222,30 @@ class CsvTable(DatasetSource):
         if found != promised:
             log.info("%s: the columns are separated by %r", self.path, found)
         return found
+
+    def _several(self, table: pd.DataFrame) -> str | None:
+        """The column of several labels per image, None where there is one label."""
+        if self.labels_column != "auto":
+            return self.labels_column
+        there = LABELS_COLUMN in table.columns and self.label_column not in table.columns
+        return LABELS_COLUMN if there else None
+
+    def _label_lists(self, table: pd.DataFrame, column: str) -> list[list[str]]:
+        """The labels of each row; an empty cell says that the image has none."""
+        if column not in table.columns:
+            raise UserError(
+                f"{self.path} has no column '{column}' but: {', '.join(map(str, table.columns))}; "
+                "set dataset.labels_column to one of them."
+            )
+        rows = []
+        for value in table[column]:
+            if isinstance(value, list | tuple | np.ndarray):
+                parts = [str(part) for part in value]
+            else:
+                text = "" if value is None or value != value else str(value)
+                parts = re.split(LABEL_SEPARATORS, text)
+            rows.append(list(dict.fromkeys(part.strip() for part in parts if part.strip())))
+        return rows
 
     def _column(self, table: pd.DataFrame, column: str, key: str) -> list[str]:
         """The column as text without surrounding blanks; no empty cell."""

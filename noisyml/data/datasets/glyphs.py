@@ -19,6 +19,7 @@ import json
 import os
 import tempfile
 import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from noisyml.data.datasets.partition import (
     hash_ranks,
 )
 from noisyml.errors import UserError
+from noisyml.noise.labels import Labels
 
 #: Order matters: a face's position is its `font` number and part of the seed of its distortions.
 FACES = (
@@ -114,6 +116,9 @@ class Glyphs(DatasetSource):
         test_fraction: share of the instances (or faces) for ``test``; ``closed_set`` only.
         min_difference: least squared difference between two classes, as a share of the larger
             squared norm, averaged over shared faces; nearer pairs lose their higher code point.
+        targets: what is to be learnt: ``character`` (one label per picture), or the ``words`` of
+            its Unicode name (several), which disjoint characters share.
+        min_word_classes: words that fewer of the training characters have are left out.
         class_seed: seed of the order in which characters become classes.
         seed: seed of the distortions.
         cache_dir: folder for the drawn pixels; None to draw anew each time.
@@ -143,12 +148,15 @@ class Glyphs(DatasetSource):
         val_fraction: float = 0.1,
         test_fraction: float = 0.2,
         min_difference: float = 0.04,
+        targets: Literal["character", "words"] = "character",
+        min_word_classes: int = 5,
         class_seed: int = 0,
         seed: int = 0,
         cache_dir: str | None = None,
     ) -> None:
         check_choice("dataset.split", split, SPLIT_KINDS)
         check_choice("dataset.held_out", held_out, ("instances", "faces"))
+        check_choice("dataset.targets", targets, ("character", "words"))
         check_fractions(val_fraction, test_fraction)
         for key, value, least, most in (
             ("num_train_classes", num_train_classes, 2, 10_000),
@@ -159,6 +167,7 @@ class Glyphs(DatasetSource):
             ("max_faces", len(FACES) if max_faces is None else max_faces, 1, len(FACES)),
             ("image_size", image_size, 8, 512),
             ("min_difference", min_difference, 0, 1),
+            ("min_word_classes", min_word_classes, 1, 10_000),
             ("class_seed", class_seed, 0, 2**63),
             ("seed", seed, 0, 2**63),
         ):
@@ -176,6 +185,8 @@ class Glyphs(DatasetSource):
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.min_difference = float(min_difference)
+        self.targets = targets
+        self.min_word_classes = min_word_classes
         self.class_seed = class_seed
         self.seed = seed
         self.cache_dir = None if cache_dir is None else Path(cache_dir) / "glyphs"
@@ -195,19 +206,20 @@ class Glyphs(DatasetSource):
             # Before the seconds of drawing, not after them.
             _make_folder(self.cache_dir)
         chosen = self._chosen()
+        words = self._words(chosen["train"])
         if self.split == "closed_set":
-            return self._closed_set(chosen["train"])
+            return self._closed_set(chosen["train"], words)
         everything = [character for part in chosen.values() for character in part]
         pixels = self._pixels(everything)
         splits, start = {}, 0
         for name, part in chosen.items():
             count = sum(len(character.faces) for character in part) * self.distortions
             rows = np.arange(count)
-            splits[name] = self._split(name, part, pixels[start : start + count], rows)
+            splits[name] = self._split(name, part, pixels[start : start + count], rows, words)
             start += count
         return splits
 
-    def _closed_set(self, characters: list[Character]) -> dict[str, Split]:
+    def _closed_set(self, characters: list[Character], words: list[str]) -> dict[str, Split]:
         pixels = self._pixels(characters)
         labels, fonts = _labels_and_fonts(characters, self.distortions)
         if self.held_out == "faces":
@@ -238,7 +250,7 @@ class Glyphs(DatasetSource):
                 "dataset.min_faces or lower dataset.test_fraction and dataset.val_fraction."
             )
         return {
-            name: self._split(name, characters, pixels[chosen], chosen)
+            name: self._split(name, characters, pixels[chosen], chosen, words)
             for name, chosen in rows.items()
             if len(chosen) or name != "val"
         }
@@ -249,20 +261,35 @@ class Glyphs(DatasetSource):
         characters: list[Character],
         pixels: NDArray[np.uint8],
         rows: NDArray[np.int64],
+        words: list[str],
     ) -> Split:
         labels, fonts = _labels_and_fonts(characters, self.distortions)
         keys = _keys(characters, self.distortions)
         labels, fonts = labels[rows], fonts[rows]
         captions = np.array([character.name for character in characters])
         scripts = np.array([script(character.code_point) for character in characters])
-        return array_split(
-            name,
-            pixels,
-            labels,
-            captions.tolist(),
-            [keys[row] for row in rows],
-            {"caption": captions[labels], "script": scripts[labels], "font": fonts},
-        )
+        extras = {"caption": captions[labels], "script": scripts[labels], "font": fonts}
+        names = captions.tolist()
+        targets: Labels = labels
+        if self.targets == "words":
+            names = words
+            has = [[word in caption.split() for word in words] for caption in captions.tolist()]
+            targets = np.array(has, dtype=np.uint8)[labels]
+        return array_split(name, pixels, targets, names, [keys[row] for row in rows], extras)
+
+    def _words(self, characters: list[Character]) -> list[str]:
+        """The words that enough of the characters' names have, sorted; none for single labels."""
+        if self.targets == "character":
+            return []
+        counts = Counter(word for c in characters for word in set(c.name.split()))
+        words = sorted(word for word, count in counts.items() if count >= self.min_word_classes)
+        if len(words) < 2:
+            raise UserError(
+                f"Fewer than two words occur in {self.min_word_classes} of the "
+                f"{len(characters)} training characters: lower dataset.min_word_classes or raise "
+                "dataset.num_train_classes."
+            )
+        return words
 
     def _chosen(self) -> dict[str, list[Character]]:
         """The characters of each split, in the order of their labels.

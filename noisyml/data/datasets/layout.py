@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from noisyml.data.base import ArrayImages, FileImages, Split
 from noisyml.errors import UserError
+from noisyml.noise.labels import Labels
 
 if TYPE_CHECKING:
     from noisyml.data.base import DatasetSource
@@ -69,7 +70,7 @@ def check_split(name: str, split: Split, images: int, classes: int) -> None:
         UserError: one differs.
     """
     check_count(f"Images of the {split.name} split of {name}", len(split), images)
-    present = len(np.unique(split.labels))
+    present = int(np.count_nonzero(split.class_counts))
     check_count(f"Classes of the {split.name} split of {name}", present, classes)
 
 
@@ -172,7 +173,7 @@ def stat_files(root: Path, paths: Sequence[str]) -> list[os.stat_result | None]:
 def array_split(
     name: str,
     pixels: NDArray[np.uint8],
-    labels: NDArray[np.int64],
+    labels: Labels,
     class_names: Sequence[str],
     keys: Sequence[str],
     extras: dict[str, NDArray] | None = None,
@@ -182,7 +183,7 @@ def array_split(
     Args:
         name: the split's name.
         pixels: uint8 [N, H, W] or [N, H, W, 3].
-        labels: int64 [N], indices into `class_names`.
+        labels: int64 [N], indices into `class_names`, or uint8 [N, C] multi-hot.
         class_names: C names.
         keys: N unique names.
         extras: further per-sample arrays.
@@ -198,7 +199,7 @@ def file_split(
     name: str,
     root: Path,
     paths: Sequence[str],
-    labels: NDArray[np.int64],
+    labels: Labels,
     class_names: Sequence[str],
     extras: dict[str, NDArray] | None = None,
 ) -> Split:
@@ -208,7 +209,7 @@ def file_split(
         name: the split's name.
         root: folder the paths are relative to.
         paths: N paths, also the keys.
-        labels: int64 [N], indices into `class_names`.
+        labels: int64 [N], indices into `class_names`, or uint8 [N, C] multi-hot.
         class_names: C names.
         extras: further per-sample arrays.
 
@@ -246,7 +247,7 @@ def file_split(
 def parts_to_splits(
     root: Path,
     paths: Sequence[str],
-    labels: NDArray[np.int64],
+    labels: Labels,
     class_names: Sequence[str],
     parts: Mapping[str, NDArray[np.int64]],
     share_classes: bool,
@@ -256,7 +257,7 @@ def parts_to_splits(
     Args:
         root: folder the paths are relative to.
         paths: N paths.
-        labels: int64 [N], indices into `class_names`.
+        labels: int64 [N], indices into `class_names`, or uint8 [N, C] multi-hot (closed set only).
         class_names: C names.
         parts: row numbers of each split; an empty ``val`` is left out.
         share_classes: True if all splits keep the one list of classes (closed set), False if each

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.errors import UserError
+from noisyml.noise.labels import Labels
 
 SplitKind = Literal["zero_shot", "closed_set"]
 SPLIT_KINDS: tuple[str, ...] = ("zero_shot", "closed_set")
@@ -80,6 +81,34 @@ def carve_samples(
     held_out = test + np.floor(counts * val_fraction + 0.5).astype(np.int64)
     held_out = np.minimum(held_out, counts - 1)
     return np.where(rank < test[inverse], 2, np.where(rank < held_out[inverse], 1, 0))
+
+
+def carve_multi_label(
+    labels: NDArray[np.uint8],
+    keys: Sequence[str],
+    val_fraction: float,
+    test_fraction: float,
+    seed: int,
+) -> NDArray[np.int64]:
+    """Part of every sample that may have several labels: 0 train, 1 val, 2 test; int64 [N].
+
+    Shares are of the whole, drawn by name. A class that would have no training sample gets back the
+    one of its samples that was drawn last.
+
+    Args:
+        labels: uint8 [N, C], multi-hot.
+        keys: N unique names.
+        val_fraction: share for ``val``, in [0, 1).
+        test_fraction: share for ``test``, in [0, 1).
+        seed: which of the possible carvings.
+    """
+    together = np.zeros(len(labels), dtype=np.int64)
+    parts = carve_samples(together, keys, val_fraction, test_fraction, seed)
+    ranks = hash_ranks(keys, seed)
+    for label in np.flatnonzero(labels.any(axis=0) & ~labels[parts == 0].any(axis=0)):
+        members = np.flatnonzero(labels[:, label])
+        parts[members[ranks[members].argmax()]] = 0
+    return parts
 
 
 def carve_classes(
@@ -167,7 +196,7 @@ def held_out_classes(
 
 
 def carve(
-    labels: NDArray[np.int64],
+    labels: Labels,
     class_names: Sequence[str],
     keys: Sequence[str],
     split: SplitKind,
@@ -178,7 +207,7 @@ def carve(
     """Part of every sample, 0 train, 1 val, 2 test, int64 [N]: whole classes or within classes.
 
     Args:
-        labels: int64 [N], indices into `class_names`.
+        labels: int64 [N], indices into `class_names`, or uint8 [N, C] multi-hot.
         class_names: C unique names.
         keys: N unique names.
         split: ``zero_shot`` carves classes, ``closed_set`` samples of each class.
@@ -187,8 +216,15 @@ def carve(
         seed: which of the possible carvings.
 
     Raises:
-        UserError: too few classes.
+        UserError: too few classes, or classes to be parted of samples that have several.
     """
+    if labels.ndim == 2:
+        if split == "zero_shot":
+            raise UserError(
+                "dataset.split=zero_shot parts the classes, but the images have several labels "
+                "each: use split=closed_set."
+            )
+        return carve_multi_label(labels, keys, val_fraction, test_fraction, seed)
     if split == "zero_shot":
         return carve_classes(class_names, val_fraction, test_fraction, seed)[labels]
     return carve_samples(labels, keys, val_fraction, test_fraction, seed)
@@ -232,7 +268,7 @@ def origin(
 
 
 def arrange(
-    labels: NDArray[np.int64],
+    labels: Labels,
     class_names: Sequence[str],
     keys: Sequence[str],
     given: Sequence[str] | None,
@@ -245,7 +281,7 @@ def arrange(
     """Row numbers of every split of the user's own data.
 
     Args:
-        labels: int64 [N], indices into `class_names`.
+        labels: int64 [N], indices into `class_names`, or uint8 [N, C] multi-hot (closed set only).
         class_names: C unique names.
         keys: N unique names.
         given: the split of every sample where the user has chosen, else None. Only a missing
@@ -273,10 +309,13 @@ def arrange(
     rows = {name: np.flatnonzero(named == name) for name in SPLIT_NAMES if name in set(given)}
     if "val" not in rows:
         train = rows["train"]
-        present, inner = np.unique(labels[train], return_inverse=True)
+        inner, names = labels[train], list(class_names)
+        if labels.ndim == 1:
+            present, inner = np.unique(inner, return_inverse=True)
+            names = [class_names[i] for i in present.tolist()]
         parts = carve(
-            inner.astype(np.int64),
-            [class_names[i] for i in present.tolist()],
+            inner,
+            names,
             [keys[row] for row in train.tolist()],
             split,
             val_fraction,
@@ -289,7 +328,7 @@ def arrange(
 
 
 def _check_given(
-    labels: NDArray[np.int64],
+    labels: Labels,
     class_names: Sequence[str],
     given: Sequence[str],
     split: SplitKind,
@@ -303,7 +342,12 @@ def _check_given(
             "(or 'query' and 'gallery' in place of 'test')."
         )
     in_train = np.array(given) == "train"
-    trained, others = np.unique(labels[in_train]), np.unique(labels[~in_train])
+    if labels.ndim == 2:
+        trained, others = (
+            np.flatnonzero(labels[part].any(axis=0)) for part in (in_train, ~in_train)
+        )
+    else:
+        trained, others = np.unique(labels[in_train]), np.unique(labels[~in_train])
     if split == "closed_set":
         unknown = np.setdiff1d(others, trained)
         if len(unknown):
