@@ -17,7 +17,7 @@ own in ``RUN_DIR/stages/NAME`` with its own configuration, checkpoints and metri
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -67,30 +67,38 @@ def stage_folders(run_dir: Path, config: DictConfig) -> list[Path]:
     return folders
 
 
-def compose_stages(config: DictConfig, typed: Sequence[str]) -> list[StageRun]:
+def compose_stages(
+    config: DictConfig, typed: Sequence[str], choices: Mapping[str, str]
+) -> list[StageRun]:
     """The configurations of a run's stages, in the order of `stage_folders`.
 
     Args:
-        config: of the run itself.
+        config: of the run itself, resolved.
         typed: the overrides it was composed from.
+        choices: the option it has in each group.
     """
     found = []
     for stage in (config.get("stages") or {}).values():
         own = [str(override) for override in stage.overrides]
-        composed = _compose_stage(typed, own, list(stage.get("without") or ()))
+        composed = _compose_stage(typed, choices, own, list(stage.get("without") or ()))
         found += [copy.deepcopy(composed) for _ in range(stage.get("repeat", 1))]
     return found
 
 
-def _compose_stage(typed: Sequence[str], own: Sequence[str], without: Sequence[str]) -> StageRun:
+def _compose_stage(
+    typed: Sequence[str], of_run: Mapping[str, str], own: Sequence[str], without: Sequence[str]
+) -> StageRun:
     from hydra import compose
     from omegaconf import open_dict
 
-    lacking = [_key(override) for override in own] + list(without)
+    # An option that the run has as well replaces nothing, and keeps its settings.
+    same = {key for key, option in map(_parts, own) if of_run.get(key) == option}
+    changed = [key for key, _ in map(_parts, own) if key not in same]
     overrides = [
         override
         for override in typed
-        if not any(_is_below(_key(override), key) for key in (*lacking, "stages"))
+        if (key := _parts(override)[0]) not in same
+        and not any(_is_below(key, part) for part in (*changed, *without, "stages"))
     ] + list(own)
     config = compose("train", overrides, return_hydra_config=True)
     choices = {
@@ -98,10 +106,10 @@ def _compose_stage(typed: Sequence[str], own: Sequence[str], without: Sequence[s
         for group, option in config.hydra.runtime.choices.items()
         if group.partition("/")[0] != "hydra"
     }
-    replaced = [_key(override) for override in own if _key(override) in choices]
+    replaced = [key for key in changed if key in choices]
     # An experiment's values are merged last, into whatever part stands there: the parts in question
     # are taken from a configuration without it.
-    theirs = [o for o in own if any(_is_below(_key(o), part) for part in replaced)]
+    theirs = [o for o in own if any(_is_below(_parts(o)[0], part) for part in replaced)]
     if "method" not in replaced:
         theirs.append(f"method={choices['method']}")
     plain = compose("train", theirs)
@@ -116,8 +124,9 @@ def _compose_stage(typed: Sequence[str], own: Sequence[str], without: Sequence[s
     return StageRun(config, overrides, choices)
 
 
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
+def _parts(override: str) -> tuple[str, str]:
+    key, _, value = override.lstrip("+~").partition("=")
+    return key, value
 
 
 def _is_below(key: str, part: str) -> bool:

@@ -105,8 +105,9 @@ def lead(config: DictConfig, arguments: list[str], followers: Followers) -> dict
         here = [o for o in overrides if o.lstrip("+").partition("=")[0] in varied]
         title = f"[{hydra.job.num + 1}/{math.prod(varied.values())}] {' '.join(here)}"
     if not folder.is_run():
-        _write_stages(config, folder, overrides)
-        write_inputs(folder, config, overrides, dict(hydra.runtime.choices))
+        choices = dict(hydra.runtime.choices)
+        _write_stages(config, folder, overrides, choices)
+        write_inputs(folder, config, overrides, choices)
     elif _differs(config, folder):
         raise SweepError(
             f"{folder.path} holds a run with another configuration; choose another "
@@ -220,7 +221,9 @@ def _differs(config: DictConfig, folder: RunFolder) -> bool:
     return essence(wanted) != essence(folder.config())
 
 
-def _write_stages(config: DictConfig, folder: RunFolder, typed: list[str]) -> None:
+def _write_stages(
+    config: DictConfig, folder: RunFolder, typed: list[str], choices: dict[str, str]
+) -> None:
     """Compose the runs that go before this one and write their configurations."""
     from omegaconf import open_dict
 
@@ -229,7 +232,7 @@ def _write_stages(config: DictConfig, folder: RunFolder, typed: list[str]) -> No
 
     previous = None
     paths = stage_folders(folder.path, config)
-    for path, stage in zip(paths, compose_stages(config, typed), strict=True):
+    for path, stage in zip(paths, compose_stages(config, typed, choices), strict=True):
         with open_dict(stage.config):
             stage.config.name = f"{config.name}/{path.name}"
             stage.config.previous_run = previous

@@ -101,7 +101,12 @@ head: {out_features: 8}
 optimizer: {lr: 0.002}
 stages:
   teacher:
-    overrides: [method=prism, loss=triplet_sampled, head=rkd_teacher, head.out_features=24]
+    overrides:
+      - method=prism
+      - selector=${choice:selector}
+      - loss=triplet_sampled
+      - head=rkd_teacher
+      - head.out_features=24
 """
 
 
@@ -111,7 +116,8 @@ def test_an_experiment_is_about_the_run_not_its_teacher(shell):
     own.mkdir(parents=True)
     (own / "student.yaml").write_text(STUDENT.lstrip())
     tiny = [setting for setting in ZERO_SHOT if not setting.startswith("head.")]
-    status, said = shell("train", "--config-dir", "own", "experiment=student", *tiny)
+    chosen = ["selector=prism_vmf", "selector.window=7"]
+    status, said = shell("train", "--config-dir", "own", "experiment=student", *chosen, *tiny)
     assert status == 0, said
     run = next(r for r in shell.runs() if "stages" not in r.parts)
     student, teacher = config(run), config(run / "stages" / "teacher")
@@ -123,6 +129,8 @@ def test_an_experiment_is_about_the_run_not_its_teacher(shell):
     assert teacher["head"]["out_features"] == 24
     assert teacher["head"]["normalise"] is True
     assert teacher["optimizer"]["lr"] == student["optimizer"]["lr"] == 0.002
+    assert teacher["selector"] == student["selector"]
+    assert teacher["selector"]["window"] == 7
     assert teacher["previous_run"] is None
 
 
