@@ -23,6 +23,7 @@ from noisyml.models.teacher import Teacher
 from noisyml.noise.labels import KIND_WORDS
 from noisyml.runs import locate_checkpoint
 from noisyml.selectors.base import Selector
+from noisyml.selectors.keep_all import KeepAll
 
 
 def build(config: DictConfig, **available: Any) -> Any:
@@ -85,9 +86,7 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
     """
     check_model_choice(config)
     data = data_module(config, **data_settings)
-    # Small stand-ins show whether the parts go together before any data is read.
-    toy = {"num_classes": 2, "embedding_size": 2}
-    check_parts(config, build_optional(config.get("loss"), **toy), build(config.selector, **toy))
+    check_parts(config)
     evaluator = build(config.evaluator)
     check_outputs(config, evaluator, build_optional(config.get("distillation")))
     backbone = build(config.backbone)
@@ -104,11 +103,19 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
     if config.get("pseudo_labels") is not None:
         pseudo_labels = build(config.pseudo_labels, num_samples=len(data.splits["train"]))
         num_classes = pseudo_labels.num_clusters
-    sizes = {"num_classes": num_classes, "embedding_size": encoder.out_features}
+    sizes = {
+        "num_classes": num_classes,
+        "embedding_size": encoder.out_features,
+        "num_samples": len(data.splits["train"]),
+    }
     loss = build_optional(config.get("loss"), **sizes)
     selector = build(config.selector, **sizes)
     data.validate_on_test = "test" in config.model_choice
     extra: dict[str, Any] = {}
+    if "peer" in _arguments(config):
+        # A frozen network is one for both; else each starts from weights of its own.
+        body = backbone if backbone.frozen else build(config.backbone)
+        extra["peer"] = Encoder(body, build(config.head, in_features=body.out_features))
     if "memory" in _arguments(config):
         extra["memory"] = build(
             config.memory,
@@ -250,43 +257,58 @@ def check_model_choice(config: DictConfig) -> None:
     """Refuse model choices that do not exist."""
     if isinstance(config.model_choice, str):
         config.model_choice = [config.model_choice]
-    unknown = set(config.model_choice) - {"last", "best", "test"}
+    unknown = set(config.model_choice) - {"last", "best", "mean_last", "test"}
     if unknown or not config.model_choice:
         raise UserError(
-            f"model_choice={list(config.model_choice)} is not a list made of last, best and test; "
-            f"write e.g. model_choice=[last,best]."
+            f"model_choice={list(config.model_choice)} is not a list made of last, best, mean_last "
+            f"and test; write e.g. model_choice=[last,best]."
+        )
+    if "mean_last" not in config.model_choice:
+        return
+    wanted, epochs = config.mean_last_epochs, config.trainer.max_epochs
+    if wanted < 1 or (epochs is not None and 0 < epochs < wanted):
+        raise UserError(
+            f"model_choice=mean_last averages over the last {wanted} epochs (mean_last_epochs), "
+            f"and the run has {epochs}: give 1 up to that."
         )
 
 
-def check_parts(config: DictConfig, loss: Any, selector: Any) -> None:
-    """Refuse combinations that compose but cannot work, in one sentence.
+def check_parts(config: DictConfig) -> None:
+    """Refuse combinations that compose but cannot work, in one sentence, before data is read.
 
     Raises:
         UserError: the selector needs what method and loss do not give, or the loss is of another
             kind.
     """
+    # Small stand-ins tell what the real ones will need and give.
+    toy = {"num_classes": 2, "embedding_size": 2}
+    selector = build(config.selector, **toy)
+    node = config.get("loss")
+    loss_type: type | None = None if node is None else get_class(str(node["_target_"]))
     method: type[Method] = get_class(str(config.method["_target_"]))
     takes = _arguments(config)
     name = method.__name__
-    if "loss" in takes and loss is None:
-        raise UserError(
-            f"{name} trains with a loss on embeddings: choose one by loss=... (`noisyml list "
-            f"losses`)."
-        )
-    if "loss" not in takes and loss is not None:
+    if "loss" not in takes and loss_type is not None:
         raise UserError(f"{name} brings a loss of its own and takes none: leave out loss=...")
-    if "loss" in takes and not isinstance(loss, EmbeddingLoss):
+    if "loss" in takes and not (loss_type and issubclass(loss_type, method.takes_loss)):
+        found = "there is none" if loss_type is None else f"{loss_type.__name__} is none"
         raise UserError(
-            f"{name} trains with a loss on embeddings, and {type(loss).__name__} is none: choose "
-            f"another loss=... (`noisyml list losses`)."
+            f"{name} trains with {method.takes_loss.kind}, and {found}: choose one by loss=... "
+            f"(`noisyml list losses`)."
         )
-    if isinstance(loss, EmbeddingLoss) and loss.uses_memory and "memory" not in takes:
-        raise UserError(
-            f"{type(loss).__name__} reads a memory, and {name} keeps none: choose another loss=..."
-        )
+    loss = None
+    if loss_type is not None and issubclass(loss_type, EmbeddingLoss):
+        loss = build(node, **toy)
+        if loss.uses_memory and "memory" not in takes:
+            raise UserError(
+                f"{loss_type.__name__} reads a memory, and {name} keeps none: choose another "
+                f"loss=..."
+            )
     if config.get("pseudo_labels") is not None and "pseudo_labels" not in takes:
         raise UserError(f"{name} does not train on pseudo-labels: leave out pseudo_labels=...")
     if "selector" not in takes:
+        if not isinstance(selector, KeepAll):
+            raise UserError(f"{name} asks no selector: leave out selector=...")
         return
     if not isinstance(selector, Selector):
         raise UserError(f"{type(selector).__name__} is not a selector (`noisyml list selectors`).")
@@ -296,8 +318,8 @@ def check_parts(config: DictConfig, loss: Any, selector: Any) -> None:
             f"learns from {KIND_WORDS[method.label_kind]}: choose another selector=..., e.g. "
             f"selector=keep_all."
         )
-    given = set(getattr(method, "evidence", ()))
-    if isinstance(loss, EmbeddingLoss) and loss.has_proxies:
+    given = set(method.evidence)
+    if loss is not None and loss.has_proxies:
         given.add("proxies")
     lacking = sorted(selector.needs - given)
     if lacking == ["proxies"]:

@@ -40,8 +40,39 @@ def cosine(
     def factor(step: int) -> float:
         if step < warmup_steps:
             return _warmup(step, warmup_steps)
-        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-        return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
+        return _half_cosine(step, warmup_steps, total_steps, final_share)
+
+    return LambdaLR(optimizer, factor)
+
+
+def warmup_cosine(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    warmup_steps: int | None = None,
+    start_share: float = 0.1,
+    final_share: float = 0.1,
+) -> LambdaLR:
+    """A line from a share of the rate up to the full one, then half a cosine down to a share.
+
+    The schedule of the multi-label studies of Burgert et al. (arXiv 2207.13975, 2601.08446), in
+    closed form; without a warm-up it starts with the full rate.
+
+    Args:
+        optimizer: whose rates are scheduled.
+        total_steps: steps of the run.
+        warmup_steps: W, steps of the line, its two ends included; None: 10,000 in a run of more
+            steps than that, else 100 in a run of more than that, else 0.
+        start_share: share of the rate in the first step of a warm-up, in [0, 1].
+        final_share: share of the rate left at the end, in [0, 1].
+    """
+    if warmup_steps is None:
+        warmup_steps = next((steps for steps in (10_000, 100) if total_steps > steps), 0)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return start_share + (1 - start_share) * step / max(1, warmup_steps - 1)
+        return _half_cosine(step, warmup_steps, total_steps, final_share)
 
     return LambdaLR(optimizer, factor)
 
@@ -223,6 +254,12 @@ def plateau_history(
         schedule.observe({schedule.monitor: score})
     falls = [epoch for epoch in range(1, len(rates)) if rates[epoch] < rates[epoch - 1]]
     return PlateauHistory(rates, falls, max(range(len(scores)), key=lambda epoch: scores[epoch]))
+
+
+def _half_cosine(step: int, first: int, last: int, final_share: float) -> float:
+    """From 1 at step `first` to `final_share` at step `last` and later."""
+    progress = min(1.0, (step - first) / max(1, last - first))
+    return final_share + (1 - final_share) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _warmup(step: int, warmup_steps: int) -> float:

@@ -16,7 +16,8 @@ Layout of ``outputs/<verb>/<name>/<timestamp or sweep number>/``:
 ``broken_images.csv``    images that could not be decoded and were left out, if there were any
 ``embedding_map.parquet``  ``x, y, label, label_name``: two principal axes of the test embeddings
 ``thumbnails.npz``       images of the least trusted training samples (see `Thumbnails` in reports)
-``checkpoints/``         ``last.ckpt`` and ``best.ckpt``
+``selection_classes.csv``  samples, kept, precision and recall of each class in the last epoch
+``checkpoints/``         ``last.ckpt``, ``best.ckpt`` and perhaps ``epoch_NNNN.ckpt``
 ``embeddings/SPLIT/``    rows of ``noisyml embed``, see `noisyml.embeddings`
 ``knn/SPLIT/``           neighbours of ``noisyml knn``
 ``stages/NAME/``         runs that went before this one (a teacher), each with all of the above
@@ -116,6 +117,11 @@ class RunFolder:
     def selection_file(self) -> Path:
         """The selector's judgements (Parquet)."""
         return self.path / "selection.parquet"
+
+    @property
+    def selection_classes_file(self) -> Path:
+        """How the selector treated each class in the last epoch (CSV)."""
+        return self.path / "selection_classes.csv"
 
     @property
     def embedding_map_file(self) -> Path:

@@ -153,12 +153,202 @@ def triplet_all(device: torch.device) -> Row:
     )
 
 
+def rcml_discrepancy(device: torch.device) -> Row:
+    """Squared MMD of two networks' early activations at the size of RCML on BigEarthNet's batch."""
+    from noisyml.losses.rcml import squared_mmd
+
+    n, dim, sigma = 256, 65_536, 1e4
+    x = torch.rand(n, dim, device=device)
+    y = x + 0.3 * torch.rand(n, dim, device=device)
+    ours, peers = ([rows.clone().requires_grad_() for rows in (x, y)] for _ in range(2))
+
+    def three_products() -> Tensor:
+        """Kernels from three Gram matrices, left to autograd, as its equations are written."""
+        total = x.new_zeros(())
+        for (a, b), sign in zip(((0, 0), (0, 1), (1, 1)), (1, -2, 1), strict=True):
+            left, right = peers[a], peers[b]
+            norms = left.square().sum(dim=1)[:, None] + right.square().sum(dim=1)
+            total = total + sign * (-(norms - 2 * left @ right.T) / sigma).exp().mean()
+        return total
+
+    return Row(
+        lambda: squared_mmd(ours[0], ours[1], sigma),
+        three_products,
+        "three Gram matrices with autograd",
+        ours,
+        peers,
+        {"batch": n, "dim": dim},
+    )
+
+
+def rcml_ranking(device: torch.device) -> Row:
+    """Group lasso ranking errors of a batch of BigEarthNet with 43 classes (RCML)."""
+    from noisyml.losses.rcml import ranking_errors
+
+    n, classes = 256, 43
+    probabilities = torch.rand(n, classes, device=device)
+    labels = (torch.rand(n, classes, device=device) < 0.1).float()
+    a, b = (probabilities.clone().requires_grad_() for _ in range(2))
+
+    def pairs() -> Tensor:
+        """Mask and margins of all pairs of classes as tensors of their own."""
+        chosen = labels[:, None, :] * (1 - labels)[:, :, None]
+        cost = chosen * (1 + 2 * (b[:, :, None] - b[:, None, :])).clamp(min=0).square()
+        missing = (cost.sum(dim=2) + 1e-10).sqrt().sum(dim=1)
+        extra = (cost.sum(dim=1) + 1e-10).sqrt().sum(dim=1)
+        return (0.2 * missing + 0.8 * extra).sum()
+
+    return Row(
+        lambda: ranking_errors(a, labels).errors.sum(),
+        pairs,
+        "all pairs of classes, masked",
+        [a],
+        [b],
+        {"batch": n, "classes": classes},
+    )
+
+
+def clustered_rows(labels: Tensor, dim: int) -> Tensor:
+    """Rows [N, D] with cosines of about 0.2 within a class and 0 between: some pairs are mined."""
+    centres = torch.randn(int(labels.max()) + 1, dim, device=labels.device)
+    return 0.5 * centres[labels] + torch.randn(len(labels), dim, device=labels.device)
+
+
+def cbml_by_anchor(raw: Tensor, labels: Tensor) -> Tensor:
+    """CBML, logarithmic form, anchor after anchor as in the released code."""
+    rows = F.normalize(raw, dim=1)
+    similarity = rows @ rows.T
+    costs = []
+    for i in range(len(labels)):
+        positive = similarity[i][labels == labels[i]]
+        positive = positive[positive < 1 - 1e-5]
+        negative = similarity[i][labels != labels[i]]
+        if len(positive) < 1 or len(negative) < 1:
+            continue
+        centre = 0.2 * positive.mean() + 0.8 * negative.mean()
+        constraint = (negative - centre).square().sum()
+        near = negative[negative + 0.1 > positive.min()]
+        far = positive[positive - 0.1 < negative.max()]
+        if len(near) < 1 or len(far) < 1:
+            continue
+        pulls = torch.log(1 + torch.exp(-(far - 0.5) / 0.5).sum())
+        pushes = torch.log(1 + torch.exp((near - 1.0) / 0.01).sum())
+        costs.append(pulls + pushes + constraint)
+    return torch.stack(costs).sum() / len(labels)
+
+
+def cbml(device: torch.device) -> Row:
+    """CBML at the batch of its recipe for CUB-200 (Kan et al., TPAMI 2023)."""
+    from noisyml.losses.cbml import CBMLLoss
+
+    classes, per_class, dim = 15, 8, 512
+    labels = torch.arange(classes, device=device).repeat_interleave(per_class)
+    rows = clustered_rows(labels, dim)
+    a, b = (rows.clone().requires_grad_() for _ in range(2))
+    ours = CBMLLoss()
+    return Row(
+        lambda: ours(F.normalize(a, dim=1), labels),
+        lambda: cbml_by_anchor(b, labels),
+        "a loop over the anchors, as released",
+        [a],
+        [b],
+        {"batch": len(labels), "per_class": per_class, "dim": dim},
+    )
+
+
+def multi_similarity(device: torch.device) -> Row:
+    """Multi-Similarity with its miner on the same batch."""
+    from pytorch_metric_learning.losses import MultiSimilarityLoss as LibraryLoss
+    from pytorch_metric_learning.miners import MultiSimilarityMiner
+
+    from noisyml.losses.pair_losses import MultiSimilarityLoss
+
+    classes, per_class, dim = 15, 8, 512
+    labels = torch.arange(classes, device=device).repeat_interleave(per_class)
+    rows = clustered_rows(labels, dim)
+    a, b = (rows.clone().requires_grad_() for _ in range(2))
+    ours = MultiSimilarityLoss(alpha=2, beta=50, base=0.5, epsilon=0.1)
+    library, miner = LibraryLoss(alpha=2, beta=50, base=0.5), MultiSimilarityMiner(epsilon=0.1)
+    return Row(
+        lambda: ours(F.normalize(a, dim=1), labels),
+        lambda: library(b, labels, miner(b, labels)),
+        "pytorch-metric-learning MultiSimilarityLoss and -Miner",
+        [a],
+        [b],
+        {"batch": len(labels), "per_class": per_class, "dim": dim},
+    )
+
+
+def augmented_by_anchor(raw: Tensor, labels: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
+    """Copies one set after the other, then Multi-Similarity anchor after anchor, as released."""
+    size = len(labels)
+    parts = [F.normalize(raw, dim=1)]
+    for draws in noise:
+        shift = 0.8**0.5 * variance[labels].sqrt() * draws
+        parts.append(F.normalize(raw + shift, dim=1))
+    columns = torch.cat(parts)
+    column_labels = labels.repeat(len(parts))
+    own = torch.arange(len(columns), device=raw.device) % size
+    similarity = columns[:size] @ columns.T
+    costs = []
+    for i in range(size):
+        positive = similarity[i][(column_labels == labels[i]) & (own != i)]
+        positive = positive[positive < 1 - 1e-5]
+        negative = similarity[i][column_labels != labels[i]]
+        if len(positive) < 1 or len(negative) < 1:
+            continue
+        near = negative[negative + 0.1 > positive.min()]
+        far = positive[positive - 0.1 < negative.max()]
+        if len(near) < 1 or len(far) < 1:
+            continue
+        pulls = torch.log(1 + torch.exp(-2 * (far - 0.5)).sum()) / 2
+        pushes = torch.log(1 + torch.exp(40 * (near - 0.5)).sum()) / 40
+        costs.append(pulls + pushes)
+    return torch.stack(costs).sum() / size
+
+
+def iaa(device: torch.device) -> Row:
+    """IAA's copies and loss at the batch of its recipe for CUB-200 (Fu et al., IEEE TMM 2022)."""
+    from noisyml.losses.iaa import ClassCovariance, augmented_loss
+    from noisyml.losses.pair_losses import MultiSimilarityLoss
+
+    classes, per_class, dim, copies = 100, 4, 512, 3
+    labels = torch.randperm(classes, device=device)[:32].repeat_interleave(per_class)
+    rows = clustered_rows(labels, dim)
+    a, b = (rows.clone().requires_grad_() for _ in range(2))
+    variance = 0.1 * torch.rand(classes, dim, device=device)
+    statistics = ClassCovariance(classes, dim, neighbor_correction="off").to(device)
+    statistics.update(
+        torch.full((classes,), 60.0, device=device), torch.zeros_like(variance), variance
+    )
+    noise = torch.randn(copies, len(labels), dim, device=device)
+    loss = MultiSimilarityLoss()
+
+    def ours() -> Tensor:
+        drawn = statistics.synthesise(a, labels, copies=copies, strength=0.8, noise=noise)
+        return augmented_loss(loss, a, labels, drawn)
+
+    return Row(
+        ours,
+        lambda: augmented_by_anchor(b, labels, variance, noise),
+        "a loop over copies and anchors, as released",
+        [a],
+        [b],
+        {"batch": len(labels), "copies": copies, "dim": dim},
+    )
+
+
 #: What can be measured, by the name typed after ``--rows``.
 ROWS: dict[str, Callable[[torch.device], Row]] = {
     "proxynca_pp": proxynca_pp,
     "rkd_angle": rkd_angle,
     "rkd_angle_small_student": rkd_angle_small_student,
     "triplet_all": triplet_all,
+    "rcml_discrepancy": rcml_discrepancy,
+    "rcml_ranking": rcml_ranking,
+    "cbml": cbml,
+    "multi_similarity": multi_similarity,
+    "iaa": iaa,
 }
 
 

@@ -186,3 +186,27 @@ def test_a_prefix_of_nothing_is_refused_but_a_loss_may_have_no_parameters():
     assert len(optim.parameter_groups(module, {"loss": {"lr": 1.0}})) == 1
     with pytest.raises(UserError, match="no parameter is named 'encodr"):
         optim.parameter_groups(module, {"encodr": {"lr": 1.0}})
+
+
+def test_a_line_then_half_a_cosine_is_the_released_schedule():
+    golden = load("mlnoise/lr_schedule.npz")
+    for row, expected in zip(golden["warmup_max_base_start_eta"], golden["lr"], strict=True):
+        warmup, steps, base, start, eta = row.tolist()
+        seen = rates(
+            optim.warmup_cosine,
+            int(steps),
+            warmup_steps=int(warmup),
+            start_share=start / base,
+            final_share=eta / base,
+        )
+        expected = expected[~np.isnan(expected)]
+        np.testing.assert_allclose(np.array(seen) / 2.0 * base, expected, rtol=1e-9, atol=1e-15)
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(10_001, 10_000), (101, 100), (100, 0)])
+def test_the_length_of_the_rise_follows_the_run(steps, warmup):
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0)
+    (factor,) = optim.warmup_cosine(optimizer, total_steps=steps).lr_lambdas
+    assert factor(0) == (0.1 if warmup else 1.0)
+    assert factor(warmup) == 1.0
+    assert warmup == 0 or factor(warmup // 2) < 1.0

@@ -18,7 +18,7 @@ from noisyml.columns import from_column
 from noisyml.data.base import BrokenImage, ImageSource, Split, as_rgb
 from noisyml.data.datamodule import DataModule
 from noisyml.methods.base import Method
-from noisyml.metrics.label_trust import selection_by_class
+from noisyml.metrics.label_trust import class_selection, selection_by_class
 from noisyml.noise.labels import label_texts
 from noisyml.runs import RunFolder
 
@@ -32,10 +32,13 @@ LISTED_ENTRIES = 100_000
 
 
 def describe_run(method: Method, data: DataModule, folder: RunFolder) -> None:
-    """Write ``embedding_map.parquet`` and ``thumbnails.npz`` of a trained method."""
+    """Write what a trained method leaves for the eye: a map, thumbnails, tables of trust."""
     embedding_map(method, data).to_parquet(folder.embedding_map_file, index=False)
     if folder.selection_file.is_file():
         least_trusted(data, folder.selection_file, folder.thumbnails_file)
+        if data.label_kind == "single":
+            classes = class_table(data, folder.selection_file)
+            classes.to_csv(folder.selection_classes_file, index=False, float_format="%.6g")
         table = suspects(data, folder.selection_file)
         if len(table):
             table.to_csv(folder.suspects_file, index=False, float_format="%.6g")
@@ -186,6 +189,28 @@ def _thumbnail(images: ImageSource, index: int) -> np.ndarray:
         picture, ((THUMBNAIL_SIDE - picture.width) // 2, (THUMBNAIL_SIDE - picture.height) // 2)
     )
     return np.asarray(canvas)
+
+
+def class_table(data: DataModule, selection_file: Path) -> pd.DataFrame:
+    """How the selector treated each observed class in the last epoch; shows classes that died out.
+
+    Returns:
+        Columns ``label`` (by name), ``samples`` and ``kept`` (their share); ``precision`` and
+        ``recall`` where true labels are known.
+    """
+    judged = pd.read_parquet(selection_file, columns=["index", "kept", "epoch"])
+    judged = judged[judged["epoch"] == judged["epoch"].max()]
+    manifest, index = data.manifest, judged["index"].to_numpy()
+    found = class_selection(
+        torch.from_numpy(judged["kept"].to_numpy(copy=True)),
+        torch.from_numpy(manifest.changed[index]),
+        torch.from_numpy(manifest.observed[index]),
+        data.num_classes,
+    )
+    columns = list(found) if manifest.truth_known else ["samples", "kept"]
+    return pd.DataFrame(
+        {"label": data.class_names, **{name: found[name].numpy() for name in columns}}
+    )
 
 
 def suspects(data: DataModule, selection_file: Path) -> pd.DataFrame:

@@ -59,7 +59,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 
 
 class RunCheckpoints(Checkpoint):
-    """Keeps ``last.ckpt`` (to continue from) and the best by chosen metrics.
+    """Keeps ``last.ckpt`` (to continue from), the best by chosen metrics, the last few epochs.
 
     Args:
         folder: where checkpoints go.
@@ -80,6 +80,8 @@ class RunCheckpoints(Checkpoint):
         self.every_n_steps = every_n_steps
         self.best = {stem: metric for stem, metric in (best or {}).items() if metric}
         self.sign = 1.0 if mode == "max" else -1.0
+        #: Of how many last epochs the weights are kept, see `epoch_path`.
+        self.last_epochs = 0
         #: Best value and the number of epochs done when it was reached, by file stem.
         self.reached: dict[str, tuple[float, int]] = {}
         self._random: dict[str, Any] | None = None
@@ -92,6 +94,10 @@ class RunCheckpoints(Checkpoint):
     def path(self, stem: str) -> Path:
         """The checkpoint named `stem`."""
         return self.folder / f"{stem}.ckpt"
+
+    def epoch_path(self, epochs_done: int) -> Path:
+        """Weights as they were after so many epochs; kept for `last_epochs`."""
+        return self.path(f"epoch_{epochs_done:04d}")
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -121,6 +127,12 @@ class RunCheckpoints(Checkpoint):
             if not math.isnan(value) and self.sign * value > self.sign * before:
                 self.reached[stem] = (value, trainer.current_epoch + 1)
                 trainer.save_checkpoint(self.path(stem))
+        if self.last_epochs:
+            # Before last.ckpt: what a run is continued from never lacks the epochs before it.
+            done = trainer.current_epoch + 1
+            trainer.save_checkpoint(self.epoch_path(done), weights_only=True)
+            if trainer.is_global_zero:
+                self.epoch_path(done - self.last_epochs).unlink(missing_ok=True)
         trainer.save_checkpoint(self.last)
 
     def on_save_checkpoint(

@@ -1,22 +1,53 @@
-"""What a loss is: embeddings and labels of a global batch in, one number out."""
+"""What a loss is, and the kind on embeddings: a global batch in, one number out."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from noisyml.similarity.memory_bank import MemoryBank
 
 
-class EmbeddingLoss(nn.Module):
+class Loss(nn.Module):
+    """Base of the kinds of losses; a method names the one it takes in `Method.takes_loss`."""
+
+    #: What it is computed from, in words for a user.
+    kind: ClassVar[str]
+
+
+class ScoreLoss(Loss):
+    """A loss on class scores; what it remembers of samples lives in buffers.
+
+    Under DDP every rank calls it with the same gathered batch, so all hold the same state. It runs
+    in training only.
+    """
+
+    @property
+    def warmup_epochs(self) -> int:
+        """First epochs in which the loss is still a plain one."""
+        return 0
+
+    def wants_predictions(self, epoch: int) -> bool:
+        """True if `epoch` (from 0) must begin with `learn`."""
+        return False
+
+    @torch.no_grad()
+    def learn(self, probabilities: Tensor) -> None:
+        """Learn from the class probabilities [N, C] of all training samples, in any order."""
+        raise TypeError(f"{type(self).__name__} learns from no predictions")
+
+
+class EmbeddingLoss(Loss):
     """A loss on unit-norm embeddings; parameters it owns (proxies, class weights) are trained.
 
     Under DDP every rank calls it with the same gathered batch.
     """
 
+    kind: ClassVar[str] = "a loss on embeddings"
     #: True if `forward` reads `memory`.
     uses_memory: ClassVar[bool] = False
 

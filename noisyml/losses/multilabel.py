@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from abc import abstractmethod
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
 from noisyml.errors import UserError
+from noisyml.losses.base import ScoreLoss
 
 Reduction = Literal["mean", "class_sum"]
 REDUCTIONS: tuple[str, ...] = ("mean", "class_sum")
@@ -62,48 +64,40 @@ def reduce_entries(entry_loss: Tensor, keep: Tensor, reduction: Reduction = "mea
     return mean
 
 
-class MultiLabelLoss(nn.Module):
+class MultiLabelLoss(ScoreLoss):
     """Loss of each entry, and how entries become one number per sample and per batch.
 
     Args:
-        focal: focal loss in place of binary cross-entropy.
-        alpha: of the focal loss, see `focal_entries`.
-        gamma: of the focal loss, see `focal_entries`.
         reduction: see `reduce_entries`. A sum over C classes is C times the mean: terms beside the
             loss (a regulariser, a discrepancy) weigh less against it.
 
     Raises:
-        UserError: a value out of range.
+        UserError: an unknown reduction.
     """
 
-    def __init__(
-        self,
-        focal: bool = False,
-        alpha: float = 0.25,
-        gamma: float = 2.0,
-        reduction: Reduction = "mean",
-    ) -> None:
+    kind: ClassVar[str] = "a loss on several labels per image"
+
+    def __init__(self, reduction: Reduction = "mean") -> None:
         super().__init__()
         if reduction not in REDUCTIONS:
             raise UserError(
-                f"method.criterion.reduction={reduction} is unknown; choose one of "
-                f"{', '.join(REDUCTIONS)}."
+                f"loss.reduction={reduction} is unknown; choose one of {', '.join(REDUCTIONS)}."
             )
-        if not 0 <= alpha <= 1 or gamma < 0:
-            raise UserError(
-                f"method.criterion.alpha={alpha} must lie in 0 .. 1, and "
-                f"method.criterion.gamma={gamma} must be at least 0."
-            )
-        self.focal = focal
-        self.alpha = alpha
-        self.gamma = gamma
-        self.reduction = reduction
+        self.reduction: Reduction = reduction
 
-    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The loss of each entry [B, C] of class scores and labels [B, C]."""
-        if self.focal:
-            return focal_entries(logits, labels, self.alpha, self.gamma)
-        return bce_entries(logits, labels)
+    @abstractmethod
+    def forward(self, logits: Tensor, labels: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """The loss of each entry.
+
+        Args:
+            logits: [B, C] with gradient, float32 or better.
+            labels: [B, C] in [0, 1], observed.
+            index: [B] int64, positions in the training split.
+            epoch: epochs done so far.
+
+        Returns:
+            [B, C] attached to the graph.
+        """
 
     def per_sample(self, entry_loss: Tensor) -> Tensor:
         """The loss of each sample [B]: mean or sum over its classes."""
@@ -112,3 +106,39 @@ class MultiLabelLoss(nn.Module):
     def reduce(self, entry_loss: Tensor, keep: Tensor) -> Tensor:
         """The loss of the batch, of what is kept: [B] samples or [B, C] entries."""
         return reduce_entries(entry_loss, keep, self.reduction)
+
+
+class BinaryCrossEntropy(MultiLabelLoss):
+    """Negative log-probability of every observed entry."""
+
+    def forward(self, logits: Tensor, labels: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """[B, C], see `MultiLabelLoss`."""
+        return bce_entries(logits, labels)
+
+
+class Focal(MultiLabelLoss):
+    """Focal loss: entries that are right already weigh little.
+
+    Args:
+        alpha: weight of positives, in [0, 1]; negatives weigh ``1 - alpha``.
+        gamma: exponent of the modulating factor, at least 0.
+        reduction: see `MultiLabelLoss`.
+
+    Raises:
+        UserError: a value out of range.
+    """
+
+    def __init__(
+        self, alpha: float = 0.25, gamma: float = 2.0, reduction: Reduction = "mean"
+    ) -> None:
+        super().__init__(reduction)
+        if not 0 <= alpha <= 1 or gamma < 0:
+            raise UserError(
+                f"loss.alpha={alpha} must lie in 0 .. 1, and loss.gamma={gamma} must be at least 0."
+            )
+        self.alpha = alpha
+        self.gamma = gamma
+
+    def forward(self, logits: Tensor, labels: Tensor, index: Tensor, epoch: int) -> Tensor:
+        """[B, C], see `MultiLabelLoss`."""
+        return focal_entries(logits, labels, self.alpha, self.gamma)

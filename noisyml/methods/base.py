@@ -14,6 +14,7 @@ from torch import Tensor
 from noisyml import distributed
 from noisyml.data.views import Batch, labels_of
 from noisyml.errors import UserError
+from noisyml.losses.base import EmbeddingLoss, Loss
 from noisyml.metrics.base import Evaluator, SplitRole
 from noisyml.models.encoder import Encoder
 from noisyml.noise.labels import LabelKind
@@ -50,6 +51,8 @@ class Method(LightningModule):
 
     #: Fields of `Evidence` this method fills for a selector.
     evidence: ClassVar[frozenset[str]] = frozenset()
+    #: The kind of loss it takes, if its constructor has a `loss`.
+    takes_loss: ClassVar[type[Loss]] = EmbeddingLoss
     #: What `outputs` gives an evaluator, see `Evaluator.needs`.
     gives: ClassVar[frozenset[str]] = frozenset({"embeddings"})
     #: Which labels it learns from.
@@ -173,8 +176,12 @@ class Method(LightningModule):
             )
 
     def _report(self, evaluator: Evaluator, prefix: str) -> dict[str, float]:
-        metrics = {f"{prefix}/{name}": value for name, value in evaluator.compute().items()}
+        values = evaluator.compute()
         evaluator.reset()
+        return self._log_metrics(values, prefix)
+
+    def _log_metrics(self, values: Mapping[str, float], prefix: str) -> dict[str, float]:
+        metrics = {f"{prefix}/{name}": value for name, value in values.items()}
         for name, value in metrics.items():
             # Every rank computed the same number from the whole split: nothing to reduce. Rows for
             # loggers are written by the history callback.
@@ -185,12 +192,7 @@ class Method(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave a frozen network out: its weights come from elsewhere and never change."""
-        backbone = self.encoder.backbone
-        if backbone.frozen:
-            state = checkpoint["state_dict"]
-            for name in [n for n in state if n.startswith("encoder.backbone.body.")]:
-                del state[name]
-            checkpoint["frozen_backbone"] = backbone.fingerprint()
+        leave_out_frozen_backbone(self.encoder, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take a frozen network from the configuration, after checking that it is the same."""
@@ -211,8 +213,33 @@ class Method(LightningModule):
         return embeddings
 
 
-def restore_frozen_backbone(encoder: Encoder, checkpoint: dict[str, Any]) -> None:
-    """Put the weights of the encoder's frozen network into a checkpoint that was saved without.
+def leave_out_frozen_backbone(
+    encoder: Encoder, checkpoint: dict[str, Any], prefix: str = "encoder."
+) -> None:
+    """Take the weights of the encoder's frozen network, if it is frozen, out of a checkpoint.
+
+    Args:
+        encoder: whose names in the checkpoint begin with `prefix`.
+        checkpoint: about to be saved; its fingerprint of the network stays.
+        prefix: see `encoder`.
+    """
+    if not encoder.backbone.frozen:
+        return
+    state = checkpoint["state_dict"]
+    for name in [n for n in state if n.startswith(f"{prefix}backbone.body.")]:
+        del state[name]
+    checkpoint["frozen_backbone"] = encoder.backbone.fingerprint()
+
+
+def restore_frozen_backbone(
+    encoder: Encoder, checkpoint: dict[str, Any], prefix: str = "encoder."
+) -> None:
+    """Undo `leave_out_frozen_backbone`.
+
+    Args:
+        encoder: whose names in the checkpoint begin with `prefix`.
+        checkpoint: was saved without the network's weights.
+        prefix: see `encoder`.
 
     Raises:
         UserError: it was trained with another network, or with one that was not frozen.
@@ -231,22 +258,22 @@ def restore_frozen_backbone(encoder: Encoder, checkpoint: dict[str, Any]) -> Non
         )
     if known is not None:
         for name, tensor in backbone.body.state_dict().items():
-            checkpoint["state_dict"][f"encoder.backbone.body.{name}"] = tensor
+            checkpoint["state_dict"][f"{prefix}backbone.body.{name}"] = tensor
 
 
-def load_encoder(encoder: Encoder, file: Path) -> None:
+def load_encoder(encoder: Encoder, file: Path, prefix: str = "encoder.") -> None:
     """Take the weights of an encoder from a checkpoint of a run.
 
     Args:
         encoder: receives them.
         file: a checkpoint; opened without unpickling.
+        prefix: of the names of its parameters in the checkpoint.
 
     Raises:
         UserError: it belongs to another architecture or frozen network.
     """
     checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    restore_frozen_backbone(encoder, checkpoint)
-    prefix = "encoder."
+    restore_frozen_backbone(encoder, checkpoint, prefix)
     state = {
         name.removeprefix(prefix): tensor
         for name, tensor in checkpoint["state_dict"].items()

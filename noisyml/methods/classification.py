@@ -1,8 +1,9 @@
-"""Plain classification: cross-entropy on the samples a selector trusts.
+"""Classification: a loss per sample, averaged over the samples a selector trusts.
 
 A linear classifier reads the encoder's embedding, by default (``head=identity``) the pooled
-features of the backbone. With ``selector=keep_all`` this is the baseline of the noisy-label
-literature; methods that weigh, correct or exchange samples start from it.
+features of the backbone. With cross-entropy and ``selector=keep_all`` this is the baseline of the
+noisy-label literature; methods that weigh, correct or exchange samples start from it. With
+``selector=bare`` and ``on_empty=keep_all`` it is BARE (Patel and Sastry, WACV 2023).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from noisyml import distributed
 from noisyml.data.views import Batch, labels_of
 from noisyml.errors import UserError
+from noisyml.losses.base import Loss, ScoreLoss
+from noisyml.losses.classification import ClassificationLoss, CrossEntropy
 from noisyml.methods.base import Method, Outputs
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder
@@ -26,8 +29,7 @@ from noisyml.models.heads import unit_norm
 from noisyml.optim import OptimizerFactory, SchedulerFactory
 from noisyml.selectors.base import Evidence, Selection, Selector
 
-#: Names of a classifier's parameters in a checkpoint begin with this.
-_PREFIX = "classifier."
+OnEmpty = Literal["skip", "keep_all"]
 
 
 @dataclass(frozen=True)
@@ -55,16 +57,25 @@ def kept_mean(sample_loss: Tensor, keep: Tensor) -> Tensor:
 
 
 class Classification(Method):
-    """Cross-entropy on the samples a selector keeps; the base of methods that classify.
+    """A loss on the samples a selector keeps; the base of methods that classify.
 
-    A subclass writes `training_step` from `classify_globally`, `judge` and `outcome`.
+    A subclass writes `training_step` from `classify_globally`, `sample_loss`, `judge`,
+    `mean_loss` and `outcome`.
 
     Args:
         encoder: images or features to embeddings.
         selector: judges the global batch by embeddings, class scores or losses.
         optimizer, scheduler, evaluator, param_groups: see `Method`.
         class_names: of the observed classes, in the order of their numbers.
+        loss: per sample; None: cross-entropy.
+        on_empty: a global batch of which nothing is kept teaches nothing (``skip``), or as a
+            whole (``keep_all``); either way it counts as not kept.
+
+    Raises:
+        UserError: an unknown `on_empty`.
     """
+
+    takes_loss: ClassVar[type[Loss]] = ClassificationLoss
 
     #: ``proxies`` are the rows of the classifier's weight: its directions without length and bias.
     evidence: ClassVar[frozenset[str]] = frozenset(
@@ -81,8 +92,14 @@ class Classification(Method):
         evaluator: Evaluator,
         class_names: Sequence[str],
         param_groups: Mapping[str, Mapping[str, Any]] | None = None,
+        loss: ScoreLoss | None = None,
+        on_empty: OnEmpty = "skip",
     ) -> None:
         super().__init__(encoder, optimizer, scheduler, evaluator, param_groups)
+        if on_empty not in ("skip", "keep_all"):
+            raise UserError(f"method.on_empty={on_empty} is not known: use skip or keep_all.")
+        self.loss = CrossEntropy() if loss is None else loss
+        self.on_empty = on_empty
         self.class_names = list(class_names)
         self.classifier = nn.Linear(encoder.out_features, len(self.class_names))
         self.selector = selector
@@ -93,14 +110,13 @@ class Classification(Method):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One step: classify, judge, learn from the trusted."""
         seen = self.classify_globally(batch)
-        sample_loss = F.cross_entropy(seen.logits, seen.labels, reduction="none")
+        sample_loss = self.sample_loss(seen)
         selection = self.judge(seen, sample_loss)
-        return self.outcome(kept_mean(sample_loss, selection.keep), selection, seen.index)
+        return self.outcome(self.mean_loss(sample_loss, selection), selection, seen.index)
 
     def logits(self, embeddings: Tensor) -> Tensor:
         """Class scores [b, C] of embeddings [b, D], float32 or better whatever the precision."""
-        scores: Tensor = self.classifier(embeddings)
-        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return class_scores(self.classifier, embeddings)
 
     def classify_globally(self, batch: Batch, embeddings: Tensor | None = None) -> Classified:
         """Classify this rank's share and gather the global batch.
@@ -117,6 +133,18 @@ class Classification(Method):
             distributed.gather(labels_of(batch)),
             distributed.gather(batch["index"]),
         )
+
+    def sample_loss(self, seen: Classified) -> Tensor:
+        """The loss [B] of each sample of a global batch."""
+        losses: Tensor = self.loss(seen.logits, seen.labels, seen.index, self.current_epoch)
+        return losses
+
+    def mean_loss(self, sample_loss: Tensor, selection: Selection) -> Tensor:
+        """Mean of the losses [B] over what teaches: what is kept, or see `on_empty`."""
+        teaches = selection.keep
+        if self.on_empty == "keep_all":
+            teaches = teaches | ~teaches.any()
+        return kept_mean(sample_loss, teaches)
 
     def judge(
         self, seen: Classified, sample_loss: Tensor, entry_loss: Tensor | None = None
@@ -147,6 +175,36 @@ class Classification(Method):
             self.selector.update(*self._judged)
             self._judged = None
 
+    # -- losses that learn from predictions --------------------------------------------------
+
+    def on_fit_start(self) -> None:
+        """Refuse a warm-up of the loss that never ends."""
+        epochs = self.trainer.max_epochs
+        if epochs is not None and 0 < epochs <= self.loss.warmup_epochs:
+            raise UserError(
+                f"{type(self.loss).__name__} is a plain loss for {self.loss.warmup_epochs} epochs, "
+                f"and the run has {epochs}: shorten that (see conf/loss) or raise "
+                f"trainer.max_epochs."
+            )
+
+    def on_train_epoch_start(self) -> None:
+        """Let the loss see the predictions for all training samples where it asks for them."""
+        if self.loss.wants_predictions(self.current_epoch):
+            self.loss.learn(self.predictions())
+
+    @torch.no_grad()
+    def predictions(self) -> Tensor:
+        """Class probabilities [N, C] of the training samples in evaluation mode, of all ranks."""
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        was_training = self.encoder.training
+        self.encoder.eval()
+        found = [torch.empty(0, len(self.class_names), device=self.device)]
+        for batch in data.predict_dataloader("train"):
+            moved = {key: value.to(self.device) for key, value in batch.items()}
+            found.append(F.softmax(self.logits(self.encoder(moved)), dim=1))
+        self.encoder.train(was_training)
+        return distributed.gather(torch.cat(found))
+
     # -- evaluation and checkpoints ----------------------------------------------------------
 
     def outputs(self, batch: Batch) -> Outputs:
@@ -170,21 +228,30 @@ class Classification(Method):
             self.classifier = load_classifier(file, self.class_names)
 
 
-def load_classifier(file: Path, class_names: Sequence[str]) -> nn.Linear:
+def class_scores(classifier: nn.Linear, embeddings: Tensor) -> Tensor:
+    """Class scores [b, C] of embeddings [b, D], float32 or better whatever the precision."""
+    scores: Tensor = classifier(embeddings)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
+def load_classifier(
+    file: Path, class_names: Sequence[str], prefix: str = "classifier."
+) -> nn.Linear:
     """The classifier in a checkpoint of a run.
 
     Args:
         file: a checkpoint; opened without unpickling.
         class_names: the classes it has to tell apart, in the order of their numbers.
+        prefix: of the names of its parameters in the checkpoint.
 
     Raises:
         UserError: there is none, or it was trained for other classes.
     """
     checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     state = {
-        name.removeprefix(_PREFIX): tensor
+        name.removeprefix(prefix): tensor
         for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(_PREFIX)
+        if name.startswith(prefix)
     }
     if not state:
         raise UserError(

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from noisyml.data.views import Batch
+from noisyml.losses.base import Loss
 from noisyml.losses.multilabel import MultiLabelLoss
 from noisyml.methods.classification import Classification
 from noisyml.metrics.base import Evaluator
@@ -23,19 +24,21 @@ from noisyml.selectors.base import Selector
 class MultiLabel(Classification):
     """A linear classifier with sigmoids, trained on the entries or samples a selector keeps.
 
-    A subclass writes `training_step` from `classify_globally`, `criterion`, `judge` and `outcome`.
-    All that belongs to the kind of labels is in `criterion` (a batch's labels become a loss per
-    entry, per sample and in all), so that it also fits methods with two networks.
+    A subclass writes `training_step` from `classify_globally`, `loss`, `judge` and `outcome`. All
+    that belongs to the kind of labels is in `loss` (a batch's labels become a loss per entry, per
+    sample and in all), so that it also fits methods with two networks.
 
     Args:
         encoder: images or features to embeddings.
         selector: judges the global batch: samples [B], or entries [B, C].
         optimizer, scheduler, evaluator, class_names, param_groups: see `Classification`.
-        criterion: the loss of each entry and its reduction.
+        loss: of each entry, and its reduction.
     """
 
+    takes_loss: ClassVar[type[Loss]] = MultiLabelLoss
     label_kind: ClassVar[LabelKind] = "multi"
     evidence: ClassVar[frozenset[str]] = Classification.evidence | {"entry_loss"}
+    loss: MultiLabelLoss
 
     def __init__(
         self,
@@ -45,18 +48,17 @@ class MultiLabel(Classification):
         scheduler: SchedulerFactory | None,
         evaluator: Evaluator,
         class_names: Sequence[str],
-        criterion: MultiLabelLoss,
+        loss: MultiLabelLoss,
         param_groups: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__(
-            encoder, selector, optimizer, scheduler, evaluator, class_names, param_groups
+            encoder, selector, optimizer, scheduler, evaluator, class_names, param_groups, loss
         )
-        self.criterion = criterion
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One step: classify, judge, learn from the trusted."""
         seen = self.classify_globally(batch)
-        entry_loss = self.criterion(seen.logits, seen.labels)
-        selection = self.judge(seen, self.criterion.per_sample(entry_loss), entry_loss)
-        loss = self.criterion.reduce(entry_loss, selection.keep)
+        entry_loss = self.loss(seen.logits, seen.labels, seen.index, self.current_epoch)
+        selection = self.judge(seen, self.loss.per_sample(entry_loss), entry_loss)
+        loss = self.loss.reduce(entry_loss, selection.keep)
         return self.outcome(loss, selection, seen.index)

@@ -13,13 +13,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch.nn.functional as F
-
 from noisyml import distributed
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
+from noisyml.losses.classification import ClassificationLoss
 from noisyml.losses.distillation import DistillationSum, Features
-from noisyml.methods.classification import Classification, Classified, kept_mean
+from noisyml.methods.classification import Classification, Classified, OnEmpty
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder
 from noisyml.models.teacher import Teacher
@@ -32,14 +31,15 @@ class RKDClassification(Classification):
 
     Args:
         encoder: the student's.
-        selector: chooses what the cross-entropy sees, and with `distill_kept_only` what the
+        selector: chooses what the loss on labels sees, and with `distill_kept_only` what the
             distillation sees.
-        optimizer, scheduler, evaluator, class_names, param_groups: see `Classification`.
+        optimizer, scheduler, evaluator, class_names, param_groups, loss, on_empty: see
+            `Classification`.
         distillation: weighted sum of losses between student and teacher: of the embeddings that
             the classifiers read, of their class scores, of feature maps.
         teacher: the frozen teacher, with a classifier if a loss compares class scores; None where
             nothing is to be trained (evaluation).
-        task_weight: factor of the cross-entropy.
+        task_weight: factor of the loss on labels.
         distill_kept_only: let the distillation see only what the selector keeps.
 
     Raises:
@@ -59,9 +59,19 @@ class RKDClassification(Classification):
         task_weight: float = 1.0,
         distill_kept_only: bool = False,
         param_groups: Mapping[str, Mapping[str, Any]] | None = None,
+        loss: ClassificationLoss | None = None,
+        on_empty: OnEmpty = "skip",
     ) -> None:
         super().__init__(
-            encoder, selector, optimizer, scheduler, evaluator, class_names, param_groups
+            encoder,
+            selector,
+            optimizer,
+            scheduler,
+            evaluator,
+            class_names,
+            param_groups,
+            loss,
+            on_empty,
         )
         if task_weight == 0 and not distillation.needs_logits:
             raise UserError(
@@ -77,14 +87,14 @@ class RKDClassification(Classification):
         """One step: both networks see the batch, the student follows labels and teacher."""
         seen, student = self.study(batch)
         teacher = self.lesson(batch)
-        sample_loss = F.cross_entropy(seen.logits, seen.labels, reduction="none")
+        sample_loss = self.sample_loss(seen)
         selection = self.judge(seen, sample_loss)
 
         if self.distill_kept_only:
             student, teacher = student.rows(selection.keep), teacher.rows(selection.keep)
         loss = self.distillation(student, teacher)
         if self.task_weight != 0:
-            loss = loss + self.task_weight * kept_mean(sample_loss, selection.keep)
+            loss = loss + self.task_weight * self.mean_loss(sample_loss, selection)
         return self.outcome(loss, selection, seen.index)
 
     def study(self, batch: Batch) -> tuple[Classified, Features]:

@@ -37,6 +37,36 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
     return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
 
 
+def class_selection(
+    keep: Tensor, wrong: Tensor, labels: Tensor, num_classes: int
+) -> dict[str, Tensor]:
+    """How a selection treats each class, by observed label.
+
+    Args:
+        keep: [N] bool, True for the samples kept.
+        wrong: [N] bool, True where the label is wrong.
+        labels: [N] int64 in ``0 .. num_classes - 1``, observed.
+        num_classes: C.
+
+    Returns:
+        ``samples``: number [C] int64; ``kept``: share of them kept; ``precision``: share of the
+        kept that are clean; ``recall``: share of the clean that are kept. Shares are [C] float64,
+        NaN where undefined.
+    """
+
+    def count(chosen: Tensor) -> Tensor:
+        return torch.bincount(labels[chosen], minlength=num_classes)
+
+    keep, clean = keep.to(torch.bool), ~wrong.to(torch.bool)
+    samples, kept, right = count(torch.ones_like(keep)), count(keep), count(keep & clean)
+    return {
+        "samples": samples,
+        "kept": kept.double() / samples,
+        "precision": right.double() / kept,
+        "recall": right.double() / count(clean),
+    }
+
+
 def selection_by_class(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str, list[float]]:
     """`selection_metrics` of the entries of each class.
 
@@ -80,7 +110,8 @@ def selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str,
 
     Returns:
         ``kept``: share of samples kept; ``precision``: share of the kept that are clean;
-        ``recall``: share of the clean that are kept; ``auroc`` of `p_clean`. NaN where undefined.
+        ``recall``: share of the clean that are kept; ``excluded_precision``: share of the others
+        that are wrong; ``auroc`` of `p_clean`. NaN where undefined.
 
     Raises:
         ValueError: shapes that differ.
@@ -91,7 +122,7 @@ def selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str,
             f"{tuple(wrong.shape)} must all be [N]"
         )
     keep, clean = keep.to(torch.bool), ~wrong.to(torch.bool)
-    kept_clean = int((keep & clean).sum())
+    kept_clean, out_wrong = int((keep & clean).sum()), int((~keep & ~clean).sum())
 
     def share(part: int, whole: int) -> float:
         return part / whole if whole else float("nan")
@@ -100,5 +131,21 @@ def selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str,
         "kept": share(int(keep.sum()), len(keep)),
         "precision": share(kept_clean, int(keep.sum())),
         "recall": share(kept_clean, int(clean.sum())),
+        "excluded_precision": share(out_wrong, int((~keep).sum())),
         "auroc": auroc(p_clean, clean),
     }
+
+
+def suspicion_precision(keep: Tensor, suspected: Tensor, wrong: Tensor) -> float:
+    """How often the class that a method suspects in a sample it leaves out is marked wrongly.
+
+    Args:
+        keep: [N] bool, True for the samples kept.
+        suspected: [N] int64, a class.
+        wrong: [N, C] bool, True where an entry is wrong.
+
+    Returns:
+        In [0, 1]; NaN if nothing is left out.
+    """
+    hit = wrong.to(torch.bool).gather(1, suspected[:, None])[:, 0]
+    return float(hit[~keep.to(torch.bool)].double().mean())

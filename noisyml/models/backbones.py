@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -61,7 +61,7 @@ class Backbone(nn.Module):
             too, while its scale and shift are trained (cbml, iaa).
         standardise: subtract mean and divide by the standard deviation of the training split's
             features (per dimension, without labels); only for a frozen body.
-        blocks: submodules of `body` whose outputs are ``block1``, ... of `feature_maps`.
+        blocks: submodules of `body` whose outputs are ``block1``, ... of `activations`.
         pool: submodule of `body` whose input is the ``last`` map; None: the body has no maps.
 
     Raises:
@@ -175,6 +175,25 @@ class Backbone(nn.Module):
                 f"{type(self.body).__name__} has no feature maps: choose a convolutional "
                 "backbone=..., e.g. resnet18."
             )
+        return self.activations(images, [*self._map_sources, LAST_MAP])
+
+    def activations(self, images: Tensor, names: Collection[str]) -> FeatureMaps:
+        """Features and the outputs of some blocks in one pass, of whatever shape they are.
+
+        Args:
+            images: uint8 [B, 1 or 3, H, W].
+            names: ``block1``, ... (of a perceptron: its hidden layers, [B, F]), and ``last`` where
+                there are feature maps.
+
+        Raises:
+            UserError: the network has no such block.
+        """
+        known = [*self._map_sources, *([] if self._pool is None else [LAST_MAP])]
+        if unknown := [name for name in names if name not in known]:
+            raise UserError(
+                f"{type(self.body).__name__} has no layer '{unknown[0]}' to look into: "
+                + (f"it has {', '.join(known)}." if known else "choose another backbone=...")
+            )
         seen: dict[str, Tensor] = {}
 
         def keep_output(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
@@ -187,11 +206,13 @@ class Backbone(nn.Module):
             seen[LAST_MAP] = inputs[0]
 
         with ExitStack() as hooks:
-            for name, path in self._map_sources.items():
-                module = self.body.get_submodule(path)
-                hooks.callback(module.register_forward_hook(keep_output(name)).remove)
-            pool = self.body.get_submodule(self._pool)
-            hooks.callback(pool.register_forward_pre_hook(keep_input).remove)
+            for name in names:
+                if name == LAST_MAP:
+                    pool = self.body.get_submodule(str(self._pool))
+                    hooks.callback(pool.register_forward_pre_hook(keep_input).remove)
+                else:
+                    module = self.body.get_submodule(self._map_sources[name])
+                    hooks.callback(module.register_forward_hook(keep_output(name)).remove)
             features = self(images)
         return FeatureMaps(features, seen)
 
@@ -561,7 +582,8 @@ def mlp(
     Args:
         image_size: side of the square images, or their height and width.
         in_channels: 1 for grey, 3 for colour.
-        hidden_features: widths; each layer is linear then ReLU. Empty: the pixels themselves.
+        hidden_features: widths; each layer is linear then ReLU, and a block of `activations`.
+            Empty: the pixels themselves.
         **settings: arguments of `Backbone`.
     """
     layers: list[nn.Module] = [nn.Flatten()]
@@ -571,4 +593,7 @@ def mlp(
         layers += [nn.Linear(previous, features), nn.ReLU()]
         previous = features
     settings = {"mean": (0.5,) * in_channels, "std": (0.5,) * in_channels} | settings
-    return Backbone(nn.Sequential(*layers), previous, in_channels=in_channels, **settings)
+    ends = [str(2 * i + 2) for i in range(len(hidden_features))]
+    return Backbone(
+        nn.Sequential(*layers), previous, in_channels=in_channels, blocks=ends, **settings
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from noisyml.errors import UserError
 from noisyml.models.backbones import Backbone
 from noisyml.models.heads import Head
+
+#: The embeddings, where a layer is named.
+EMBEDDING = "embedding"
 
 
 class Encoding(NamedTuple):
@@ -63,6 +66,34 @@ class Encoder(nn.Module):
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
         """Embeddings [B, D]; `batch` as in `features`."""
         return self.head.finish(self.raw(batch))
+
+    def activations(
+        self, batch: Mapping[str, Tensor], layers: Collection[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Embeddings [B, D] and outputs [B, ...] of layers in one pass, all with gradient.
+
+        Args:
+            batch: as in `features`.
+            layers: ``embedding``, the embeddings themselves, or blocks of the backbone, see
+                `Backbone.activations`; blocks need images.
+
+        Raises:
+            UserError: there is no such layer, or features come from the cache.
+        """
+        blocks = [layer for layer in layers if layer != EMBEDDING]
+        seen: dict[str, Tensor] = {}
+        if blocks:
+            if "image" not in batch:
+                raise UserError(
+                    f"The layer '{blocks[0]}' needs images, but the pooled features of a frozen "
+                    "backbone come from the cache: look at the embedding, or set "
+                    "backbone.frozen=false."
+                )
+            features, seen = self.backbone.activations(batch["image"], blocks)
+        else:
+            features = self.features(batch)
+        embeddings = self.head.finish(self.head.project(features))
+        return embeddings, {name: seen.get(name, embeddings) for name in layers}
 
     def encode(self, batch: Mapping[str, Tensor]) -> Encoding:
         """Embeddings, raw embeddings, features and feature maps of ``image`` in one pass.

@@ -332,7 +332,7 @@ class Matrix(SeededInjector):
         if self.preset is not None:
             raw = preset_matrix(self.preset)
         elif self.path is not None:
-            raw = _read_matrix(Path(self.path))
+            raw = read_matrix(Path(self.path))
         else:
             raw = np.asarray(self.matrix, dtype=np.float64)
         if self.normalize:
@@ -381,7 +381,12 @@ class Matrix(SeededInjector):
         return observed
 
 
-def _read_matrix(path: Path) -> NDArray[np.float64]:
+def read_matrix(path: Path) -> NDArray[np.float64]:
+    """The numbers in a ``.npy`` or ``.csv`` (comma-separated, no header) file, float64.
+
+    Raises:
+        UserError: no such file, or no numbers in it.
+    """
     if not path.is_file():
         raise UserError(f"There is no noise matrix {path}; give a .npy or .csv file.")
     try:

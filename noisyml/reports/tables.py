@@ -40,6 +40,7 @@ _METRIC = re.compile(
 CHOICES = {
     "": "last checkpoint",
     "best": "best on validation",
+    "mean_last": "mean of the last epochs",
     "chosen_on_test": "CHOSEN ON TEST",
 }
 
@@ -73,6 +74,7 @@ _OTHER_LABELS = {
     "selection/kept": "share",
     "selection/precision": "precision",
     "selection/recall": "recall",
+    "selection/recall_min_class": "recall, worst class",
     "selection/auroc": "AUROC",
     "time/step_seconds": "s / step",
     "time/train_seconds": "training s",

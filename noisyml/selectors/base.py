@@ -53,10 +53,13 @@ class Selection:
             every entry instead: [B, C].
         p_clean: float like `keep`, the score behind the decision in [0, 1], NaN where none was
             computed.
+        suspected: [B] int64, multi-label: of each sample the class whose entry is most likely
+            wrong, from a method that names one; else None.
     """
 
     keep: Tensor
     p_clean: Tensor
+    suspected: Tensor | None = None
 
     @classmethod
     def keep_everything(cls, labels: Tensor) -> Selection:

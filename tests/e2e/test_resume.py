@@ -17,7 +17,17 @@ SETTINGS = [
 ]
 
 PRISM = ["selector=prism_vmf", "selector.warmup_steps=4"]
+# The share left out follows the epochs, and the better network is known from validation.
+TWO_NETWORKS = ["head=linear", "method.predict=best", "method.num_gradual=2"]
+MOSAIC = [
+    "dataset=mosaic",
+    "noise=multilabel_mixed",
+    "dataset.num_train=320",
+    "backbone.image_size=[8,24]",
+    "head=linear",
+]
 CLUSTERS = ["pseudo_labels=kmeans", "pseudo_labels.num_clusters=16", "trainer.max_epochs=3"]
+LAST_TWO = ["model_choice=[last,mean_last]", "mean_last_epochs=2"]
 
 
 def weights(run):
@@ -37,8 +47,23 @@ def timeless(run):
         # Class statistics and clusters are made when an epoch begins, and not again after a resume.
         (29, ["method=iaa", "method.start=0", "method.update_every=1", *CLUSTERS]),
         (40, ["method=proxynca_pp", "sampler.samples_per_class=8", "scheduler=plateau", "seed=3"]),
+        (22, ["method=co_teaching_plus", "method.warmup_epochs=1", *TWO_NETWORKS]),
+        # Targets per sample, and the weights after each of the last epochs.
+        (29, ["method=bare", "head=linear", "loss=sat", "loss.warmup_epochs=0", *LAST_TWO]),
+        # Two memories of targets, random exclusion, judgements of an epoch under way.
+        (14, ["method=rcml", "method.ranking=random", "loss=multilabel_elr", *MOSAIC]),
+        (14, ["method=multilabel", "loss=multilabel_sat", "loss.warmup_epochs=1", *MOSAIC]),
     ],
-    ids=["first-epoch", "second-epoch", "iaa-clusters", "proxynca_pp"],
+    ids=[
+        "first-epoch",
+        "second-epoch",
+        "iaa-clusters",
+        "proxynca_pp",
+        "co_teaching_plus",
+        "bare-sat",
+        "rcml-elr",
+        "multilabel-sat",
+    ],
 )
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(shell, killed_at, parts):
     typed = ["train", *SETTINGS, *parts]

@@ -294,6 +294,36 @@ def test_maps_of_the_blocks_are_exposed(make, channels, sides):
     assert first.weight.grad.abs().sum() > 0
 
 
+def test_hidden_layers_of_a_perceptron_are_its_blocks():
+    network = mlp(image_size=32, hidden_features=[8, 4])
+    images = torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8)
+    features, seen = network.activations(images, ["block1"])
+    assert seen.keys() == {"block1"}
+    torch.testing.assert_close(network.body[4](network.body[3](seen["block1"])), features)
+    with pytest.raises(UserError, match=r"no layer 'block3' to look into: it has block1, block2\."):
+        network.activations(images, ["block3"])
+    with pytest.raises(UserError, match="no layer 'last'"):
+        network.activations(images, ["last"])
+
+
+def test_an_encoder_shows_its_layers():
+    network = mlp(image_size=32, hidden_features=[8, 4])
+    encoder = Encoder(network, EmbeddingHead(4, 3))
+    images = torch.randint(0, 256, (2, 1, 32, 32), dtype=torch.uint8)
+    for layer, expected in (
+        ("block2", network(images)),
+        ("embedding", encoder({"image": images})),
+    ):
+        embeddings, seen = encoder.activations({"image": images}, [layer])
+        torch.testing.assert_close(seen[layer], expected)
+        torch.testing.assert_close(embeddings, encoder({"image": images}))
+    cached = {"features": torch.rand(2, 4)}
+    embeddings, seen = encoder.activations(cached, ["embedding"])
+    assert torch.equal(seen["embedding"], embeddings)
+    with pytest.raises(UserError, match="come from the cache"):
+        encoder.activations(cached, ["block1"])
+
+
 def test_networks_without_maps_say_so():
     with pytest.raises(UserError, match="has no feature maps"):
         mlp(image_size=32).feature_maps(IMAGES)

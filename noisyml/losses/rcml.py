@@ -1,0 +1,189 @@
+"""Ranking, exchange and discrepancy of two multi-label networks (RCML and CCML).
+
+Aksoy, Ravanbakhsh and Demir, "Multi-Label Noise Robust Collaborative Learning for Remote Sensing
+Image Classification", IEEE TNNLS 2022 (arXiv 2012.10715), and its predecessor CCML (Aksoy et al.,
+ICIP 2021, arXiv 2105.05496). Everything here is a function of tensors; the step that puts them
+together is `noisyml.methods.rcml`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Keeps the root of an empty group differentiable; the released value.
+GROUP_FLOOR = 1e-10
+
+Bandwidth = float | Literal["median"]
+
+
+class Ranking(NamedTuple):
+    """How badly a network contradicts the labels of each sample.
+
+    Attributes:
+        errors: e_n [B]; the larger, the more likely a label is wrong.
+        suspected: [B] int64, the class whose label contradicts most.
+        missing: [B, C], one group for each absent class: it may have been forgotten.
+        extra: [B, C], one group for each present class: it may be false.
+    """
+
+    errors: Tensor
+    suspected: Tensor
+    missing: Tensor
+    extra: Tensor
+
+
+def ranking_errors(
+    probabilities: Tensor, labels: Tensor, miss_alpha: float = 0.2, extra_beta: float = 0.8
+) -> Ranking:
+    """Group lasso over the pairs of an absent and a present class that are ranked wrongly.
+
+    A pair costs max(0, 1 + 2 (p_absent - p_present))^2: nothing once the present class leads by one
+    half. A group is the root of its pairs' sum, and a sample's error is `miss_alpha` times its
+    missing groups plus `extra_beta` times its extra groups. A sample with all classes or with none
+    has no pair and thus the smallest error there is.
+
+    Args:
+        probabilities: [B, C] float in [0, 1], or hard decisions 0 and 1 (CCML).
+        labels: [B, C], 1 present, 0 absent.
+        miss_alpha: alpha, factor of the missing groups.
+        extra_beta: beta, factor of the extra groups.
+
+    Returns:
+        A `Ranking`, in float32 at least. The suspected class is the largest missing group if that
+        exceeds the largest extra group, else the largest extra group; the first of equals.
+    """
+    with torch.autocast(probabilities.device.type, enabled=False):
+        p = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
+        y = labels.to(p.dtype)
+        # [B, absent, present]: every pair of classes; the products below pick those that count.
+        hinge = torch.relu(1 + 2 * (p[:, :, None] - p[:, None, :]))
+        squares = hinge * hinge
+        missing = ((squares * y[:, None, :]).sum(dim=2) * (1 - y) + GROUP_FLOOR).sqrt()
+        extra = ((squares * (1 - y)[:, :, None]).sum(dim=1) * y + GROUP_FLOOR).sqrt()
+    errors = miss_alpha * missing.sum(dim=1) + extra_beta * extra.sum(dim=1)
+    most_missing, most_extra = _first_largest(missing), _first_largest(extra)
+    suspected = torch.where(missing.amax(dim=1) > extra.amax(dim=1), most_missing, most_extra)
+    return Ranking(errors, suspected, missing, extra)
+
+
+def _first_largest(x: Tensor) -> Tensor:
+    """Column [B] of each row's largest entry in [B, C], the first of equals on every device."""
+    columns = torch.arange(x.shape[1], device=x.device)
+    largest = x == x.amax(dim=1, keepdim=True)
+    return torch.where(largest, columns, x.shape[1]).amin(dim=1)
+
+
+class _SquaredMMD(torch.autograd.Function):
+    """The statistic and its gradient, each with one product of the stacked rows."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, y: Tensor, bandwidth: Bandwidth) -> Tensor:
+        rows = torch.cat([x, y])
+        # Distances do not change, but differences of squared norms lose fewer digits.
+        rows -= rows.mean(dim=0)
+        products = rows @ rows.T
+        norms = products.diagonal()
+        squares = (norms[:, None] + norms[None, :] - 2 * products).clamp_(min=0)
+        width: float | Tensor
+        if bandwidth == "median":
+            # Every pair stands there twice, and each row's distance to itself, 0, comes first.
+            pairs = squares.numel() - len(rows)
+            width = squares.flatten().kthvalue(len(rows) + (pairs + 1) // 2).values
+            width = torch.where(width > 0, width, torch.ones_like(width))
+        else:
+            width = float(bandwidth)
+        exponents = -squares / width
+        weights = torch.cat([x.new_full((len(x),), 1 / len(x)), y.new_full((len(y),), -1 / len(y))])
+        # The weights sum to zero: leaving out the kernel's 1 changes nothing but the rounding.
+        value = weights @ exponents.expm1() @ weights
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
+            slopes = exponents.exp() * weights[:, None] * weights[None, :] * (-4 / width)
+            ctx.save_for_backward(rows, slopes)
+            ctx.split = len(x)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows, slopes = ctx.saved_tensors
+        pull = torch.diag(slopes.sum(dim=1)) - slopes
+        gradient = (grads[0] * pull) @ rows
+        return gradient[: ctx.split], gradient[ctx.split :], None
+
+
+def squared_mmd(x: Tensor, y: Tensor, bandwidth: Bandwidth = 1e4) -> Tensor:
+    """Squared maximum mean discrepancy with the kernel exp(-||a - b||^2 / bandwidth).
+
+    The biased estimate: means over all pairs, each row's pair with itself included.
+
+    Args:
+        x: [B, ...] float with at least one row; computed in float32 at least.
+        y: [M, ...], likewise.
+        bandwidth: sigma, in units of squared distance; ``median``: the (lower) median squared
+            distance between different rows of both, without a gradient.
+
+    Returns:
+        Scalar in [0, 2], differentiable once.
+    """
+    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    with torch.autocast(x.device.type, enabled=False):
+        value: Tensor = _SquaredMMD.apply(x.flatten(1).to(dtype), y.flatten(1).to(dtype), bandwidth)
+    return value
+
+
+def swap_rate(
+    epoch: int, epochs: int, start: float = 0.6, end: float = 0.6, final_full: bool = False
+) -> float:
+    """Share of a batch that is kept in an epoch.
+
+    Linear from `start` towards `end`, cut to whole hundredths; `end` in the last tenth of the run.
+
+    Args:
+        epoch: from 1 to `epochs`.
+        epochs: E, of the run.
+        start: share in the first epoch, in (0, 1].
+        end: share in the last tenth, in (0, 1].
+        final_full: keep everything in the last tenth instead.
+    """
+    if epoch > epochs - int(0.1 * epochs):
+        return 1.0 if final_full else end
+    percent = 100 * start + (epoch - 1) * 100 * (end - start) / epochs
+    # 100 * 0.57 is a little less than 57.
+    return int(percent + 1e-9) / 100
+
+
+def kept_count(rate: float, batch_size: int) -> int:
+    """K, how many samples of a batch are kept: the share cut to a whole number, at least one.
+
+    Args:
+        rate: in (0, 1].
+        batch_size: the nominal size of the global batch, also for a shorter last one.
+    """
+    return max(1, int(batch_size * rate))
+
+
+def flip_agreed(labels: Tensor, first: Ranking, second: Ranking, share: float) -> Tensor:
+    """CCML's correction: invert the label that both networks suspect, for the worst samples.
+
+    Args:
+        labels: [B, C], 1 present, 0 absent.
+        first: one network's ranking; its `errors` may hold CCML's scores.
+        second: the other's.
+        share: of the samples with a common suspect that are corrected, rounded up; in [0, 1].
+
+    Returns:
+        Labels [B, C]; of the agreeing samples, those with the largest mean error are changed.
+    """
+    agree = first.suspected == second.suspected
+    # Without reading the count from the device; a tenth of 10 is 1, not a little more than 1.
+    number = (agree.sum() * share - 1e-6).ceil()
+    worst = (first.errors + second.errors).masked_fill(~agree, -math.inf)
+    place = worst.argsort(descending=True, stable=True).argsort()
+    flip = agree & (place < number)
+    at = torch.zeros_like(labels, dtype=torch.bool).scatter(
+        1, first.suspected[:, None], flip[:, None]
+    )
+    return torch.where(at, 1 - labels, labels)

@@ -1,0 +1,113 @@
+"""JoCoR for several labels: two networks learn as one from the entries of small joint loss.
+
+Wei et al., "Combating noisy labels by agreement: a joint training method with co-regularization",
+CVPR 2020 (arXiv 2003.02752), with a probability for every class as in the study of Burgert et al.,
+IEEE TGRS 2022 (arXiv 2207.13975). Where few entries are positive, those have the largest losses at
+first: a share left out that is as large as the share of positives teaches the networks that nothing
+is ever there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from noisyml.data.views import Batch
+from noisyml.errors import UserError
+from noisyml.losses.multilabel_jocor import (
+    Divergence,
+    Unit,
+    jocor_loss,
+    joint_losses,
+    keep_rate,
+    small_losses,
+)
+from noisyml.methods.multilabel_two_networks import MultiLabelTwoNetworks
+from noisyml.methods.two_networks import Predict
+from noisyml.metrics.base import Evaluator
+from noisyml.models.encoder import Encoder
+from noisyml.optim import OptimizerFactory, SchedulerFactory
+from noisyml.selectors.base import Selection
+
+
+class JoCoRMultiLabel(MultiLabelTwoNetworks):
+    """Both networks learn from the same entries, by one loss that rewards agreement.
+
+    The share that is kept is one of the global batch.
+
+    Args:
+        encoder, peer, optimizer, scheduler, evaluator, class_names: see `TwoNetworks`.
+        tau: share left out in the end, in [0, 1); for noise of a rate r relative to the positives,
+            r times the share of positive entries (additive or subtractive), or twice that (mixed).
+        gradual_epochs: T_k, epochs over which that share rises from 0.
+        co_lambda: lambda, weight of the agreement, in [0, 1].
+        unit: what is left out: each ``entry``, whole samples (``sample``), or of every ``class``
+            equally many entries.
+        divergence: ``symmetric_kl``, or ``released`` by a re-implementation, see `joint_losses`.
+        predict, best_by, param_groups: see `TwoNetworks`.
+
+    Raises:
+        UserError: a value out of range or a choice that does not exist.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        peer: Encoder,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None,
+        evaluator: Evaluator,
+        class_names: Sequence[str],
+        tau: float = 0.05,
+        gradual_epochs: int = 10,
+        co_lambda: float = 0.6,
+        unit: Unit = "entry",
+        divergence: Divergence = "symmetric_kl",
+        predict: Predict = "best",
+        best_by: str = "map_macro",
+        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        super().__init__(
+            encoder,
+            peer,
+            optimizer,
+            scheduler,
+            evaluator,
+            class_names,
+            predict,
+            best_by,
+            param_groups,
+        )
+        for name, choice, choices in (
+            ("unit", unit, ("entry", "sample", "class")),
+            ("divergence", divergence, ("symmetric_kl", "released")),
+        ):
+            if choice not in choices:
+                raise UserError(f"method.{name}={choice} is not known: use {' or '.join(choices)}.")
+        if not 0 <= tau < 1:
+            raise UserError(f"method.tau={tau} is the share left out: give 0 to below 1.")
+        if gradual_epochs < 0:
+            raise UserError(f"method.gradual_epochs={gradual_epochs} must not be negative.")
+        if not 0 <= co_lambda <= 1:
+            raise UserError(f"method.co_lambda={co_lambda} is not a weight from 0 to 1.")
+        self.tau = tau
+        self.gradual_epochs = gradual_epochs
+        self.co_lambda = co_lambda
+        self.unit: Unit = unit
+        self.divergence: Divergence = divergence
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """One step: the entries on which both networks do well and agree teach both."""
+        seen = self.see(batch)
+        losses = joint_losses(
+            seen.first.logits, seen.second.logits, seen.labels, self.co_lambda, self.divergence
+        )
+        rate = keep_rate(self.current_epoch, self.tau, self.gradual_epochs)
+        keep = small_losses(losses, rate, self.unit)
+        judged = losses.detach()
+        selection = Selection(keep, torch.exp(-judged.clamp(min=0)))
+        if self.unit == "sample":
+            selection = Selection(keep[:, 0], torch.exp(-judged.mean(dim=1).clamp(min=0)))
+        return {"loss": jocor_loss(losses, keep), "selection": selection, "index": seen.index}

@@ -1,0 +1,96 @@
+"""Samples of small loss are trusted: quotas, their schedule, and the exchange between two networks.
+
+Networks learn what is regular before they learn wrong labels by heart, so that early on a wrong
+label shows by its loss (Han et al., "Co-teaching", NeurIPS 2018, arXiv 1804.06872). The functions
+look at the *global* batch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import overload
+
+import torch
+from torch import Tensor
+
+
+def forget_rate(epoch: int, noise_rate: float, num_gradual: int, exponent: float = 1.0) -> float:
+    """The share of a batch to leave out, f_t: rises in equal steps, then stays at `noise_rate`.
+
+    The released codes of co-teaching, co-teaching+ and JoCoR: ``num_gradual`` epochs lead from 0 to
+    ``noise_rate ** exponent``, both included (a single one has 0), and every later epoch has
+    ``noise_rate``; with an exponent other than 1 there is a step in between.
+
+    Args:
+        epoch: epochs done so far.
+        noise_rate: share of wrong labels, in [0, 1).
+        num_gradual: epochs of the rise, T_k, at least 1.
+        exponent: c, above 0.
+
+    Returns:
+        A share in [0, 1).
+    """
+    if epoch >= num_gradual:
+        return noise_rate
+    return noise_rate**exponent * epoch / max(1, num_gradual - 1)
+
+
+@overload
+def quota(size: int, forget: float) -> int: ...
+
+
+@overload
+def quota(size: Tensor, forget: float) -> Tensor: ...
+
+
+def quota(size: int | Tensor, forget: float) -> int | Tensor:
+    """How many of `size` samples to keep: floor((1 - `forget`) * `size`), at least 1 of any.
+
+    Args:
+        size: a number of samples; a tensor [] int64 where only the device knows.
+        forget: share to leave out, in [0, 1).
+    """
+    # 0.2 * 10 must be 2, whatever 1 - 0.8 is in binary.
+    if isinstance(size, Tensor):
+        kept = ((1 - forget) * size.double() + 1e-9).floor().long()
+        return torch.maximum(kept, size.clamp(max=1))
+    return max(math.floor((1 - forget) * size + 1e-9), min(size, 1))
+
+
+@torch.no_grad()
+def small_loss(losses: Tensor, keep: int | Tensor, candidates: Tensor | None = None) -> Tensor:
+    """The `keep` samples of smallest loss; equal losses in the order of the batch, NaN last.
+
+    Args:
+        losses: [B] float.
+        keep: how many, at most as many as there are candidates; a tensor [] where only the device
+            knows.
+        candidates: [B] bool, who may be kept; None: all.
+
+    Returns:
+        [B] bool.
+    """
+    order = losses.argsort(stable=True)
+    if candidates is not None:
+        order = order[candidates[order].logical_not().to(torch.uint8).argsort(stable=True)]
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device)
+    return rank < keep
+
+
+def exchange(
+    first: Tensor, second: Tensor, keep: int | Tensor, candidates: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Each network teaches the other its samples of small loss.
+
+    Args:
+        first: losses [B] of the first network.
+        second: losses [B] of the second.
+        keep: how many samples each hands over, see `small_loss`.
+        candidates: see `small_loss`.
+
+    Returns:
+        [B] bool, what the first network learns from (chosen by the second), and [B] bool, what the
+        second learns from (chosen by the first).
+    """
+    return small_loss(second, keep, candidates), small_loss(first, keep, candidates)

@@ -1,0 +1,119 @@
+"""RCML, CCML, SAT, ELR and JoCoR on images with several labels, as typed."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from noisyml.data.datamodule import DataModule
+
+MOSAIC = [
+    "dataset=mosaic",
+    "dataset.num_train=256",
+    "dataset.num_val=64",
+    "dataset.num_test=128",
+    "backbone=mlp",
+    "backbone.image_size=[8,24]",
+    "backbone.hidden_features=[32]",
+    "sampler.batch_size=32",
+    "noise=multilabel_per_sample",
+    "trainer.max_epochs=3",
+    "report=false",
+]
+METHODS = {
+    "rcml": ["method=rcml", "method.swap_start=0.9", "method.swap_end=0.5"],
+    "ccml": ["method=ccml", "method.flip_bound=0.5", "method.flip_share=0.5"],
+    "rcml-elr": ["method=rcml", "loss=multilabel_elr", "loss.reduction=mean"],
+    "sat": ["method=multilabel", "loss=multilabel_sat", "loss.warmup_epochs=1"],
+    "jocor": ["method=jocor_multilabel", "method.tau=0.1", "method.gradual_epochs=2"],
+}
+
+
+def metrics(run):
+    return json.loads((run / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_methods_train_and_their_models_are_evaluated_again(shell, name):
+    status, said = shell("train", *MOSAIC, *METHODS[name])
+    assert status == 0, said
+    (run,) = shell.runs()
+    trained = metrics(run)
+    assert trained["test/map_macro"] > 0.25  # chance is a fifth
+    status, said = shell("evaluate", f"checkpoint={run}")
+    assert status == 0, said
+    repeated = json.loads(said[said.index("{") : said.rindex("}") + 1])
+    assert all(abs(repeated[key] - trained[key]) < 1e-9 for key in repeated)
+    judged = pd.read_parquet(run / "selection.parquet")
+    kept = [np.stack(part["kept"]).mean() for _, part in judged.groupby("epoch")]
+    if name == "rcml":
+        # int(0.9 * 32), int(0.76 * 32) and int(0.63 * 32) of 32: a line in whole hundredths.
+        assert [round(share * 32) for share in kept] == [28, 24, 20]
+        assert judged["suspected"].between(0, 9).all()
+        names = {"selection/excluded_precision", "selection/suspected_precision"}
+        assert names <= trained.keys()
+    if name == "jocor":
+        entries = [0, int(0.95 * 320), int(0.9 * 320)]
+        assert [round(share * 320) for share in kept] == [320, *entries[1:]]
+
+
+@pytest.mark.parametrize("name", ["rcml", "jocor"])
+def test_true_labels_change_no_weight(shell, name, monkeypatch):
+    typed = ["train", *MOSAIC, "trainer.max_epochs=1", *METHODS[name]]
+    assert shell(*typed, "name=true")[0] == 0
+    prepare = DataModule.prepare_labels
+
+    def with_false_truth(self, backbone=None):
+        prepare(self, backbone)
+        clean = np.roll(self.manifest.clean, 1, axis=0)
+        changed = clean != self.manifest.observed
+        self.manifest = self.manifest.__class__(
+            observed=self.manifest.observed,
+            clean=clean,
+            changed=changed,
+            num_classes=self.manifest.num_classes,
+            injector=self.manifest.injector,
+        )
+
+    monkeypatch.setattr(DataModule, "prepare_labels", with_false_truth)
+    assert shell(*typed, "name=false")[0] == 0
+    runs = shell.runs()
+    states = [
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for run in runs
+    ]
+    for weight, tensor in states[0].items():
+        torch.testing.assert_close(states[1][weight], tensor, rtol=0, atol=0, equal_nan=True)
+    assert metrics(runs[0])["selection/precision"] != metrics(runs[1])["selection/precision"]
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        (["method=rcml", "loss=triplet"], "RCML trains with a loss on several labels per image"),
+        (["method=rcml", "method.feature_layer=block2"], "it has block1"),
+        (["method=rcml", "method.bandwidth=mean"], "use median or a number"),
+        (["method=rcml", "selector=prism_avg"], "RCML asks no selector"),
+        (["method=rcml", "dataset=digits", "noise=none"], "RCML learns from several labels"),
+        (["method=jocor_multilabel", "loss=bce"], "brings a loss of its own"),
+        (
+            ["method=multilabel", "loss=multilabel_sat", "loss.warmup_epochs=3"],
+            "is a plain loss for 3 epochs, and the run has 3",
+        ),
+        (
+            ["method=rcml", "loss=multilabel_sat", "loss.warmup_epochs=3"],
+            "is a plain loss for 3 epochs, and the run has 3",
+        ),
+    ],
+)
+def test_mistakes_are_one_sentence(shell, typed, sentence):
+    chosen = {override.partition("=")[0] for override in typed}
+    rest = [override for override in MOSAIC if override.partition("=")[0] not in chosen]
+    if "dataset" in chosen:
+        rest = [o for o in rest if not o.startswith(("dataset.", "backbone.image_size"))]
+    status, said = shell("train", *rest, *typed)
+    assert status == 2, said
+    assert sentence in said
+    assert "Traceback" not in said
