@@ -382,6 +382,38 @@ ROWS: dict[str, Callable[[torch.device], Row]] = {
 }
 
 
+def bare_selection(device: torch.device) -> Row:
+    """BARE's selection and loss at the size of Food-101N (Patel and Sastry, WACV 2023)."""
+    from noisyml.methods.classification import kept_mean
+    from noisyml.selectors.bare import Bare
+    from noisyml.selectors.base import Evidence
+
+    batch, classes = 256, 101
+    labels = torch.randint(classes, (batch,), device=device)
+    scores = torch.randn(batch, classes, device=device)
+    a, b = (scores.clone().requires_grad_() for _ in range(2))
+    selector = Bare("batch", "unbiased")
+
+    def ours() -> Tensor:
+        keep = selector.select(Evidence(labels, labels, logits=a.detach())).keep
+        return kept_mean(F.cross_entropy(a, labels, reduction="none"), keep)
+
+    def indexed() -> Tensor:
+        """Thresholds and indices on the host, as the released code has them."""
+        posterior = F.softmax(b.detach(), dim=1).clamp(1e-8, 1 - 1e-8).cpu()
+        known = labels.cpu()
+        threshold = (posterior.mean(0) + posterior.std(0))[known]
+        rows = torch.arange(len(known))
+        kept = (posterior[rows, known] >= threshold).nonzero().squeeze(1).to(device)
+        return F.cross_entropy(b[kept], labels[kept])
+
+    setting: dict[str, int | float] = {"batch": batch, "classes": classes}
+    return Row(ours, indexed, "indices by way of the host", [a], [b], setting)
+
+
+ROWS["bare_selection"] = bare_selection
+
+
 def differentiate(loss: Callable[[], Tensor], leaves: list[Tensor]) -> Tensor:
     for leaf in leaves:
         leaf.grad = None
