@@ -28,7 +28,7 @@ def test_released_values_and_gradients(name, focal):
     loss.backward()
     expected = vector[f"grad_mean_{name}_sum"]
     # At a score of exactly 0 the release differentiates a kink of its cross-entropy to the wrong
-    # side (-1 in place of -1/2 for a positive); everywhere else there is one derivative.
+    # side (1 in place of 1/2); everywhere else there is one derivative.
     kink = (logits == 0) & (torch.tensor(name == "bce"))
     assert int(kink.sum()) == (name == "bce")
     torch.testing.assert_close(logits.grad[~kink], expected[~kink], **close)
