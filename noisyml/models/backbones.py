@@ -597,6 +597,35 @@ def small_cnn(
     )
 
 
+class FlatPixels(nn.Module):
+    """Images of one shape as vectors.
+
+    Args:
+        shape: channels, height and width.
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C * H * W].
+
+        Raises:
+            UserError: images of another shape.
+        """
+        if images.shape[1:] != self.shape:
+            found, expected = (
+                f"{c} x {h} x {w}" for c, h, w in (tuple(images.shape[1:]), self.shape)
+            )
+            raise UserError(
+                f"backbone=mlp takes images of {expected} (channels, height, width), but these are "
+                f"{found}: set backbone.image_size=[{images.shape[2]},{images.shape[3]}] and "
+                f"backbone.in_channels={images.shape[1]}."
+            )
+        return images.flatten(1)
+
+
 def mlp(
     image_size: int | Sequence[int],
     in_channels: int = 1,
@@ -612,8 +641,8 @@ def mlp(
             Empty: the pixels themselves.
         **settings: arguments of `Backbone`.
     """
-    layers: list[nn.Module] = [nn.Flatten()]
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    layers: list[nn.Module] = [FlatPixels((in_channels, height, width))]
     previous = in_channels * height * width
     for features in hidden_features:
         layers += [nn.Linear(previous, features), nn.ReLU()]
