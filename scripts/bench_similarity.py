@@ -134,8 +134,11 @@ def agreement(x: Tensor, one: Found, other: Found) -> float:
     return float((one[1].to(device) == other[1].to(device)).float().mean())
 
 
-def peak_bytes(name: str, file: Path, k: int, threads: int, device: str) -> int:
-    """Peak memory beyond the embeddings of one contender in a process of its own."""
+def peak_bytes(name: str, file: Path, arguments: argparse.Namespace) -> int:
+    """Peak memory beyond the embeddings of one contender, in a process of its own but for smoke."""
+    k, threads, device = arguments.k, arguments.threads, arguments.device
+    if arguments.smoke:
+        return peak_of_this_process(name, file, k, device)
     command = [sys.executable, __file__, "--contender", name, "--embeddings", str(file)]
     command += ["--k", str(k), "--threads", str(threads), "--device", device]
     done = subprocess.run(
@@ -193,9 +196,7 @@ def self_join(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             np.save(Path(folder) / "x.npy", x.cpu().numpy())
             for name in arguments.contenders:
-                memory[name] = peak_bytes(
-                    name, Path(folder) / "x.npy", arguments.k, arguments.threads, arguments.device
-                )
+                memory[name] = peak_bytes(name, Path(folder) / "x.npy", arguments)
         ratios = {
             f"{peer} / {name}, {clock}": [
                 round(b[clock] / a[clock], 2) for a, b in zip(runs[name], runs[peer], strict=True)
@@ -245,7 +246,7 @@ def memory_growth(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         for n in arguments.sizes:
             np.save(file, embeddings_of("clustered", n, arguments.memory_dim, None).numpy())
             for name in ("exact", "fast", "faiss"):
-                used = peak_bytes(name, file, arguments.k, arguments.threads, arguments.device)
+                used = peak_bytes(name, file, arguments)
                 row = {"n": n, "dim": arguments.memory_dim, "search": name, "peak": used}
                 results.append({**row, "bytes_per_row": used / n, "n_squared": 4 * n * n})
                 print(f"n={n:7d} {name:6s} {used / 2**20:7.1f} MiB {used / n:7.0f} bytes a row")
