@@ -610,9 +610,9 @@ class Ranking:
             shape = (len(rows), len(columns))
             tile = torch.mm(rows, columns.T, out=buffer[: math.prod(shape)].view(shape))
         else:
-            right = self._coarse_right(self._coarse, columns, start)
-            tile = self._coarse.products(rounded, right, self._coarse.packed(right))
-            coarse = self._coarse, rounded, right
+            others = self._coarse_right(self._coarse, columns, start)
+            tile = self._coarse.products(rounded, others, self._coarse.packed(others))
+            coarse = self._coarse, rounded, others
         tile[len(query_index) :] = -torch.inf
         tile[:, len(gallery_index) :] = -torch.inf
         left, right = task.query_class[query_index], task.gallery_class[gallery_index]
