@@ -34,6 +34,7 @@ MOSAICS = [
     "trainer.max_epochs=4",
 ]
 QUIET = "report=false"
+FEW = ["dataset.num_train=200", "dataset.num_test=60", "trainer.max_epochs=2"]
 ENTRIES = "selector._target_=test_many_labels.SmallEntries"
 SAMPLES = "selector._target_=test_many_labels.SmallSamples"
 
@@ -115,7 +116,7 @@ def test_train_report_evaluate_and_embed(shell):
 
 
 def test_judged_entries_are_logged_listed_and_shown(shell):
-    status, said = shell("train", *MOSAICS, ENTRIES)
+    status, said = shell("train", *MOSAICS, *FEW, ENTRIES)
     assert status == 0, said
     (run,) = shell.runs()
     trained = metrics(run)
@@ -123,12 +124,12 @@ def test_judged_entries_are_logged_listed_and_shown(shell):
     assert trained["selection/auroc"] > 0.6
     assert {"selection/precision_macro", "selection/recall_macro"} <= set(trained)
     judged = pq.read_table(run / "selection.parquet")
-    assert from_column(judged["kept"]).shape == (4 * 400, 10)
+    assert from_column(judged["kept"]).shape == (2 * 200, 10)
     assert len(pd.read_csv(run / "selection_by_class.csv")) == 10
 
     manifest = NoiseManifest.load(run / "noise.parquet")
     suspects = pd.read_csv(run / "suspects.csv", dtype={"label": str})
-    assert len(suspects) == 4000
+    assert len(suspects) == 2000
     assert suspects["p_clean"].is_monotonic_increasing
     for row in suspects.head(5).itertuples():
         sample = manifest.keys.index(row.key)
@@ -136,9 +137,9 @@ def test_judged_entries_are_logged_listed_and_shown(shell):
 
     folder = RunFolder(run)
     found = read_judgements(folder)
-    assert (found.entries, found.truth_known, found.samples) == (True, True, 400)
+    assert (found.entries, found.truth_known, found.samples) == (True, True, 200)
     last = found.last()
-    assert len(last) == 4000
+    assert len(last) == 2000
     wrong = manifest.changed[last["index"] // 10, last["index"] % 10]
     np.testing.assert_array_equal(last["wrong"], wrong)
     thumbs = read_thumbnails(folder)
@@ -153,7 +154,7 @@ def test_judged_entries_are_logged_listed_and_shown(shell):
 
 
 def test_judged_samples_are_wrong_if_any_entry_is(shell):
-    status, said = shell("train", *MOSAICS, SAMPLES)
+    status, said = shell("train", *MOSAICS, *FEW, SAMPLES, QUIET)
     assert status == 0, said
     (run,) = shell.runs()
     manifest = NoiseManifest.load(run / "noise.parquet")
@@ -165,7 +166,7 @@ def test_judged_samples_are_wrong_if_any_entry_is(shell):
     table = read_manifest(RunFolder(run))
     np.testing.assert_array_equal(table["changed"], manifest.wrong)
     suspects = pd.read_csv(run / "suspects.csv", keep_default_na=False)
-    assert len(suspects) == 400
+    assert len(suspects) == 200
     assert suspects["label"].str.contains(" + ", regex=False).any()
     thumbs = read_thumbnails(RunFolder(run))
     assert not all(thumbs.right)
@@ -173,7 +174,7 @@ def test_judged_samples_are_wrong_if_any_entry_is(shell):
 
 
 def test_shuffled_true_labels_leave_the_weights_bit_identical(shell, monkeypatch):
-    typed = [*MOSAICS, ENTRIES, QUIET, "data.noisy_val=false", "trainer.max_epochs=2"]
+    typed = [*MOSAICS, *FEW, ENTRIES, QUIET, "data.noisy_val=false"]
     assert shell("train", *typed, "name=truth")[0] == 0
     corrupt = DataModule._corrupt
 
