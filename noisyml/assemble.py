@@ -86,9 +86,7 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
     """
     check_model_choice(config)
     data = data_module(config, **data_settings)
-    # Small stand-ins show whether the parts go together before any data is read.
-    toy = {"num_classes": 2, "embedding_size": 2, "num_samples": 2}
-    check_parts(config, build_optional(config.get("loss"), **toy), build(config.selector, **toy))
+    check_parts(config)
     evaluator = build(config.evaluator)
     check_outputs(config, evaluator, build_optional(config.get("distillation")))
     backbone = build(config.backbone)
@@ -275,28 +273,37 @@ def check_model_choice(config: DictConfig) -> None:
         )
 
 
-def check_parts(config: DictConfig, loss: Any, selector: Any) -> None:
-    """Refuse combinations that compose but cannot work, in one sentence.
+def check_parts(config: DictConfig) -> None:
+    """Refuse combinations that compose but cannot work, in one sentence, before data is read.
 
     Raises:
         UserError: the selector needs what method and loss do not give, or the loss is of another
             kind.
     """
+    # Small stand-ins tell what the real ones will need and give.
+    toy = {"num_classes": 2, "embedding_size": 2}
+    selector = build(config.selector, **toy)
+    node = config.get("loss")
+    loss_type: type | None = None if node is None else get_class(str(node["_target_"]))
     method: type[Method] = get_class(str(config.method["_target_"]))
     takes = _arguments(config)
     name = method.__name__
-    if "loss" not in takes and loss is not None:
+    if "loss" not in takes and loss_type is not None:
         raise UserError(f"{name} brings a loss of its own and takes none: leave out loss=...")
-    if "loss" in takes and not isinstance(loss, method.takes_loss):
-        found = "there is none" if loss is None else f"{type(loss).__name__} is none"
+    if "loss" in takes and not (loss_type and issubclass(loss_type, method.takes_loss)):
+        found = "there is none" if loss_type is None else f"{loss_type.__name__} is none"
         raise UserError(
             f"{name} trains with {method.takes_loss.kind}, and {found}: choose one by loss=... "
             f"(`noisyml list losses`)."
         )
-    if isinstance(loss, EmbeddingLoss) and loss.uses_memory and "memory" not in takes:
-        raise UserError(
-            f"{type(loss).__name__} reads a memory, and {name} keeps none: choose another loss=..."
-        )
+    loss = None
+    if loss_type is not None and issubclass(loss_type, EmbeddingLoss):
+        loss = build(node, **toy)
+        if loss.uses_memory and "memory" not in takes:
+            raise UserError(
+                f"{loss_type.__name__} reads a memory, and {name} keeps none: choose another "
+                f"loss=..."
+            )
     if config.get("pseudo_labels") is not None and "pseudo_labels" not in takes:
         raise UserError(f"{name} does not train on pseudo-labels: leave out pseudo_labels=...")
     if "selector" not in takes:
@@ -312,7 +319,7 @@ def check_parts(config: DictConfig, loss: Any, selector: Any) -> None:
             f"selector=keep_all."
         )
     given = set(method.evidence)
-    if isinstance(loss, EmbeddingLoss) and loss.has_proxies:
+    if loss is not None and loss.has_proxies:
         given.add("proxies")
     lacking = sorted(selector.needs - given)
     if lacking == ["proxies"]:

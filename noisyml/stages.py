@@ -6,23 +6,40 @@ The configuration names them in order (``stages=teacher``, or any mapping of thi
       teacher:
         repeat: 1                                # so many times, each after the one before
         overrides: [method=prism, loss=triplet]  # what differs from the run itself
-        without: [distillation]                  # parts it lacks, with what was typed for them
+        without: [distillation]                  # parts it lacks
 
-Each is a whole run of its own in ``RUN_DIR/stages/NAME`` with its own configuration, checkpoints
-and metrics. ``${previous_run}`` is the folder of the stage before, in a stage as in the run itself.
+A part that a stage replaces (``method=...``) or lacks comes without the settings that the run has
+for it, typed or from an experiment: they belong to another part. Each stage is a whole run of its
+own in ``RUN_DIR/stages/NAME`` with its own configuration, checkpoints and metrics.
+``${previous_run}`` is the folder of the stage before, in a stage as in the run itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from noisyml.errors import UserError
 from noisyml.runs import STAGES_FOLDER
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
+
+
+class StageRun(NamedTuple):
+    """What a stage is made from.
+
+    Attributes:
+        config: its composed configuration, not resolved.
+        overrides: what it is composed from.
+        choices: the option chosen in each group.
+    """
+
+    config: DictConfig
+    overrides: list[str]
+    choices: dict[str, str]
 
 
 def stage_folders(run_dir: Path, config: DictConfig) -> list[Path]:
@@ -50,25 +67,67 @@ def stage_folders(run_dir: Path, config: DictConfig) -> list[Path]:
     return folders
 
 
-def stage_overrides(config: DictConfig, typed: Sequence[str]) -> list[list[str]]:
-    """For each stage, the overrides it is composed from: what was typed, then what differs.
+def compose_stages(
+    config: DictConfig, typed: Sequence[str], choices: Mapping[str, str]
+) -> list[StageRun]:
+    """The configurations of a run's stages, in the order of `stage_folders`.
 
-    A part that the stage replaces (``method=...``) or lacks takes the typed settings below it
-    along.
+    Args:
+        config: of the run itself, resolved.
+        typed: the overrides it was composed from.
+        choices: the option it has in each group.
     """
     found = []
     for stage in (config.get("stages") or {}).values():
         own = [str(override) for override in stage.overrides]
-        replaced = {_key(override) for override in own} | set(stage.get("without") or ())
-        kept = [
-            override
-            for override in typed
-            if not any(_key(override) == r or _key(override).startswith(f"{r}.") for r in replaced)
-            and _key(override).partition(".")[0] != "stages"
-        ]
-        found += [[*kept, *own]] * int(stage.get("repeat", 1))
+        composed = _compose_stage(typed, choices, own, list(stage.get("without") or ()))
+        found += [copy.deepcopy(composed) for _ in range(stage.get("repeat", 1))]
     return found
 
 
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
+def _compose_stage(
+    typed: Sequence[str], of_run: Mapping[str, str], own: Sequence[str], without: Sequence[str]
+) -> StageRun:
+    from hydra import compose
+    from omegaconf import open_dict
+
+    # An option that the run has as well replaces nothing, and keeps its settings.
+    same = {key for key, option in map(_parts, own) if of_run.get(key) == option}
+    changed = [key for key, _ in map(_parts, own) if key not in same]
+    overrides = [
+        override
+        for override in typed
+        if (key := _parts(override)[0]) not in same
+        and not any(_is_below(key, part) for part in (*changed, *without, "stages"))
+    ] + list(own)
+    config = compose("train", overrides, return_hydra_config=True)
+    choices = {
+        group: option
+        for group, option in config.hydra.runtime.choices.items()
+        if group.partition("/")[0] != "hydra"
+    }
+    replaced = [key for key in changed if key in choices]
+    # An experiment's values are merged last, into whatever part stands there: the parts in question
+    # are taken from a configuration without it.
+    theirs = [o for o in own if any(_is_below(_parts(o)[0], part) for part in replaced)]
+    if "method" not in replaced:
+        theirs.append(f"method={choices['method']}")
+    plain = compose("train", theirs)
+    with open_dict(config):
+        for part in (*replaced, *without):
+            config.pop(part, None)
+            if part in plain:
+                config[part] = plain[part]
+        # An experiment may bring the stages themselves.
+        config.pop("stages", None)
+        del config["hydra"]
+    return StageRun(config, overrides, choices)
+
+
+def _parts(override: str) -> tuple[str, str]:
+    key, _, value = override.lstrip("+~").partition("=")
+    return key, value
+
+
+def _is_below(key: str, part: str) -> bool:
+    return key == part or key.startswith(f"{part}.")

@@ -208,6 +208,136 @@ def rcml_ranking(device: torch.device) -> Row:
     )
 
 
+def clustered_rows(labels: Tensor, dim: int) -> Tensor:
+    """Rows [N, D] with cosines of about 0.2 within a class and 0 between: some pairs are mined."""
+    centres = torch.randn(int(labels.max()) + 1, dim, device=labels.device)
+    return 0.5 * centres[labels] + torch.randn(len(labels), dim, device=labels.device)
+
+
+def cbml_by_anchor(raw: Tensor, labels: Tensor) -> Tensor:
+    """CBML, logarithmic form, anchor after anchor as in the released code."""
+    rows = F.normalize(raw, dim=1)
+    similarity = rows @ rows.T
+    costs = []
+    for i in range(len(labels)):
+        positive = similarity[i][labels == labels[i]]
+        positive = positive[positive < 1 - 1e-5]
+        negative = similarity[i][labels != labels[i]]
+        if len(positive) < 1 or len(negative) < 1:
+            continue
+        centre = 0.2 * positive.mean() + 0.8 * negative.mean()
+        constraint = (negative - centre).square().sum()
+        near = negative[negative + 0.1 > positive.min()]
+        far = positive[positive - 0.1 < negative.max()]
+        if len(near) < 1 or len(far) < 1:
+            continue
+        pulls = torch.log(1 + torch.exp(-(far - 0.5) / 0.5).sum())
+        pushes = torch.log(1 + torch.exp((near - 1.0) / 0.01).sum())
+        costs.append(pulls + pushes + constraint)
+    return torch.stack(costs).sum() / len(labels)
+
+
+def cbml(device: torch.device) -> Row:
+    """CBML at the batch of its recipe for CUB-200 (Kan et al., TPAMI 2023)."""
+    from noisyml.losses.cbml import CBMLLoss
+
+    classes, per_class, dim = 15, 8, 512
+    labels = torch.arange(classes, device=device).repeat_interleave(per_class)
+    rows = clustered_rows(labels, dim)
+    a, b = (rows.clone().requires_grad_() for _ in range(2))
+    ours = CBMLLoss()
+    return Row(
+        lambda: ours(F.normalize(a, dim=1), labels),
+        lambda: cbml_by_anchor(b, labels),
+        "a loop over the anchors, as released",
+        [a],
+        [b],
+        {"batch": len(labels), "per_class": per_class, "dim": dim},
+    )
+
+
+def multi_similarity(device: torch.device) -> Row:
+    """Multi-Similarity with its miner on the same batch."""
+    from pytorch_metric_learning.losses import MultiSimilarityLoss as LibraryLoss
+    from pytorch_metric_learning.miners import MultiSimilarityMiner
+
+    from noisyml.losses.pair_losses import MultiSimilarityLoss
+
+    classes, per_class, dim = 15, 8, 512
+    labels = torch.arange(classes, device=device).repeat_interleave(per_class)
+    rows = clustered_rows(labels, dim)
+    a, b = (rows.clone().requires_grad_() for _ in range(2))
+    ours = MultiSimilarityLoss(alpha=2, beta=50, base=0.5, epsilon=0.1)
+    library, miner = LibraryLoss(alpha=2, beta=50, base=0.5), MultiSimilarityMiner(epsilon=0.1)
+    return Row(
+        lambda: ours(F.normalize(a, dim=1), labels),
+        lambda: library(b, labels, miner(b, labels)),
+        "pytorch-metric-learning MultiSimilarityLoss and -Miner",
+        [a],
+        [b],
+        {"batch": len(labels), "per_class": per_class, "dim": dim},
+    )
+
+
+def augmented_by_anchor(raw: Tensor, labels: Tensor, variance: Tensor, noise: Tensor) -> Tensor:
+    """Copies one set after the other, then Multi-Similarity anchor after anchor, as released."""
+    size = len(labels)
+    parts = [F.normalize(raw, dim=1)]
+    for draws in noise:
+        shift = 0.8**0.5 * variance[labels].sqrt() * draws
+        parts.append(F.normalize(raw + shift, dim=1))
+    columns = torch.cat(parts)
+    column_labels = labels.repeat(len(parts))
+    own = torch.arange(len(columns), device=raw.device) % size
+    similarity = columns[:size] @ columns.T
+    costs = []
+    for i in range(size):
+        positive = similarity[i][(column_labels == labels[i]) & (own != i)]
+        positive = positive[positive < 1 - 1e-5]
+        negative = similarity[i][column_labels != labels[i]]
+        if len(positive) < 1 or len(negative) < 1:
+            continue
+        near = negative[negative + 0.1 > positive.min()]
+        far = positive[positive - 0.1 < negative.max()]
+        if len(near) < 1 or len(far) < 1:
+            continue
+        pulls = torch.log(1 + torch.exp(-2 * (far - 0.5)).sum()) / 2
+        pushes = torch.log(1 + torch.exp(40 * (near - 0.5)).sum()) / 40
+        costs.append(pulls + pushes)
+    return torch.stack(costs).sum() / size
+
+
+def iaa(device: torch.device) -> Row:
+    """IAA's copies and loss at the batch of its recipe for CUB-200 (Fu et al., IEEE TMM 2022)."""
+    from noisyml.losses.iaa import ClassCovariance, augmented_loss
+    from noisyml.losses.pair_losses import MultiSimilarityLoss
+
+    classes, per_class, dim, copies = 100, 4, 512, 3
+    labels = torch.randperm(classes, device=device)[:32].repeat_interleave(per_class)
+    rows = clustered_rows(labels, dim)
+    a, b = (rows.clone().requires_grad_() for _ in range(2))
+    variance = 0.1 * torch.rand(classes, dim, device=device)
+    statistics = ClassCovariance(classes, dim, neighbor_correction="off").to(device)
+    statistics.update(
+        torch.full((classes,), 60.0, device=device), torch.zeros_like(variance), variance
+    )
+    noise = torch.randn(copies, len(labels), dim, device=device)
+    loss = MultiSimilarityLoss()
+
+    def ours() -> Tensor:
+        drawn = statistics.synthesise(a, labels, copies=copies, strength=0.8, noise=noise)
+        return augmented_loss(loss, a, labels, drawn)
+
+    return Row(
+        ours,
+        lambda: augmented_by_anchor(b, labels, variance, noise),
+        "a loop over copies and anchors, as released",
+        [a],
+        [b],
+        {"batch": len(labels), "copies": copies, "dim": dim},
+    )
+
+
 #: What can be measured, by the name typed after ``--rows``.
 ROWS: dict[str, Callable[[torch.device], Row]] = {
     "proxynca_pp": proxynca_pp,
@@ -216,6 +346,9 @@ ROWS: dict[str, Callable[[torch.device], Row]] = {
     "triplet_all": triplet_all,
     "rcml_discrepancy": rcml_discrepancy,
     "rcml_ranking": rcml_ranking,
+    "cbml": cbml,
+    "multi_similarity": multi_similarity,
+    "iaa": iaa,
 }
 
 

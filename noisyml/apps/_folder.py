@@ -1,4 +1,4 @@
-"""Run folders of the verbs that compute something other than a training run."""
+"""What verbs write into a run folder: what a run is made from, and how it ended."""
 
 from __future__ import annotations
 

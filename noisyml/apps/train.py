@@ -6,16 +6,16 @@ The recipe, top to bottom, is `recipe` below.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
-import sys
+import shlex
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from noisyml.apps._folder import record_death, recorded, write_inputs
 from noisyml.errors import SweepError, UserError
 from noisyml.runs import RunFolder
 
@@ -105,8 +105,9 @@ def lead(config: DictConfig, arguments: list[str], followers: Followers) -> dict
         here = [o for o in overrides if o.lstrip("+").partition("=")[0] in varied]
         title = f"[{hydra.job.num + 1}/{math.prod(varied.values())}] {' '.join(here)}"
     if not folder.is_run():
-        _write_stages(config, folder, overrides)
-        _write_inputs(config, folder, overrides, dict(hydra.runtime.choices))
+        choices = dict(hydra.runtime.choices)
+        _write_stages(config, folder, overrides, choices)
+        write_inputs(folder, config, overrides, choices)
     elif _differs(config, folder):
         raise SweepError(
             f"{folder.path} holds a run with another configuration; choose another "
@@ -226,48 +227,25 @@ def _differs(config: DictConfig, folder: RunFolder) -> bool:
     return essence(wanted) != essence(folder.config())
 
 
-def _write_inputs(
-    config: DictConfig, folder: RunFolder, overrides: list[str], choices: dict[str, str]
+def _write_stages(
+    config: DictConfig, folder: RunFolder, typed: list[str], choices: dict[str, str]
 ) -> None:
-    from omegaconf import OmegaConf
-
-    from noisyml.environment import describe_environment
-    from noisyml.runs import write_atomically
-
-    folder.path.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder.overrides_file, OmegaConf.to_yaml(OmegaConf.create(overrides)))
-    options = {group: name for group, name in choices.items() if not group.startswith("hydra")}
-    write_atomically(folder.choices_file, OmegaConf.to_yaml(OmegaConf.create(options)))
-    write_atomically(
-        folder.environment_file, json.dumps(describe_environment(), indent=2, sort_keys=True) + "\n"
-    )
-    # Last: its presence makes the folder a run.
-    write_atomically(folder.config_file, OmegaConf.to_yaml(config))
-
-
-def _write_stages(config: DictConfig, folder: RunFolder, typed: list[str]) -> None:
     """Compose the runs that go before this one and write their configurations."""
-    from hydra import compose
     from omegaconf import open_dict
 
     from noisyml.launch import check_ranks
-    from noisyml.stages import stage_folders, stage_overrides
+    from noisyml.stages import compose_stages, stage_folders
 
     previous = None
-    for path, overrides in zip(
-        stage_folders(folder.path, config), stage_overrides(config, typed), strict=True
-    ):
-        stage = RunFolder(path)
-        composed = compose("train", overrides, return_hydra_config=True)
-        choices = dict(composed.hydra.runtime.choices)
-        with open_dict(composed):
-            composed.name = f"{config.name}/{path.name}"
-            composed.previous_run = previous
-            del composed["hydra"]
-        settings = resolve(composed, stage)
+    paths = stage_folders(folder.path, config)
+    for path, stage in zip(paths, compose_stages(config, typed, choices), strict=True):
+        with open_dict(stage.config):
+            stage.config.name = f"{config.name}/{path.name}"
+            stage.config.previous_run = previous
+        settings = resolve(stage.config, RunFolder(path))
         check_values(settings)
         check_ranks(settings)
-        _write_inputs(settings, stage, overrides, choices)
+        write_inputs(RunFolder(path), settings, stage.overrides, stage.choices)
         previous = str(path)
 
 
@@ -294,20 +272,14 @@ def train(
     """Run the recipe with its other processes, and keep the folder's status true."""
     from noisyml.launch import interruptible, is_main_process, other_ranks, processes_here
 
-    def died(sentence: str) -> None:
-        """The rank that should write this may be the dead one, or end before it can."""
-        known = folder.status()
-        if known.get("state") == "running":
-            known |= {"state": "failed", "ended": time.time(), "error": sentence}
-            folder.write_status(**known)
-
-    here = other_ranks(processes_here(config), ["train", f"resume={folder.path}"], died)
+    command = ["train", f"resume={folder.path}"]
+    here = other_ranks(processes_here(config), command, partial(record_death, folder))
     if not is_main_process():
         with here, _process_group(), interruptible():
             return recipe(config, folder, title)
     with (
         folder.claimed(),
-        _status(folder),
+        recorded(folder, shlex.join(["noisyml", *command])),
         followers.lead(folder.path),
         here,
         _process_group(),
@@ -326,30 +298,6 @@ def _process_group() -> Iterator[None]:
     finally:
         if dist.is_available() and dist.is_initialized():
             dist.destroy_process_group()
-
-
-@contextlib.contextmanager
-def _status(folder: RunFolder) -> Iterator[None]:
-    from noisyml.data.base import BrokenImage
-
-    began = time.time()
-    folder.write_status("running", began=began)
-    try:
-        yield
-    except KeyboardInterrupt:
-        folder.write_status("interrupted", began=began, ended=time.time())
-        print(f"Go on with: noisyml train resume={folder.path}", file=sys.stderr)
-        raise
-    except BaseException as error:
-        sentence = str(error).splitlines()[0] if str(error) else type(error).__name__
-        folder.write_status("failed", began=began, ended=time.time(), error=sentence)
-        if isinstance(error, BrokenImage):
-            raise UserError(
-                f"An image cannot be decoded: {error}. `noisyml data check` lists all such; "
-                f"data.on_broken=skip leaves them out."
-            ) from error
-        raise
-    folder.write_status("finished", began=began, ended=time.time())
 
 
 def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float]:

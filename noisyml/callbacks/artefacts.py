@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from noisyml.columns import from_column
-from noisyml.data.base import BrokenImage, Split
+from noisyml.data.base import BrokenImage, ImageSource, Split, as_rgb
 from noisyml.data.datamodule import DataModule
 from noisyml.methods.base import Method
 from noisyml.metrics.label_trust import class_selection, selection_by_class
@@ -174,9 +174,9 @@ def _entry_texts(
     ]
 
 
-def _thumbnail(images: object, index: int) -> np.ndarray:
+def _thumbnail(images: ImageSource, index: int) -> np.ndarray:
     try:
-        picture = images.load(index).convert("RGB")  # type: ignore[attr-defined]
+        picture = as_rgb(images.load(index))
     except BrokenImage:
         picture = Image.new("RGB", (1, 1))
     scale = THUMBNAIL_SIDE / max(picture.size)

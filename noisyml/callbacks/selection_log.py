@@ -19,7 +19,7 @@ from noisyml.metrics.label_trust import (
     selection_metrics,
     suspicion_precision,
 )
-from noisyml.noise.manifest import NoiseManifest
+from noisyml.noise.manifest import NoiseManifest, SampleState
 
 
 class SelectionLog(Callback):
@@ -86,8 +86,14 @@ class SelectionLog(Callback):
     def _metrics(
         self, index: Tensor, keep: Tensor, p_clean: Tensor, suspected: Tensor | None = None
     ) -> dict[str, float]:
-        if self.manifest is None or not self.manifest.truth_known:
-            return {"selection/kept": float(keep.double().mean())}
+        kept = {"selection/kept": float(keep.double().mean())}
+        if self.manifest is None:
+            return kept
+        # Of a set with real noise only the samples that were looked at by hand can be scored.
+        known = torch.from_numpy(self.manifest.state != SampleState.UNKNOWN)[index]
+        if not known.any():
+            return kept
+        keep, p_clean, index = keep[known], p_clean[known], index[known]
         # A sample of several labels is wrong if any of its entries is.
         changed = self.manifest.changed if keep.ndim == 2 else self.manifest.wrong
         wrong = torch.from_numpy(changed.copy())[index]
@@ -95,13 +101,13 @@ class SelectionLog(Callback):
         scores = score(keep, p_clean, wrong)
         if suspected is not None:
             entries = torch.from_numpy(self.manifest.changed.copy())[index]
-            scores["suspected_precision"] = suspicion_precision(keep, suspected, entries)
+            scores["suspected_precision"] = suspicion_precision(keep, suspected[known], entries)
         if self.manifest.kind == "single":
             labels = torch.from_numpy(self.manifest.observed.copy())[index]
             recall = class_selection(keep, wrong, labels, self.manifest.num_classes)["recall"]
-            known = recall[~recall.isnan()]
-            scores["recall_min_class"] = float(known.min()) if len(known) else float("nan")
-        return {f"selection/{name}": value for name, value in scores.items()}
+            defined = recall[~recall.isnan()]
+            scores["recall_min_class"] = float(defined.min()) if len(defined) else float("nan")
+        return {f"selection/{name}": value for name, value in scores.items()} | kept
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the epochs into one file."""

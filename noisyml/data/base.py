@@ -6,13 +6,30 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from noisyml.noise.labels import Labels
+if TYPE_CHECKING:
+    # The package around it loads pandas and SciPy, which no data set needs.
+    from noisyml.noise.labels import Labels
+
+
+#: In the extra ``clean_label``: nobody knows the true class; known to be wrong, but no more.
+UNKNOWN, WRONG = -1, -2
+
+#: A decoded image: PIL's if grey or RGB, uint8 [H, W, bands] if it has other bands.
+Picture = Image.Image | NDArray[np.uint8]
+
+
+def as_rgb(picture: Picture) -> Image.Image:
+    """A picture to look at: RGB; of an image with other bands the first three."""
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    seen = picture[:, :, :3] if picture.shape[2] >= 3 else picture[:, :, [0, 0, 0]]
+    return Image.fromarray(np.ascontiguousarray(seen))
 
 
 class ImageSource(Protocol):
@@ -20,8 +37,11 @@ class ImageSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def load(self, index: int) -> Image.Image:
-        """The image at `index`, mode ``L`` or ``RGB``; raises `BrokenImage` if undecodable."""
+    def load(self, index: int) -> Picture:
+        """The image at `index`, mode ``L`` or ``RGB`` or an array of other bands.
+
+        Raises `BrokenImage` if it is undecodable.
+        """
         ...
 
 
@@ -118,6 +138,8 @@ class Split:
         fingerprint: SHA-256 hex digest of the content (bytes of an embedded set; name, paths,
             sizes and modification times of a folder): the feature cache is keyed by it.
         extras: further per-sample arrays by name (``coarse_label``, ``caption``, ``is_noise``).
+            ``clean_label`` [N] int64 of a set with real noise: the true class where it is known,
+            else `UNKNOWN` or `WRONG`; only diagnostics see it.
     """
 
     name: str

@@ -22,6 +22,7 @@ from noisyml.data.base import (
     FileImages,
     ImageSource,
     Split,
+    as_rgb,
     class_counts,
 )
 from noisyml.noise.labels import Labels, label_texts
@@ -188,9 +189,11 @@ def inspect_image(images: ImageSource, index: int) -> ImageFacts:
     if isinstance(images, ArrayImages):
         pixels = images.pixels[index]
         digest = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).hexdigest()
-    elif not digest:
-        digest = hashlib.sha256(repr(image.size).encode() + image.tobytes()).hexdigest()
-    return ImageFacts(digest, mode or image.mode, image.size)
+    size = image.shape[1::-1] if isinstance(image, np.ndarray) else image.size
+    if not digest:
+        digest = hashlib.sha256(repr(size).encode() + image.tobytes()).hexdigest()
+    stored = f"{image.shape[2]} bands" if isinstance(image, np.ndarray) else image.mode
+    return ImageFacts(digest, mode or stored, (int(size[0]), int(size[1])))
 
 
 def _stored_mode(content: bytes) -> str:
@@ -248,7 +251,7 @@ def contact_sheet(
         for x, index in enumerate(row):
             corner = (NAME_WIDTH + x * tile, y * tile)
             try:
-                image = split.images.load(int(index)).convert("RGB")
+                image = as_rgb(split.images.load(int(index)))
             except BrokenImage:
                 box = (*corner, corner[0] + tile - 1, corner[1] + tile - 1)
                 pen.rectangle(box, outline="red")

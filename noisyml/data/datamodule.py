@@ -13,12 +13,11 @@ import numpy as np
 import torch
 from lightning import LightningDataModule
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from noisyml import distributed
-from noisyml.data.base import DatasetSource, ImageSource, Split
+from noisyml.data.base import DatasetSource, ImageSource, Picture, Split
 from noisyml.data.datasets.layout import check_choice
 from noisyml.data.features import CachedFeatures, Progress, cached_features
 from noisyml.data.samplers import EMPTY, BatchPlan, DrawnBatch, PlannedBatches
@@ -76,7 +75,7 @@ class ReplacedImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def load(self, index: int) -> Image.Image:
+    def load(self, index: int) -> Picture:
         """The image at `index`, from the source where the manifest says so."""
         other = int(self.source_index[index])
         return self.images.load(index) if other < 0 else self.source.load(other)
@@ -212,7 +211,7 @@ class DataModule(LightningDataModule):
             class_names=split.class_names,
         )
         if not self.dataset.labels_are_true and not manifest.changed.any():
-            return manifest.with_unknown_truth()
+            return manifest.with_unknown_truth(split.extras.get("clean_label"))
         return manifest
 
     def _noise_features(

@@ -6,9 +6,8 @@ import dataclasses
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from noisyml.data.base import ImageSource, Split
+from noisyml.data.base import ImageSource, Picture, Split
 from noisyml.data.datasets.partition import hash_ranks
 from noisyml.errors import UserError
 
@@ -23,7 +22,7 @@ class SubsetImages:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def load(self, index: int) -> Image.Image:
+    def load(self, index: int) -> Picture:
         """The image at row ``rows[index]`` of the source."""
         return self.images.load(int(self.rows[index]))
 

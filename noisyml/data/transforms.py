@@ -1,4 +1,4 @@
-"""Image transforms: PIL image in, uint8 tensor out; random ones are a function of a given seed.
+"""Image transforms: picture in, uint8 tensor out; random ones are a function of a given seed.
 
 Pixel normalisation is not done here: it belongs to the weights of the backbone.
 """
@@ -16,12 +16,15 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from noisyml.data.base import Picture
 from noisyml.errors import UserError
 
 Crop = Literal["none", "centre", "random", "random_resized"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 CROPS: tuple[str, ...] = ("none", "centre", "random", "random_resized")
 _MODES = {mode.value: mode for mode in InterpolationMode}
+#: What torchvision transforms: PIL images, and tensors [C, H, W] of any number of channels.
+_Image = Image.Image | Tensor
 
 
 class ImageTransform:
@@ -43,7 +46,8 @@ class ImageTransform:
         padding: pixels added on each side before ``random``.
         horizontal_flip: probability of mirroring in training.
         interpolation: ``bilinear``, ``bicubic`` or ``lanczos``.
-        colour: ``keep`` the mode of the source (grey or RGB), or force ``grey`` or ``rgb``.
+        colour: ``keep`` the mode of the source (grey, RGB or other bands), or force ``grey`` or
+            ``rgb``.
 
     Raises:
         UserError: settings that do not exist or contradict each other.
@@ -99,9 +103,9 @@ class ImageTransform:
             depends += (self.interpolation,)
         return repr(depends)
 
-    def evaluate(self, image: Image.Image) -> Tensor:
+    def evaluate(self, picture: Picture) -> Tensor:
         """The deterministic form: uint8 [C, H, W]."""
-        image = self._mode(image)
+        image = self._mode(picture)
         if self.size is not None:
             if self.crop == "none":
                 image = self._resized(image, [self.size, self.size])
@@ -110,16 +114,17 @@ class ImageTransform:
                 image = F.center_crop(image, [self.size, self.size])
         return _tensor(image)
 
-    def train(self, image: Image.Image, seed: int) -> Tensor:
-        """The random form, a pure function of image and seed: uint8 [C, H, W]."""
+    def train(self, picture: Picture, seed: int) -> Tensor:
+        """The random form, a pure function of picture and seed: uint8 [C, H, W]."""
         rng = np.random.Generator(np.random.PCG64(seed))
-        image = self._mode(image)
+        image = self._mode(picture)
         if self.size is not None:
             resizes = self.resize is not None and self.resize_in_training
             if self.crop == "random_resized":
                 if resizes:
                     image = self._before_crop(image, self.resize)
-                window = self._random_window(image.width, image.height, rng)
+                height, width = F.get_size(image)
+                window = self._random_window(width, height, rng)
                 image = F.resized_crop(
                     image,
                     *window,
@@ -131,8 +136,9 @@ class ImageTransform:
                 if resizes:
                     image = self._before_crop(image, self.resize)
                 image = F.pad(image, [self.padding])
-                top = int(rng.integers(0, max(image.height - self.size, 0) + 1))
-                left = int(rng.integers(0, max(image.width - self.size, 0) + 1))
+                height, width = F.get_size(image)
+                top = int(rng.integers(0, max(height - self.size, 0) + 1))
+                left = int(rng.integers(0, max(width - self.size, 0) + 1))
                 image = F.crop(image, top, left, self.size, self.size)
             elif self.crop == "centre":
                 image = self._before_crop(image, self.resize or self.size)
@@ -143,18 +149,31 @@ class ImageTransform:
             image = F.horizontal_flip(image)
         return _tensor(image)
 
-    def _before_crop(self, image: Image.Image, side: int | None) -> Image.Image:
+    def _before_crop(self, image: _Image, side: int | None) -> _Image:
         """The shorter side, or both, brought to `side` pixels."""
         if side is None:
             return image
         return self._resized(image, [side] if self.keep_aspect else [side, side])
 
-    def _resized(self, image: Image.Image, sides: list[int]) -> Image.Image:
+    def _resized(self, image: _Image, sides: list[int]) -> _Image:
         mode = _MODES[self.interpolation]
-        resized: Image.Image = F.resize(image, sides, interpolation=mode, antialias=True)
+        if isinstance(image, Tensor) and self.interpolation == "lanczos":
+            raise UserError(
+                "transform.interpolation=lanczos is for grey and RGB images only: use bicubic for "
+                f"images of {len(image)} bands."
+            )
+        resized: _Image = F.resize(image, sides, interpolation=mode, antialias=True)
         return resized
 
-    def _mode(self, image: Image.Image) -> Image.Image:
+    def _mode(self, image: Picture) -> _Image:
+        """A PIL image in the mode asked for, or the bands as a tensor [C, H, W]."""
+        if isinstance(image, np.ndarray):
+            if self.colour != "keep":
+                raise UserError(
+                    f"transform.colour={self.colour} cannot be made of an image of "
+                    f"{image.shape[2]} bands: set transform.colour=keep."
+                )
+            return torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, 2, 0)))
         if self.colour == "keep":
             return image if image.mode in ("L", "RGB") else image.convert("RGB")
         return image.convert("L" if self.colour == "grey" else "RGB")
@@ -189,7 +208,9 @@ def _range(key: str, values: Sequence[float], most: float) -> tuple[float, float
     return float(values[0]), float(values[1])
 
 
-def _tensor(image: Image.Image) -> Tensor:
+def _tensor(image: _Image) -> Tensor:
+    if isinstance(image, Tensor):
+        return image.contiguous()
     pixels = np.asarray(image)
     pixels = pixels[None] if pixels.ndim == 2 else np.moveaxis(pixels, 2, 0)
     return torch.from_numpy(np.array(pixels))

@@ -8,7 +8,8 @@ co-teaching+ keeps them apart by learning only where their predictions differ.
 
 Points in which released codes of co-teaching+ differ from this module, as defects: a sample whose
 position in the data set is 0 is never learnt from, and probabilities instead of class scores enter
-the cross-entropy, which applies a softmax again.
+the cross-entropy, which applies a softmax again. Where a quota rounds to no sample they take all
+candidates; here it is one.
 """
 
 from __future__ import annotations

@@ -126,12 +126,17 @@ class Backbone(nn.Module):
         return self
 
     def normalise(self, images: Tensor) -> Tensor:
-        """uint8 [B, 1 or 3, H, W], RGB, to the float [B, C, H, W] that the weights are used to."""
+        """uint8 images, RGB, grey or of C bands, to the float [B, C, H, W] of the weights."""
         x = images.to(self.feature_mean.dtype) / 255
         if x.shape[1] == 1 and self.in_channels == 3:
             x = x.expand(-1, 3, -1, -1)
         elif x.shape[1] == 3 and self.in_channels == 1:
             x = x.mean(dim=1, keepdim=True)
+        if x.shape[1] != self.in_channels:
+            raise UserError(
+                f"The images have {x.shape[1]} channels and the backbone takes {self.in_channels}: "
+                f"set backbone.in_channels={x.shape[1]}, where the backbone has that setting."
+            )
         if self.channel_order == "bgr":
             x = x.flip(1)
         return (x - self.mean) / self.std
@@ -255,6 +260,7 @@ def resnet(
     sha256: str | None = None,
     pooling: Pooling | nn.Module = "avg",
     last_stride: int = 2,
+    in_channels: int = 3,
     **settings: Any,
 ) -> Backbone:
     """A torchvision ResNet without its classifier (He et al., CVPR 2016); blocks are its stages.
@@ -265,6 +271,7 @@ def resnet(
         sha256: checksum of the file, or at least its first 8 digits; null: as the file's name says.
         pooling: global pooling, see `global_pooling`.
         last_stride: 2, or 1 to keep the last stage at twice the resolution.
+        in_channels: 3, or the number of bands; others than 3 need random weights.
         **settings: arguments of `Backbone`.
 
     Raises:
@@ -282,9 +289,25 @@ def resnet(
         for module in body.layer4[0].modules():
             if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
                 module.stride = (1, 1)
+    if in_channels != 3:
+        if weights is not None:
+            raise UserError(
+                f"backbone.weights={weights} are for images of three channels, and "
+                f"backbone.in_channels is {in_channels}: set backbone.weights=null."
+            )
+        width = body.conv1.out_channels
+        body.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
+        nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
+        settings = _bands(in_channels) | settings
     _load_torchvision(body, name, weights, sha256)
     layers = ("layer1", "layer2", "layer3", "layer4")
     return Backbone(body, out_features, blocks=layers, pool="avgpool", **settings)
+
+
+def _bands(in_channels: int) -> dict[str, Any]:
+    """The convention of images of other bands: a band's mean is 0.5, its deviation a quarter."""
+    half, quarter = (0.5,) * in_channels, (0.25,) * in_channels
+    return {"in_channels": in_channels, "mean": half, "std": quarter}
 
 
 def googlenet(
@@ -389,6 +412,7 @@ def timm_model(
     weights: str | None = None,
     sha256: str | None = None,
     pooling: Pooling | nn.Module = "avg",
+    in_channels: int = 3,
     **settings: Any,
 ) -> Backbone:
     """Any network of timm without its classifier; input convention from timm unless given.
@@ -398,6 +422,7 @@ def timm_model(
         weights: null for random, ``pretrained`` for timm's download, or a path.
         sha256: checksum of the file, or at least its first 8 digits; null: not checked.
         pooling: global pooling, see `global_pooling`; for networks on tokens ``avg`` or ``max``.
+        in_channels: 3, or the number of bands, for which timm repeats and scales the first weights.
         **settings: arguments of `Backbone`.
 
     Raises:
@@ -415,6 +440,7 @@ def timm_model(
             pretrained=weights == "pretrained",
             num_classes=0,
             global_pool=pooling if pooling in ("avg", "max") else "avg",
+            in_chans=in_channels,
         )
     except OSError as error:
         raise UserError(
@@ -431,7 +457,8 @@ def timm_model(
             )
         body.set_submodule(pool, nn.Sequential(global_pooling(pooling), nn.Flatten()))
     convention = body.pretrained_cfg
-    settings = {"mean": convention["mean"], "std": convention["std"]} | settings
+    own = {"mean": convention["mean"], "std": convention["std"]}
+    settings = (own if in_channels == 3 else _bands(in_channels)) | settings
     return Backbone(body, body.num_features, **_timm_maps(body, pool), **settings)
 
 

@@ -9,7 +9,7 @@ In a notebook::
 
 from noisyml.noise.base import FeatureKind, Injector, NoNoise
 from noisyml.noise.class_conditional import Asymmetric, Matrix, Pair, Symmetric
-from noisyml.noise.files import FromManifest, HumanLabels
+from noisyml.noise.files import FromManifest, HumanLabels, LabelList
 from noisyml.noise.instance import ClassificationBased, PartDependent, PolynomialMarginDiminishing
 from noisyml.noise.lists import check_official_list, manifest_from_list, read_list
 from noisyml.noise.manifest import NoiseManifest, SampleState
@@ -24,6 +24,7 @@ __all__ = [
     "FromManifest",
     "HumanLabels",
     "Injector",
+    "LabelList",
     "Matrix",
     "MultiLabelMixed",
     "MultiLabelPerSample",

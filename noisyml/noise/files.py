@@ -1,19 +1,20 @@
-"""Injectors that draw nothing: a saved manifest, a released list, human labels from a file."""
+"""Injectors that draw nothing: a saved manifest, a released list, labels from a file."""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from noisyml.errors import UserError
-from noisyml.noise.base import Injector, Outcome, Samples, SplitInjector
+from noisyml.noise.base import Injector, Outcome, Samples, SplitInjector, check_choice
 from noisyml.noise.labels import LabelKind, Labels, as_labels, as_multi_hot, kind_of
 from noisyml.noise.lists import (
     ListName,
@@ -28,6 +29,23 @@ CIFAR_N_MD5 = {
     "CIFAR-10_human.pt": "96644db5574813cae939af5f7f2a0aec",
     "CIFAR-100_human.pt": "a67b45c1d7992051865b5c755bd68bb1",
 }
+#: Wrong labels among the 50,000 of each column, counted in the released files.
+CIFAR_N_WRONG = {
+    "aggre_label": 4_505,
+    "random_label1": 8_617,
+    "random_label2": 9_061,
+    "random_label3": 8_820,
+    "worse_label": 20_104,
+    "noisy_label": 20_100,
+    "noisy_coarse_label": 13_202,
+}
+#: SHA-256 and number of wrong labels of EAC's lists for the 12,271 training images of RAF-DB.
+RAF_DB_LISTS = {
+    "noise01.txt": ("b452aca82ca7d2b9e62306e4513cca92aa32766ed47ed4137d61dd737155449a", 1_241),
+    "noise02.txt": ("04d8c16247bd1dacdad9e5de880dca53f6b79e71aa919ed749b93a489e3cf8ac", 2_498),
+    "noise03.txt": ("bb2f536c87af0b20d16b8e48945c3d6220fad0b4d4ee39b8b99f2007745dbe58", 3_722),
+}
+RAF_DB_IMAGES = 12_271
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,21 +139,29 @@ class FromManifest(Injector):
 
 @dataclass(frozen=True, kw_only=True)
 class HumanLabels(SplitInjector):
-    """Labels that people gave, from a file in the order of the training split.
+    """Labels that people gave, from a file in the order of the official training images.
 
     Args:
         path: ``.npz``, ``.csv`` with a header, ``.npy`` (labels only) or a CIFAR-N ``.pt``.
         label: name of the noisy labels in the file (``worse_label``); unused for ``.npy``.
         clean: name of the true labels in the file, which must equal the data set's; null skips the
             check, as does a ``.npy`` file.
+        row: which row is a sample's: ``position``, its place in the training split, which must be
+            as long as the file; or ``number``, the number that its key ends in (``train/00017``),
+            so that a validation split carved from the training images has its human labels too.
     """
 
     name: ClassVar[str] = "human"
-    training_only: ClassVar[bool] = True
 
     path: str
     label: str = "noisy_label"
     clean: str | None = "clean_label"
+    row: Literal["position", "number"] = "position"
+
+    def __post_init__(self) -> None:
+        check_choice(self.row, ("position", "number"), "noise.row")
+        # By number the validation split finds its rows in the file too.
+        object.__setattr__(self, "training_only", self.row == "position")
 
     def corrupt(self, samples: Samples) -> Outcome:
         """Read, compare the clean labels, take the noisy ones."""
@@ -145,10 +171,15 @@ class HumanLabels(SplitInjector):
         else:
             noisy = self._column(columns, self.label, "noise.label")
             clean = None if self.clean is None else self._column(columns, self.clean, "noise.clean")
-        if len(noisy) != len(samples):
+        whole = len(noisy) == len(samples)
+        if self.row == "number":
+            rows = _numbers_in(samples.keys, len(noisy), self.path)
+            noisy, clean = noisy[rows], None if clean is None else clean[rows]
+        elif not whole:
             raise UserError(
                 f"{self.path} has {len(noisy)} labels but the training split has {len(samples)} "
-                "samples; take no validation part from it, or use the data set it was made for."
+                "samples; take no validation part from it, use the data set it was made for, or "
+                "(where its keys end in row numbers, as in train/00017) set noise.row=number."
             )
         if clean is not None and not np.array_equal(clean, samples.labels):
             i = int(np.flatnonzero(clean != samples.labels)[0])
@@ -156,8 +187,12 @@ class HumanLabels(SplitInjector):
                 f"The clean labels in {self.path} are not those of the data set: sample {i} is "
                 f"{clean[i]} in the file and {samples.labels[i]} in the training split."
             )
+        observed = as_labels(noisy, samples.num_classes)
+        if whole and Path(self.path).name in CIFAR_N_MD5 and self.label in CIFAR_N_WRONG:
+            wrong = int((observed != samples.labels).sum())
+            _check_wrong(self.path, self.label, wrong, CIFAR_N_WRONG[self.label])
         return Outcome(
-            observed=as_labels(noisy, samples.num_classes),
+            observed=observed,
             details={"clean_labels_checked": clean is not None},
         )
 
@@ -174,6 +209,107 @@ class HumanLabels(SplitInjector):
         if column.ndim != 1 or column.dtype.kind not in "iu":
             raise UserError(f"{name} in {self.path} is not a column of whole numbers.")
         return column.astype(np.int64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelList(SplitInjector):
+    """Labels from a text file of ``name label`` lines, joined to the samples by their keys.
+
+    The file may list more samples than the split has, so that a validation split carved from the
+    training images gets its labels from it too.
+
+    Args:
+        path: the list; RAF-DB's noisy lists have this form.
+        first_label: what the file writes for the first class: 1 in RAF-DB's lists.
+        verify_official: refuse a file that bears the name of one of EAC's lists for RAF-DB but
+            differs from it.
+    """
+
+    name: ClassVar[str] = "label_list"
+
+    path: str
+    first_label: int = 0
+    verify_official: bool = True
+
+    def corrupt(self, samples: Samples) -> Outcome:
+        """Look up every sample."""
+        path = Path(self.path)
+        listed = _read_names(path)
+        official = RAF_DB_LISTS.get(path.name) if self.verify_official else None
+        if official is not None:
+            found = hashlib.sha256(path.read_bytes()).hexdigest()
+            if found != official[0]:
+                raise UserError(
+                    f"{path} is not the released list of that name: its SHA-256 is {found}, not "
+                    f"{official[0]}; fetch it again, or set noise.verify_official=false."
+                )
+        if samples.keys is None:
+            raise UserError(
+                f"The list {path} is joined by name, but this data set has no names; use the data "
+                "set the list was made for."
+            )
+        unlisted = next((key for key in samples.keys if key not in listed), None)
+        if unlisted is not None:
+            raise UserError(
+                f"{path} has no label for the sample '{unlisted}'; use the data set the list was "
+                "made for."
+            )
+        labels = np.array([listed[key] for key in samples.keys], dtype=np.int64)
+        observed = as_labels(labels - self.first_label, samples.num_classes)
+        if official is not None and len(samples) == RAF_DB_IMAGES:
+            wrong = int((observed != samples.labels).sum())
+            _check_wrong(self.path, "the list", wrong, official[1])
+        return Outcome(observed=observed)
+
+
+def _read_names(path: Path) -> dict[str, int]:
+    """Label of each name in a file of ``name label`` lines."""
+    if not path.is_file():
+        raise UserError(f"There is no list {path}; correct noise.path.")
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a UTF-8 text file ({error}).") from error
+    listed: dict[str, int] = {}
+    for number, line in enumerate(lines, start=1):
+        name, _, label = line.strip().rpartition(" ")
+        if not name and not label:
+            continue
+        if not name or not label.isdecimal():
+            raise UserError(
+                f"Line {number} of {path} is not of the form 'name label' with a whole-number "
+                f"label: {line!r}."
+            )
+        if name.rstrip() in listed:
+            raise UserError(f"Line {number} of {path} lists '{name.rstrip()}' a second time.")
+        listed[name.rstrip()] = int(label)
+    return listed
+
+
+def _numbers_in(keys: Sequence[str] | None, rows: int, path: str) -> NDArray[np.int64]:
+    """The number that each key ends in, int64 [N], each a row of a file of `rows`."""
+    found = [re.search(r"(\d+)$", key) for key in keys or ()]
+    if keys is None or None in found:
+        raise UserError(
+            f"noise.row=number looks for the row of each sample of {path} in its key, and the keys "
+            "of this data set end in no numbers: set noise.row=position."
+        )
+    numbers = np.array([int(match[1]) for match in found if match], dtype=np.int64)
+    if numbers.max(initial=-1) >= rows:
+        raise UserError(
+            f"{path} has {rows} labels, but a sample is number {numbers.max()} of the training "
+            "images; use the data set it was made for."
+        )
+    return numbers
+
+
+def _check_wrong(path: str, what: str, found: int, published: int) -> None:
+    """Compare the number of wrong labels with what was counted in the released file."""
+    if found != published:
+        raise UserError(
+            f"{path}: {what} differs from the data set's labels at {found} samples, and not at the "
+            f"{published} of the release; the data set is in another order or altered."
+        )
 
 
 def read_label_columns(path: str | Path) -> dict[str, NDArray]:
@@ -214,14 +350,7 @@ def _read_torch(path: Path) -> dict[str, NDArray]:
     import torch
     from torch.serialization import safe_globals
 
-    expected = CIFAR_N_MD5.get(path.name)
-    if expected is not None:
-        found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
-        if found != expected:
-            raise UserError(
-                f"{path} is not the published file: its MD5 is {found}, not {expected}; fetch it "
-                "again."
-            )
+    _check_md5(path)
     reconstruct = np.empty(0).__reduce__()[0]
     # The files were written before NumPy 2 renamed its private modules.
     allowed: list[Any] = [
@@ -239,3 +368,15 @@ def _read_torch(path: Path) -> dict[str, NDArray]:
     if not isinstance(loaded, dict):
         raise UserError(f"{path} does not hold named label columns; use a CIFAR-N file.")
     return {str(name): np.asarray(column) for name, column in loaded.items()}
+
+
+def _check_md5(path: Path) -> None:
+    """Refuse a file that bears the name of a CIFAR-N file but differs from it."""
+    expected = CIFAR_N_MD5.get(path.name)
+    if expected is None:
+        return
+    found = hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
+    if found != expected:
+        raise UserError(
+            f"{path} is not the published file: its MD5 is {found}, not {expected}; fetch it again."
+        )

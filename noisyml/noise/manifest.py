@@ -451,11 +451,19 @@ class NoiseManifest:
             keys=None if self.keys is None else [self.keys[int(i)] for i in positions],
         )
 
-    def with_unknown_truth(self) -> NoiseManifest:
-        """The same observed labels, but nobody knows which are wrong (real label noise)."""
+    def with_unknown_truth(self, known: NDArray[np.int64] | None = None) -> NoiseManifest:
+        """The same observed labels, but nobody knows which are wrong (real label noise).
+
+        Args:
+            known: int64 [N], the true class of the samples that were looked at by hand; elsewhere
+                -1, or -2 for a label that is wrong while the true class is unknown. None: no
+                sample was looked at.
+        """
+        if known is None:
+            known = np.full(self.observed.shape, -1)
         return replace(
             self,
-            clean=np.full(self.observed.shape, -1),
-            changed=np.zeros(self.observed.shape, dtype=bool),
+            clean=np.maximum(known, -1),
+            changed=(known != -1) & (known != self.observed),
             nominal_rate=None,
         )

@@ -11,7 +11,7 @@ import io
 import re
 import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -123,19 +123,57 @@ def lines_figure(
         if panel.y_label.endswith("(fraction)"):
             low, high = axes.get_ylim()
             axes.set_ylim(top=min(high, 1 + 0.03 * (1 - low)))
-    if len(labels) > 1:
-        longest = 8 + max(len(name) for name in labels)  # line and gap are as wide as 8 letters
-        figure.legend(
-            [handles[name] for name in labels],
-            [plain(name) for name in labels],
-            loc="outside upper left",
-            ncols=max(1, min(len(labels), 6, int(LEGEND_CHARACTERS * width / WIDTH / longest))),
-            frameon=False,
-            labelcolor=TEXT,
-            fontsize=9,
-            handlelength=2.2,
-        )
+    _legend(figure, handles, labels)
     return figure
+
+
+def multiples_figure(panels: Sequence[Panel], order: Sequence[str], columns: int) -> Figure:
+    """Panels of one quantity in rows of `columns`, on the same axes; one legend, marked points.
+
+    Args:
+        panels: in reading order.
+        order: every label of the report: a label keeps its colour in all its figures.
+        columns: panels in a row.
+    """
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    figure = _figure(WIDTH, 2.1 * rows + 0.3)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    handles = {}
+    for place, axes in enumerate(grid.flat):
+        if place >= len(panels):
+            axes.set_visible(False)
+            continue
+        panel = panels[place]
+        for line in panel.lines:
+            handles[line.label] = _draw_line(axes, line, order.index(line.label), True)
+        _dress(axes, panel.title)
+        if place + columns >= len(panels):
+            axes.set_xlabel(panel.x_label)
+            axes.tick_params(labelbottom=True)
+        if place % columns == 0:
+            axes.set_ylabel(panel.y_label)
+    grid.flat[0].set_xticks(sorted({x for p in panels for line in p.lines for x in line.x}))
+    _legend(figure, handles, [name for name in order if name in handles])
+    return figure
+
+
+def _legend(figure: Figure, handles: Mapping[str, Line2D], labels: Sequence[str]) -> None:
+    """One legend above all axes, unless there is a single line."""
+    if len(labels) < 2:
+        return
+    longest = 8 + max(len(name) for name in labels)  # line and gap are as wide as 8 letters
+    fitting = int(LEGEND_CHARACTERS * figure.get_figwidth() / WIDTH / longest)
+    figure.legend(
+        [handles[name] for name in labels],
+        [plain(name) for name in labels],
+        loc="outside upper left",
+        ncols=max(1, min(len(labels), 6, fitting)),
+        frameon=False,
+        labelcolor=TEXT,
+        fontsize=9,
+        handlelength=2.2,
+    )
 
 
 def dots_figure(panels: Sequence[Panel], labels: Sequence[str]) -> Figure:

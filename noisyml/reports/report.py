@@ -488,7 +488,7 @@ class _Builder:
             if self.rate_key is None or not self._rate_varies(self.rate_key):
                 pictures.append(self._by_group(columns, figures, what))
             else:
-                pictures.append(self._by_rate(columns, figures, what, self.rate_key))
+                pictures += self._by_rate(columns, figures, what, self.rate_key)
         return pictures
 
     def _rate_varies(self, rate_key: str) -> bool:
@@ -520,40 +520,75 @@ class _Builder:
 
     def _by_rate(
         self, columns: Sequence[Column], figures: pd.DataFrame, what: str, rate_key: str
-    ) -> Picture:
-        rest = [key for key in self.facets_by if key != rate_key]
+    ) -> list[Picture]:
+        """Metrics over the noise rate: a panel each, or a figure each where lines would crowd."""
         lines_by = [key for key in self.lines_by if key != rate_key]
-        facets = list(dict.fromkeys(self._name(group, rest) for group in self.groups))
-        rate = self.keys.index(rate_key)
-        panels = []
-        for facet in facets:
-            row = []
-            for column in columns:
-                lines = []
-                for label in dict.fromkeys(self._name(group, lines_by) for group in self.groups):
-                    at = [
-                        g
-                        for g, group in enumerate(self.groups)
-                        if self._name(group, rest) == facet
-                        and self._name(group, lines_by) == label
-                        and figures[column.metric, "n"].iloc[g] > 0
-                    ]
-                    if at:
-                        x = np.array([float(str(self.groups[g][rate])) for g in at])
-                        mean, std = (
-                            figures[column.metric, s].to_numpy(float)[at] for s in ("mean", "std")
-                        )
-                        lines.append(Line(label, x, mean, std))
-                y_label = _axis_label(column.metric)
-                row.append(Panel(facet, "nominal noise rate", y_label, tuple(lines)))
-            if any(panel.lines for panel in row):
-                panels.append(row)
-        if not panels:
-            return self._by_group(columns, figures, what)
-        order = list(dict.fromkeys(self._name(group, lines_by) for group in self.groups))
-        figure = plots.lines_figure(panels, order, markers=True, faceted=False)
+        panels_by = [key for key in self.facets_by if key != rate_key]
+        crowded = len(self._labels(lines_by)) > len(plots.PALETTE) and len(lines_by) > 1
+        if crowded:
+            # The setting with most values gets panels, the others stay lines to compare in each.
+            split = max(lines_by, key=lambda key: len(self._labels([key])))
+            lines_by.remove(split)
+            panels_by.append(split)
+        grid = [
+            [
+                Panel(
+                    facet,
+                    "nominal noise rate",
+                    _axis_label(column.metric),
+                    self._lines_over(rate_key, column, figures, panels_by, facet, lines_by),
+                )
+                for column in columns
+            ]
+            for facet in self._labels(panels_by)
+        ]
+        grid = [row for row in grid if any(panel.lines for panel in row)]
+        if not grid:
+            return [self._by_group(columns, figures, what)]
+        order = self._labels(lines_by)
         caption = f"{_CAPTIONS[what]} over noise rates; bands: one standard deviation over seeds."
-        return Picture(f"{what}_by_noise_rate", figure, caption)
+        name = f"{what}_by_noise_rate"
+        if not crowded:
+            figure = plots.lines_figure(grid, order, markers=True, faceted=False)
+            return [Picture(name, figure, caption)]
+        return [
+            Picture(
+                f"{name}_{column.metric.rpartition('/')[2]}",
+                plots.multiples_figure([row[c] for row in grid], order, PANELS_PER_ROW),
+                f"{column.heading}. {caption}",
+            )
+            for c, column in enumerate(columns)
+        ]
+
+    def _labels(self, keys: Sequence[str]) -> list[str]:
+        """What the groups are called by some of their settings, each name once."""
+        return list(dict.fromkeys(self._name(group, keys) for group in self.groups))
+
+    def _lines_over(
+        self,
+        rate_key: str,
+        column: Column,
+        figures: pd.DataFrame,
+        panels_by: Sequence[str],
+        facet: str,
+        lines_by: Sequence[str],
+    ) -> tuple[Line, ...]:
+        """A metric over the noise rate for the groups of one panel."""
+        rate = self.keys.index(rate_key)
+        lines = []
+        for label in self._labels(lines_by):
+            at = [
+                g
+                for g, group in enumerate(self.groups)
+                if self._name(group, panels_by) == facet
+                and self._name(group, lines_by) == label
+                and figures[column.metric, "n"].iloc[g] > 0
+            ]
+            if at:
+                x = np.array([float(str(self.groups[g][rate])) for g in at])
+                mean, std = (figures[column.metric, s].to_numpy(float)[at] for s in ("mean", "std"))
+                lines.append(Line(label, x, mean, std))
+        return tuple(lines)
 
     def _grids(
         self,

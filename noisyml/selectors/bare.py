@@ -57,7 +57,7 @@ def bare_statistics(
     squares = torch.where(member, values - mean, 0.0).square().sum(dim=0)
     divisor = count - 1 if std == "unbiased" else count
     if scope == "label":
-        divisor = divisor.clamp(min=1)
+        divisor = divisor.clamp(min=1) * (count > 0)
     return mean, (squares / divisor).sqrt()
 
 

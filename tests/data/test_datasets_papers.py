@@ -18,9 +18,10 @@ from noisyml.data.datasets.cars98n import Cars98N
 from noisyml.data.datasets.cars196 import Cars196
 from noisyml.data.datasets.cub200 import CUB200
 from noisyml.data.datasets.digits import Digits
-from noisyml.data.datasets.fashion_mnist import FashionMNIST, read_idx
+from noisyml.data.datasets.fashion_mnist import FashionMNIST
 from noisyml.data.datasets.food101n import Food101N
 from noisyml.data.datasets.inshop import InShop
+from noisyml.data.datasets.mnist import read_idx
 from noisyml.data.datasets.partition import held_out_classes
 from noisyml.data.datasets.path_lists import read_path_list
 from noisyml.data.datasets.sop import StanfordOnlineProducts

@@ -84,6 +84,17 @@ RECIPES = {
         5,
     ),
     "jocor": ({"method": "jocor"}, {"method": {"num_gradual": 1}}, 5),
+    "bare-elr": ({"method": "bare", "loss": "elr"}, {}, 5),
+    "curriculum-sat": (
+        {"method": "classification", "selector": "curriculum", "loss": "sat"},
+        {"selector": {"warmup_epochs": 1}, "loss": {"warmup_epochs": 0}},
+        5,
+    ),
+    "cdr-forward": (
+        {"method": "cdr", "loss": "forward_correction", "selector": "bare"},
+        {"loss": {"estimation_epoch": 1}},
+        5,
+    ),
     # Two memories, and corrections in the second epoch.
     "ccml-elr": (
         {"method": "ccml", "loss": "multilabel_elr", **SEVERAL},

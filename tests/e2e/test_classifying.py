@@ -63,6 +63,47 @@ def test_train_evaluate_and_embed(shell):
     assert "539 x 64" in said
 
 
+def test_bare_tells_how_it_treats_each_class(shell):
+    status, said = shell("train", *DIGITS, "method=bare")
+    assert status == 0, said
+    (run,) = shell.runs()
+    measured = metrics(run)
+    assert measured["test/accuracy"] > 0.6
+    assert measured["selection/precision"] > 0.8
+    classes = pd.read_csv(run / "selection_classes.csv", dtype={"label": str})
+    assert classes["label"].tolist() == [str(digit) for digit in range(10)]
+    assert classes["recall"].min() == pytest.approx(measured["selection/recall_min_class"], 1e-5)
+    judged = pd.read_parquet(run / "selection.parquet")
+    assert classes["samples"].sum() == (judged["epoch"] == 2).sum()
+    kept = (classes["kept"] * classes["samples"]).sum() / classes["samples"].sum()
+    assert kept == pytest.approx(measured["selection/kept"], 1e-4)
+
+
+def test_the_mean_over_the_last_epochs_is_that_of_their_models(shell):
+    typed = ["loss=forward_correction", "loss.estimation_epoch=1", "mean_last_epochs=2"]
+    status, said = shell(
+        "train", *DIGITS, "method=cdr", "model_choice=[last,mean_last]", "report=true", *typed
+    )
+    assert status == 0, said
+    (run,) = shell.runs()
+    measured = metrics(run)
+    assert sorted(p.name for p in (run / "checkpoints").glob("epoch_*")) == [
+        "epoch_0002.ckpt",
+        "epoch_0003.ckpt",
+    ]
+    found = []
+    for which in ("epoch_0002", "epoch_0003"):
+        status, said = shell("evaluate", f"checkpoint={run}", f"which={which}")
+        assert status == 0, said
+        found.append(printed(said))
+    assert found[1]["test/nll"] == pytest.approx(measured["test/nll"], abs=1e-9)
+    assert found[0]["test/nll"] != found[1]["test/nll"]
+    for name, value in found[0].items():
+        mean = (value + found[1][name]) / 2
+        assert measured[f"mean_last/{name}"] == pytest.approx(mean, abs=1e-9)
+    assert "mean of the last epochs" in (run / "report.html").read_text()
+
+
 def test_a_teacher_is_trained_first_and_its_scores_are_handed_on(shell):
     status, said = shell(
         "train",
@@ -100,8 +141,9 @@ TAUGHT = ["method=rkd_classification", "stages=classification_teacher", "distill
         ["method=classification", *SELECTOR],
         [*TAUGHT, *SELECTOR],
         ["method=jocor", "method.num_gradual=1", "method.predict=best"],
+        ["method=bare", "loss=sat", "loss.warmup_epochs=1", "selector=bare"],
     ],
-    ids=["classification", "rkd_classification", "jocor"],
+    ids=["classification", "rkd_classification", "jocor", "bare-sat"],
 )
 def test_shuffled_true_labels_leave_the_weights_bit_identical(shell, monkeypatch, parts):
     typed = [
@@ -142,7 +184,13 @@ def test_shuffled_true_labels_leave_the_weights_bit_identical(shell, monkeypatch
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [
-        (["method=classification", "loss=triplet"], "Classification brings a loss of its own"),
+        (["method=classification", "loss=triplet"], "and TripletLoss is none: choose one by loss="),
+        (["method=classification", "~loss"], "with a loss on class scores, and there is none"),
+        (["loss=elr"], "Prism trains with a loss on embeddings, and EarlyLearningRegularisation"),
+        (["method=classification", "loss=sat"], "a plain loss for 60 epochs, and the run has 3"),
+        (["method=classification", "loss=elr", "loss.momentum=2"], "loss.momentum=2"),
+        (["selector=bare"], "Bare judges samples by logits, which Prism does not provide"),
+        (["method=bare", "method.on_empty=stop"], "use skip or keep_all"),
         (["method=classification", "dataset.split=zero_shot"], "dataset.split=closed_set"),
         (["method=classification", "selector=prism_avg"], "by memory, which Classification does"),
         (["method=classification", "pseudo_labels=kmeans"], "leave out pseudo_labels=..."),

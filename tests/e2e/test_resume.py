@@ -27,6 +27,7 @@ MOSAIC = [
     "head=linear",
 ]
 CLUSTERS = ["pseudo_labels=kmeans", "pseudo_labels.num_clusters=16", "trainer.max_epochs=3"]
+LAST_TWO = ["model_choice=[last,mean_last]", "mean_last_epochs=2"]
 
 
 def weights(run):
@@ -47,6 +48,8 @@ def timeless(run):
         (29, ["method=iaa", "method.start=0", "method.update_every=1", *CLUSTERS]),
         (40, ["method=proxynca_pp", "sampler.samples_per_class=8", "scheduler=plateau", "seed=3"]),
         (22, ["method=co_teaching_plus", "method.warmup_epochs=1", *TWO_NETWORKS]),
+        # Targets per sample, and the weights after each of the last epochs.
+        (29, ["method=bare", "head=linear", "loss=sat", "loss.warmup_epochs=0", *LAST_TWO]),
         # Two memories of targets, random exclusion, judgements of an epoch under way.
         (14, ["method=rcml", "method.ranking=random", "loss=multilabel_elr", *MOSAIC]),
         (14, ["method=multilabel", "loss=multilabel_sat", "loss.warmup_epochs=1", *MOSAIC]),
@@ -57,6 +60,7 @@ def timeless(run):
         "iaa-clusters",
         "proxynca_pp",
         "co_teaching_plus",
+        "bare-sat",
         "rcml-elr",
         "multilabel-sat",
     ],

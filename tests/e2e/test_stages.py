@@ -89,6 +89,51 @@ def test_a_schedule_is_found_and_replayed(shell):
     assert falls[1] == [epoch for epoch in falls[0] if epoch <= best]
 
 
+STUDENT = """
+# @package _global_
+defaults:
+  - override /method: rkd
+  - override /stages: teacher
+method: {task_weight: 0.5}
+distillation: {weights: {angle: 1.0}}
+teacher: {which: best}
+head: {out_features: 8}
+optimizer: {lr: 0.002}
+stages:
+  teacher:
+    overrides:
+      - method=prism
+      - selector=${choice:selector}
+      - loss=triplet_sampled
+      - head=rkd_teacher
+      - head.out_features=24
+"""
+
+
+def test_an_experiment_is_about_the_run_not_its_teacher(shell):
+    """Its settings for a part that the stage replaces stay out; those for other parts hold."""
+    own = shell.folder / "own" / "experiment"
+    own.mkdir(parents=True)
+    (own / "student.yaml").write_text(STUDENT.lstrip())
+    tiny = [setting for setting in ZERO_SHOT if not setting.startswith("head.")]
+    chosen = ["selector=prism_vmf", "selector.window=7"]
+    status, said = shell("train", "--config-dir", "own", "experiment=student", *chosen, *tiny)
+    assert status == 0, said
+    run = next(r for r in shell.runs() if "stages" not in r.parts)
+    student, teacher = config(run), config(run / "stages" / "teacher")
+    assert student["method"]["task_weight"] == 0.5
+    assert student["head"]["out_features"] == 8
+    assert student["teacher"] == {"checkpoint": str(run / "stages" / "teacher"), "which": "best"}
+    assert "task_weight" not in teacher["method"]
+    assert not {"distillation", "teacher", "stages"} & set(teacher)
+    assert teacher["head"]["out_features"] == 24
+    assert teacher["head"]["normalise"] is True
+    assert teacher["optimizer"]["lr"] == student["optimizer"]["lr"] == 0.002
+    assert teacher["selector"] == student["selector"]
+    assert teacher["selector"]["window"] == 7
+    assert teacher["previous_run"] is None
+
+
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from noisyml.errors import UserError
+from noisyml.losses.classification import GeneralisedCrossEntropy, generalised_cross_entropy
 from noisyml.losses.distillation import DistillationSum, Features, HintonDistillation
 from noisyml.losses.relational import RKDDistance
 from noisyml.methods.classification import Classification, kept_mean, load_classifier
@@ -101,6 +102,28 @@ def test_nothing_kept_is_a_loss_of_zero_with_a_gradient_of_zero():
     assert loss.item() == 0.0
     assert gradients(method).keys() == dict(method.named_parameters()).keys()
     assert all((gradient == 0).all() for gradient in gradients(method).values())
+
+
+def test_a_batch_of_which_nothing_is_kept_may_teach_as_a_whole():
+    method = classification([False] * 6)
+    method.on_empty = "keep_all"
+    outcome = method.training_step(batch(), 0)
+    everything = classification().training_step(batch(), 0)
+    torch.testing.assert_close(outcome["loss"], everything["loss"])
+    assert not outcome["selection"].keep.any()
+    method.selector.keep = torch.tensor(KEEP)
+    partly = classification(KEEP).training_step(batch(), 0)
+    torch.testing.assert_close(method.training_step(batch(), 0)["loss"], partly["loss"])
+
+
+def test_any_loss_per_sample_takes_the_place_of_cross_entropy():
+    method = classification(KEEP)
+    method.loss = GeneralisedCrossEntropy(q=0.5)
+    loss = method.training_step(batch(), 0)["loss"]
+    logits = method.outputs(batch()).logits
+    expected = generalised_cross_entropy(logits, LABELS, 0.5)
+    torch.testing.assert_close(loss, expected[torch.tensor(KEEP)].mean())
+    torch.testing.assert_close(method.selector.evidence.sample_loss, expected.detach())
 
 
 def test_a_sample_left_out_cannot_spoil_the_mean():

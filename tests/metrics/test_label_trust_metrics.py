@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from noisyml.metrics.label_trust import auroc, selection_metrics
+from noisyml.metrics.label_trust import auroc, class_selection, selection_metrics
 
 
 def test_a_small_case_by_hand() -> None:
@@ -57,6 +57,26 @@ def test_undefined_shares_are_nan() -> None:
     assert all_wrong["precision"] == 0
     assert math.isnan(all_wrong["recall"])
     assert math.isnan(all_wrong["auroc"])
+
+
+def test_classes_by_hand() -> None:
+    found = class_selection(
+        keep=torch.tensor([True, True, False, False, True]),
+        wrong=torch.tensor([False, True, False, False, True]),
+        labels=torch.tensor([0, 0, 0, 1, 2]),
+        num_classes=4,
+    )
+    assert found["samples"].tolist() == [3, 1, 1, 0]
+    nan = math.nan
+    expected = {
+        "kept": [2 / 3, 0.0, 1.0, nan],
+        "precision": [0.5, nan, 0.0, nan],
+        "recall": [0.5, 0.0, nan, nan],
+    }
+    for name, values in expected.items():
+        torch.testing.assert_close(
+            found[name], torch.tensor(values, dtype=torch.float64), equal_nan=True
+        )
 
 
 def test_shapes_must_match() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 from pathlib import Path
 
@@ -12,13 +13,16 @@ import torch
 import yaml
 
 from noisyml.errors import UserError
-from noisyml.noise import HumanLabels
+from noisyml.noise import HumanLabels, LabelList, files
 from noisyml.noise.base import Injector
-from noisyml.noise.files import CIFAR_N_MD5, read_label_columns
+from noisyml.noise.files import CIFAR_N_MD5, CIFAR_N_WRONG, RAF_DB_LISTS, read_label_columns
 
 CLEAN = np.array([0, 1, 2, 0, 1])
 NOISY = np.array([0, 2, 2, 1, 1])
 CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "noise").glob("*.yaml"))
+#: Files of an injector's settings for one data set, beside the file that has its name.
+PRESETS = {"cifar10n": "human", "cifar100n": "human", "raf_db_list": "label_list"}
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def write(path: Path) -> Path:
@@ -117,11 +121,11 @@ def test_config_keys_are_constructor_arguments(path: Path) -> None:
     for key, value in config.items():
         assert "  # " in lines[key], f"{key} has no comment"
         default = fields[key].default
-        if default is not dataclasses.MISSING:
+        if default is not dataclasses.MISSING and path.stem not in PRESETS:
             assert value == default, f"{key}: the YAML and the class disagree about the default"
     if "???" not in config.values() and name != "Matrix":
         injector(**config)
-    assert injector.name == path.stem
+    assert injector.name == PRESETS.get(path.stem, path.stem)
 
 
 def test_every_injector_has_a_config() -> None:
@@ -144,3 +148,77 @@ def test_a_file_without_true_labels_is_told_how_to_do_without(tmp_path):
     with pytest.raises(UserError, match=r"noise\.clean=clean_label is not in .*noise\.clean=null"):
         HumanLabels(path=path).inject([0, 1, 0], 2)
     assert HumanLabels(path=path, clean=None).inject([0, 1, 0], 2).changed.sum() == 1
+
+
+def _labels_of(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """True and observed labels with these counts."""
+    true, observed = np.indices(confusion.shape).reshape(2, -1)
+    times = confusion.reshape(-1)
+    return np.repeat(true, times), np.repeat(observed, times)
+
+
+def test_cifar_n_has_the_published_numbers_of_wrong_labels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Columns with the confusion counts of the released ones stand in for the file."""
+    file = tmp_path / "CIFAR-10_human.pt"
+    monkeypatch.setattr(files, "_check_md5", lambda path: None)
+    with np.load(GOLDEN / "noise" / "cifar_n_tables.npz") as golden:
+        for label in ("aggre_label", "worse_label", *(f"random_label{i}" for i in (1, 2, 3))):
+            clean, observed = _labels_of(golden[f"cifar10n_{label}_confusion"])
+            torch.save({"clean_label": clean, label: observed}, file)
+            people = HumanLabels(path=str(file), label=label)
+            assert people.inject(clean, 10).changed.sum() == CIFAR_N_WRONG[label]
+            observed[0] = (observed[0] + 1) % 10
+            torch.save({"clean_label": clean, label: observed}, file)
+            with pytest.raises(
+                UserError, match=f"{label} differs .* not at the {CIFAR_N_WRONG[label]}"
+            ):
+                people.inject(clean, 10)
+        assert golden["cifar100n_flipped_count"] == CIFAR_N_WRONG["noisy_label"]
+        assert golden["cifar100n_coarse_flipped_count"] == CIFAR_N_WRONG["noisy_coarse_label"]
+
+
+def test_lists_of_rafdb_are_joined_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lists with the confusion counts of the released ones, in another order than the images."""
+    keys = [f"train_{i:05d}.jpg" for i in range(1, 12_272)]
+    with np.load(GOLDEN / "eac" / "rafdb_noise_lists.npz") as golden:
+        for name, (_, wrong) in RAF_DB_LISTS.items():
+            clean, observed = _labels_of(golden[f"{name.removesuffix('.txt')}_confusion"])
+            np.testing.assert_array_equal(np.bincount(clean), golden["clean_train_counts"])
+            lines = [f"{key} {label + 1}\n" for key, label in zip(keys, observed, strict=True)]
+            (tmp_path / name).write_text("".join(reversed(lines)))
+            listed = LabelList(path=str(tmp_path / name), first_label=1)
+            assert not listed.training_only
+            with pytest.raises(UserError, match="not the released list of that name"):
+                listed.inject(clean, 7, keys=keys)
+            digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+            monkeypatch.setitem(files.RAF_DB_LISTS, name, (digest, wrong))
+            manifest = listed.inject(clean, 7, keys=keys)
+            np.testing.assert_array_equal(manifest.observed, observed)
+            assert manifest.changed.sum() == wrong
+            some = listed.inject(clean[100:200], 7, keys=keys[100:200])
+            np.testing.assert_array_equal(some.observed, observed[100:200])
+            monkeypatch.setitem(files.RAF_DB_LISTS, name, (digest, wrong + 1))
+            with pytest.raises(UserError, match=f"at {wrong} samples, and not at the {wrong + 1}"):
+                listed.inject(clean, 7, keys=keys)
+
+
+def test_mistakes_in_lists(tmp_path: Path) -> None:
+    path = tmp_path / "mine.txt"
+    listed = LabelList(path=str(path))
+    with pytest.raises(UserError, match="There is no list"):
+        listed.inject([0, 1], 2, keys=["a", "b"])
+    for content, message in [
+        ("a 0\nb one\n", "Line 2 of .* 'b one'"),
+        ("a 0\na 1\n", "Line 2 of .* lists 'a' a second time"),
+        ("a 0\n", "no label for the sample 'b'"),
+        ("a 0\nb 2\n", "label 2"),
+    ]:
+        path.write_text(content)
+        with pytest.raises(UserError, match=message):
+            listed.inject([0, 1], 2, keys=["a", "b"])
+    path.write_text("a 0\n\nb c 1\n")
+    with pytest.raises(UserError, match="this data set has no names"):
+        listed.inject([0, 1], 2)
+    assert listed.inject([0, 1], 2, keys=["b c", "a"]).observed.tolist() == [1, 0]

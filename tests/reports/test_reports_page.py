@@ -114,6 +114,35 @@ def test_a_sweep(sweep: Path, maker: RunMaker) -> None:
     assert len(html) < 6e6
 
 
+def test_many_lines_over_the_rate_are_spread_over_panels(maker: RunMaker) -> None:
+    """Of two settings the one with more values gets a panel for each, the other stays lines."""
+    losses = ("cbml", "circle", "contrastive", "triplet", "fast_ap")
+    for loss in losses:
+        for selector in ("keep_all", "prism_vmf"):
+            for rate in (0.3, 0.5):
+                maker.run(
+                    f"s/{loss}-{selector}-{rate}",
+                    selector,
+                    rate,
+                    files=False,
+                    metrics={"test/map_at_r": 0.5 - rate / 2, "test/precision_at_1": 0.9 - rate},
+                    extra_config={"loss": {"_target_": f"x.{loss}"}},
+                    extra_overrides=(f"loss={loss}",),
+                )
+    pictures = build_report([maker.root / "s"]).across
+    names = ["test_by_noise_rate_precision_at_1", "test_by_noise_rate_map_at_r"]
+    assert [picture.name for picture in pictures] == names
+    axes = pictures[1].figure.axes
+    shown = [one for one in axes if one.get_visible()]
+    assert {one.get_title(loc="left") for one in shown} == set(losses)
+    assert len(axes) == 8
+    for one in shown:
+        assert [list(line.get_ydata()) for line in one.lines] == [[0.35, 0.25]] * 2
+        assert one.get_ylim() == shown[0].get_ylim()
+    texts = pictures[1].figure.legends[0].get_texts()
+    assert {text.get_text() for text in texts} == {"keep_all", "prism_vmf"}
+
+
 def test_groups_without_a_numeric_axis_become_dots(maker: RunMaker) -> None:
     for number, selector in enumerate(("keep_all", "prism_avg", "prism_vmf")):
         maker.run(f"s/{number}", selector, files=False)

@@ -26,10 +26,11 @@ from noisyml.data.datasets.partition import (
     origin,
 )
 from noisyml.errors import UserError
-from noisyml.noise.labels import Labels
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from noisyml.noise.labels import Labels
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,9 @@ from noisyml.data.datasets.partition import (
     hash_ranks,
 )
 from noisyml.errors import UserError
-from noisyml.noise.labels import Labels
+
+if TYPE_CHECKING:
+    from noisyml.noise.labels import Labels
 
 #: Order matters: a face's position is its `font` number and part of the seed of its distortions.
 FACES = (

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from noisyml.data.base import ArrayImages, FileImages, Split
 from noisyml.errors import UserError
-from noisyml.noise.labels import Labels
 
 if TYPE_CHECKING:
     from noisyml.data.base import DatasetSource
+    from noisyml.noise.labels import Labels
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}

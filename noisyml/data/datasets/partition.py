@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.errors import UserError
-from noisyml.noise.labels import Labels
+
+if TYPE_CHECKING:
+    # The package around it loads pandas and SciPy, which no data set needs.
+    from noisyml.noise.labels import Labels
 
 SplitKind = Literal["zero_shot", "closed_set"]
 SPLIT_KINDS: tuple[str, ...] = ("zero_shot", "closed_set")
@@ -81,6 +84,41 @@ def carve_samples(
     held_out = test + np.floor(counts * val_fraction + 0.5).astype(np.int64)
     held_out = np.minimum(held_out, counts - 1)
     return np.where(rank < test[inverse], 2, np.where(rank < held_out[inverse], 1, 0))
+
+
+#: Size and seed of bare's division, and the validation samples that it keeps of each class.
+BARE_HELD_OUT, BARE_SEED, BARE_VAL_PER_CLASS = 0.2, 42, 100
+
+
+def bare_protocol(labels: NDArray[np.int64], seed: int) -> dict[str, NDArray[np.int64]]:
+    """Row numbers of ``train`` and ``val`` in the protocol of bare (Patel, Sastry, WACV 2023).
+
+    The training half is divided 80 : 20 by scikit-learn's `train_test_split` with its state 42,
+    unstratified, and ``train`` keeps the order of that draw, on which noise with
+    ``count=legacy`` depends. Of the 20 %, 100 samples of each class become ``val`` and the others
+    are not used; the release draws these without a seed.
+
+    Args:
+        labels: int64 [N].
+        seed: which 100 samples of each class.
+
+    Raises:
+        UserError: a class has too few samples in the 20 %.
+    """
+    held_out = math.ceil(BARE_HELD_OUT * len(labels))
+    order = np.random.RandomState(BARE_SEED).permutation(len(labels))
+    pool, train = order[:held_out], order[held_out:]
+    shuffled = pool[np.random.default_rng(seed).permutation(len(pool))]
+    grouped = shuffled[np.argsort(labels[shuffled], kind="stable")]
+    counts = np.bincount(labels[grouped], minlength=int(labels.max()) + 1)
+    if counts.min() < BARE_VAL_PER_CLASS:
+        raise UserError(
+            f"dataset.split=bare takes {BARE_VAL_PER_CLASS} validation samples of each class from "
+            f"{BARE_HELD_OUT:.0%} of the training images, where class {counts.argmin()} has "
+            f"{counts.min()}: use split=official."
+        )
+    rank = np.arange(len(grouped)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return {"train": train, "val": grouped[rank < BARE_VAL_PER_CLASS]}
 
 
 def carve_multi_label(

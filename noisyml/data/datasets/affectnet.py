@@ -1,0 +1,153 @@
+"""AffectNet, manually annotated (Mollahosseini, Hasani, Mahoor, IEEE TAC 2019)."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisyml.data.datasets.closed_set import ClosedSetFiles, Listed, check_range
+from noisyml.data.datasets.layout import check_choice, first_missing, whole_numbers
+from noisyml.errors import UserError
+
+CLASS_NAMES = (
+    "Neutral", "Happiness", "Sadness", "Surprise", "Fear", "Disgust", "Anger", "Contempt",
+)  # fmt: skip
+#: Annotations of the lists from 8 on: none, uncertain, no face.
+ANNOTATIONS = 11
+SETS = {"train": "train_set", "test": "val_set"}
+LISTS = {"train": "training.csv", "test": "validation.csv"}
+LIST_FOLDER, LIST_IMAGES = "Manually_Annotated_file_lists", "Manually_Annotated_Images"
+#: Images by class; the test has 500 of each, of which the newer release lacks one of contempt.
+TRAIN = (74_874, 134_415, 25_459, 14_090, 6_378, 3_803, 24_882, 3_750)
+TEST = (500, 500, 500, 500, 500, 500, 500, 500)
+TEST_OF_SETS = (500, 500, 500, 500, 500, 500, 500, 499)
+
+
+class AffectNet(ClosedSetFiles):
+    """Faces from the web; the official validation images are the test.
+
+    Two layouts are read.
+
+    * ``sets``: ``train_set/images/<id>.jpg`` with ``train_set/annotations/<id>_exp.npy``, and the
+      same in ``val_set`` (the release with eight expressions).
+    * ``lists``: ``training.csv`` and ``validation.csv`` (there, or in
+      ``Manually_Annotated_file_lists/``) and ``Manually_Annotated_Images/<folder>/<file>``.
+
+    Args:
+        root: folder of the data set.
+        classes: 8, or 7 without contempt.
+        layout: one of the two, or ``auto`` for the first that is there.
+        val_fraction: see `ClosedSetFiles`.
+        seed: see `ClosedSetFiles`.
+        check_counts: see `ClosedSetFiles`; here of every class.
+
+    Raises:
+        UserError: a choice that does not exist.
+    """
+
+    description: ClassVar[str] = "AffectNet: 291,650 faces from the web, 8 or 7 expressions"
+    how_to_get: ClassVar[str] = (
+        "ask the authors for it (mohammadmahoor.com/affectnet; 291,650 images, 4 GB), fetch and "
+        "unpack both sets, and set dataset.root to the folder with train_set/{images,annotations} "
+        "and val_set/{images,annotations}, or with training.csv, validation.csv and "
+        "Manually_Annotated_Images/."
+    )
+    name = "affectnet"
+
+    def __init__(
+        self,
+        root: str,
+        classes: int = 8,
+        layout: str = "auto",
+        val_fraction: float = 0.1,
+        seed: int = 0,
+        check_counts: bool = True,
+    ) -> None:
+        super().__init__(root, val_fraction, seed, check_counts)
+        check_choice("dataset.classes", str(classes), ("8", "7"))
+        check_choice("dataset.layout", layout, ("auto", "sets", "lists"))
+        self.classes = classes
+        self.layout = layout
+
+    def missing(self) -> str | None:
+        """None, or what the layout lacks."""
+        if self.layout == "auto":
+            lacking = [self._lacking(layout) for layout in ("sets", "lists")]
+            return None if None in lacking else lacking[0]
+        return self._lacking(self.layout)
+
+    def _lacking(self, layout: str) -> str | None:
+        if layout == "sets":
+            folders = (f"{s}/{kind}" for s in SETS.values() for kind in ("images", "annotations"))
+            return first_missing(self.root, *folders)
+        lists = first_missing(self._list_folder, *LISTS.values())
+        return lists or first_missing(self.root, LIST_IMAGES)
+
+    @property
+    def _list_folder(self) -> Path:
+        inner = self.root / LIST_FOLDER
+        return inner if inner.is_dir() else self.root
+
+    def _layout_found(self) -> str:
+        if self.layout != "auto":
+            return self.layout
+        return "sets" if self._lacking("sets") is None else "lists"
+
+    def class_names(self) -> Sequence[str]:
+        """The expressions in the order of the official numbers."""
+        return CLASS_NAMES[: self.classes]
+
+    def published(self) -> dict[str, int | Sequence[int]]:
+        """Counts by class of the layout that is read."""
+        test = TEST_OF_SETS if self._layout_found() == "sets" else TEST
+        return {"train": TRAIN[: self.classes], "test": test[: self.classes]}
+
+    def parts(self) -> dict[str, Listed]:
+        """Images of the chosen expressions."""
+        read = self._from_set if self._layout_found() == "sets" else self._from_list
+        parts = {}
+        for part in ("train", "test"):
+            paths, labels = read(part)
+            parts[part] = Listed(paths, labels).take(np.flatnonzero(labels < self.classes))
+        return parts
+
+    def _from_set(self, part: str) -> tuple[list[str], NDArray[np.int64]]:
+        folder = self.root / SETS[part]
+        annotated = sorted(
+            name.removesuffix("_exp.npy")
+            for name in os.listdir(folder / "annotations")
+            if name.endswith("_exp.npy")
+        )
+        labels = [_read_expression(folder / "annotations" / f"{i}_exp.npy") for i in annotated]
+        array = np.array(labels, dtype=np.int64)
+        check_range(array, len(CLASS_NAMES), folder / "annotations")
+        return [f"{SETS[part]}/images/{image}.jpg" for image in annotated], array
+
+    def _from_list(self, part: str) -> tuple[list[str], NDArray[np.int64]]:
+        path = self._list_folder / LISTS[part]
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            rows = [row for row in csv.reader(file) if row]
+        # Only the training list has a header; the columns are the same.
+        rows = rows[1:] if rows and rows[0][0] == "subDirectory_filePath" else rows
+        short = next((i for i, row in enumerate(rows) if len(row) < 7), None)
+        if short is not None:
+            raise UserError(
+                f"{path}, row {short + 1}: expected 9 columns, found {len(rows[short])}."
+            )
+        labels = whole_numbers([row[6] for row in rows], path)
+        check_range(labels, ANNOTATIONS, path)
+        return [f"{LIST_IMAGES}/{row[0]}" for row in rows], labels
+
+
+def _read_expression(path: Path) -> int:
+    """The number in an annotation file, an array without dimensions of text or number."""
+    try:
+        return int(np.load(path, allow_pickle=False).item())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} holds no expression ({error}); unpack it again.") from error
