@@ -15,6 +15,7 @@ import torch
 import yaml
 
 SETTINGS = [
+    "backbone=mlp",
     "backbone.hidden_features=[32]",
     "selection.warmup_steps=4",
     # Active pairs and kept sets are cut at thresholds, which magnifies rounding from step to step;
@@ -26,7 +27,7 @@ SETTINGS = [
     "report=false",
 ]
 #: What a recipe uses unless it says otherwise.
-PARTS = {"dataset": "digits", "noise": "symmetric", "backbone": "mlp"}
+PARTS = {"dataset": "digits", "noise": "symmetric"}
 SMALL_HEAD = {"hidden_features": [32], "out_features": 16}
 
 SEVERAL = {"dataset": "mosaic", "noise": "multilabel_mixed"}
