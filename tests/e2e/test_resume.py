@@ -51,8 +51,8 @@ def timeless(run):
         # Targets per sample, and the weights after each of the last epochs.
         (29, ["method=bare", "head=linear", "loss=sat", "loss.warmup_epochs=0", *LAST_TWO]),
         # Two memories of targets, random exclusion, judgements of an epoch under way.
-        (14, ["method=rcml", "method.ranking=random", "loss=multilabel_elr", *MOSAIC]),
-        (14, ["method=multilabel", "loss=multilabel_sat", "loss.warmup_epochs=1", *MOSAIC]),
+        (9, ["method=rcml", "method.ranking=random", "loss=multilabel_elr", *MOSAIC]),
+        (9, ["method=multilabel", "loss=multilabel_sat", "loss.warmup_epochs=1", *MOSAIC]),
     ],
     ids=[
         "first-epoch",
