@@ -12,6 +12,7 @@ from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from noisyml.data.datamodule import DataModule
+from noisyml.data.transforms import ViewMaker
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss
 from noisyml.methods.base import Method, load_encoder
@@ -89,7 +90,11 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
     check_parts(config)
     evaluator = build(config.evaluator)
     check_outputs(config, evaluator, build_optional(config.get("distillation")))
+    if training:
+        check_views(config, data.transform)
     backbone = build(config.backbone)
+    # Erased pixels take the colour that this backbone's normalisation turns into 0.
+    data.transform = build(config.transform, mean_colour=backbone.mean_colour)
     data.prepare_labels(backbone if backbone.frozen else None)
     check_labels(config, data, evaluator)
     check_classes(data, evaluator)
@@ -202,6 +207,22 @@ def check_outputs(config: DictConfig, evaluator: Evaluator, distillation: Any) -
             f"The distillation compares class scores, and {method.__name__} gives none: choose "
             f"another distillation=... or method=rkd_classification."
         )
+
+
+def check_views(config: DictConfig, transform: ViewMaker) -> None:
+    """Refuse a transform that makes fewer or more views of an image than the method compares.
+
+    Raises:
+        UserError: such a combination.
+    """
+    method: type[Method] = get_class(str(config.method["_target_"]))
+    if transform.n_views == method.n_views:
+        return
+    what = "one view" if method.n_views == 1 else f"{method.n_views} views"
+    raise UserError(
+        f"{method.__name__} trains on {what} of each image, and {type(transform).__name__} makes "
+        f"{transform.n_views}: choose another transform=... (`noisyml list transforms`)."
+    )
 
 
 def check_labels(config: DictConfig, data: DataModule, evaluator: Evaluator) -> None:

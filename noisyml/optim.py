@@ -126,11 +126,7 @@ def multistep(
     Raises:
         UserError: the number of epochs is not known, or `stepped_at` is none of the choices.
     """
-    if epochs is None or epochs < 1:
-        raise UserError(
-            f"scheduler=multistep counts epochs, and trainer.max_epochs={epochs}: set it, or use "
-            f"scheduler=step, which counts shares of the run."
-        )
+    _check_epochs("multistep", epochs)
     if stepped_at not in ("end", "start"):
         raise UserError(f"scheduler.stepped_at={stepped_at} is not known: use end or start.")
     early = int(stepped_at == "start")
@@ -140,6 +136,41 @@ def multistep(
         return _warmup(now, warmup_steps) * gamma ** sum(epoch >= at for at in milestones)
 
     return LambdaLR(optimizer, factor)
+
+
+def exponential(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    epochs: int,
+    gamma: float = 0.9,
+    warmup_steps: int = 0,
+) -> LambdaLR:
+    """The rate is multiplied by `gamma` after every epoch.
+
+    Args:
+        optimizer: whose rates are scheduled.
+        total_steps: steps of the run, an equal number for each epoch.
+        epochs: epochs of the run.
+        gamma: factor after each epoch.
+        warmup_steps: steps over which the rate rises linearly from 0.
+
+    Raises:
+        UserError: the number of epochs is not known.
+    """
+    _check_epochs("exponential", epochs)
+    return LambdaLR(
+        optimizer,
+        lambda now: float(_warmup(now, warmup_steps) * gamma ** (now * epochs // total_steps)),
+    )
+
+
+def _check_epochs(name: str, epochs: int | None) -> None:
+    if epochs is None or epochs < 1:
+        raise UserError(
+            f"scheduler={name} counts epochs, and trainer.max_epochs={epochs}: set it, or use "
+            f"scheduler=step, which counts shares of the run."
+        )
 
 
 class Plateau(LRScheduler):

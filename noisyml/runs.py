@@ -17,6 +17,7 @@ Layout of ``outputs/<verb>/<name>/<timestamp or sweep number>/``:
 ``embedding_map.parquet``  ``x, y, label, label_name``: two principal axes of the test embeddings
 ``thumbnails.npz``       images of the least trusted training samples (see `Thumbnails` in reports)
 ``selection_classes.csv``  samples, kept, precision and recall of each class in the last epoch
+``class_maps.npz``       where a classifier looks in training samples (see `ClassMaps` in reports)
 ``checkpoints/``         ``last.ckpt``, ``best.ckpt`` and perhaps ``epoch_NNNN.ckpt``
 ``embeddings/SPLIT/``    rows of ``noisyml embed``, see `noisyml.embeddings`
 ``knn/SPLIT/``           neighbours of ``noisyml knn``
@@ -132,6 +133,11 @@ class RunFolder:
     def thumbnails_file(self) -> Path:
         """Images of the least trusted samples (NPZ, no pickles)."""
         return self.path / "thumbnails.npz"
+
+    @property
+    def class_maps_file(self) -> Path:
+        """Class activation maps of a few training samples (NPZ, no pickles)."""
+        return self.path / "class_maps.npz"
 
     @property
     def status_file(self) -> Path:

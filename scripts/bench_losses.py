@@ -338,6 +338,35 @@ def iaa(device: torch.device) -> Row:
     )
 
 
+def eac(device: torch.device) -> Row:
+    """EAC's consistency of 100 classes on ResNet-50's last map (Zhang et al., ECCV 2022)."""
+    from noisyml.losses.eac import attention_consistency
+
+    batch, classes, channels, side = 32, 100, 2_048, 7
+    weight = torch.randn(classes, channels, device=device) / channels**0.5
+    first, second = (torch.rand(batch, channels, side, side, device=device) for _ in range(2))
+    ours = [first.clone().requires_grad_(), second.clone().requires_grad_()]
+    peer = [first.requires_grad_(), second.requires_grad_()]
+
+    def released() -> Tensor:
+        """Maps by broadcasting to [B, C, D, H, W], compared through a sampled grid."""
+        one, two = ((x[:, None] * weight[:, :, None, None]).sum(dim=2) for x in peer)
+        steps = torch.linspace(-1, 1, side, device=device)
+        y, x = torch.meshgrid(steps, steps, indexing="ij")
+        grid = torch.stack([-x, y], dim=-1).expand(batch, -1, -1, -1)
+        mirrored = F.grid_sample(two, grid, padding_mode="border", align_corners=True)
+        return F.mse_loss(one, mirrored)
+
+    return Row(
+        lambda: attention_consistency(*ours, weight).mean(),
+        released,
+        "released form: [B, C, D, H, W] and grid sampling",
+        ours,
+        peer,
+        {"batch": batch, "classes": classes, "channels": channels, "side": side},
+    )
+
+
 #: What can be measured, by the name typed after ``--rows``.
 ROWS: dict[str, Callable[[torch.device], Row]] = {
     "proxynca_pp": proxynca_pp,
@@ -349,7 +378,40 @@ ROWS: dict[str, Callable[[torch.device], Row]] = {
     "cbml": cbml,
     "multi_similarity": multi_similarity,
     "iaa": iaa,
+    "eac": eac,
 }
+
+
+def bare_selection(device: torch.device) -> Row:
+    """BARE's selection and loss at the size of Food-101N (Patel and Sastry, WACV 2023)."""
+    from noisyml.methods.classification import kept_mean
+    from noisyml.selectors.bare import Bare
+    from noisyml.selectors.base import Evidence
+
+    batch, classes = 256, 101
+    labels = torch.randint(classes, (batch,), device=device)
+    scores = torch.randn(batch, classes, device=device)
+    a, b = (scores.clone().requires_grad_() for _ in range(2))
+    selector = Bare("batch", "unbiased")
+
+    def ours() -> Tensor:
+        keep = selector.select(Evidence(labels, labels, logits=a.detach())).keep
+        return kept_mean(F.cross_entropy(a, labels, reduction="none"), keep)
+
+    def indexed() -> Tensor:
+        """Thresholds and indices on the host, as the released code has them."""
+        posterior = F.softmax(b.detach(), dim=1).clamp(1e-8, 1 - 1e-8).cpu()
+        known = labels.cpu()
+        threshold = (posterior.mean(0) + posterior.std(0))[known]
+        rows = torch.arange(len(known))
+        kept = (posterior[rows, known] >= threshold).nonzero().squeeze(1).to(device)
+        return F.cross_entropy(b[kept], labels[kept])
+
+    setting: dict[str, int | float] = {"batch": batch, "classes": classes}
+    return Row(ours, indexed, "indices by way of the host", [a], [b], setting)
+
+
+ROWS["bare_selection"] = bare_selection
 
 
 def differentiate(loss: Callable[[], Tensor], leaves: list[Tensor]) -> Tensor:

@@ -8,11 +8,14 @@ Rows of the table, chosen by --row:
   of all contenders must agree but for ties within float32.
 * cuda: the same on a GPU at --n 1000000, with the time that the product alone would take in
   bfloat16 at the speed measured there.
-* memory: peak memory of the search as N grows.
+* memory: peak memory of the search, and of faiss, as N grows.
+
+--smoke runs the code of any row at a tiny size, on a CPU where there is no GPU.
 
     python scripts/bench_similarity.py --row self-join --repeats 3 --out outputs/bench/search.json
     python scripts/bench_similarity.py --row cuda --device cuda --n 1000000
     python scripts/bench_similarity.py --row memory
+    python scripts/bench_similarity.py --row cuda --smoke
 """
 
 from __future__ import annotations
@@ -40,6 +43,8 @@ from noisyml.similarity.search import self_topk
 TOLERANCE = 2e-6
 #: Rows of a block of the plain product: the fastest of 256 to 4,096 on 2 cores.
 PLAIN_BLOCK = 1024
+#: Rows and columns of the products whose speed is the ceiling.
+CEILING_SIDE = 16_384
 
 Found = tuple[Tensor, Tensor]
 Contender = Callable[[Tensor, int], Found]
@@ -103,11 +108,15 @@ def embeddings_of(kind: str, n: int, dim: int, file: Path | None) -> Tensor:
     return torch.nn.functional.normalize(rows, dim=1)
 
 
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
 def timed(contender: Contender, x: Tensor, k: int) -> tuple[dict[str, float], Found]:
     clock, processor = time.perf_counter(), time.process_time()
     found = contender(x, k)
-    if x.device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronise(x.device)
     seconds = {
         "seconds": time.perf_counter() - clock,
         "cpu_seconds": time.process_time() - processor,
@@ -125,8 +134,11 @@ def agreement(x: Tensor, one: Found, other: Found) -> float:
     return float((one[1].to(device) == other[1].to(device)).float().mean())
 
 
-def peak_bytes(name: str, file: Path, k: int, threads: int, device: str) -> int:
-    """Peak memory beyond the embeddings of one contender in a process of its own."""
+def peak_bytes(name: str, file: Path, arguments: argparse.Namespace) -> int:
+    """Peak memory beyond the embeddings of one contender, in a process of its own but for smoke."""
+    k, threads, device = arguments.k, arguments.threads, arguments.device
+    if arguments.smoke:
+        return peak_of_this_process(name, file, k, device)
     command = [sys.executable, __file__, "--contender", name, "--embeddings", str(file)]
     command += ["--k", str(k), "--threads", str(threads), "--device", device]
     done = subprocess.run(
@@ -150,6 +162,8 @@ def peak_of_this_process(name: str, file: Path, k: int, device: str) -> int:
         torch.cuda.reset_peak_memory_stats()
         CONTENDERS[name](x, k)
         return torch.cuda.max_memory_allocated() - before
+    # The peak so far belongs to imports and to the warm-up.
+    Path("/proc/self/clear_refs").write_text("5")
     resident = kibibytes("VmRSS")
     CONTENDERS[name](x, k)
     return max(0, kibibytes("VmHWM") - resident) * 1024
@@ -182,9 +196,7 @@ def self_join(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             np.save(Path(folder) / "x.npy", x.cpu().numpy())
             for name in arguments.contenders:
-                memory[name] = peak_bytes(
-                    name, Path(folder) / "x.npy", arguments.k, arguments.threads, arguments.device
-                )
+                memory[name] = peak_bytes(name, Path(folder) / "x.npy", arguments)
         ratios = {
             f"{peer} / {name}, {clock}": [
                 round(b[clock] / a[clock], 2) for a, b in zip(runs[name], runs[peer], strict=True)
@@ -213,15 +225,16 @@ def self_join(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 
 def product_ceiling(device: torch.device, n: int, dim: int) -> dict[str, float]:
     """Speed of large bfloat16 products, and what N x N / 2 of them would take."""
-    rows = torch.randn(16384, dim, device=device, dtype=torch.bfloat16)
-    out = torch.empty(16384, 16384, device=device, dtype=torch.bfloat16)
+    side = min(n, CEILING_SIDE)
+    rows = torch.randn(side, dim, device=device, dtype=torch.bfloat16)
+    out = torch.empty(side, side, device=device, dtype=torch.bfloat16)
     torch.mm(rows, rows.T, out=out)
-    torch.cuda.synchronize()
+    synchronise(device)
     start = time.perf_counter()
     for _ in range(20):
         torch.mm(rows, rows.T, out=out)
-    torch.cuda.synchronize()
-    speed = 20 * 2 * 16384**2 * dim / (time.perf_counter() - start)
+    synchronise(device)
+    speed = 20 * 2 * side**2 * dim / (time.perf_counter() - start)
     return {"flop_per_second": speed, "seconds_of_half_the_matrix": n * n * dim / speed}
 
 
@@ -232,8 +245,8 @@ def memory_growth(arguments: argparse.Namespace) -> list[dict[str, Any]]:
         file = Path(folder) / "x.npy"
         for n in arguments.sizes:
             np.save(file, embeddings_of("clustered", n, arguments.memory_dim, None).numpy())
-            for name in ("exact", "fast"):
-                used = peak_bytes(name, file, arguments.k, arguments.threads, arguments.device)
+            for name in ("exact", "fast", "faiss"):
+                used = peak_bytes(name, file, arguments)
                 row = {"n": n, "dim": arguments.memory_dim, "search": name, "peak": used}
                 results.append({**row, "bytes_per_row": used / n, "n_squared": 4 * n * n})
                 print(f"n={n:7d} {name:6s} {used / 2**20:7.1f} MiB {used / n:7.0f} bytes a row")
@@ -257,6 +270,7 @@ def main() -> None:
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[20_000, 60_000, 200_000])
     parser.add_argument("--memory-dim", type=int, default=32, help="D of the row `memory`")
+    parser.add_argument("--smoke", action="store_true", help="a tiny size, to see that all runs")
     parser.add_argument("--out", type=Path, help="write the results here as JSON")
     parser.add_argument("--contender", choices=list(CONTENDERS), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -264,6 +278,11 @@ def main() -> None:
         command = [sys.executable, *sys.argv]
         os.execve(sys.executable, command, environment(arguments.threads))
     torch.set_num_threads(arguments.threads)
+    if arguments.smoke:
+        arguments.n, arguments.dim, arguments.memory_dim = 640, 24, 8
+        arguments.sizes = [320, 640]
+        if not torch.cuda.is_available():
+            arguments.device = "cpu"
     if arguments.contender:
         file = arguments.embeddings
         print(peak_of_this_process(arguments.contender, file, arguments.k, arguments.device))
@@ -284,7 +303,8 @@ def main() -> None:
         report["results"] = self_join(arguments)
     if arguments.row == "cuda":
         device = torch.device(arguments.device)
-        report["device"] = torch.cuda.get_device_name(device)
+        on_gpu = device.type == "cuda"
+        report["device"] = torch.cuda.get_device_name(device) if on_gpu else "cpu"
         report["ceiling"] = product_ceiling(device, arguments.n, arguments.dim)
     if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)

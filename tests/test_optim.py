@@ -83,6 +83,17 @@ def test_milestones_in_epochs_fall_between_epochs(steps_per_epoch):
     assert rates(optim.multistep, 6, epochs=3, milestones=[1], warmup_steps=4)[0] == 0.5
 
 
+def test_an_exponential_rate_falls_between_epochs_as_released_with_eac():
+    golden = load("eac/train_two_epochs_f32.npz")
+    settings = {"epochs": 2, "gamma": float(golden["gamma"])}
+    seen = np.array(rates(optim.exponential, 6, **settings)) / 2.0 * golden["lr_per_epoch"][0]
+    np.testing.assert_allclose(seen[:6], np.repeat(golden["lr_per_epoch"], 3), rtol=1e-12)
+    np.testing.assert_allclose(seen[6], golden["lr_after"], rtol=1e-12)
+    assert rates(optim.exponential, 6, epochs=2, warmup_steps=4)[0] == 0.5
+    with pytest.raises(UserError, match="scheduler=exponential counts epochs"):
+        rates(optim.exponential, 6, epochs=None)
+
+
 def test_plateau_and_its_replay_as_released_with_proxynca_pp():
     golden = load("proxynca_pp/schedule.npz")
     scores, lr = golden["val_hmean"].tolist(), float(golden["base_lr"])

@@ -410,9 +410,14 @@ def _test_all(
     if "mean_last" in choice:
         found = []
         first = max(1, epochs_done - checkpoints.last_epochs + 1)
-        for epoch in range(first, epochs_done + 1):
-            path = str(checkpoints.epoch_path(epoch))
-            trainer.test(method, data, ckpt_path=path, verbose=False, weights_only=True)
+        files = [checkpoints.epoch_path(epoch) for epoch in range(first, epochs_done + 1)]
+        if missing := [file.stem for file in files if not file.is_file()]:
+            raise UserError(
+                f"model_choice=mean_last needs the weights {', '.join(missing)}, which this run "
+                f"did not keep: lower mean_last_epochs (they are kept from its start on)."
+            )
+        for file in files:
+            trainer.test(method, data, ckpt_path=str(file), verbose=False, weights_only=True)
             found.append(_values(trainer, "test/"))
         for key in found[0]:
             metrics[f"mean_last/{key}"] = sum(values[key] for values in found) / len(found)

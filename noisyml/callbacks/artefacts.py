@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from noisyml.callbacks.class_maps import class_map_samples
 from noisyml.columns import from_column
 from noisyml.data.base import BrokenImage, ImageSource, Split, as_rgb
 from noisyml.data.datamodule import DataModule
@@ -34,6 +35,7 @@ LISTED_ENTRIES = 100_000
 def describe_run(method: Method, data: DataModule, folder: RunFolder) -> None:
     """Write what a trained method leaves for the eye: a map, thumbnails, tables of trust."""
     embedding_map(method, data).to_parquet(folder.embedding_map_file, index=False)
+    class_map_samples(method, data, folder.selection_file, folder.class_maps_file)
     if folder.selection_file.is_file():
         least_trusted(data, folder.selection_file, folder.thumbnails_file)
         if data.label_kind == "single":

@@ -22,7 +22,7 @@ from noisyml.data.datasets.layout import check_choice
 from noisyml.data.features import CachedFeatures, Progress, cached_features
 from noisyml.data.samplers import EMPTY, BatchPlan, DrawnBatch, PlannedBatches
 from noisyml.data.subset import subset
-from noisyml.data.transforms import ImageTransform
+from noisyml.data.transforms import ViewMaker
 from noisyml.data.views import (
     EvaluationView,
     FeatureView,
@@ -114,7 +114,7 @@ class DataModule(LightningDataModule):
         self,
         dataset: DatasetSource,
         noise: Injector,
-        transform: ImageTransform,
+        transform: ViewMaker,
         sampler: Callable[..., BatchPlan],
         *,
         seed: int,

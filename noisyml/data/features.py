@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from noisyml.data.base import Split
-from noisyml.data.transforms import ImageTransform
+from noisyml.data.transforms import ViewMaker
 from noisyml.data.views import EvaluationView, whole
 from noisyml.errors import UserError
 
@@ -53,7 +53,7 @@ def _locked(path: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_UN)
 
 
-def cache_key(split: Split, transform: ImageTransform, backbone_fingerprint: str) -> str:
+def cache_key(split: Split, transform: ViewMaker, backbone_fingerprint: str) -> str:
     """The name of a cache entry: 32 hex digits."""
     parts = (FORMAT, split.fingerprint, len(split), transform.fingerprint(), backbone_fingerprint)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
@@ -61,7 +61,7 @@ def cache_key(split: Split, transform: ImageTransform, backbone_fingerprint: str
 
 def cached_features(
     split: Split,
-    transform: ImageTransform,
+    transform: ViewMaker,
     encode: Callable[[Tensor], Tensor],
     backbone_fingerprint: str,
     cache_dir: Path,
@@ -111,7 +111,7 @@ def cached_features(
 
 def _compute(
     split: Split,
-    transform: ImageTransform,
+    transform: ViewMaker,
     encode: Callable[[Tensor], Tensor],
     data_file: Path,
     facts_file: Path,

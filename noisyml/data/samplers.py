@@ -85,7 +85,8 @@ class MPerClass:
         batch_size: global batch size B, a multiple of `samples_per_class`.
         samples_per_class: K; None: the smallest divisor of B from 4 up with which the classes of
             the split can fill a batch.
-        batches_per_epoch: length of an epoch; None: ``N // B``.
+        batches_per_epoch: length of an epoch; None: as many as there are.
+        drop_last: leave an incomplete last batch out.
 
     Raises:
         UserError: B exceeds N or is not a multiple of K, there are fewer than B/K classes, or
@@ -172,7 +173,7 @@ class MPerClass:
 
 
 class Shuffle:
-    """Every sample once per epoch in random order; the incomplete last batch is left out.
+    """Every sample once per epoch in random order.
 
     Args:
         labels: observed labels [N] or [N, C]; only N matters.
@@ -190,12 +191,14 @@ class Shuffle:
         seed: int,
         batch_size: int,
         batches_per_epoch: int | None = None,
+        drop_last: bool = True,
     ) -> None:
         check_batch(len(labels), batch_size, batches_per_epoch)
         self.batch_size = batch_size
         self.seed = seed
         self._n = len(labels)
-        self._length = min(batches_per_epoch or len(labels) // batch_size, self._n // batch_size)
+        most = self._n // batch_size if drop_last else -(-self._n // batch_size)
+        self._length = min(batches_per_epoch or most, most)
 
     def __len__(self) -> int:
         return self._length
@@ -203,7 +206,9 @@ class Shuffle:
     def epoch(self, epoch: int) -> NDArray[np.int64]:
         """Positions [number of batches, batch_size]."""
         order = np.random.default_rng([self.seed, epoch, 0x5A4]).permutation(self._n)
-        return order[: self._length * self.batch_size].reshape(self._length, self.batch_size)
+        drawn = np.full(self._length * self.batch_size, EMPTY, dtype=np.int64)
+        drawn[: self._n] = order[: len(drawn)]
+        return drawn.reshape(self._length, self.batch_size)
 
 
 class PlannedBatches(Sampler[DrawnBatch]):

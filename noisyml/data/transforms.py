@@ -1,13 +1,14 @@
-"""Image transforms: picture in, uint8 tensor out; random ones are a function of a given seed.
+"""Image transforms: picture in, uint8 tensors out; random ones are a function of a given seed.
 
-Pixel normalisation is not done here: it belongs to the weights of the backbone.
+Pixel normalisation is not done here: it belongs to the weights of the backbone. What makes several
+views of an image for a method that compares them is a `ViewMaker` around an `ImageTransform`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -25,6 +26,28 @@ CROPS: tuple[str, ...] = ("none", "centre", "random", "random_resized")
 _MODES = {mode.value: mode for mode in InterpolationMode}
 #: What torchvision transforms: PIL images, and tensors [C, H, W] of any number of channels.
 _Image = Image.Image | Tensor
+
+
+class ViewMaker(Protocol):
+    """What training and evaluation ask of a transform.
+
+    Attributes:
+        n_views: views of each image in training; 1: a batch holds ``image``, else ``views``.
+    """
+
+    n_views: ClassVar[int]
+
+    def views(self, picture: Picture, seed: int) -> list[Tensor]:
+        """The random form, a pure function of picture and seed: `n_views` of uint8 [C, H, W]."""
+        ...
+
+    def evaluate(self, picture: Picture) -> Tensor:
+        """The deterministic form: uint8 [C, H, W]."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Everything the evaluation form depends on."""
+        ...
 
 
 class ImageTransform:
@@ -52,6 +75,8 @@ class ImageTransform:
     Raises:
         UserError: settings that do not exist or contradict each other.
     """
+
+    n_views: ClassVar[int] = 1
 
     def __init__(
         self,
@@ -81,8 +106,8 @@ class ImageTransform:
                 f"transform.interpolation={interpolation} is not known: use bilinear, bicubic or "
                 "lanczos."
             )
-        self.crop_scale = _range("crop_scale", crop_scale, 1.0)
-        self.aspect_ratio = _range("aspect_ratio", aspect_ratio, math.inf)
+        self.crop_scale = check_range("crop_scale", crop_scale, 1.0)
+        self.aspect_ratio = check_range("aspect_ratio", aspect_ratio, math.inf)
         self.size = size
         self.resize = resize
         self.keep_aspect = keep_aspect
@@ -113,6 +138,10 @@ class ImageTransform:
                 image = self._before_crop(image, self.resize or self.size)
                 image = F.center_crop(image, [self.size, self.size])
         return _tensor(image)
+
+    def views(self, picture: Picture, seed: int) -> list[Tensor]:
+        """The one view that `train` makes."""
+        return [self.train(picture, seed)]
 
     def train(self, picture: Picture, seed: int) -> Tensor:
         """The random form, a pure function of picture and seed: uint8 [C, H, W]."""
@@ -198,8 +227,12 @@ class ImageTransform:
         return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _range(key: str, values: Sequence[float], most: float) -> tuple[float, float]:
-    """Lower and upper end of a range of positive numbers up to `most`."""
+def check_range(key: str, values: Sequence[float], most: float) -> tuple[float, float]:
+    """Lower and upper end of a range of positive numbers up to `most`.
+
+    Raises:
+        UserError: it is none.
+    """
     if len(values) != 2 or not 0 < values[0] <= values[1] <= most:
         limit = "" if math.isinf(most) else f" <= {most:g}"
         raise UserError(

@@ -13,14 +13,15 @@ from torch.utils.data import Dataset
 
 from noisyml.data.base import BrokenImage, Split, sentence_of
 from noisyml.data.samplers import DrawnBatch
-from noisyml.data.transforms import ImageTransform
+from noisyml.data.transforms import ViewMaker
 from noisyml.errors import UserError
 from noisyml.noise.labels import Labels
 
 OnBroken = Literal["error", "skip"]
 
 #: ``index`` [b] int64, ``label`` [b] int64 or (several labels) ``labels`` [b, C] float32 of zeros
-#: and ones, ``image`` uint8 [b, C, H, W] or ``features`` [b, F],
+#: and ones, ``image`` uint8 [b, C, H, W] or ``features`` [b, F] (in training, of a transform that
+#: makes V > 1 views, ``views`` uint8 [b, V, C, H, W] instead),
 #: ``broken`` [k] int64: positions that could not be decoded and are absent from the batch.
 Batch = dict[str, Tensor]
 
@@ -101,7 +102,7 @@ class TrainingView(Dataset[Any]):
         self,
         split: Split,
         labels: Labels,
-        transform: ImageTransform,
+        transform: ViewMaker,
         on_broken: OnBroken = "error",
     ) -> None:
         self._split, self._labels, self._transform = split, labels, transform
@@ -111,10 +112,11 @@ class TrainingView(Dataset[Any]):
         return len(self._split)
 
     def __getitems__(self, drawn: DrawnBatch) -> Batch:
-        images, broken = [], []
+        images: list[Tensor] = []
+        broken: list[int] = []
         for position, seed in zip(drawn.index.tolist(), drawn.seed.tolist(), strict=True):
             try:
-                images.append(self._transform.train(self._split.images.load(position), seed))
+                images += self._transform.views(self._split.images.load(position), seed)
             except BrokenImage:
                 if self._on_broken == "error":
                     raise
@@ -124,7 +126,10 @@ class TrainingView(Dataset[Any]):
                 f"None of the {len(broken)} images of a training batch can be decoded (one of "
                 f"them: {self._split.keys[broken[0]]}); `noisyml data check` lists them all."
             )
-        return _batch(drawn.index, self._labels, images, broken)
+        batch = _batch(drawn.index, self._labels, images, broken)
+        if self._transform.n_views > 1:
+            batch["views"] = batch.pop("image").unflatten(0, (-1, self._transform.n_views))
+        return batch
 
 
 class EvaluationView(Dataset[Any]):
@@ -140,7 +145,7 @@ class EvaluationView(Dataset[Any]):
     def __init__(
         self,
         split: Split,
-        transform: ImageTransform,
+        transform: ViewMaker,
         labels: Labels | None = None,
         on_broken: OnBroken = "error",
     ) -> None:

@@ -53,6 +53,8 @@ class Method(LightningModule):
     evidence: ClassVar[frozenset[str]] = frozenset()
     #: The kind of loss it takes, if its constructor has a `loss`.
     takes_loss: ClassVar[type[Loss]] = EmbeddingLoss
+    #: Views of each image that a training batch holds, see `ViewMaker`.
+    n_views: ClassVar[int] = 1
     #: What `outputs` gives an evaluator, see `Evaluator.needs`.
     gives: ClassVar[frozenset[str]] = frozenset({"embeddings"})
     #: Which labels it learns from.

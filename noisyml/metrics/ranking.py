@@ -10,7 +10,8 @@ relevant item of a query. Three observations make that table cheap.
 * The product is only a filter. Its rounding error has a proven bound, so a candidate that is
   farther than this bound from every relevant score is placed without further work; the rest are
   scored again more closely and, if that does not tell them apart either, exactly
-  (`noisyml.metrics.scores`).
+  (`noisyml.metrics.scores`). Where it pays, a cheaper filter (`noisyml.similarity.coarse`) goes
+  before it, and only what passes gets its float32 score.
 * When the queries are the gallery, the product of two blocks serves both of them: half the work.
 """
 
@@ -25,7 +26,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from noisyml.metrics.scores import EXACT_PAIR_COST, GROUP, PairScores, Rows, checked_norms
+from noisyml.metrics.scores import EXACT_PAIR_COST, PairScores, Rows, checked_norms
+from noisyml.similarity.coarse import (
+    TRIAL_GALLERY,
+    TRIAL_QUERIES,
+    CoarseFilter,
+    CoarseRows,
+    chosen_filter,
+)
+from noisyml.similarity.rows import sampled_products
+from noisyml.similarity.search import spread_out
+from noisyml.similarity.tiles import GROUP, group_maxima, reaching
 
 Ties = Literal["index", "optimistic", "pessimistic"]
 
@@ -234,8 +245,46 @@ class QueryBlock:
         return low
 
 
+@dataclass(frozen=True)
+class Tile:
+    """Filter scores of all pairs of two blocks.
+
+    Attributes:
+        scores: [m, n], multiples of the group size, -inf where nothing is to be counted; float32
+            products, or the cheap scores of `coarse` in its unit.
+        left, right: the filter's float32 rows, [m, W] and [n, W].
+        coarse: the filter that the scores come from and its rows of both sides; None: float32.
+    """
+
+    scores: Tensor
+    left: Tensor
+    right: Tensor
+    coarse: tuple[CoarseFilter, CoarseRows, CoarseRows] | None = None
+
+    def top(self, rows: int) -> Tile:
+        """The first `rows` rows."""
+        coarse = self.coarse and (self.coarse[0], self.coarse[1][:rows], self.coarse[2])
+        return Tile(self.scores[:rows], self.left[:rows], self.right, coarse)
+
+    def bar(self, side: Literal["rows", "columns"], floor: Tensor) -> Tensor:
+        """What a query's entries must reach for their float32 score to reach `floor` [n]."""
+        if self.coarse is None:
+            return floor
+        coarse, left, right = self.coarse
+        return coarse.bar(floor, *((left, right) if side == "rows" else (right, left)))
+
+    def scored(
+        self, side: Literal["rows", "columns"], query: Tensor, place: Tensor, entries: Tensor
+    ) -> Tensor:
+        """Float32 scores [h] of the entries of queries `query` [h] at `place` [h]."""
+        if self.coarse is None:
+            return entries
+        mine, theirs = (self.left, self.right) if side == "rows" else (self.right, self.left)
+        return sampled_products(mine, theirs, query, place)
+
+
 def scan_tile(
-    tile: Tensor,
+    tile: Tile,
     side: Literal["rows", "columns"],
     block: QueryBlock,
     first: int,
@@ -247,7 +296,7 @@ def scan_tile(
     """Count the negatives of one tile of filter scores that stand before relevant items.
 
     Args:
-        tile: [m, n] float32, multiples of the group size, -inf where nothing is to be counted.
+        tile: filter scores.
         side: whether the queries of `block` are the tile's rows or its columns.
         block: the queries.
         first: number within the block of the query in the tile's first row (column).
@@ -256,47 +305,41 @@ def scan_tile(
         hits_at_once: groups of candidates to expand together.
         seen: share of the gallery seen after this tile, if the tiles are even samples of it.
     """
-    if not block.alive or not tile.numel():
+    if not block.alive or not tile.scores.numel():
         return
-    # [rows, groups, 64] or [columns, groups, 64] without a copy.
-    grouped = tile.unflatten(1, (-1, GROUP))
-    if side == "columns":
-        grouped = tile.unflatten(0, (-1, GROUP)).permute(2, 0, 1)
-    n_queries = min(len(grouped), len(block.query_index) - first)
+    peaks = group_maxima(tile.scores, side, GROUP)
+    n_queries = min(len(peaks), len(block.query_index) - first)
     queries = slice(first, first + n_queries)
-    # The maximum of the strided view would be slow.
-    peaks = grouped.amax(2) if side == "rows" else tile.unflatten(0, (-1, GROUP)).amax(1).T
     peaks = peaks[:n_queries]
     error = scores.filter_error(block.query_index, gallery_index)
     floor = _floor(block, error, queries)
-    hits = (peaks >= floor).nonzero()
+    bar = tile.bar(side, floor)
+    hits = (peaks >= bar[:, None]).nonzero()
     stages = [slice(None)]
     if seen == 1.0 and len(hits) > _MANY_HITS * n_queries and peaks.shape[1] > 4:
         stages = [slice(0, 1), slice(1, 4), slice(4, None)]
     for stage in stages:
         if len(stages) > 1:
             floor = _floor(block, error, queries)
-            hits = (peaks[:, stage] >= floor).nonzero()
+            bar = tile.bar(side, floor)
+            hits = (peaks[:, stage] >= bar[:, None]).nonzero()
         for part in hits.split(hits_at_once) if len(hits) else ():
             row, group = part[:, 0], part[:, 1] + (stage.start or 0)
-            values = grouped[row, group]
-            which, member = (values >= floor[row]).nonzero(as_tuple=True)
-            block.add(
-                row[which] + first,
-                gallery_index[group[which] * GROUP + member],
-                values[which, member],
-                error,
-                scores,
-            )
+            query, place, found = reaching(tile.scores, side, bar, row, group, GROUP)
+            found = tile.scored(side, query, place, found)
+            if tile.coarse is not None:
+                real = found >= floor[query]
+                query, place, found = query[real], place[real], found[real]
+            block.add(query + first, gallery_index[place], found, error, scores)
         block.update_thresholds(seen)
         if not block.alive:
             return
 
 
 def _floor(block: QueryBlock, error: Tensor, queries: slice) -> Tensor:
-    """Filter scores below this float32 [n, 1] surely miss the threshold."""
+    """Filter scores below this float32 [n] surely miss the threshold."""
     floor = block.threshold[queries] - error[queries] - block.score_error[queries]
-    rounded = floor.to(torch.float32)[:, None]
+    rounded = floor.to(torch.float32)
     return torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))
 
 
@@ -436,6 +479,11 @@ class Ranking:
         #: True if both sides of every product are used.
         self.symmetric = task.symmetric and state <= memory_budget_bytes // 2
         self._query_order = order if self.symmetric else order[task.n_relevant[order] > 0]
+        self._coarse = self._coarse_filter()
+        self._rounded: dict[int, CoarseRows] = {}
+        # Rounded gallery rows are kept if they fit.
+        coarse_bytes = len(self._gallery_order) * (task.scores.filter.width + 32)
+        self._keeps_rounded = coarse_bytes <= self._block_bytes
 
     def blocks(self) -> Iterator[QueryBlock]:
         """Finished blocks; in a symmetric walk the same on all processes, else this one's share."""
@@ -507,19 +555,64 @@ class Ranking:
         )
         return QueryBlock(query_index, scores, error, items, n_relevant, caps, counts, threshold)
 
+    def _coarse_filter(self) -> CoarseFilter | None:
+        """What a trial on an even sample recommends.
+
+        It takes the scores that matter to a query for its nearest few items: as many as the most
+        demanding metric looks at.
+        """
+        task, n_gallery = self.task, len(self._gallery_order)
+        queries = self._query_order[spread_out(len(self._query_order), TRIAL_QUERIES)]
+        items = self._gallery_order[spread_out(n_gallery, TRIAL_GALLERY)]
+        if not len(queries) or not len(items):
+            return None
+        first = torch.zeros(1, dtype=torch.int64, device=items.device)
+        looked_at = self._caps(first, task.n_relevant[queries, None]).clamp(max=n_gallery - 1) + 1
+        return chosen_filter(
+            task.scores.filter,
+            (queries, task.scores.query.raw(queries)),
+            (items, task.scores.gallery.raw(items)),
+            max(1, round(float(looked_at.to(torch.float64).mean()))),
+            len(self._query_order) * n_gallery,
+            self.symmetric,
+            0,
+        )
+
+    def _left(self, query_index: Tensor) -> tuple[Tensor, CoarseRows | None]:
+        """The filter's rows of a block of queries, and the coarse filter's."""
+        rows = self.task.scores.filtered("left", query_index)
+        return rows, None if self._coarse is None else self._coarse.rounded("left", rows)
+
+    def _coarse_right(self, coarse: CoarseFilter, columns: Tensor, start: int) -> CoarseRows:
+        """The coarse filter's rows of the gallery's stretch that begins at place `start`."""
+        if start in self._rounded:
+            return self._rounded[start]
+        rounded = coarse.rounded("right", columns)
+        if self._keeps_rounded:
+            self._rounded[start] = rounded
+        return rounded
+
     def _tile(
         self,
         rows: Tensor,
+        rounded: CoarseRows | None,
         query_index: Tensor,
-        columns: Tensor,
         gallery_index: Tensor,
+        start: int,
         buffer: Tensor,
-    ) -> Tensor:
-        """Filter scores [m, n] of padded blocks in `buffer`; -inf where nothing is to be counted:
-        relevant items and padding."""
+    ) -> Tile:
+        """Filter scores of a padded block and of the stretch of the gallery that begins at place
+        `start` of the walk; -inf where nothing is to be counted: relevant items and padding."""
         task = self.task
-        shape = (len(rows), len(columns))
-        tile = torch.mm(rows, columns.T, out=buffer[: math.prod(shape)].view(shape))
+        columns = task.scores.filtered("right", gallery_index)
+        coarse = None
+        if self._coarse is None or rounded is None:
+            shape = (len(rows), len(columns))
+            tile = torch.mm(rows, columns.T, out=buffer[: math.prod(shape)].view(shape))
+        else:
+            others = self._coarse_right(self._coarse, columns, start)
+            tile = self._coarse.products(rounded, others, self._coarse.packed(others))
+            coarse = self._coarse, rounded, others
         tile[len(query_index) :] = -torch.inf
         tile[:, len(gallery_index) :] = -torch.inf
         left, right = task.query_class[query_index], task.gallery_class[gallery_index]
@@ -532,15 +625,16 @@ class Ranking:
             )
             corner = left[top:bottom, None] == right[side:end]
             tile[top:bottom, side:end].masked_fill_(corner, -torch.inf)
-        return tile
+        return Tile(tile, rows, columns, coarse)
 
     def _buffer(self) -> Tensor:
-        size = self._edge * self._columns
+        size = self._edge * self._columns if self._coarse is None else 0
         return torch.empty(size, device=self._gallery_order.device, dtype=torch.float32)
 
     def _symmetric_blocks(self) -> Iterator[QueryBlock]:
         order, scores, buffer = self._query_order, self.task.scores, self._buffer()
-        blocks = [self._open(order[part]) for part in self._query_slices()]
+        slices = self._query_slices()
+        blocks = [self._open(order[part]) for part in slices]
         # Upper triangle, block by block; within a column block one narrow stretch after the other.
         tiles = [
             (i, j, start)
@@ -548,25 +642,26 @@ class Ranking:
             for j in range(i, len(blocks))
             for start in range(0, len(blocks[j].query_index), self._columns)
         ]
-        held, held_rows = -1, torch.empty(0)
+        held, held_rows, held_rounded = -1, torch.empty(0), None
         for i, j, start in tiles[self._part :: self._parts]:
             first, second = blocks[i], blocks[j]
             if not (first.alive or second.alive):
                 continue
             if i != held:
-                held, held_rows = i, scores.query.filtered(first.query_index, "query")
+                held, (held_rows, held_rounded) = i, self._left(first.query_index)
             items = second.query_index[start : start + self._columns]
             # On the diagonal nothing below it, and the square upon it serves its rows alone.
             above = start if i == j else len(held_rows)
             until = min(start + len(items), len(first.query_index)) if i == j else None
             queries = first.query_index[:until]
             rows = held_rows[: len(queries) + -len(queries) % GROUP]
-            columns = scores.gallery.filtered(items, "gallery")
-            tile = self._tile(rows, queries, columns, items, buffer)
+            rounded = held_rounded and held_rounded[: len(rows)]
+            place = slices[j].start + start
+            tile = self._tile(rows, rounded, queries, items, place, buffer)
             scan_tile(tile, "rows", first, 0, items, scores, self._hits_at_once)
             above = min(above, len(queries))
             scan_tile(
-                tile[: above + -above % GROUP],
+                tile.top(above + -above % GROUP),
                 "columns",
                 second,
                 start,
@@ -609,17 +704,16 @@ class Ranking:
         """The block of queries that has met the whole gallery in the given order."""
         task = self.task
         block = self._open(query_index)
-        rows = task.scores.query.filtered(query_index, "query")
+        rows, rounded = self._left(query_index)
         out_row, out = task.left_out_of(query_index)
         out_place = place[out]
         for start, stop in bounds:
             if not block.alive:
                 break
             items = order[start:stop]
-            columns = task.scores.gallery.filtered(items, "gallery")
-            tile = self._tile(rows, query_index, columns, items, buffer)
+            tile = self._tile(rows, rounded, query_index, items, start, buffer)
             here = (out_place >= start) & (out_place < stop)
-            tile[out_row[here], out_place[here] - start] = -torch.inf
+            tile.scores[out_row[here], out_place[here] - start] = -torch.inf
             seen = stop / len(order) if foresee else 1.0
             scan_tile(tile, "rows", block, 0, items, task.scores, self._hits_at_once, seen)
         return block

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from noisyml.errors import UserError
+from noisyml.similarity.rows import Side
+from noisyml.similarity.tiles import Float32Filter, input_rounding
 
-#: Columns (rows) of a tile that share one maximum in the search for candidates.
-GROUP = 64
 #: Rows whose norms are computed at once.
 _NORMS_AT_ONCE = 2048
 #: Pairs, or rows of a product, scored in float64 at once: 512 rows of 512 are 2 MiB.
@@ -81,31 +81,18 @@ class Rows:
     def __len__(self) -> int:
         return len(self.embeddings)
 
-    @property
-    def filter_width(self) -> int:
-        """Columns of the filter's rows: D, and two more where half squares are subtracted."""
-        return self.embeddings.shape[1] + (0 if self.half_squares is None else 2)
+    def side(self) -> Side:
+        """What a filter must know of these rows."""
+        metric: Literal["cosine", "l2"] = "cosine" if self.half_squares is None else "l2"
+        return Side(metric, None, self._factor, self.norms, self.half_squares)
 
-    def filtered(self, index: Tensor, role: Literal["query", "gallery"]) -> Tensor:
-        """Rows `index` [n] for the filter product: float32 [m, W], zero-padded to whole groups.
-
-        Without half squares W = D. With them, h = |x|^2 / 2, a query ends in (1, h) and a gallery
-        row in (-h, -1), so that the product is q.g - h_g - h_q.
-        """
-        n, dim = len(index), self.embeddings.shape[1]
-        rows = self.embeddings.new_empty((n + -n % GROUP, self.filter_width), dtype=torch.float32)
-        rows[:n, :dim] = self.scaled(index)
-        rows[n:] = 0
-        if self.half_squares is not None:
-            halves = self.half_squares[index].to(torch.float32)
-            rows[:n, dim] = 1.0 if role == "query" else -halves
-            rows[:n, dim + 1] = halves if role == "query" else -1.0
-        return rows
+    def raw(self, index: Tensor) -> Tensor:
+        """Rows `index` [n] as they came: float32, or float64 if they came so."""
+        return self.embeddings.index_select(0, index).to(self.filter_dtype)
 
     def scaled(self, index: Tensor) -> Tensor:
-        """Rows `index` [n] in the filter's arithmetic: float32, or float64 if they come so."""
-        rows = self.embeddings.index_select(0, index).to(self.filter_dtype)
-        return rows.mul_(self._factor[index, None].to(self.filter_dtype))
+        """Rows `index` [n] in the filter's arithmetic: float32, or float64 if they came so."""
+        return self.raw(index) * self._factor[index, None].to(self.filter_dtype)
 
     def double(self, index: Tensor) -> Limbs:
         """Rows `index` [n] as they are: one limb, float64 [n, D]."""
@@ -140,20 +127,6 @@ def checked_norms(embeddings: Tensor, what: str) -> Tensor:
     return norms
 
 
-def _input_rounding() -> float:
-    """Relative rounding of the inputs that the current float32 matmul precision allows.
-
-    PyTorch may lower the precision of float32 products process-wide; the filter's error bound
-    follows it, so the results do not change. If its two ways of asking are mixed it refuses to
-    answer, and the coarsest is assumed.
-    """
-    try:
-        precision = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        precision = "medium"
-    return {"highest": 0.0, "high": 2.0**-11}.get(precision, 2.0**-8)
-
-
 class PairScores:
     """Scores of (query, gallery) pairs: larger is nearer.
 
@@ -165,10 +138,11 @@ class PairScores:
         self.query = query
         self.gallery = gallery
         dim = query.embeddings.shape[1]
+        self.filter = Float32Filter(query.side(), gallery.side(), dim, 1.0)
         # Error of a float32 inner product of length D in any order (Higham, Accuracy and Stability
         # of Numerical Algorithms, eq. 3.5), of its rounded inputs, and of the grid.
         self._filter_error = 1.01 * (
-            (dim + 32) * 2.0**-24 + math.sqrt(dim) * 2.0**-25 + 2.1 * _input_rounding()
+            (dim + 32) * 2.0**-24 + math.sqrt(dim) * 2.0**-25 + 2.1 * input_rounding()
         )
         # The same in float64, and both rows on the second grid.
         self._close_error = 1.01 * (
@@ -178,6 +152,12 @@ class PairScores:
         self._near_error = self._close_error + 2.6 * torch.finfo(query.filter_dtype).eps
         # What float32 cannot represent is lost whatever the size of the rest.
         self._underflow = (dim + 2) * 2.0**-124
+
+    def filtered(self, role: Literal["left", "right"], index: Tensor) -> Tensor:
+        """Rows `index` [n] of the queries (left) or the gallery (right) as the filter takes them:
+        float32 [m, W], zero-padded to whole groups."""
+        rows = self.query if role == "left" else self.gallery
+        return self.filter.prepare(role, rows.raw(index), index)
 
     def filter_error(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
         """For each query [n]: how far `filtered` may be from `exact`, over the gallery items."""

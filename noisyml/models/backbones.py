@@ -94,6 +94,12 @@ class Backbone(nn.Module):
                 "backbone.standardise=true needs backbone.frozen=true: the features of a network "
                 "in training have no fixed mean."
             )
+        for key, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, in_channels):
+                raise UserError(
+                    f"backbone.{key} has {len(values)} values and backbone.in_channels is "
+                    f"{in_channels}: give one value for each channel."
+                )
         if channel_order not in ("rgb", "bgr"):
             raise UserError(f"backbone.channel_order={channel_order} is not known: use rgb or bgr.")
         self.body = body
@@ -141,6 +147,17 @@ class Backbone(nn.Module):
             x = x.flip(1)
         return (x - self.mean) / self.std
 
+    @property
+    def has_maps(self) -> bool:
+        """False if `feature_maps` is refused."""
+        return self._pool is not None
+
+    @property
+    def mean_colour(self) -> tuple[int, ...]:
+        """The grey levels (red, green, blue, or one) that `normalise` brings nearest to 0."""
+        levels = (255 * self.mean.flatten()).round().clamp(0, 255).int().tolist()
+        return tuple(reversed(levels) if self.channel_order == "bgr" else levels)
+
     def raw_features(self, images: Tensor) -> Tensor:
         """Features before standardisation: uint8 [B, 1 or 3, H, W] to float [B, F]."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
@@ -164,7 +181,7 @@ class Backbone(nn.Module):
         Raises:
             UserError: the network has no maps (perceptrons, transformers on tokens).
         """
-        if self._pool is None:
+        if not self.has_maps:
             raise UserError(
                 f"{type(self.body).__name__} has no feature maps: choose a convolutional "
                 "backbone=..., e.g. resnet18."
@@ -261,6 +278,7 @@ def resnet(
     pooling: Pooling | nn.Module = "avg",
     last_stride: int = 2,
     in_channels: int = 3,
+    layout: Literal["torchvision", "caffe"] = "torchvision",
     **settings: Any,
 ) -> Backbone:
     """A torchvision ResNet without its classifier (He et al., CVPR 2016); blocks are its stages.
@@ -272,6 +290,8 @@ def resnet(
         pooling: global pooling, see `global_pooling`.
         last_stride: 2, or 1 to keep the last stage at twice the resolution.
         in_channels: 3, or the number of bands; others than 3 need random weights.
+        layout: ``caffe`` for weights converted from Caffe: a stage is halved by the first 1x1
+            convolution of its first bottleneck, and the first pooling rounds up without padding.
         **settings: arguments of `Backbone`.
 
     Raises:
@@ -285,6 +305,13 @@ def resnet(
     out_features = body.fc.in_features
     body.fc = nn.Identity()
     body.avgpool = global_pooling(pooling)
+    if layout not in ("torchvision", "caffe"):
+        raise UserError(f"backbone.layout={layout} is not known: use torchvision or caffe.")
+    if layout == "caffe":
+        body.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
+        for stage in (body.layer2, body.layer3, body.layer4):
+            if isinstance(stage[0], torchvision.models.resnet.Bottleneck):
+                stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
     if last_stride == 1:
         for module in body.layer4[0].modules():
             if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
@@ -459,7 +486,9 @@ def timm_model(
     convention = body.pretrained_cfg
     own = {"mean": convention["mean"], "std": convention["std"]}
     settings = (own if in_channels == 3 else _bands(in_channels)) | settings
-    return Backbone(body, body.num_features, **_timm_maps(body, pool), **settings)
+    # Some networks have a layer after the pooling, which changes the width.
+    out_features = getattr(body, "head_hidden_size", body.num_features)
+    return Backbone(body, out_features, **_timm_maps(body, pool), **settings)
 
 
 def _timm_pooling(body: nn.Module) -> str | None:
@@ -536,6 +565,7 @@ def _lite0_wheel_file() -> Path:
 def small_cnn(
     widths: Sequence[int] = (32, 64, 128),
     in_channels: int = 1,
+    halve_after: Sequence[int] | None = None,
     pooling: Pooling | nn.Module = "avg",
     **settings: Any,
 ) -> Backbone:
@@ -544,17 +574,19 @@ def small_cnn(
     Args:
         widths: channels of the stages, the blocks of `feature_maps`.
         in_channels: 1 for grey, 3 for colour.
+        halve_after: numbers of the stages, from 1, that end in halving the side; None: all.
         pooling: global pooling, see `global_pooling`.
         **settings: arguments of `Backbone`.
     """
     layers: list[nn.Module] = []
     previous = in_channels
-    for width in widths:
+    for stage, width in enumerate(widths, start=1):
+        halved = halve_after is None or stage in halve_after
         layers += [
             nn.Conv2d(previous, width, 3, padding=1, bias=False),
             nn.BatchNorm2d(width),
             nn.ReLU(),
-            nn.MaxPool2d(2, ceil_mode=True),
+            nn.MaxPool2d(2, ceil_mode=True) if halved else nn.Identity(),
         ]
         previous = width
     body = nn.Sequential(*layers, global_pooling(pooling), nn.Flatten())
@@ -563,6 +595,35 @@ def small_cnn(
     return Backbone(
         body, previous, in_channels=in_channels, blocks=ends, pool=str(len(layers)), **settings
     )
+
+
+class FlatPixels(nn.Module):
+    """Images of one shape as vectors.
+
+    Args:
+        shape: channels, height and width.
+    """
+
+    def __init__(self, shape: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.shape = shape
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[B, C, H, W] to [B, C * H * W].
+
+        Raises:
+            UserError: images of another shape.
+        """
+        if images.shape[1:] != self.shape:
+            found, expected = (
+                f"{c} x {h} x {w}" for c, h, w in (tuple(images.shape[1:]), self.shape)
+            )
+            raise UserError(
+                f"backbone=mlp takes images of {expected} (channels, height, width), but these are "
+                f"{found}: set backbone.image_size=[{images.shape[2]},{images.shape[3]}] and "
+                f"backbone.in_channels={images.shape[1]}."
+            )
+        return images.flatten(1)
 
 
 def mlp(
@@ -580,8 +641,8 @@ def mlp(
             Empty: the pixels themselves.
         **settings: arguments of `Backbone`.
     """
-    layers: list[nn.Module] = [nn.Flatten()]
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    layers: list[nn.Module] = [FlatPixels((in_channels, height, width))]
     previous = in_channels * height * width
     for features in hidden_features:
         layers += [nn.Linear(previous, features), nn.ReLU()]

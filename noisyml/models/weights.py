@@ -7,7 +7,9 @@ import pickle
 import re
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -79,7 +81,8 @@ def read_weights(path: str | Path, sha256: str | None = None) -> dict[str, Tenso
     """The tensors of a weight file by name.
 
     Args:
-        path: a file written by `torch.save`: a state dict, or a dict with one under ``state_dict``.
+        path: a file written by `torch.save`: a state dict, or a dict with one under ``state_dict``;
+            or a pickle (``.pkl``) of NumPy arrays by name, as Caffe's weights were converted to.
         sha256: its checksum or the first 8 digits or more of it; None: what the file's name says,
             if it is that of a published file (``resnet50-19c8e357.pth``).
 
@@ -94,8 +97,11 @@ def read_weights(path: str | Path, sha256: str | None = None) -> dict[str, Tenso
     if expected:
         check_sha256(path, expected)
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        if path.suffix == ".pkl":
+            loaded = _unpickle_arrays(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError) as error:
         raise UserError(
             f"The weight file {path} is damaged or holds more than tensors, which is never "
             "unpickled: save its state dict alone with torch.save(model.state_dict(), ...)."
@@ -104,6 +110,37 @@ def read_weights(path: str | Path, sha256: str | None = None) -> dict[str, Tenso
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"The weight file {path} holds no state dict: named tensors are needed.")
     return state
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Makes NumPy arrays and plain containers; any other object in the file is refused."""
+
+    _KNOWN = frozenset(
+        {
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy._core.numeric", "_frombuffer"),
+            ("_codecs", "encode"),
+            ("collections", "OrderedDict"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A class or function that the file asks for."""
+        module = module.replace("numpy.core.", "numpy._core.")
+        if (module, name) not in self._KNOWN:
+            raise pickle.UnpicklingError(f"{module}.{name} is no part of an array")
+        return super().find_class(module, name)
+
+
+def _unpickle_arrays(path: Path) -> Any:
+    with path.open("rb") as file:
+        # Python 2 wrote strings as bytes, arrays' contents among them.
+        loaded = _ArrayUnpickler(file, encoding="latin-1").load()
+    if not isinstance(loaded, dict):
+        return loaded
+    return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in loaded.items()}
 
 
 def load_into(

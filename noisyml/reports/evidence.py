@@ -96,6 +96,32 @@ class Thumbnails:
         return len(self.images)
 
 
+@dataclass(frozen=True)
+class ClassMaps:
+    """Where a classifier looked in a few training samples, grouped by kind.
+
+    Attributes:
+        images: uint8 [n, h, w] or [n, h, w, 3].
+        given: [n, H, W] class activation map of the label in the data, less the mean class's.
+        answer: [n, H, W] of the class the network answers, likewise.
+        given_name: [n] name of the label in the data.
+        answer_name: [n] name of the answer.
+        true_name: [n] name of the true label, ``""`` where unknown.
+        kind: [n] what they stand for, e.g. ``label wrong``; ``""`` for no kind.
+    """
+
+    images: NDArray[np.uint8]
+    given: NDArray[np.floating]
+    answer: NDArray[np.floating]
+    given_name: NDArray[np.str_]
+    answer_name: NDArray[np.str_]
+    true_name: NDArray[np.str_]
+    kind: NDArray[np.str_]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
 def read_history(run: RunFolder) -> pd.DataFrame | None:
     """Metrics over steps; None if the run logged none or not by step."""
     try:
@@ -182,6 +208,28 @@ def read_thumbnails(run: RunFolder) -> Thumbnails | None:
     observed, clean, key = (array[order] for array in names)
     right = _rightness(read_manifest(run), index[order], observed, clean)
     return Thumbnails(images[order], p_clean[order], observed, clean, key, right)
+
+
+def read_class_maps(run: RunFolder) -> ClassMaps | None:
+    """Class activation maps of training samples; plain arrays only, nothing is unpickled."""
+    if not run.class_maps_file.is_file():
+        return None
+    try:
+        with np.load(run.class_maps_file, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in arrays.files}
+        images = found["images"]
+        maps = [found[key].astype(float) for key in ("given_maps", "answer_maps")]
+        keys = ("given_name", "answer_name", "true_name", "kind")
+        names = [found[key].astype(str) for key in keys]
+    except (ValueError, OSError, KeyError, EOFError) as error:
+        raise Unreadable(f"class_maps.npz cannot be read: {_short(error)}") from error
+    grey_or_rgb = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
+    same_number = all(len(array) == len(images) for array in (*maps, *names))
+    if images.dtype != np.uint8 or not grey_or_rgb or not same_number:
+        raise Unreadable("class_maps.npz holds no images with a map each.")
+    if any(array.ndim != 3 or not np.isfinite(array).all() for array in maps):
+        raise Unreadable("class_maps.npz holds maps that are no numbers.")
+    return ClassMaps(images, *maps, *names)
 
 
 def read_broken_images(run: RunFolder) -> int:

@@ -21,6 +21,8 @@ import pandas as pd
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from noisyml.reports.evidence import ClassMaps
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -33,6 +35,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 
 RIGHT_COLOUR, WRONG_COLOUR = PALETTE[0], PALETTE[1]
+FOR_COLOUR, AGAINST_COLOUR = PALETTE[1], PALETTE[0]
 
 #: Written as they stand into PNG, and replaced by the page's own colours in SVG.
 TEXT, GRID, FAINT = "#31363f", "#d8dce3", "#9aa1ac"
@@ -47,6 +50,7 @@ HISTOGRAM_BINS = 40
 SATURATED = 0.8  # share of samples in two bins above which a scale tells nothing
 MAP_CLASSES = 20
 NAMED_AMONG_MANY = 12  # classes in colour where there are more than `MAP_CLASSES`
+MAP_PIXELS = 160  # side up to which a small image is enlarged under a class activation map
 OTHER_DOTS = "#b4bac4"
 
 Scale = Literal["linear", "logit", "rank"]
@@ -349,6 +353,72 @@ def map_figure(table: pd.DataFrame) -> Figure:
         labelspacing=0.35,
     )
     return figure
+
+
+def class_maps_figure(maps: ClassMaps) -> Figure:
+    """Training samples, two in a row: the image, the map of its label, the map of the answer.
+
+    Each kind has a column of its own; a single kind has two.
+    """
+    kinds = list(dict.fromkeys(maps.kind.tolist()))
+    columns = [np.flatnonzero(maps.kind == kind) for kind in kinds]
+    if len(kinds) == 1:
+        columns, kinds = [columns[0][0::2], columns[0][1::2]], [*kinds, ""]
+    rows = max(len(column) for column in columns)
+    figure = _figure(WIDTH, 0.3 + 1.92 * rows)
+    halves = figure.subfigures(1, len(columns), wspace=0.04, squeeze=False)[0]
+    for half, column, kind in zip(halves, columns, kinds, strict=True):
+        if kind:
+            half.suptitle(plain(kind), fontsize=9.5, fontweight="bold", color=TEXT)
+        grid = half.subplots(rows, 3, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for row, sample in enumerate(column):
+            given, answer = maps.given[sample], maps.answer[sample]
+            strongest = float(max(np.abs(given).max(), np.abs(answer).max())) or 1.0
+            truth = maps.true_name[sample]
+            titles = (
+                f"true: {truth}" if truth else "",
+                f"given: {maps.given_name[sample]}",
+                f"answer: {maps.answer_name[sample]}",
+            )
+            picture = _enlarged(maps.images[sample])
+            shown = (
+                picture,
+                _overlaid(picture, given / strongest),
+                _overlaid(picture, answer / strongest),
+            )
+            for axes, pixels, title in zip(grid[row], shown, titles, strict=True):
+                axes.imshow(pixels, interpolation="antialiased")
+                axes.set_title(plain(shorten(title, 22)), fontsize=8, color=TEXT, pad=2.5)
+    return figure
+
+
+def _enlarged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """An image as RGB [h, w, 3], small ones enlarged by whole pixels."""
+    rgb = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+    times = max(1, MAP_PIXELS // max(rgb.shape[:2]))
+    return rgb.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def _overlaid(image: NDArray[np.uint8], evidence: NDArray[np.floating]) -> NDArray[np.uint8]:
+    """Evidence in [-1, 1] [H, W] over a faded grey version of an image [h, w, 3]."""
+    from PIL import Image
+
+    height, width = image.shape[:2]
+    smooth = Image.fromarray(evidence.astype(np.float32)).resize(
+        (width, height), Image.Resampling.BILINEAR
+    )
+    strength = np.clip(np.asarray(smooth), -1, 1)[..., None]
+    # Faded to the middle, so that colour shows on black and on white alike.
+    grey = 0.55 * image.mean(axis=2, keepdims=True) + 0.3 * 255
+    towards = np.where(strength > 0, _rgb(FOR_COLOUR), _rgb(AGAINST_COLOUR))
+    share = 0.85 * np.abs(strength)
+    return np.rint((1 - share) * grey + share * towards).astype(np.uint8)
+
+
+def _rgb(colour: str) -> NDArray[np.float64]:
+    return np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], dtype=np.float64)
 
 
 def save_png(figure: Figure, path: Path) -> None:

@@ -32,6 +32,7 @@ from noisyml.reports.evidence import (
     Unreadable,
     png_data_uri,
     read_broken_images,
+    read_class_maps,
     read_embedding_map,
     read_environment,
     read_history,
@@ -696,6 +697,10 @@ class _Builder:
             caption = f"{len(table):,} test embeddings projected on their two principal axes."
             figure = plots.map_figure(table)
             pictures.append(Picture(f"{prefix}embedding_map", figure, caption))
+        maps = self._read(read_class_maps, run)
+        if maps is not None and len(maps):
+            figure = plots.class_maps_figure(maps)
+            pictures.append(Picture(f"{prefix}class_maps", figure, _CLASS_MAPS_CAPTION))
         limit = THUMBNAILS_OF_ONE if len(self.runs) == 1 else THUMBNAILS_OF_MANY
         thumbs, thumbs_caption = self._thumbs(run, limit)
         return Detail(title, _run_name(run.path), tuple(pictures), thumbs, thumbs_caption)
@@ -742,6 +747,12 @@ class _Builder:
 
 
 _CAPTIONS = {"test": "Test metrics of the last checkpoint", "trust": "Trust in labels"}
+
+_CLASS_MAPS_CAPTION = (
+    "Where the classifier looks in some training samples: class activation maps of the label given "
+    "in the data and of the network's answer. Orange speaks for the class, blue against it, "
+    "compared with the average of all classes; colours are as strong as the strongest of both maps."
+)
 
 
 def _trust_picture(judged: Judgements, name: str) -> Picture | None:

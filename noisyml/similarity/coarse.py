@@ -189,6 +189,15 @@ class CoarseFilter:
             scores.sub_((left.halves / self.unit)[:, None])
         return scores
 
+    def bar(self, floor: Tensor, mine: CoarseRows, theirs: CoarseRows) -> Tensor:
+        """[n] float32: pairs of `mine` whose cheap score lies below it miss the score `floor` [n].
+
+        Of `mine`, the first n rows count.
+        """
+        bar = (floor - self.errors(mine[: len(floor)], theirs)) / self.unit
+        bar = bar.to(torch.float32)
+        return torch.nextafter(bar, torch.full_like(bar, -torch.inf))
+
     def errors(self, mine: CoarseRows, theirs: CoarseRows) -> Tensor:
         """[n] float64: how far below the exact score of one of `mine` with any of `theirs` the
         cheap one may lie, in the float32 filter's units."""

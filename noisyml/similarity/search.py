@@ -581,11 +581,8 @@ class _CoarseScan:
         theirs: CoarseRows,
     ) -> _Found | None:
         """Entries whose float32 score reaches the floor of their query."""
-        n = queries.stop - queries.start
         floor = self._shortlist.floor(queries)
-        bar = (floor - self._coarse.errors(mine[:n], theirs)) / self._coarse.unit
-        bar = bar.to(torch.float32)
-        bar = torch.nextafter(bar, torch.full_like(bar, -torch.inf))
+        bar = self._coarse.bar(floor, mine, theirs)
         passed = candidates(tile, side, bar, _COARSE_SHARE)
         if passed is None:
             return None

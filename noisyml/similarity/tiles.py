@@ -123,6 +123,43 @@ def kth_bound(scores: Tensor, queries: Literal["rows", "columns"], k: int) -> Te
     return maxima.topk(k, dim=1, sorted=False).values.amin(1)
 
 
+def reaching(
+    scores: Tensor,
+    queries: Literal["rows", "columns"],
+    floor: Tensor,
+    query: Tensor,
+    group: Tensor,
+    size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Entries of some groups of `size` (see `group_maxima`) that reach the floor of their query.
+
+    Args:
+        scores: a tile, contiguous.
+        queries: whether its rows or its columns are queries.
+        floor: [n queries].
+        query, group: int64 [h], the groups.
+
+    Returns:
+        queries, places along the other side, and scores of the entries.
+    """
+    if queries == "columns":
+        values = scores.unflatten(0, (-1, size))[group, :, query]
+    else:
+        per_row = scores.shape[1] // size
+        values = scores.view(-1, size).index_select(0, query * per_row + group)
+    entry = _true_places(values >= floor[query, None])
+    which = entry // size
+    place = group[which] * size + (entry - which * size)
+    return query[which], place, values.view(-1)[entry]
+
+
+def _true_places(mask: Tensor) -> Tensor:
+    """Where a contiguous bool [n, multiple of 8] with few true entries is true, flat: int64."""
+    words = mask.view(-1).view(torch.int64).nonzero()
+    word, byte = mask.view(-1, 8)[words.squeeze(1)].nonzero(as_tuple=True)
+    return words.squeeze(1)[word] * 8 + byte
+
+
 def candidates(
     scores: Tensor, queries: Literal["rows", "columns"], floor: Tensor, share: float = 1.0
 ) -> tuple[Tensor, Tensor, Tensor] | None:
@@ -142,11 +179,4 @@ def candidates(
         query, group = (peaks >= floor[:, None]).nonzero(as_tuple=True)
     if len(query) > share * peaks.numel():
         return None
-    if queries == "columns":
-        values = scores.unflatten(0, (-1, size))[group, :, query]
-    else:
-        values = scores.view(-1, size).index_select(0, query * peaks.shape[1] + group)
-    entry = (values >= floor[query, None]).view(-1).nonzero().squeeze(1)
-    which = entry // size
-    place = group[which] * size + (entry - which * size)
-    return query[which], place, values.view(-1)[entry]
+    return reaching(scores, queries, floor, query, group, size)

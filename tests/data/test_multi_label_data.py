@@ -11,9 +11,10 @@ from PIL import Image
 from noisyml.data.balanced_sampler import ClassBalanced, RandomClasses
 from noisyml.data.checks import check_images, contact_sheet, find_duplicates
 from noisyml.data.datamodule import DataModule
+from noisyml.data.datasets import glyphs
 from noisyml.data.datasets.csv_table import CsvTable
 from noisyml.data.datasets.digits import Digits
-from noisyml.data.datasets.glyphs import Glyphs
+from noisyml.data.datasets.glyphs import Character, Glyphs
 from noisyml.data.datasets.layout import array_split
 from noisyml.data.datasets.mosaic import Mosaic
 from noisyml.data.datasets.partition import carve_multi_label
@@ -200,7 +201,10 @@ def test_a_source_without_the_split_or_with_other_classes_is_refused():
 # -- words of glyphs -----------------------------------------------------------------------------
 
 
-def test_glyphs_are_labelled_with_the_words_of_their_names(tmp_path):
+def test_glyphs_are_labelled_with_the_words_of_their_names(monkeypatch):
+    # Looking through all typefaces for characters takes seconds.
+    alphabet = [Character(point, (0, 9)) for point in (*range(0x41, 0x5B), *range(0x61, 0x7B))]
+    monkeypatch.setattr(glyphs, "find_characters", lambda *settings: alphabet)
     settings = {
         "num_train_classes": 30,
         "num_val_classes": 0,
@@ -210,12 +214,11 @@ def test_glyphs_are_labelled_with_the_words_of_their_names(tmp_path):
         "image_size": 8,
         "targets": "words",
         "min_word_classes": 4,
-        "cache_dir": str(tmp_path),
     }
     parts = Glyphs(**settings).splits()
     words = list(parts["train"].class_names)
     assert words == sorted(words) == list(parts["test"].class_names)
-    assert "LETTER" in words
+    assert words == ["CAPITAL", "LATIN", "LETTER", "SMALL"]
     for part in parts.values():
         for caption, row in zip(part.extras["caption"], part.labels, strict=True):
             assert {words[i] for i in np.flatnonzero(row)} == set(caption.split()) & set(words)

@@ -71,6 +71,18 @@ def test_shuffle_shows_every_sample_at_most_once():
     assert len(np.unique(drawn)) == len(drawn)
 
 
+def test_an_incomplete_batch_is_kept_if_asked_for():
+    plan = Shuffle(LABELS, seed=0, batch_size=16, drop_last=False)
+    batches = list(PlannedBatches(plan, seed=9))
+    assert [len(batch.index) for batch in batches] == [16] * 12 + [203 % 16]
+    drawn = np.concatenate([batch.index for batch in batches])
+    assert sorted(drawn) == list(range(203))
+    left_out = Shuffle(LABELS, seed=0, batch_size=16).epoch(0).ravel()
+    assert np.array_equal(drawn[: len(left_out)], left_out)
+    short = Shuffle(LABELS, 0, batch_size=16, batches_per_epoch=2, drop_last=False)
+    assert short.epoch(0).shape == (2, 16)
+
+
 def test_ranks_share_one_draw_and_one_set_of_augmentation_seeds():
     plan = MPerClass(LABELS, seed=5, batch_size=24, samples_per_class=4)
     whole = list(PlannedBatches(plan, seed=9, epoch=1))

@@ -15,8 +15,6 @@ import torch
 import yaml
 
 SETTINGS = [
-    "backbone=mlp",
-    "backbone.hidden_features=[32]",
     "selection.warmup_steps=4",
     # Active pairs and kept sets are cut at thresholds, which magnifies rounding from step to step;
     # in double precision the two runs stay together long enough to be compared.
@@ -27,7 +25,7 @@ SETTINGS = [
     "report=false",
 ]
 #: What a recipe uses unless it says otherwise.
-PARTS = {"dataset": "digits", "noise": "symmetric"}
+PARTS = {"dataset": "digits", "noise": "symmetric", "backbone": "mlp"}
 SMALL_HEAD = {"hidden_features": [32], "out_features": 16}
 
 SEVERAL = {"dataset": "mosaic", "noise": "multilabel_mixed"}
@@ -112,6 +110,12 @@ RECIPES = {
         {"method": {"gradual_epochs": 1, "tau": 0.2}, **MOSAIC},
         5,
     ),
+    "eac": (
+        {"method": "eac", "selector": "prism_proxy", "backbone": "small_cnn"},
+        # Batch norm would see half a batch on each rank.
+        {"backbone": {"widths": [8, 16], "halve_after": [1], "frozen_batchnorm": True}},
+        5,
+    ),
 }
 
 
@@ -120,7 +124,11 @@ def write_recipes(folder):
     folder.mkdir(parents=True)
     for name, (parts, settings, steps) in RECIPES.items():
         # The method comes first: it chooses parts itself.
-        chosen = dict(sorted((PARTS | parts).items(), key=lambda part: part[0] != "method"))
+        parts = PARTS | parts
+        if parts["backbone"] == "mlp":
+            small = {"hidden_features": [32]} | settings.get("backbone", {})
+            settings = settings | {"backbone": small}
+        chosen = dict(sorted(parts.items(), key=lambda part: part[0] != "method"))
         recipe = {
             "defaults": [{f"override /{group}": part} for group, part in chosen.items()],
             "noise": {"rate": 0.4},
@@ -215,6 +223,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
             "noisyml",
             "train",
             *SETTINGS,
+            "dataset=digits",
             "trainer=ddp_cpu",
             "sampler=shuffle",
             "sampler.batch_size=33",

@@ -184,7 +184,7 @@ def test_shuffled_true_labels_leave_the_weights_bit_identical(shell, monkeypatch
 @pytest.mark.parametrize(
     ("typed", "sentence"),
     [
-        (["method=classification", "loss=triplet"], "and TripletLoss is none: choose one by loss="),
+        (["method=classification", "loss=triplet"], "and PMLLoss is none: choose one by loss="),
         (["method=classification", "~loss"], "with a loss on class scores, and there is none"),
         (["loss=elr"], "Prism trains with a loss on embeddings, and EarlyLearningRegularisation"),
         (["method=classification", "loss=sat"], "a plain loss for 60 epochs, and the run has 3"),

@@ -227,7 +227,8 @@ def test_the_graph_of_an_own_file_is_that_of_brute_force(shell, matrix):
     assert table["neighbour"].tolist() == expected.ravel().tolist()
 
 
-def test_a_gallery_is_searched_whole_and_an_approximation_says_its_recall(shell, matrix):
+@pytest.mark.parametrize("index", ["ivf", "ivfpq", "hnsw"])
+def test_a_gallery_is_searched_whole_and_an_approximation_says_its_recall(shell, matrix, index):
     np.save(shell.folder / "queries.npy", matrix[:50] + np.float32(0.01))
     typed = ["knn", "embeddings=queries.npy", "gallery=mine.npy", "k=3"]
     assert shell(*typed, "hydra.run.dir=exact")[0] == 0
@@ -237,7 +238,7 @@ def test_a_gallery_is_searched_whole_and_an_approximation_says_its_recall(shell,
     assert neighbours[:, 0].tolist() == list(range(50))
     assert facts["gallery"]["rows"] == 300
 
-    status, said = shell(*typed, "index=hnsw", "csv=true", "hydra.run.dir=near")
+    status, said = shell(*typed, f"index={index}", "csv=true", "hydra.run.dir=near")
     assert status == 0, said
     found, _, facts = graph_in(shell.folder / "near")
     shared = np.mean([len(set(a) & set(b)) / 3 for a, b in zip(found, neighbours, strict=True)])

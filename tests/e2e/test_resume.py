@@ -148,6 +148,11 @@ def test_a_resumed_run_keeps_its_parts_but_may_train_longer(shell):
     assert pd.read_csv(run / "history.csv")["epoch"].max() == 2
     assert set(pd.read_parquet(run / "selection.parquet")["epoch"]) == {0, 1, 2}
     assert yaml.safe_load((run / "overrides.yaml").read_text())[-1] == "trainer.max_epochs=3"
+    # Weights after each epoch are kept from when they are asked for.
+    late = ["trainer.max_epochs=4", "model_choice=[last,mean_last]", "mean_last_epochs=3"]
+    status, said = shell("train", f"resume={run}", *late)
+    assert status == 2
+    assert "needs the weights epoch_0002, epoch_0003, which this run did not keep" in said
 
 
 def test_ctrl_c_leaves_a_run_that_can_go_on(shell):

@@ -10,17 +10,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisyml.errors import UserError
-from noisyml.losses.multilabel import MultiLabelLoss, bce_entries, focal_entries, reduce_entries
+from noisyml.losses.multilabel import (
+    BinaryCrossEntropy,
+    Focal,
+    bce_entries,
+    focal_entries,
+    reduce_entries,
+)
 
 VECTOR = Path(__file__).parents[1] / "golden" / "rcml" / "per_sample_losses.npz"
 
 
-@pytest.mark.parametrize(("name", "focal"), [("bce", False), ("focal", True)])
-def test_released_values_and_gradients(name, focal):
+@pytest.mark.parametrize(("name", "kind"), [("bce", BinaryCrossEntropy), ("focal", Focal)])
+def test_released_values_and_gradients(name, kind):
     vector = {key: torch.from_numpy(value) for key, value in np.load(VECTOR).items()}
     logits = vector["logits"].requires_grad_()
-    criterion = MultiLabelLoss(focal=focal, reduction="class_sum")
-    entries = criterion(logits, vector["y"])
+    criterion = kind(reduction="class_sum")
+    entries = criterion(logits, vector["y"], torch.arange(len(logits)), 0)
     close = {"rtol": 1e-9, "atol": 1e-11}
     torch.testing.assert_close(criterion.per_sample(entries), vector[f"{name}_sum"], **close)
     loss = criterion.reduce(entries, torch.ones(len(logits), dtype=torch.bool))
@@ -28,7 +34,7 @@ def test_released_values_and_gradients(name, focal):
     loss.backward()
     expected = vector[f"grad_mean_{name}_sum"]
     # At a score of exactly 0 the release differentiates a kink of its cross-entropy to the wrong
-    # side (-1 in place of -1/2 for a positive); everywhere else there is one derivative.
+    # side (1 in place of 1/2); everywhere else there is one derivative.
     kink = (logits == 0) & (torch.tensor(name == "bce"))
     assert int(kink.sum()) == (name == "bce")
     torch.testing.assert_close(logits.grad[~kink], expected[~kink], **close)
@@ -69,9 +75,9 @@ def test_kept_entries_alone_count(seed):
 def test_all_kept_is_the_plain_mean_and_a_sum_is_classes_times_it():
     logits, labels, _ = batch(0)
     everything = torch.ones(5, dtype=torch.bool)
-    mean = MultiLabelLoss().reduce(bce_entries(logits, labels), everything)
+    mean = BinaryCrossEntropy().reduce(bce_entries(logits, labels), everything)
     torch.testing.assert_close(mean, F.binary_cross_entropy_with_logits(logits, labels))
-    summed = MultiLabelLoss(reduction="class_sum").reduce(bce_entries(logits, labels), everything)
+    summed = BinaryCrossEntropy("class_sum").reduce(bce_entries(logits, labels), everything)
     torch.testing.assert_close(summed, 4 * mean)
 
 
@@ -94,13 +100,13 @@ def test_focal_without_modulation_is_weighted_cross_entropy():
 
 
 @pytest.mark.parametrize(
-    ("wrong", "words"),
+    ("make", "words"),
     [
-        ({"reduction": "sum"}, "choose one of mean, class_sum"),
-        ({"alpha": 1.5}, "must lie in 0 .. 1"),
-        ({"gamma": -1.0}, "must be at least 0"),
+        (lambda: BinaryCrossEntropy("sum"), "choose one of mean, class_sum"),
+        (lambda: Focal(alpha=1.5), r"must lie in 0 \.\. 1"),
+        (lambda: Focal(gamma=-1.0), "must be at least 0"),
     ],
 )
-def test_mistakes_end_in_a_sentence(wrong, words):
+def test_mistakes_end_in_a_sentence(make, words):
     with pytest.raises(UserError, match=words):
-        MultiLabelLoss(**wrong)
+        make()

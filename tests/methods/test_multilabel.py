@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from noisyml.losses.multilabel import MultiLabelLoss
+from noisyml.losses.multilabel import BinaryCrossEntropy, Focal
 from noisyml.methods.multilabel import MultiLabel
 from noisyml.metrics.multi_label import MultiLabelEvaluator
 from noisyml.models.backbones import mlp
@@ -33,7 +33,7 @@ class Fixed(Selector):
         return Selection(self.keep, self.keep.float())
 
 
-def method(selector, **criterion):
+def method(selector, loss=None):
     torch.manual_seed(0)
     backbone = mlp(image_size=(2, 8), hidden_features=[16])
     return MultiLabel(
@@ -43,7 +43,7 @@ def method(selector, **criterion):
         None,
         MultiLabelEvaluator(),
         NAMES,
-        MultiLabelLoss(**criterion),
+        loss or BinaryCrossEntropy(),
     )
 
 
@@ -83,9 +83,9 @@ def test_the_baseline_keeps_samples_and_not_entries():
 
 def test_reduction_and_focal_loss_are_options():
     plain = method(KeepAll()).training_step(batch(), 0)["loss"]
-    summed = method(KeepAll(), reduction="class_sum").training_step(batch(), 0)["loss"]
+    summed = method(KeepAll(), BinaryCrossEntropy("class_sum")).training_step(batch(), 0)["loss"]
     torch.testing.assert_close(summed, 3 * plain)
-    focal = method(KeepAll(), focal=True, alpha=0.5, gamma=0.0).training_step(batch(), 0)["loss"]
+    focal = method(KeepAll(), Focal(alpha=0.5, gamma=0.0)).training_step(batch(), 0)["loss"]
     torch.testing.assert_close(focal, plain / 2)
 
 

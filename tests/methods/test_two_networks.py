@@ -101,10 +101,10 @@ def test_networks_differ_and_see_the_same_batch():
     )
     assert torch.equal(seen.labels, LABELS)
     assert torch.equal(seen.index, torch.arange(6) + 40)
-    assert seen.first.maps == {}
+    assert seen.first.layers == {}
 
 
-def test_feature_maps_of_both_networks_keep_their_gradient():
+def test_early_layers_of_both_networks_keep_their_gradient():
     def network():
         backbone = small_cnn(widths=(4, 8))
         return Encoder(backbone, IdentityHead(backbone.out_features))
@@ -114,18 +114,20 @@ def test_feature_maps_of_both_networks_keep_their_gradient():
     image = torch.randint(0, 256, (6, 1, 16, 16), dtype=torch.uint8)
     given = batch() | {"image": image}
     like = copy.deepcopy(method)
-    seen = method.see(given, maps=["block1"])
-    assert list(seen.first.maps) == list(seen.second.maps) == ["block1"]
+    seen = method.see(given, layers=["block1"])
+    assert list(seen.first.layers) == list(seen.second.layers) == ["block1"]
     expected = like.peer.encoder.encode(given)
-    torch.testing.assert_close(seen.second.maps["block1"], expected.maps["block1"])
+    torch.testing.assert_close(seen.second.layers["block1"], expected.maps["block1"])
     torch.testing.assert_close(seen.second.logits, like.peer.classifier(expected.embeddings))
-    (seen.first.maps["block1"] - seen.second.maps["block1"]).square().sum().backward()
+    (seen.first.layers["block1"] - seen.second.layers["block1"]).square().sum().backward()
     first = next(method.encoder.parameters()).grad
     second = next(method.peer.encoder.parameters()).grad
     assert first.abs().sum() > 0
     assert second.abs().sum() > 0
-    with pytest.raises(UserError, match="no feature map 'blok1': it has block1, block2, last"):
-        method.see(given, maps=["blok1"])
+    with pytest.raises(
+        UserError, match="no layer 'blok1' to look into: it has block1, block2, last"
+    ):
+        method.see(given, layers=["blok1"])
 
 
 def test_settings_of_parameters_hold_for_both_unless_said_otherwise():

@@ -16,7 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from noisyml.errors import UserError
 from noisyml.metrics import ranking
+from noisyml.metrics.retrieval import DEFAULT_METRICS as DEFAULT
 from noisyml.metrics.retrieval import RetrievalEvaluator, retrieval_metrics
+from noisyml.similarity import coarse
 
 ALL = (
     "precision_at_1",
@@ -461,6 +463,51 @@ def test_items_dropped_too_early_are_counted_again(monkeypatch: pytest.MonkeyPat
     unit = (x.double() / x.double().norm(dim=1, keepdim=True)).numpy()
     expected = loop_metrics(unit @ unit.T, y.numpy(), y.numpy(), np.arange(1500), "index")
     np.testing.assert_allclose(cautious["map_at_r"], expected["map_at_r"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("number_format", ["int8", "bfloat16"])
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize("classes", [3, 250])
+def test_a_cheap_filter_before_the_float32_one_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, classes: int, metric: str, number_format: str
+) -> None:
+    if number_format == "int8" and not coarse.int8_works():
+        pytest.skip("no 8-bit products here")
+    x, y = clusters(700, classes, dim=24, noise=1.2)
+    x[100:180] = x[500]
+    x[200:220] = 0
+    x[300] *= 40
+    options = {"metric": metric, "metrics": DEFAULT, "recall_at": (1, 5), "tie_bounds": True}
+    queries = torch.arange(0, 700, 3)
+    inputs = ((x, y), (x[queries], y[queries], x, y))
+    extra = ({}, {"query_index_in_gallery": queries})
+    expected = [
+        retrieval_metrics(*some, **options, **more, return_per_query=True)
+        for some, more in zip(inputs, extra, strict=True)
+    ]
+    served = []
+    products = coarse.CoarseFilter.products
+
+    def counted(self: coarse.CoarseFilter, *arguments: object) -> Tensor:
+        served.append(len(self.basis))
+        return products(self, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(coarse.CoarseFilter, "products", counted)
+    monkeypatch.setattr(coarse, "number_format_of", lambda device: number_format)
+    monkeypatch.setattr(coarse, "LEAST_WORK", 0)
+    monkeypatch.setattr(coarse, "_AXES_WORK", 0)
+    monkeypatch.setattr(coarse, "_CANDIDATE_COST", 1)
+    # The smallest budget has many tiles, and no room for rounded rows of all of them.
+    for budget in (SMALLEST_BUDGET, 2**27):
+        for some, more, (means, per_query) in zip(inputs, extra, expected, strict=True):
+            served.clear()
+            found = retrieval_metrics(
+                *some, **options, **more, memory_budget_bytes=budget, return_per_query=True
+            )
+            assert len(served) > 2  # the trial tries two lengths
+            assert found[0] == means
+            for name, values in per_query.items():
+                assert torch.equal(found[1][name].nan_to_num(-1), values.nan_to_num(-1)), name
 
 
 def test_float64_embeddings_are_told_apart_below_float32() -> None:

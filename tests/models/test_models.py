@@ -46,6 +46,44 @@ def test_grey_images_are_repeated_for_colour_networks_and_colour_averaged_for_gr
     torch.testing.assert_close(grey(rgb), grey(IMAGES))
 
 
+def test_the_mean_colour_is_what_normalisation_brings_nearest_to_0():
+    for backbone, colour in (
+        (Backbone(nn.Identity(), 1), (124, 116, 104)),
+        (Backbone(nn.Identity(), 1, channel_order="bgr"), (104, 116, 124)),
+        (Backbone(nn.Identity(), 1, in_channels=1, mean=(0.5,), std=(0.5,)), (128,)),
+    ):
+        assert backbone.mean_colour == colour
+        levels = torch.tensor(colour, dtype=torch.uint8)[None, :, None, None]
+        assert backbone.normalise(levels).abs().max() <= 0.501 / 255 / backbone.std.min()
+
+
+def test_stages_of_the_small_net_halve_the_side_where_asked():
+    for halve_after, sides in ((None, [4, 2, 1]), ([2], [8, 4, 4]), ([], [8, 8, 8])):
+        net = small_cnn(widths=(4, 6, 8), halve_after=halve_after)
+        maps = net.feature_maps(IMAGES[:, :, :8, :8]).maps
+        assert [maps[f"block{i}"].shape[-1] for i in (1, 2, 3)] == sides
+        assert torch.equal(maps["last"], maps["block3"])
+
+
+def test_a_layer_after_the_pooling_sets_the_width_of_features():
+    mobile = timm_model("mobilenetv3_small_050").eval()
+    assert mobile(IMAGES).shape == (3, mobile.out_features) == (3, 1024)
+
+
+def test_caffe_halves_by_the_first_convolution_of_a_bottleneck():
+    caffe = resnet("resnet50", layout="caffe").body
+    first = caffe.layer3[0]
+    assert (first.conv1.stride, first.conv2.stride) == ((2, 2), (1, 1))
+    assert first.downsample[0].stride == (2, 2)
+    assert caffe.layer1[0].conv1.stride == (1, 1)
+    assert (caffe.maxpool.padding, caffe.maxpool.ceil_mode) == (0, True)
+    with torch.no_grad():
+        side = caffe.layer4(caffe.layer3(torch.zeros(1, 512, 28, 28))).shape[-1]
+    assert side == 7
+    with pytest.raises(UserError, match="use torchvision or caffe"):
+        resnet("resnet18", layout="keras")
+
+
 def test_a_frozen_body_never_learns_nor_updates_its_statistics():
     backbone = small_cnn(widths=(8,), frozen=True).train()
     before = {name: tensor.clone() for name, tensor in backbone.body.state_dict().items()}

@@ -1,8 +1,10 @@
 """Weight files: checksums, refusals, and where to put what cannot be fetched."""
 
 import hashlib
+import pickle
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -67,6 +69,29 @@ def test_damaged_files_are_named(tmp_path):
         file.write_bytes(content)
         with pytest.raises(UserError, match=r"a\.pth is damaged"):
             read_weights(file)
+
+
+def test_pickled_arrays_are_read_and_nothing_else_is_made(tmp_path):
+    """Caffe's weights come as NumPy arrays in pickles, also of Python 2."""
+    file = tmp_path / "weights.pkl"
+    weights = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.bias": np.ones(2)}
+    for protocol in (2, pickle.HIGHEST_PROTOCOL):
+        file.write_bytes(pickle.dumps(weights, protocol=protocol))
+        found = read_weights(file)
+        assert found.keys() == weights.keys()
+        for name, array in weights.items():
+            assert torch.equal(found[name], torch.from_numpy(array))
+    with pytest.raises(UserError, match="has the SHA-256"):
+        read_weights(file, "00000000")
+    file.write_bytes(pickle.dumps(weights | {"path": tmp_path}))
+    with pytest.raises(UserError, match="holds more than tensors, which is never unpickled"):
+        read_weights(file)
+    file.write_bytes(pickle.dumps(weights | {"epoch": 3}))
+    with pytest.raises(UserError, match="holds no state dict"):
+        read_weights(file)
+    file.write_bytes(b"no weights")
+    with pytest.raises(UserError, match="is damaged"):
+        read_weights(file)
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path):

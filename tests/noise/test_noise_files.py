@@ -20,8 +20,15 @@ from noisyml.noise.files import CIFAR_N_MD5, CIFAR_N_WRONG, RAF_DB_LISTS, read_l
 CLEAN = np.array([0, 1, 2, 0, 1])
 NOISY = np.array([0, 2, 2, 1, 1])
 CONFIGS = sorted((Path(__file__).parents[2] / "conf" / "noise").glob("*.yaml"))
-#: Files of an injector's settings for one data set, beside the file that has its name.
-PRESETS = {"cifar10n": "human", "cifar100n": "human", "raf_db_list": "label_list"}
+#: Files whose settings are not the defaults of the injector named behind them.
+PRESETS = {
+    "cifar10n": "human",
+    "cifar100n": "human",
+    "raf_db_list": "label_list",
+    "multilabel_additive": "multilabel_mixed",
+    "multilabel_mixed": "multilabel_mixed",
+    "multilabel_subtractive": "multilabel_mixed",
+}
 GOLDEN = Path(__file__).parents[1] / "golden"
 
 

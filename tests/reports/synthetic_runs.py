@@ -15,7 +15,7 @@ from noisyml.runs import RunFolder
 
 N_TRAIN, N_CLASSES = 400, 10
 
-FILES = ("history", "noise", "selection", "thumbnails", "map")
+FILES = ("history", "noise", "selection", "thumbnails", "map", "class_maps")
 
 #: How well each selector tells right labels from wrong ones: distance of the two score means.
 SKILL = {"keep_all": 0.0, "prism_avg": 1.0, "prism_vmf": 2.0}
@@ -94,6 +94,8 @@ class RunMaker:
             _thumbnails(rng, judged, manifest, names, pictures, folder.thumbnails_file)
         if "map" in chosen:
             _embedding_map(rng, names).to_parquet(folder.embedding_map_file)
+        if "class_maps" in chosen:
+            _class_maps(rng, names, pictures, folder.class_maps_file)
         return folder
 
 
@@ -163,6 +165,21 @@ def _embedding_map(rng: np.random.Generator, names: Callable[[int], str]) -> pd.
     spread = rng.normal(0, 0.12, (2, 500))
     x, y = np.cos(angle) + spread[0], np.sin(angle) * (0.5 + label / 50) + spread[1]
     return pd.DataFrame({"x": x, "y": y, "label": label, "label_name": [names(c) for c in label]})
+
+
+def _class_maps(
+    rng: np.random.Generator, names: Callable[[int], str], size: tuple[int, ...], path: Path
+) -> None:
+    np.savez(
+        path,
+        images=rng.integers(0, 256, (6, *size), dtype=np.uint8),
+        given_maps=rng.normal(0, 1, (6, 4, 3)).astype(np.float32),
+        answer_maps=rng.normal(0, 1, (6, 4, 3)).astype(np.float32),
+        given_name=np.array([names(c) for c in range(6)]),
+        answer_name=np.array([names(5 - c) for c in range(6)]),
+        true_name=np.array(["", *[names(c) for c in range(5)]]),
+        kind=np.array(["label right"] * 2 + ["label wrong"] * 4),
+    )
 
 
 def _thumbnails(

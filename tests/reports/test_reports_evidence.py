@@ -18,6 +18,7 @@ from noisyml.reports.circumstances import (
 from noisyml.reports.evidence import (
     Unreadable,
     png_data_uri,
+    read_class_maps,
     read_history,
     read_judgements,
     read_manifest,
@@ -115,6 +116,29 @@ def test_pickles_in_thumbnails_are_refused(maker: RunMaker) -> None:
     np.savez(run.thumbnails_file, images=np.array([{"a": 1}], dtype=object))
     with pytest.raises(Unreadable, match=r"thumbnails\.npz cannot be read"):
         read_thumbnails(run)
+
+
+def test_class_maps_are_read_or_named(maker: RunMaker) -> None:
+    run = maker.run("a", files=("class_maps",))
+    found = read_class_maps(run)
+    assert found is not None
+    assert len(found) == 6
+    assert found.given.shape == found.answer.shape == (6, 4, 3)
+    assert found.kind.tolist() == ["label right"] * 2 + ["label wrong"] * 4
+    with np.load(run.class_maps_file) as arrays:
+        whole = dict(arrays)
+    for name, wrong in (
+        ("given_maps", whole["given_maps"][:3]),
+        ("given_maps", np.full_like(whole["given_maps"], np.nan)),
+        ("answer_maps", whole["answer_maps"][:, 0]),
+        ("images", whole["images"].astype(float)),
+        ("kind", np.array([{"a": 1}] * 6, dtype=object)),
+    ):
+        np.savez(run.class_maps_file, **(whole | {name: wrong}))
+        with pytest.raises(Unreadable, match=r"class_maps\.npz"):
+            read_class_maps(run)
+    run.class_maps_file.unlink()
+    assert read_class_maps(run) is None
 
 
 def test_large_thumbnails_are_shrunk() -> None:

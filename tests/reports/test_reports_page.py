@@ -56,6 +56,7 @@ def test_one_run(maker: RunMaker) -> None:
         "kept_set_by_epoch.png",
         "p_clean.png",
         "embedding_map.png",
+        "class_maps.png",
     }
     for path in written.plots:
         with Image.open(path) as picture:
@@ -64,8 +65,9 @@ def test_one_run(maker: RunMaker) -> None:
 
 
 def test_the_page_needs_nothing_from_outside(maker: RunMaker) -> None:
+    files = ("thumbnails", "map", "class_maps")
     for number, selector in enumerate(("keep_all", "prism_avg")):
-        maker.run(f"s/{number}", selector, files=("thumbnails", "map"), pictures=(20, 30, 3))
+        maker.run(f"s/{number}", selector, files=files, pictures=(20, 30, 3))
     html = write_report([maker.root / "s"]).html.read_text()
     references = References(html)
     assert references.found

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from noisyml.reports import plots
+from noisyml.reports.evidence import ClassMaps
 from noisyml.reports.plots import Line, Panel
 
 
@@ -89,6 +90,44 @@ def test_names_with_dollars_and_underscores_are_shown_as_they_are() -> None:
     svg = str(plots.inline_svg(plots.map_figure(table), "map"))
     assert "$\\frac" in svg
     assert "_hidden" in svg
+
+
+def _class_maps(kinds: list[str]) -> ClassMaps:
+    n = len(kinds)
+    given, answer = np.zeros((n, 2, 2)), np.zeros((n, 2, 2))
+    given[:, 0, 0], given[:, 1, 1], answer[:] = 2.0, -4.0, 1.0
+    names = np.array([f"$class_{i}" for i in range(n)])
+    images = np.full((n, 8, 8), 128, dtype=np.uint8)
+    return ClassMaps(images, given, answer, names, names, names, np.array(kinds))
+
+
+def test_class_maps_show_what_speaks_for_a_label_and_what_against_it() -> None:
+    figure = plots.class_maps_figure(_class_maps(["label right", "label wrong", "label wrong"]))
+    halves = figure.subfigs
+    assert [half._suptitle.get_text() for half in halves] == ["label right", "label wrong"]
+    assert [len([a for a in half.axes if a.images]) for half in halves] == [3, 6]
+    image, given, answer = halves[0].axes[:3]
+    assert [axes.get_title() for axes in (image, given, answer)] == [
+        r"true: \$class_0",
+        r"given: \$class_0",
+        r"answer: \$class_0",
+    ]
+    pixels = np.asarray(given.images[0].get_array()).astype(int)
+    assert pixels.shape == (160, 160, 3)
+    # The strongest of both maps, -4, has the full colour.
+    (towards, against), plain = (pixels[0, 0], pixels[-1, -1]), pixels[0, -1]
+    assert towards[0] > plain[0] > against[0]
+    assert against[2] > plain[2] > towards[2]
+    assert abs(against - plots._rgb(plots.AGAINST_COLOUR)).max() < 25
+    assert abs(towards - plots._rgb(plots.FOR_COLOUR)).max() > 35
+    assert len(str(plots.inline_svg(figure, "maps"))) > 1000
+
+
+def test_class_maps_of_one_kind_fill_both_columns() -> None:
+    figure = plots.class_maps_figure(_class_maps([""] * 5))
+    assert [len([a for a in half.axes if a.images]) for half in figure.subfigs] == [9, 6]
+    alone = plots.class_maps_figure(_class_maps([""]))
+    assert [len([a for a in half.axes if a.images]) for half in alone.subfigs] == [3, 0]
 
 
 def test_many_classes_get_a_short_legend() -> None:

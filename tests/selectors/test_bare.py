@@ -207,7 +207,7 @@ def test_selection_equals_plain_loops_and_ignores_order(seed, size, classes, sco
             deviation = values.std(ddof=1)
         undefined = std == "unbiased" and scope == "batch" and size == 1
         margin = p[i, label] - values.mean() - kappa * deviation
-        clear[i] = abs(margin) > 1e-12
+        clear[i] = bool(abs(margin) > 1e-12)
         if clear[i]:
             assert bool(found.keep[i]) == (margin > 0 and not undefined)
     order = torch.randperm(size, generator=generator)

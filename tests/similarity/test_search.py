@@ -248,6 +248,18 @@ def test_arrays_on_disk_and_in_any_layout_give_the_same(tmp_path):
     assert np.array_equal(np.load(tmp_path / "x.npy", allow_pickle=False), x.numpy())
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("metric", METRICS)
+def test_the_self_join_of_rows_on_disk_equals_brute_force(tmp_path, metric, dtype):
+    x = (1 + torch.randn(300, 19, generator=torch.Generator().manual_seed(14))).numpy()
+    np.save(tmp_path / "x.npy", x.astype(dtype))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r", allow_pickle=False)
+    assert isinstance(mapped, np.memmap)
+    found = self_topk(mapped, 5, metric=metric, **SMALL)
+    assert found.scores.dtype == (torch.float64 if dtype == np.float64 else torch.float32)
+    assert_found(found, np.array(mapped), np.array(mapped), 5, metric, own(300))
+
+
 def test_a_large_k():
     x = torch.randn(700, 5, generator=torch.Generator().manual_seed(9))
     assert_found(self_topk(x, 400, **SMALL), x, x, 400, "cosine", own(700))

@@ -164,8 +164,7 @@ def available(name: str, root: Path, train: Listed, max_missing: float) -> Liste
         name: of the data set, for messages.
         root: folder of the data set.
         train: the official training images.
-        max_missing: share of them that may be gone; 0 does not look for them, because asking for a
-            million files takes a while.
+        max_missing: share of them that may be gone; 0: none may, which the split itself checks.
 
     Raises:
         UserError: more of them are gone.

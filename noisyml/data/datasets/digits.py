@@ -25,6 +25,8 @@ class Digits(DatasetSource):
         val_fraction: share of each class (or of the classes) for ``val``, in [0, 1).
         test_fraction: share of each class (or of the classes) for ``test``, in (0, 1).
         seed: which of the possible carvings; unrelated to the seed of a run.
+        mirrored: mirror each image with probability 0.5, once and for all, so that orientation
+            tells nothing of the class: for methods that rely on mirroring (eac).
     """
 
     description: ClassVar[str] = "scikit-learn's 1,797 digits, 8x8 grey, 10 classes; no download"
@@ -35,6 +37,7 @@ class Digits(DatasetSource):
         val_fraction: float = 0.1,
         test_fraction: float = 0.3,
         seed: int = 0,
+        mirrored: bool = False,
     ) -> None:
         check_choice("dataset.split", split, SPLIT_KINDS)
         check_fractions(val_fraction, test_fraction, needs_test=True)
@@ -42,6 +45,7 @@ class Digits(DatasetSource):
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
         self.seed = seed
+        self.mirrored = mirrored
 
     def missing(self) -> str | None:
         """None: scikit-learn brings the images."""
@@ -54,6 +58,9 @@ class Digits(DatasetSource):
         data = load_digits()
         # Grey levels run from 0 to 16.
         pixels = np.rint(data.images * (255 / 16)).astype(np.uint8)
+        if self.mirrored:
+            chosen = np.random.default_rng([self.seed, 0x313]).random(len(pixels)) < 0.5
+            pixels[chosen] = pixels[chosen, :, ::-1]
         labels = data.target.astype(np.int64)
         keys = [f"digit/{i:04d}" for i in range(len(labels))]
         names = [str(digit) for digit in range(10)]

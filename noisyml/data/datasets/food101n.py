@@ -114,8 +114,8 @@ class Food101N(CrawledFiles):
 class Food101NClosedSet(ClosedSetFiles):
     """All 101 dishes: Food-101N to train a classifier, Food-101's official test list to test it.
 
-    About a sixth of the training labels were verified by hand as right or wrong: the extra
-    ``clean_label`` holds the class where it is right, -2 where it is wrong and -1 elsewhere, so
+    Part of the training labels were verified by hand as right or wrong: the extra ``clean_label``
+    holds the class where it is right, -2 where it is wrong and -1 elsewhere, so
     that label trust can be measured; no method reads it.
 
     Args:

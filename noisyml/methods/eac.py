@@ -1,0 +1,114 @@
+"""EAC: erasing attention consistency.
+
+Zhang et al., "Learn From All: Erasing Attention Consistency for Noisy Label Facial Expression
+Recognition", ECCV 2022 (arXiv 2207.10299). A network that memorises a wrong label looks at some
+part of the image that the label may hang on. Two views, the image and its mirror image with boxes
+erased, make such parts unreliable: the maps of where each class gets its score from must mirror
+each other, while only the unmirrored view learns from the label. No sample is dropped, no noise
+rate is asked for. Mirroring must not change the class: digits, letters and traffic signs break it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from noisyml import distributed
+from noisyml.data.views import Batch
+from noisyml.errors import UserError
+from noisyml.losses.base import ScoreLoss
+from noisyml.losses.eac import attention_consistency
+from noisyml.methods.classification import Classification, OnEmpty
+from noisyml.metrics.base import Evaluator
+from noisyml.models.backbones import LAST_MAP
+from noisyml.models.class_maps import obstacle_to_class_maps
+from noisyml.models.encoder import Encoder
+from noisyml.optim import OptimizerFactory, SchedulerFactory
+from noisyml.selectors.base import Selector
+
+
+class EAC(Classification):
+    """A loss on labels for view 1, and consistency of class activation maps between both views.
+
+    The views go through the network one after the other, as in the released code: batch norm
+    normalises each by itself and updates its statistics twice a step.
+
+    Args:
+        encoder: with average pooling and nothing between it and the classifier.
+        selector: chooses which labels teach; the consistency reads none and sees all samples.
+        optimizer, scheduler, evaluator, class_names, param_groups: see `Classification`.
+        loss, on_empty: likewise; cross-entropy in the paper.
+        consistency_weight: lambda, not negative; 5 in the paper, on a network that was trained on
+            faces before; with 0 and without `ce_on_both` view 2 is not computed.
+        detach_classifier: keep the classifier out of reach of the consistency.
+        ce_on_both: let view 2 learn from labels too, by the mean of both views' losses (ablation;
+            the paper's supervision is imbalanced).
+
+    Raises:
+        UserError: an encoder without class activation maps, or a negative weight.
+    """
+
+    n_views: ClassVar[int] = 2
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        selector: Selector,
+        optimizer: OptimizerFactory,
+        scheduler: SchedulerFactory | None,
+        evaluator: Evaluator,
+        class_names: Sequence[str],
+        consistency_weight: float = 1.0,
+        detach_classifier: bool = True,
+        ce_on_both: bool = False,
+        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
+        loss: ScoreLoss | None = None,
+        on_empty: OnEmpty = "skip",
+    ) -> None:
+        super().__init__(
+            encoder,
+            selector,
+            optimizer,
+            scheduler,
+            evaluator,
+            class_names,
+            param_groups,
+            loss,
+            on_empty,
+        )
+        if not consistency_weight >= 0:
+            raise UserError(
+                f"method.consistency_weight={consistency_weight} is negative: give 0 or more."
+            )
+        if obstacle := obstacle_to_class_maps(encoder):
+            raise UserError(f"EAC compares class activation maps, and {obstacle}.")
+        self.consistency_weight = consistency_weight
+        self.detach_classifier = detach_classifier
+        self.ce_on_both = ce_on_both
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """One step: both views pass, the first learns from labels, their maps from each other."""
+        first, second = batch["views"].unbind(dim=1)
+        upright = self.encoder.encode({"image": first})
+        seen = self.classify_globally(batch, upright.embeddings)
+        sample_loss = self.sample_loss(seen)
+        if self.consistency_weight == 0 and not self.ce_on_both:
+            selection = self.judge(seen, sample_loss)
+            return self.outcome(self.mean_loss(sample_loss, selection), selection, seen.index)
+
+        mirrored = self.encoder.encode({"image": second})
+        if self.ce_on_both:
+            logits = distributed.gather(self.logits(mirrored.embeddings))
+            reflected = dataclasses.replace(seen, logits=logits)
+            sample_loss = (sample_loss + self.sample_loss(reflected)) / 2
+        selection = self.judge(seen, sample_loss)
+        consistency = attention_consistency(
+            upright.maps[LAST_MAP],
+            mirrored.maps[LAST_MAP],
+            self.classifier.weight,
+            detach_classifier=self.detach_classifier,
+        )
+        loss = self.mean_loss(sample_loss, selection)
+        loss = loss + self.consistency_weight * distributed.gather(consistency).mean()
+        return self.outcome(loss, selection, seen.index)
