@@ -1,4 +1,4 @@
-"""RCML, CCML, SAT, ELR and JoCoR on images with several labels, as typed."""
+"""RCML, CCML and JoCoR on images with several labels, as typed."""
 
 import dataclasses
 import json
@@ -26,8 +26,6 @@ MOSAIC = [
 METHODS = {
     "rcml": ["method=rcml", "method.swap_start=0.9", "method.swap_end=0.5"],
     "ccml": ["method=ccml", "method.flip_bound=0.5", "method.flip_share=0.5"],
-    "rcml-elr": ["method=rcml", "loss=multilabel_elr", "loss.reduction=mean"],
-    "sat": ["method=multilabel", "loss=multilabel_sat", "loss.warmup_epochs=1"],
     "jocor": ["method=jocor_multilabel", "method.tau=0.1", "method.gradual_epochs=2"],
 }
 
@@ -91,14 +89,9 @@ def test_true_labels_change_no_weight(shell, name, monkeypatch):
     [
         (["method=rcml", "loss=triplet"], "RCML trains with a loss on several labels per image"),
         (["method=rcml", "method.feature_layer=block2"], "it has block1"),
-        (["method=rcml", "method.bandwidth=mean"], "use median or a number"),
         (["method=rcml", "selector=prism_avg"], "RCML asks no selector"),
         (["method=rcml", "dataset=digits", "noise=none"], "RCML learns from several labels"),
         (["method=jocor_multilabel", "loss=bce"], "brings a loss of its own"),
-        (
-            ["method=multilabel", "loss=multilabel_sat", "loss.warmup_epochs=3"],
-            "is a plain loss for 3 epochs, and the run has 3",
-        ),
         (
             ["method=rcml", "loss=multilabel_sat", "loss.warmup_epochs=3"],
             "is a plain loss for 3 epochs, and the run has 3",
