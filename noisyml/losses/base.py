@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from noisyml.errors import UserError
+
 if TYPE_CHECKING:
     from noisyml.similarity.memory_bank import MemoryBank
 
@@ -30,6 +32,18 @@ class ScoreLoss(Loss):
     def warmup_epochs(self) -> int:
         """First epochs in which the loss is still a plain one."""
         return 0
+
+    def check_length(self, epochs: int | None) -> None:
+        """Refuse a run of `epochs` in which the warm-up would never end.
+
+        Raises:
+            UserError: such a run.
+        """
+        if epochs is not None and 0 < epochs <= self.warmup_epochs:
+            raise UserError(
+                f"{type(self).__name__} is a plain loss for {self.warmup_epochs} epochs, and the "
+                f"run has {epochs}: shorten that (see conf/loss) or raise trainer.max_epochs."
+            )
 
     def wants_predictions(self, epoch: int) -> bool:
         """True if `epoch` (from 0) must begin with `learn`."""

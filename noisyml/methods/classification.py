@@ -179,13 +179,7 @@ class Classification(Method):
 
     def on_fit_start(self) -> None:
         """Refuse a warm-up of the loss that never ends."""
-        epochs = self.trainer.max_epochs
-        if epochs is not None and 0 < epochs <= self.loss.warmup_epochs:
-            raise UserError(
-                f"{type(self.loss).__name__} is a plain loss for {self.loss.warmup_epochs} epochs, "
-                f"and the run has {epochs}: shorten that (see conf/loss) or raise "
-                f"trainer.max_epochs."
-            )
+        self.loss.check_length(self.trainer.max_epochs)
 
     def on_train_epoch_start(self) -> None:
         """Let the loss see the predictions for all training samples where it asks for them."""

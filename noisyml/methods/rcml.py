@@ -210,6 +210,17 @@ class RCML(MultiLabelTwoNetworks):
         self.flip_share = flip_share
         self.flipped_ranking = flipped_ranking
 
+    def on_fit_start(self) -> None:
+        """Refuse a warm-up of the loss, or of the method, that never ends."""
+        super().on_fit_start()
+        epochs = self.trainer.max_epochs
+        self.loss.check_length(epochs)
+        if epochs is not None and 0 < epochs <= self.warmup_epochs:
+            raise UserError(
+                f"method.warmup_epochs={self.warmup_epochs} trusts everything for the whole run of "
+                f"{epochs} epochs: lower it, or raise trainer.max_epochs."
+            )
+
     # -- the step ----------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:

@@ -75,6 +75,8 @@ _OTHER_LABELS = {
     "selection/precision": "precision",
     "selection/recall": "recall",
     "selection/recall_min_class": "recall, worst class",
+    "selection/excluded_precision": "left out: truly wrong",
+    "selection/suspected_precision": "left out: right suspect",
     "selection/auroc": "AUROC",
     "time/step_seconds": "s / step",
     "time/train_seconds": "training s",

@@ -10,7 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from noisyml.metrics.label_trust import auroc, class_selection, selection_metrics
+from noisyml.metrics.label_trust import (
+    auroc,
+    class_selection,
+    selection_metrics,
+    suspicion_precision,
+)
 
 
 def test_a_small_case_by_hand() -> None:
@@ -22,6 +27,7 @@ def test_a_small_case_by_hand() -> None:
     assert found["kept"] == 3 / 5
     assert found["precision"] == 2 / 3
     assert found["recall"] == 2 / 3
+    assert found["excluded_precision"] == 1 / 2
     # Six (clean, wrong) pairs, one of them tied.
     assert found["auroc"] == pytest.approx(5.5 / 6)
 
@@ -56,6 +62,7 @@ def test_undefined_shares_are_nan() -> None:
     )
     assert all_wrong["precision"] == 0
     assert math.isnan(all_wrong["recall"])
+    assert math.isnan(all_wrong["excluded_precision"])
     assert math.isnan(all_wrong["auroc"])
 
 
@@ -84,3 +91,11 @@ def test_shapes_must_match() -> None:
         selection_metrics(torch.ones(3), torch.ones(2), torch.ones(3))
     with pytest.raises(ValueError, match=r"must both be \[N\]"):
         auroc(torch.ones(3), torch.ones(2))
+
+
+def test_a_suspect_is_right_if_its_entry_is_wrong() -> None:
+    keep = torch.tensor([True, False, False, False])
+    suspected = torch.tensor([0, 1, 0, 1])
+    wrong = torch.tensor([[True, False], [False, True], [False, True], [True, True]])
+    assert suspicion_precision(keep, suspected, wrong) == pytest.approx(2 / 3)
+    assert math.isnan(suspicion_precision(torch.ones_like(keep), suspected, wrong))
