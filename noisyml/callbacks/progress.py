@@ -8,6 +8,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -91,7 +92,7 @@ class LiveProgress(ProgressBar):
         self._last_line = self._began
         if self.console.is_terminal:
             self._bar = bar("steps", self.console)
-            self._task = self._bar.add_task(self.title, total=total, note="")
+            self._task = self._bar.add_task(escape(self.title), total=total, note="")
             self._bar.start()
             self._bar.update(self._task, completed=trainer.global_step)
 
@@ -147,6 +148,7 @@ class LiveProgress(ProgressBar):
             f"{self.title}  step {trainer.global_step}/{total}  {rate:,.0f} steps/s  "
             f"{left:.0f} s left  {self._note(trainer)}",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
 
