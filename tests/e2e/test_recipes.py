@@ -4,7 +4,7 @@ from pathlib import Path
 
 import yaml
 
-RECIPES = sorted(file.stem for file in Path("conf/recipe").glob("*.yaml"))
+RECIPES = sorted(file.stem for file in (Path(__file__).parents[2] / "conf/recipe").glob("*.yaml"))
 
 
 #: Needs a network that tells classes apart, or a matrix that is given.
