@@ -12,11 +12,10 @@ Layout of ``outputs/<verb>/<name>/<timestamp or sweep number>/``:
 ``noise.parquet``        the noise manifest of the training split
 ``selection.parquet``    ``index, p_clean, kept, epoch``: every judgement of the selector
 ``suspects.csv``         judged samples with label and mean p_clean, the least trusted first
-``selection_by_class.csv``  last ``selection/*`` of each class, where entries were judged
+``selection_by_class.csv``  kept, precision and recall of each class in the last epoch
 ``broken_images.csv``    images that could not be decoded and were left out, if there were any
 ``embedding_map.parquet``  ``x, y, label, label_name``: two principal axes of the test embeddings
 ``thumbnails.npz``       images of the least trusted training samples (see `Thumbnails` in reports)
-``selection_classes.csv``  samples, kept, precision and recall of each class in the last epoch
 ``class_maps.npz``       where a classifier looks in training samples (see `ClassMaps` in reports)
 ``checkpoints/``         ``last.ckpt``, ``best.ckpt`` and perhaps ``epoch_NNNN.ckpt``
 ``embeddings/SPLIT/``    rows of ``noisyml embed``, see `noisyml.embeddings`
@@ -91,7 +90,7 @@ class RunFolder:
 
     @property
     def selection_by_class_file(self) -> Path:
-        """How well each class's entries were judged (CSV)."""
+        """How the selector treated each class in the last epoch (CSV)."""
         return self.path / "selection_by_class.csv"
 
     @property
@@ -118,11 +117,6 @@ class RunFolder:
     def selection_file(self) -> Path:
         """The selector's judgements (Parquet)."""
         return self.path / "selection.parquet"
-
-    @property
-    def selection_classes_file(self) -> Path:
-        """How the selector treated each class in the last epoch (CSV)."""
-        return self.path / "selection_classes.csv"
 
     @property
     def embedding_map_file(self) -> Path:

@@ -38,9 +38,6 @@ def describe_run(method: Method, data: DataModule, folder: RunFolder) -> None:
     class_map_samples(method, data, folder.selection_file, folder.class_maps_file)
     if folder.selection_file.is_file():
         least_trusted(data, folder.selection_file, folder.thumbnails_file)
-        if data.label_kind == "single":
-            classes = class_table(data, folder.selection_file)
-            classes.to_csv(folder.selection_classes_file, index=False, float_format="%.6g")
         table = suspects(data, folder.selection_file)
         if len(table):
             table.to_csv(folder.suspects_file, index=False, float_format="%.6g")
@@ -193,28 +190,6 @@ def _thumbnail(images: ImageSource, index: int) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def class_table(data: DataModule, selection_file: Path) -> pd.DataFrame:
-    """How the selector treated each observed class in the last epoch; shows classes that died out.
-
-    Returns:
-        Columns ``label`` (by name), ``samples`` and ``kept`` (their share); ``precision`` and
-        ``recall`` where true labels are known.
-    """
-    judged = pd.read_parquet(selection_file, columns=["index", "kept", "epoch"])
-    judged = judged[judged["epoch"] == judged["epoch"].max()]
-    manifest, index = data.manifest, judged["index"].to_numpy()
-    found = class_selection(
-        torch.from_numpy(judged["kept"].to_numpy(copy=True)),
-        torch.from_numpy(manifest.changed[index]),
-        torch.from_numpy(manifest.observed[index]),
-        data.num_classes,
-    )
-    columns = list(found) if manifest.truth_known else ["samples", "kept"]
-    return pd.DataFrame(
-        {"label": data.class_names, **{name: found[name].numpy() for name in columns}}
-    )
-
-
 def suspects(data: DataModule, selection_file: Path) -> pd.DataFrame:
     """Every judged training sample, the least trusted first.
 
@@ -240,15 +215,25 @@ def suspects(data: DataModule, selection_file: Path) -> pd.DataFrame:
 
 
 def trust_by_class(data: DataModule, selection_file: Path) -> pd.DataFrame:
-    """How well the entries of each class were told apart in the last epoch.
+    """How the selector treated each class in the last epoch; shows classes that died out.
 
     Returns:
-        Columns ``label, kept, precision, recall, auroc``; empty where samples were judged or the
-        truth is unknown.
+        Columns ``label`` (by name) and ``kept`` (share), and where true labels are known
+        ``precision`` and ``recall``; of samples of one label also ``samples``, of entries also
+        ``auroc``. Empty where whole samples of several labels were judged.
     """
     index, kept, p_clean = _last_epoch(selection_file)
-    if kept.ndim == 1 or not data.manifest.truth_known:
+    manifest = data.manifest
+    wrong = torch.from_numpy(manifest.changed[index])
+    keep = torch.from_numpy(np.array(kept))
+    if keep.ndim == 2:
+        found = selection_by_class(keep, torch.from_numpy(np.array(p_clean)), wrong)
+    elif manifest.kind == "single":
+        observed = torch.from_numpy(manifest.observed[index])
+        shares = class_selection(keep, wrong, observed, data.num_classes)
+        found = {name: values.tolist() for name, values in shares.items()}
+    else:
         return pd.DataFrame()
-    arrays = (kept, p_clean, data.manifest.changed[index])
-    scores = selection_by_class(*(torch.from_numpy(np.array(array)) for array in arrays))
-    return pd.DataFrame({"label": data.class_names, **scores})
+    known = {"samples", "kept"} if not manifest.truth_known else found.keys()
+    columns = {name: values for name, values in found.items() if name in known}
+    return pd.DataFrame({"label": data.class_names, **columns})

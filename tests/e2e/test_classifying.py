@@ -70,7 +70,7 @@ def test_bare_tells_how_it_treats_each_class(shell):
     measured = metrics(run)
     assert measured["test/accuracy"] > 0.6
     assert measured["selection/precision"] > 0.8
-    classes = pd.read_csv(run / "selection_classes.csv", dtype={"label": str})
+    classes = pd.read_csv(run / "selection_by_class.csv", dtype={"label": str})
     assert classes["label"].tolist() == [str(digit) for digit in range(10)]
     assert classes["recall"].min() == pytest.approx(measured["selection/recall_min_class"], 1e-5)
     judged = pd.read_parquet(run / "selection.parquet")
