@@ -1,0 +1,62 @@
+"""Two gloo processes learn wrong labels, one or several an image, exactly as one process does."""
+
+import pytest
+from equality import assert_equal, one_and_two
+
+SEVERAL = {"dataset": "mosaic", "noise": "multilabel_mixed"}
+MOSAIC = {"backbone": {"image_size": [8, 24]}, "dataset": {"num_train": 320, "num_test": 100}}
+
+#: Recipe to (parts, settings, steps per epoch), see `one_and_two`.
+RECIPES = {
+    "co_teaching_plus": (
+        {"method": "co_teaching_plus"},
+        {"method": {"num_gradual": 1, "warmup_epochs": 1, "predict": "best"}},
+        5,
+    ),
+    "jocor": ({"method": "jocor"}, {"method": {"num_gradual": 1}}, 5),
+    "bare-elr": ({"method": "bare", "loss": "elr"}, {}, 5),
+    "curriculum-sat": (
+        {"method": "classification", "selector": "curriculum", "loss": "sat"},
+        {"selector": {"warmup_epochs": 1}, "loss": {"warmup_epochs": 0}},
+        5,
+    ),
+    "cdr-forward": (
+        {"method": "cdr", "loss": "forward_correction", "selector": "bare"},
+        {"loss": {"estimation_epoch": 1}},
+        5,
+    ),
+    # Two memories, and corrections in the second epoch.
+    "ccml-elr": (
+        {"method": "ccml", "loss": "multilabel_elr", **SEVERAL},
+        {"method": {"flip_bound": 0.5, "flip_share": 0.5}, **MOSAIC},
+        5,
+    ),
+    "multilabel-sat": (
+        {"method": "multilabel", "loss": "multilabel_sat", **SEVERAL},
+        {"loss": {"warmup_epochs": 1}, **MOSAIC},
+        5,
+    ),
+    "jocor_multilabel": (
+        {"method": "jocor_multilabel", **SEVERAL},
+        {"method": {"gradual_epochs": 1, "tau": 0.2}, **MOSAIC},
+        5,
+    ),
+    "eac": (
+        {"method": "eac", "selector": "prism_proxy", "backbone": "small_cnn"},
+        # Batch norm would see half a batch on each rank.
+        {"backbone": {"widths": [8, 16], "halve_after": [1], "frozen_batchnorm": True}},
+        5,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def sweeps(tmp_path_factory):
+    """Run folders of all recipes by one process and by two ranks."""
+    return one_and_two(RECIPES, tmp_path_factory.mktemp("ddp"))
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_two_processes_equal_one(sweeps, recipe):
+    assert_equal(*sweeps[recipe], RECIPES[recipe])
