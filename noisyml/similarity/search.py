@@ -442,6 +442,7 @@ def _collect(
     for panel, column in zip(panels, met, strict=True):
         right = product.prepare("right", task.gallery.panel(panel), panel)
         if coarse_scan is not None:
+            fine_scan.release()
             coarse_scan.open(right)
         for part in column:
             left = product.prepare("left", task.queries.block(part.start, part.stop), part)
@@ -481,13 +482,14 @@ class _FineScan:
         self, task: Task, blocks: Blocks, product: Float32Filter, shortlist: Shortlist
     ) -> None:
         self._task, self._shortlist = task, shortlist
-        self._buffer = torch.empty(
-            blocks.query * blocks.gallery, dtype=torch.float32, device=task.queries.device
-        )
+        self._size = blocks.query * blocks.gallery
+        self._buffer: Tensor | None = None
 
     def scan(self, cell: _Cell) -> None:
         """Offer the candidates of a cell to the shortlist."""
         shape = (len(cell.left), len(cell.right))
+        if self._buffer is None:
+            self._buffer = cell.left.new_empty(self._size)
         tile = self._buffer[: shape[0] * shape[1]].view(shape)
         torch.mm(cell.left, cell.right.T, out=tile)
         _strike_out(self._task, tile, cell)
@@ -496,6 +498,10 @@ class _FineScan:
             start = self._task.own.start + cell.queries.start
             partners = _partners(self._task, cell)
             self._offer(tile[:, cell.served :], "columns", partners, start)
+
+    def release(self) -> None:
+        """Give the tile's memory back until the next scan."""
+        self._buffer = None
 
     def _offer(
         self, scores: Tensor, side: Literal["rows", "columns"], queries: slice, start: int
