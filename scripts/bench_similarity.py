@@ -142,7 +142,7 @@ def peak_bytes(name: str, file: Path, arguments: argparse.Namespace) -> int:
     """Peak memory beyond the embeddings of one contender, in a process of its own but for smoke."""
     k, threads, device = arguments.k, arguments.threads, arguments.device
     if arguments.smoke:
-        return peak_of_this_process(name, file, k, device)
+        return peak_of_this_process(name, file, k, device, (arguments.n, arguments.dim))
     command = [sys.executable, __file__, "--contender", name, "--embeddings", str(file)]
     command += ["--k", str(k), "--threads", str(threads), "--device", device]
     done = subprocess.run(
@@ -158,9 +158,11 @@ def environment(threads: int) -> dict[str, str]:
     return {**os.environ, **waiting, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
 
 
-def peak_of_this_process(name: str, file: Path, k: int, device: str) -> int:
+def peak_of_this_process(
+    name: str, file: Path, k: int, device: str, warm_up: tuple[int, int] = WARM_UP
+) -> int:
     x = torch.from_numpy(np.load(file, allow_pickle=False)).to(device)
-    CONTENDERS[name](torch.randn(WARM_UP, device=device), k)
+    CONTENDERS[name](torch.randn(warm_up, device=device), k)
     if x.device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

@@ -365,9 +365,10 @@ def find(task: Task, blocks: Blocks, progress: Callable[[int, int], None] | None
     )
     coarse = _coarse_filter(task, product) if task.fast else None
     _collect(task, blocks, product, coarse, shortlist, progress)
-    shortlist.compact()
-    scores, index = _judged(task, blocks, shortlist)
-    _settle(task, blocks, shortlist.lost.nonzero().flatten(), scores, index)
+    index, lost = shortlist.numbers(), shortlist.lost
+    del shortlist  # most of what is kept per query; scores that decide are computed anew
+    scores, index = _judged(task, blocks, index)
+    _settle(task, blocks, lost.nonzero().flatten(), scores, index)
 
     double = torch.float64 in (task.queries.dtype, task.gallery.dtype)
     missing = (0, max(0, task.k - index.shape[1]))
@@ -628,14 +629,11 @@ def _strike_out(task: Task, scores: Tensor, cell: _Cell) -> None:
         scores[rows, excluded[rows, slots] - start] = -torch.inf
 
 
-def _judged(task: Task, blocks: Blocks, shortlist: Shortlist) -> tuple[Tensor, Tensor]:
-    """Inner scores float64 [Nq, W] and gallery numbers int64 [Nq, W] of the shortlist, in order.
+def _judged(task: Task, blocks: Blocks, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Inner scores float64 and gallery numbers of the candidates `index` int64 [Nq, W], in order.
 
     Where float64 cannot decide the order, or the float32 nearest to a score, stands the exact one.
     """
-    kept = (shortlist.index >= 0) & ~shortlist.lost[:, None]
-    width = max(shortlist.k, int(kept.sum(1).max()) if len(kept) else 0)
-    index = torch.where(kept, shortlist.index, -1)[:, :width].to(torch.int64)
     scores = torch.full(index.shape, -torch.inf, dtype=torch.float64, device=index.device)
     _score(task, blocks, index, scores)
     for part in stretches(len(index), _QUERIES_AT_ONCE):
