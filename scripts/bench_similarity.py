@@ -21,6 +21,7 @@ Rows of the table, chosen by --row:
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import platform
@@ -45,6 +46,9 @@ TOLERANCE = 2e-6
 PLAIN_BLOCK = 1024
 #: Rows and columns of the products whose speed is the ceiling.
 CEILING_SIDE = 16_384
+#: Rows and dimensions that the search warms up with before its memory is measured: enough for all
+#: libraries that it uses to be loaded.
+WARM_UP = (8_000, 512)
 
 Found = tuple[Tensor, Tensor]
 Contender = Callable[[Tensor, int], Found]
@@ -138,7 +142,7 @@ def peak_bytes(name: str, file: Path, arguments: argparse.Namespace) -> int:
     """Peak memory beyond the embeddings of one contender, in a process of its own but for smoke."""
     k, threads, device = arguments.k, arguments.threads, arguments.device
     if arguments.smoke:
-        return peak_of_this_process(name, file, k, device)
+        return peak_of_this_process(name, file, k, device, (arguments.n, arguments.dim))
     command = [sys.executable, __file__, "--contender", name, "--embeddings", str(file)]
     command += ["--k", str(k), "--threads", str(threads), "--device", device]
     done = subprocess.run(
@@ -154,15 +158,19 @@ def environment(threads: int) -> dict[str, str]:
     return {**os.environ, **waiting, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
 
 
-def peak_of_this_process(name: str, file: Path, k: int, device: str) -> int:
+def peak_of_this_process(
+    name: str, file: Path, k: int, device: str, warm_up: tuple[int, int] = WARM_UP
+) -> int:
     x = torch.from_numpy(np.load(file, allow_pickle=False)).to(device)
-    CONTENDERS[name](x[:1000], k)
+    CONTENDERS[name](torch.randn(warm_up, device=device), k)
     if x.device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         CONTENDERS[name](x, k)
         return torch.cuda.max_memory_allocated() - before
-    # The peak so far belongs to imports and to the warm-up.
+    # What is free but still ours would hide a part of the peak, and the peak so far belongs to
+    # imports and to the warm-up.
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     resident = kibibytes("VmRSS")
     CONTENDERS[name](x, k)

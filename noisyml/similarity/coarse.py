@@ -35,6 +35,8 @@ _LEFT_ZERO = 64
 _SPARE = 4
 #: Clipping points of 7 and 8 bits, in standard deviations, that lose least of normal coordinates.
 _LEFT_CLIP, _RIGHT_CLIP = 3.9, 4.3
+#: Rows that are rounded at once.
+_ROWS_AT_ONCE = 1024
 #: Rows of the trial that decides about the coarse product, and shares of D that it tries.
 TRIAL_QUERIES, TRIAL_GALLERY = 512, 2048
 _SHARES = (0.75, 0.5, 0.375, 0.25, 0.125)
@@ -67,6 +69,21 @@ class CoarseRows:
     cut: Tensor
     missing: Tensor
     halves: Tensor | None
+
+    @classmethod
+    def joined(cls, parts: list[CoarseRows]) -> CoarseRows:
+        """The rows of all parts in order."""
+        if len(parts) == 1:
+            return parts[0]
+        halves = [part.halves for part in parts if part.halves is not None]
+        return cls(
+            torch.cat([part.rows for part in parts]),
+            torch.cat([part.norms for part in parts]),
+            torch.cat([part.rounding for part in parts]),
+            torch.cat([part.cut for part in parts]),
+            torch.cat([part.missing for part in parts]),
+            torch.cat(halves) if halves else None,
+        )
 
     def __getitem__(self, part: slice) -> CoarseRows:
         return CoarseRows(
@@ -120,6 +137,12 @@ class CoarseFilter:
 
     def rounded(self, role: Literal["left", "right"], prepared: Tensor) -> CoarseRows:
         """Rows [n, width] as the float32 filter prepares them, padding included."""
+        # A stretch at a time: there are several float32 copies of it on the way.
+        return CoarseRows.joined(
+            [self._rounded(role, part) for part in prepared.split(_ROWS_AT_ONCE)]
+        )
+
+    def _rounded(self, role: Literal["left", "right"], prepared: Tensor) -> CoarseRows:
         whole = prepared[:, : self._dim]
         norms = torch.linalg.vector_norm(whole, dim=1) * (1 + self._norm_error)
         turned = whole @ self.basis.T

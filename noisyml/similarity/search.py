@@ -365,9 +365,10 @@ def find(task: Task, blocks: Blocks, progress: Callable[[int, int], None] | None
     )
     coarse = _coarse_filter(task, product) if task.fast else None
     _collect(task, blocks, product, coarse, shortlist, progress)
-    shortlist.compact()
-    scores, index = _judged(task, blocks, shortlist)
-    _settle(task, blocks, shortlist.lost.nonzero().flatten(), scores, index)
+    index, lost = shortlist.numbers(), shortlist.lost
+    del shortlist  # most of what is kept per query; scores that decide are computed anew
+    scores, index = _judged(task, blocks, index)
+    _settle(task, blocks, lost.nonzero().flatten(), scores, index)
 
     double = torch.float64 in (task.queries.dtype, task.gallery.dtype)
     missing = (0, max(0, task.k - index.shape[1]))
@@ -442,6 +443,7 @@ def _collect(
     for panel, column in zip(panels, met, strict=True):
         right = product.prepare("right", task.gallery.panel(panel), panel)
         if coarse_scan is not None:
+            fine_scan.release()
             coarse_scan.open(right)
         for part in column:
             left = product.prepare("left", task.queries.block(part.start, part.stop), part)
@@ -481,13 +483,14 @@ class _FineScan:
         self, task: Task, blocks: Blocks, product: Float32Filter, shortlist: Shortlist
     ) -> None:
         self._task, self._shortlist = task, shortlist
-        self._buffer = torch.empty(
-            blocks.query * blocks.gallery, dtype=torch.float32, device=task.queries.device
-        )
+        self._size = blocks.query * blocks.gallery
+        self._buffer: Tensor | None = None
 
     def scan(self, cell: _Cell) -> None:
         """Offer the candidates of a cell to the shortlist."""
         shape = (len(cell.left), len(cell.right))
+        if self._buffer is None:
+            self._buffer = cell.left.new_empty(self._size)
         tile = self._buffer[: shape[0] * shape[1]].view(shape)
         torch.mm(cell.left, cell.right.T, out=tile)
         _strike_out(self._task, tile, cell)
@@ -496,6 +499,10 @@ class _FineScan:
             start = self._task.own.start + cell.queries.start
             partners = _partners(self._task, cell)
             self._offer(tile[:, cell.served :], "columns", partners, start)
+
+    def release(self) -> None:
+        """Give the tile's memory back until the next scan."""
+        self._buffer = None
 
     def _offer(
         self, scores: Tensor, side: Literal["rows", "columns"], queries: slice, start: int
@@ -622,14 +629,11 @@ def _strike_out(task: Task, scores: Tensor, cell: _Cell) -> None:
         scores[rows, excluded[rows, slots] - start] = -torch.inf
 
 
-def _judged(task: Task, blocks: Blocks, shortlist: Shortlist) -> tuple[Tensor, Tensor]:
-    """Inner scores float64 [Nq, W] and gallery numbers int64 [Nq, W] of the shortlist, in order.
+def _judged(task: Task, blocks: Blocks, index: Tensor) -> tuple[Tensor, Tensor]:
+    """Inner scores float64 and gallery numbers of the candidates `index` int64 [Nq, W], in order.
 
     Where float64 cannot decide the order, or the float32 nearest to a score, stands the exact one.
     """
-    kept = (shortlist.index >= 0) & ~shortlist.lost[:, None]
-    width = max(shortlist.k, int(kept.sum(1).max()) if len(kept) else 0)
-    index = torch.where(kept, shortlist.index, -1)[:, :width].to(torch.int64)
     scores = torch.full(index.shape, -torch.inf, dtype=torch.float64, device=index.device)
     _score(task, blocks, index, scores)
     for part in stretches(len(index), _QUERIES_AT_ONCE):

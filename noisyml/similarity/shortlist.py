@@ -103,6 +103,15 @@ class Shortlist:
         self._enter()
         self._compact(torch.arange(len(self.scores), device=self.scores.device))
 
+    def numbers(self) -> Tensor:
+        """The candidates' gallery numbers, int64 [N, W]: no wider than the longest list, at least k
+        wide; -1 in free slots and for lost queries."""
+        self.compact()
+        kept = self.index >= 0
+        kept &= ~self.lost[:, None]
+        width = max(self.k, int(kept.sum(1).max()) if len(kept) else 0)
+        return torch.where(kept[:, :width], self.index[:, :width], -1).to(torch.int64)
+
     def _patience(self) -> int:
         """Candidates that may come before a threshold is raised: few enough to keep it sharp."""
         return max(4, self.k // 2)
