@@ -11,6 +11,7 @@ from typing import Any
 from hydra.utils import get_class, get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from noisyml.data.base import Split
 from noisyml.data.datamodule import DataModule
 from noisyml.data.transforms import ViewMaker
 from noisyml.errors import UserError
@@ -98,6 +99,8 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
     data.prepare_labels(backbone if backbone.frozen else None)
     check_labels(config, data, evaluator)
     check_classes(data, evaluator)
+    if training:
+        check_trusted(config, data)
     evaluator.class_names = data.class_names
     if backbone.frozen:
         data.use_features_of(backbone)
@@ -264,14 +267,53 @@ def check_classes(data: DataModule, evaluator: Evaluator) -> None:
         split = data.splits.get(name)
         if split is None:
             continue
-        if (
-            list(split.class_names) != list(train.class_names)
-            or not (split.class_counts[train.class_counts > 0] > 0).any()
-        ):
+        if not _same_classes(train, split):
             raise UserError(
                 f"The {name} split has other classes than training, which no classifier can name: "
                 f"use dataset.split=closed_set if the data set has it, or evaluator=retrieval."
             )
+
+
+def _same_classes(train: Split, split: Split) -> bool:
+    """True if a split has the classes of training, or some of them under the same numbers."""
+    same_names = list(split.class_names) == list(train.class_names)
+    return same_names and bool((split.class_counts[train.class_counts > 0] > 0).any())
+
+
+def check_trusted(config: DictConfig, data: DataModule) -> None:
+    """Refuse to learn from validation labels that are not trusted, or to choose a model by them.
+
+    Raises:
+        UserError: a method that learns from the validation split, and no such split that is clean
+            and of the same classes, or a choice of models on it.
+    """
+    method: type[Method] = get_class(str(config.method["_target_"]))
+    if not method.trains_on_val:
+        return
+    name = method.__name__
+    if not data.dataset.clean_val or "val" not in data.splits:
+        raise UserError(
+            f"{name} learns from trusted labels, and {type(data.dataset).__name__} brings no clean "
+            f"validation split: use a data set that does (dataset=clothing1m, or dataset=glyphs "
+            f"dataset.split=closed_set), or another method=..."
+        )
+    if data.noisy_val:
+        raise UserError(
+            f"{name} learns from trusted labels, and data.noisy_val=true makes those of the "
+            f"validation split noisy: leave it at auto."
+        )
+    if data.manifest.class_source is not None or not _same_classes(
+        data.splits["train"], data.splits["val"]
+    ):
+        raise UserError(
+            f"{name} learns from the validation split, whose classes are not those of training: "
+            f"use dataset.split=closed_set if the data set has it, and noise that keeps classes."
+        )
+    if "best" in config.model_choice:
+        raise UserError(
+            f"{name} learns from the validation split, so that no model can be chosen by it: "
+            f"leave best out of model_choice, e.g. model_choice=[last]."
+        )
 
 
 def check_model_choice(config: DictConfig) -> None:

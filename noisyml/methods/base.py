@@ -59,6 +59,8 @@ class Method(LightningModule):
     gives: ClassVar[frozenset[str]] = frozenset({"embeddings"})
     #: Which labels it learns from.
     label_kind: ClassVar[LabelKind] = "single"
+    #: True if it also learns from the validation split, whose labels must be official and clean.
+    trains_on_val: ClassVar[bool] = False
 
     def __init__(
         self,
