@@ -105,7 +105,6 @@ class MetaLearning(Classification):
         Raises:
             UserError: fewer of them than a step draws, or a layer that couples processes.
         """
-        super().on_fit_start()
         synchronised = (GlobalBatchNorm1d, nn.SyncBatchNorm)
         if distributed.is_distributed() and any(
             isinstance(module, synchronised) for module in self.encoder.modules()
@@ -114,6 +113,7 @@ class MetaLearning(Classification):
                 f"{type(self).__name__} differentiates twice, which batch norm across processes "
                 f"does not allow: choose head=identity, or train in one process."
             )
+        super().on_fit_start()
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         everything = np.arange(len(data.splits["val"]))
         batches = list(data.predict_dataloader("val", everything))

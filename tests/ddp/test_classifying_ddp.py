@@ -5,6 +5,10 @@ from equality import assert_equal, one_and_two
 
 SEVERAL = {"dataset": "mosaic", "noise": "multilabel_mixed"}
 MOSAIC = {"backbone": {"image_size": [8, 24]}, "dataset": {"num_train": 320, "num_test": 100}}
+GLYPHS = {
+    "backbone": {"image_size": 32},
+    "dataset": {"split": "closed_set", "num_train_classes": 20, "min_faces": 16},
+}
 
 #: Recipe to (parts, settings, steps per epoch), see `one_and_two`.
 RECIPES = {
@@ -40,6 +44,17 @@ RECIPES = {
         {"method": "jocor_multilabel", **SEVERAL},
         {"method": {"gradual_epochs": 1, "tau": 0.2}, **MOSAIC},
         5,
+    ),
+    "meta_reweighting": (
+        {"method": "meta_reweighting", "dataset": "glyphs"},
+        {"method": {"trusted_batch_size": 16}, **GLYPHS},
+        3,
+    ),
+    "meta_weight_net": (
+        {"method": "meta_weight_net", "dataset": "glyphs"},
+        # Steps large enough to show how the virtual one is shared.
+        {"method": {"trusted_batch_size": 16, "virtual_lr": 0.1, "weight_lr": 0.1}, **GLYPHS},
+        3,
     ),
     "eac": (
         {"method": "eac", "selector": "prism_proxy", "backbone": "small_cnn"},

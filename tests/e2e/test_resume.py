@@ -27,6 +27,8 @@ MOSAIC = [
     "head=linear",
 ]
 CLUSTERS = ["pseudo_labels=kmeans", "pseudo_labels.num_clusters=16", "trainer.max_epochs=3"]
+GLYPHS = ["dataset=glyphs", "dataset.split=closed_set", "dataset.num_train_classes=20"]
+TRUSTED = [*GLYPHS, "dataset.min_faces=16", "backbone.image_size=32", "head=linear"]
 LAST_TWO = ["model_choice=[last,mean_last]", "mean_last_epochs=2"]
 
 
@@ -50,6 +52,8 @@ def timeless(run):
         (22, ["method=co_teaching_plus", "method.warmup_epochs=1", *TWO_NETWORKS]),
         # Targets per sample, and the weights after each of the last epochs.
         (29, ["method=bare", "head=linear", "loss=sat", "loss.warmup_epochs=0", *LAST_TWO]),
+        # A second network with momentum of its own, and samples drawn for each step.
+        (9, ["method=meta_weight_net", "method.trusted_batch_size=16", *TRUSTED]),
         # Two memories of targets, random exclusion, judgements of an epoch under way.
         (9, ["method=rcml", "method.ranking=random", "loss=multilabel_elr", *MOSAIC]),
     ],
@@ -60,6 +64,7 @@ def timeless(run):
         "proxynca_pp",
         "co_teaching_plus",
         "bare-sat",
+        "meta_weight_net",
         "rcml-elr",
     ],
 )
