@@ -10,6 +10,7 @@ import pytest
 from reference_vectors import OPENED, unused_vectors
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items):
     """Tests of several processes share one long fixture per file: a worker takes them together."""
     for item in items:

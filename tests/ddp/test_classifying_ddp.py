@@ -45,11 +45,6 @@ RECIPES = {
         {"method": {"gradual_epochs": 1, "tau": 0.2}, **MOSAIC},
         5,
     ),
-    "meta_reweighting": (
-        {"method": "meta_reweighting", "dataset": "glyphs"},
-        {"method": {"trusted_batch_size": 16}, **GLYPHS},
-        3,
-    ),
     "meta_weight_net": (
         {"method": "meta_weight_net", "dataset": "glyphs"},
         # Steps large enough to show how the virtual one is shared.

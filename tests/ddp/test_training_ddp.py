@@ -30,7 +30,7 @@ RECIPES = {
         {"method": {"start": 0.0, "update_every": 1}},
         5,
     ),
-    "proxynca_pp": (
+    "proxynca_pp-proxies": (
         {"method": "proxynca_pp", "selector": "prism_proxy"},
         {"sampler": {"samples_per_class": 8}},
         5,

@@ -43,7 +43,7 @@ def load(name):
         return {key: torch.from_numpy(np.asarray(archive[key])) for key in archive.files}
 
 
-def close(actual, expected, rtol=1e-9, atol=1e-11):
+def close(actual, expected, rtol=1e-9, atol=1e-10):
     torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
 
 

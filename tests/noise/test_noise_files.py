@@ -28,6 +28,7 @@ PRESETS = {
     "multilabel_additive": "multilabel_mixed",
     "multilabel_mixed": "multilabel_mixed",
     "multilabel_subtractive": "multilabel_mixed",
+    "symmetric_half": "symmetric",
 }
 GOLDEN = Path(__file__).parents[1] / "golden"
 
