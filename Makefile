@@ -25,7 +25,7 @@ demo-full: $(READY)  ## the same with 3 seeds, mean and standard deviation
 	$(BIN)/noisyml train -m experiment=demo name=demo-full seed=0,1,2
 
 test: $(READY)  ## the default tests, under 10 minutes on 2 cores
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: $(READY)  ## the claims on real data: full sweeps
 	$(BIN)/python -m pytest -m slow

@@ -10,14 +10,6 @@ import pytest
 from reference_vectors import OPENED, unused_vectors
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
-def pytest_collection_modifyitems(items):
-    """Tests of several processes share one long fixture per file: a worker takes them together."""
-    for item in items:
-        if item.path.parent.name == "ddp":
-            item.add_marker(pytest.mark.xdist_group(item.path.name))
-
-
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
     """A worker is done: what it opened counts for all."""
