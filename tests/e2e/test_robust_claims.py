@@ -22,6 +22,7 @@ NOISE = {
     "symmetric": ["noise=symmetric", "noise.rate=0.5,0.7"],
     "pair": ["noise=pair", "noise.rate=0.45"],
 }
+RATE = ["noise.rate"]
 LEARNERS = {
     "cross-entropy": ["method=classification"],
     "bare": ["method=bare"],
@@ -37,7 +38,7 @@ def test_bare_withstands_what_cross_entropy_learns_by_heart(shell):
             typed = [*method, *noise, *DIGITS, f"hydra.sweep.dir={folder}"]
             status, said = shell("train", "-m", *typed)
             assert status == 0, said
-            table = aggregate(load_runs([shell.folder / folder]), by=["noise.rate"])
+            table = aggregate(load_runs([shell.folder / folder], RATE), by=RATE)
             for (rate,), row in table.iterrows():
                 case = (learner, kind, float(rate))
                 last[case] = row["test/accuracy", "mean"]
