@@ -32,8 +32,10 @@ from noisyml.similarity.coarse import (
     TRIAL_QUERIES,
     CoarseFilter,
     CoarseRows,
+    Patience,
     chosen_filter,
 )
+from noisyml.similarity.kernels import Pairs
 from noisyml.similarity.rows import sampled_products
 from noisyml.similarity.search import spread_out
 from noisyml.similarity.tiles import GROUP, group_maxima, reaching
@@ -52,6 +54,8 @@ _LONG_RUN = 512
 _KEY_STRIDE = 8.0
 #: Standard deviations by which a count must exceed its cap to be extrapolated from a sample.
 _CAUTION = 3.0
+#: Pairs that are judged together, for each group of candidates that may be.
+_PAIRS_PER_HIT = 8
 #: With more groups of candidates per query than this, a few groups first raise the thresholds.
 _MANY_HITS = 2
 
@@ -336,6 +340,26 @@ def scan_tile(
             return
 
 
+def count_pairs(
+    pairs: Pairs,
+    block: QueryBlock,
+    first: int,
+    gallery_index: Tensor,
+    scores: PairScores,
+    hits_at_once: int,
+    seen: float = 1.0,
+) -> None:
+    """Count negatives that have been found one by one; args as of `scan_tile`."""
+    if not block.alive:
+        return
+    error = scores.filter_error(block.query_index, gallery_index)
+    for query, place, found in zip(
+        *(column.split(_PAIRS_PER_HIT * hits_at_once) for column in pairs), strict=True
+    ):
+        block.add(query + first, gallery_index[place], found, error, scores)
+    block.update_thresholds(seen)
+
+
 def _floor(block: QueryBlock, error: Tensor, queries: slice) -> Tensor:
     """Filter scores below this float32 [n] surely miss the threshold."""
     floor = block.threshold[queries] - error[queries] - block.score_error[queries]
@@ -481,6 +505,9 @@ class Ranking:
         self._query_order = order if self.symmetric else order[task.n_relevant[order] > 0]
         self._coarse = self._coarse_filter()
         self._rounded: dict[int, CoarseRows] = {}
+        self._pairwise = self._coarse is not None and self._coarse.number_format == "int7"
+        self._patience = Patience()
+        self._space: Tensor | None = None
         # Rounded gallery rows are kept if they fit.
         coarse_bytes = len(self._gallery_order) * (task.scores.filter.width + 32)
         self._keeps_rounded = coarse_bytes <= self._block_bytes
@@ -583,6 +610,22 @@ class Ranking:
         rows = self.task.scores.filtered("left", query_index)
         return rows, None if self._coarse is None else self._coarse.rounded("left", rows)
 
+    def _left_of_both(self, block: slice) -> tuple[Tensor, CoarseRows | None]:
+        """The same of queries that are gallery items at the same places of the walk."""
+        index = self._query_order[block]
+        if self._coarse is None or not self._pairwise or not self._keeps_rounded:
+            return self._left(index)
+        # Both sides are rounded alike.
+        rows = self.task.scores.filtered("left", index)
+        starts = range(0, len(rows), self._columns)
+        stretches = [rows[start : start + self._columns] for start in starts]
+        return rows, CoarseRows.joined(
+            [
+                self._coarse_right(self._coarse, stretch, block.start + start)
+                for stretch, start in zip(stretches, starts, strict=True)
+            ]
+        )
+
     def _coarse_right(self, coarse: CoarseFilter, columns: Tensor, start: int) -> CoarseRows:
         """The coarse filter's rows of the gallery's stretch that begins at place `start`."""
         if start in self._rounded:
@@ -592,6 +635,34 @@ class Ranking:
             self._rounded[start] = rounded
         return rounded
 
+    def _pairs(
+        self,
+        rows: Tensor,
+        rounded: CoarseRows | None,
+        query_index: Tensor,
+        gallery_index: Tensor,
+        start: int,
+        floors: tuple[Tensor, Tensor],
+    ) -> tuple[Pairs, Pairs] | None:
+        """What reaches the floors of rows and columns, found one by one without a tile of scores.
+
+        None if there are no compiled loops for it, or too many pairs: see `CoarseFilter.hits`.
+        """
+        if self._coarse is None or rounded is None or not self._pairwise:
+            return None
+        if not self._patience.ready():
+            return None
+        columns = self.task.scores.filtered("right", gallery_index)
+        found = self._coarse.hits(
+            rounded,
+            self._coarse_right(self._coarse, columns, start),
+            (rows, columns),
+            floors,
+            (self.task.query_class[query_index], self.task.gallery_class[gallery_index]),
+        )
+        self._patience.tell(found is not None)
+        return found
+
     def _tile(
         self,
         rows: Tensor,
@@ -599,16 +670,17 @@ class Ranking:
         query_index: Tensor,
         gallery_index: Tensor,
         start: int,
-        buffer: Tensor,
     ) -> Tile:
         """Filter scores of a padded block and of the stretch of the gallery that begins at place
         `start` of the walk; -inf where nothing is to be counted: relevant items and padding."""
         task = self.task
         columns = task.scores.filtered("right", gallery_index)
         coarse = None
-        if self._coarse is None or rounded is None:
+        if self._coarse is None or rounded is None or self._pairwise:
             shape = (len(rows), len(columns))
-            tile = torch.mm(rows, columns.T, out=buffer[: math.prod(shape)].view(shape))
+            if self._space is None or self._space.numel() < math.prod(shape):
+                self._space = rows.new_empty(max(math.prod(shape), self._edge * self._columns))
+            tile = torch.mm(rows, columns.T, out=self._space[: math.prod(shape)].view(shape))
         else:
             others = self._coarse_right(self._coarse, columns, start)
             tile = self._coarse.products(rounded, others, self._coarse.packed(others))
@@ -627,12 +699,8 @@ class Ranking:
             tile[top:bottom, side:end].masked_fill_(corner, -torch.inf)
         return Tile(tile, rows, columns, coarse)
 
-    def _buffer(self) -> Tensor:
-        size = self._edge * self._columns if self._coarse is None else 0
-        return torch.empty(size, device=self._gallery_order.device, dtype=torch.float32)
-
     def _symmetric_blocks(self) -> Iterator[QueryBlock]:
-        order, scores, buffer = self._query_order, self.task.scores, self._buffer()
+        order, scores = self._query_order, self.task.scores
         slices = self._query_slices()
         blocks = [self._open(order[part]) for part in slices]
         # Upper triangle, block by block; within a column block one narrow stretch after the other.
@@ -648,7 +716,7 @@ class Ranking:
             if not (first.alive or second.alive):
                 continue
             if i != held:
-                held, (held_rows, held_rounded) = i, self._left(first.query_index)
+                held, (held_rows, held_rounded) = i, self._left_of_both(slices[i])
             items = second.query_index[start : start + self._columns]
             # On the diagonal nothing below it, and the square upon it serves its rows alone.
             above = start if i == j else len(held_rows)
@@ -657,9 +725,25 @@ class Ranking:
             rows = held_rows[: len(queries) + -len(queries) % GROUP]
             rounded = held_rounded and held_rounded[: len(rows)]
             place = slices[j].start + start
-            tile = self._tile(rows, rounded, queries, items, place, buffer)
-            scan_tile(tile, "rows", first, 0, items, scores, self._hits_at_once)
             above = min(above, len(queries))
+            floors = (
+                _floor(first, scores.filter_error(first.query_index, items), slice(0, len(queries))),
+                _floor(
+                    second,
+                    scores.filter_error(second.query_index, queries),
+                    slice(start, start + len(items)),
+                ),
+            )
+            found = self._pairs(rows, rounded, queries, items, place, floors)
+            if found is not None:
+                by_left, by_right = found
+                if above < len(queries):
+                    by_right = Pairs(*(column[by_right.place < above] for column in by_right))
+                count_pairs(by_left, first, 0, items, scores, self._hits_at_once)
+                count_pairs(by_right, second, start, queries, scores, self._hits_at_once)
+                continue
+            tile = self._tile(rows, rounded, queries, items, place)
+            scan_tile(tile, "rows", first, 0, items, scores, self._hits_at_once)
             scan_tile(
                 tile.top(above + -above % GROUP),
                 "columns",
@@ -674,14 +758,13 @@ class Ranking:
             yield block
 
     def _query_blocks(self) -> Iterator[QueryBlock]:
-        buffer = self._buffer()
         slices = self._query_slices()
         order, bounds = self._gallery_walk(slices)
         place = _inverse(order)
         mine = [self._query_order[part] for part in slices[self._part :: self._parts]]
         again: list[Tensor] = []
         for query_index in mine:
-            block = self._walked(query_index, order, place, bounds, buffer, foresee=True)
+            block = self._walked(query_index, order, place, bounds, foresee=True)
             unsettled = block.unsettled()
             again.append(query_index[unsettled])
             # Nothing to report of these now; they come again in a block that is not foreseen.
@@ -690,7 +773,7 @@ class Ranking:
         wrong = torch.cat(again) if again else self._query_order[:0]
         for query_index in wrong.split(max(len(part) for part in mine) if mine else 1):
             if len(query_index):
-                yield self._walked(query_index, order, place, bounds, buffer, foresee=False)
+                yield self._walked(query_index, order, place, bounds, foresee=False)
 
     def _walked(
         self,
@@ -698,7 +781,6 @@ class Ranking:
         order: Tensor,
         place: Tensor,
         bounds: list[tuple[int, int]],
-        buffer: Tensor,
         foresee: bool,
     ) -> QueryBlock:
         """The block of queries that has met the whole gallery in the given order."""
@@ -711,10 +793,19 @@ class Ranking:
             if not block.alive:
                 break
             items = order[start:stop]
-            tile = self._tile(rows, rounded, query_index, items, start, buffer)
             here = (out_place >= start) & (out_place < stop)
-            tile.scores[out_row[here], out_place[here] - start] = -torch.inf
+            left_out = out_row[here], out_place[here] - start
             seen = stop / len(order) if foresee else 1.0
+            error = task.scores.filter_error(query_index, items)
+            floor = _floor(block, error, slice(0, len(query_index)))
+            nothing = torch.full_like(floor[:1], torch.inf).expand(len(items)).contiguous()
+            found = self._pairs(rows, rounded, query_index, items, start, (floor, nothing))
+            if found is not None:
+                pairs = _without(found[0], *left_out, len(items))
+                count_pairs(pairs, block, 0, items, task.scores, self._hits_at_once, seen)
+                continue
+            tile = self._tile(rows, rounded, query_index, items, start)
+            tile.scores[left_out] = -torch.inf
             scan_tile(tile, "rows", block, 0, items, task.scores, self._hits_at_once, seen)
         return block
 
@@ -743,6 +834,12 @@ class Ranking:
         pieces.extend(rest[first::count] for first in range(count))
         ends = [0, *itertools.accumulate(len(piece) for piece in pieces)]
         return order[torch.cat(pieces)], list(itertools.pairwise(ends))
+
+
+def _without(pairs: Pairs, rows: Tensor, places: Tensor, n: int) -> Pairs:
+    """The pairs, of a tile `n` wide, that are not among (rows, places) [j]."""
+    stays = ~torch.isin(pairs.query * n + pairs.place, rows * n + places)
+    return Pairs(*(column[stays] for column in pairs))
 
 
 def _inverse(permutation: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """A cheaper product with a proven error, to spare most float32 products of an exact search.
 
 Rows are rotated (inner products stay), cut to their first coordinates where the rest carries
-little, and rounded to 8-bit integers on a CPU or bfloat16 on CUDA. What each row loses by it is
+little, and rounded: on a CPU to integers of 7 bits, for compiled loops (`kernels`), or without these
+of 8 bits; on CUDA to bfloat16. What each row loses by it is
 *measured*: with z the kept coordinates of a row, r the cut ones and z' what z is rounded to,
 
     <q, g> <= <z'_q, z'_g> + |z_q - z'_q| |g| + |z'_q| |z_g - z'_g| + |r_q| |r_g|
@@ -10,12 +11,14 @@ by Cauchy and Schwarz. So a pair whose cheap score lies below a query's floor by
 out for certain; the others get a float32 score and go the way of all candidates. Neighbours and
 scores are therefore those of the plain search, to the bit.
 
-Left rows use 7 bits and right rows 8: sums of two products then fit into the 16 bits that
-processors without 8-bit dot products keep them in.
+Of 8-bit rows the left ones use 7: sums of two products then fit into the 16 bits that processors
+without 8-bit dot products keep them in. With 7 bits on both sides four products do, which is faster
+by more than the wider bounds cost.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Iterator
@@ -24,26 +27,32 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from noisyml.similarity import kernels
 from noisyml.similarity.tiles import Float32Filter, input_rounding
 
-Format = Literal["int8", "bfloat16"]
+Format = Literal["int7", "int8", "bfloat16"]
 
 _LEFT_LIMIT, _RIGHT_LIMIT = 63, 127
 _LEFT_ZERO = 64
 #: More coordinates for what rounding takes from the left rows.
 _SPARE = 4
 #: Clipping points of 7 and 8 bits, in standard deviations, that lose least of normal coordinates.
-_LEFT_CLIP, _RIGHT_CLIP = 3.9, 4.3
+_LEFT_CLIP, _RIGHT_CLIP = 3.65, 4.3
 #: Rows that are rounded at once.
 _ROWS_AT_ONCE = 1024
 #: Rows of the trial that decides about the coarse product, and shares of D that it tries.
 TRIAL_QUERIES, TRIAL_GALLERY = 512, 2048
 _SHARES = (0.75, 0.5, 0.375, 0.25, 0.125)
 #: What a candidate costs in multiply-adds of the coarse product.
-_CANDIDATE_COST = 50_000
+_CANDIDATE_COST: dict[Format, int] = {"int7": 20_000, "int8": 50_000, "bfloat16": 50_000}
 #: How many of them one float32 multiply-add takes.
-_FLOAT32_COST: dict[Format, float] = {"int8": 2.0, "bfloat16": 8.0}
+_FLOAT32_COST: dict[Format, float] = {"int7": 2.5, "int8": 2.0, "bfloat16": 8.0}
+#: Candidates may be this share of a tile of integer rows; float32 is cheaper beyond.
+_MOST_CANDIDATES = 1 / 16
+#: Integer scores and bars stay within it, so that sums of three fit into 32 bits.
+_LARGEST_SUM = 2**29
 #: Below this many multiply-adds no trial is worth its time.
 LEAST_WORK = 2**34
 #: Multiply-adds of the search per cube of D that pay for finding the principal axes.
@@ -55,11 +64,12 @@ class CoarseRows:
     """Rounded rows and what rounding and cutting took from them.
 
     Attributes:
-        rows: [n, d] uint8, int8 or bfloat16.
+        rows: [n, d] int8 (left ones of 8 bits uint8) or bfloat16.
         norms: [n] float32, at least the norms of the rows before.
         rounding: [n] float32, at least the norm of what rounding took.
         cut: [n] float32, at least the norm of what was cut off.
         missing: [n] float32, what rounding may take from a score and the cheap score does not add.
+        sums: [n] int32, sums of the whole numbers of 7-bit rows, else None.
         halves: [n] float32, halves of the squared norms (l2), or None.
     """
 
@@ -68,6 +78,7 @@ class CoarseRows:
     rounding: Tensor
     cut: Tensor
     missing: Tensor
+    sums: Tensor | None
     halves: Tensor | None
 
     @classmethod
@@ -75,25 +86,16 @@ class CoarseRows:
         """The rows of all parts in order."""
         if len(parts) == 1:
             return parts[0]
-        halves = [part.halves for part in parts if part.halves is not None]
-        return cls(
-            torch.cat([part.rows for part in parts]),
-            torch.cat([part.norms for part in parts]),
-            torch.cat([part.rounding for part in parts]),
-            torch.cat([part.cut for part in parts]),
-            torch.cat([part.missing for part in parts]),
-            torch.cat(halves) if halves else None,
-        )
+        columns = ([getattr(part, name) for part in parts] for name in cls._names())
+        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
 
     def __getitem__(self, part: slice) -> CoarseRows:
-        return CoarseRows(
-            self.rows[part],
-            self.norms[part],
-            self.rounding[part],
-            self.cut[part],
-            self.missing[part],
-            None if self.halves is None else self.halves[part],
-        )
+        columns = (getattr(self, name) for name in self._names())
+        return CoarseRows(*(None if column is None else column[part] for column in columns))
+
+    @classmethod
+    def _names(cls) -> list[str]:
+        return [field.name for field in dataclasses.fields(cls)]
 
 
 class CoarseFilter:
@@ -127,13 +129,16 @@ class CoarseFilter:
         self._turning = math.sqrt(len(basis)) * relative
         self._norm_error = (self._dim + 8) * 2.0**-24
         self._steps = {"left": 1.0, "right": 1.0}
+        self._limits = {"left": _LEFT_LIMIT, "right": _LEFT_LIMIT}
+        if number_format != "bfloat16":
+            self._steps = dict.fromkeys(self._steps, spread * _LEFT_CLIP / _LEFT_LIMIT)
         if number_format == "int8":
-            self._steps["left"] = spread * _LEFT_CLIP / _LEFT_LIMIT
+            self._limits["right"] = _RIGHT_LIMIT
             self._steps["right"] = spread * _RIGHT_CLIP / _RIGHT_LIMIT
         self.unit = self._steps["left"] * self._steps["right"]
-        # Of the sums: int8 ones are exact up to 2^24 and rounded to float32 beyond, bfloat16 ones
-        # are summed in float32 and rounded to bfloat16.
-        self._summing = 2.0**-20 if number_format == "int8" else 1.01 * 2.0**-8 + relative
+        # Of the sums: those of integers are exact up to 2^24 and rounded to float32 beyond,
+        # bfloat16 ones are summed in float32 and rounded to bfloat16.
+        self._summing = 1.01 * 2.0**-8 + relative if number_format == "bfloat16" else 2.0**-20
 
     def rounded(self, role: Literal["left", "right"], prepared: Tensor) -> CoarseRows:
         """Rows [n, width] as the float32 filter prepares them, padding included."""
@@ -157,22 +162,24 @@ class CoarseFilter:
             rows = turned.to(torch.bfloat16)
             lost = turned - rows
         else:
-            limit = _LEFT_LIMIT if role == "left" else _RIGHT_LIMIT
-            step = self._steps[role]
+            limit, step = self._limits[role], self._steps[role]
             whole_numbers = (turned / step).round_().clamp_(-limit, limit)
             lost = turned.sub_(whole_numbers, alpha=step)
         rounding = torch.linalg.vector_norm(lost, dim=1) * (1 + self._norm_error) + slack
         missing = rounding * self._reach["right"]
-        if role == "right":
+        if role == "right" and self.number_format != "int7":
             # The left factor is a rounded row, which may be longer than the row.
             missing = rounding * (2 * self._reach["left"])
-        if whole_numbers is not None:
+        if self.number_format == "int7":
+            rows = pad(whole_numbers, (0, -len(self.basis) % kernels.DEPTH_STEP)).to(torch.int8)
+        elif whole_numbers is not None:
             rows, missing = self._with_spare(role, whole_numbers, missing)
         # The float32 filter's column holds minus the half.
         halves = None
         if self._distances:
             halves = prepared[:, -1 if role == "left" else -2].neg()
-        return CoarseRows(rows, norms, rounding, cut, missing, halves)
+        sums = rows.sum(1, dtype=torch.int32) if self.number_format == "int7" else None
+        return CoarseRows(rows, norms, rounding, cut, missing, sums, halves)
 
     def _with_spare(
         self, role: Literal["left", "right"], whole_numbers: Tensor, missing: Tensor
@@ -192,7 +199,7 @@ class CoarseFilter:
 
     def packed(self, right: CoarseRows) -> Tensor:
         """Right rows in the form that `products` takes."""
-        if self.number_format == "bfloat16":
+        if self.number_format != "int8":
             return right.rows
         packed: Tensor = torch.ops.onednn.qlinear_prepack(right.rows, None)
         return packed
@@ -204,6 +211,11 @@ class CoarseFilter:
             if right.halves is not None:
                 bias -= right.halves
             scores = int8_product(left.rows, packed, bias / self.unit)
+        elif self.number_format == "int7":
+            scores = left.rows.to(torch.float32) @ packed.to(torch.float32).T
+            lost, lost_too = self._losses(left, right)
+            scores += (lost / self.unit)[:, None]
+            scores += (lost_too if right.halves is None else lost_too - right.halves) / self.unit
         else:
             scores = left.rows @ packed.T
             if right.halves is not None:
@@ -211,6 +223,57 @@ class CoarseFilter:
         if left.halves is not None:
             scores.sub_((left.halves / self.unit)[:, None])
         return scores
+
+    def hits(
+        self,
+        left: CoarseRows,
+        right: CoarseRows,
+        exact_rows: tuple[Tensor, Tensor],
+        floors: tuple[Tensor, Tensor],
+        keys: tuple[Tensor, Tensor],
+    ) -> tuple[kernels.Pairs, kernels.Pairs] | None:
+        """Pairs of 7-bit rows whose float32 score reaches the floor of the left or right one.
+
+        Args:
+            left, right: the rounded rows; as many count as there are floors.
+            exact_rows: the float32 filter's rows.
+            floors: float32 [m] and [n]; +inf where nothing is wanted.
+            keys: int64 [m] and [n]; pairs of equal keys do not count.
+
+        Returns:
+            pairs by left and by right query, or None if float32 products are cheaper for so many.
+        """
+        m, n = len(floors[0]), len(floors[1])
+        both = left[:m], right[:n]
+        sides = []
+        for mine, theirs, added, rows, floor, key in zip(
+            both, both[::-1], self._losses(*both), exact_rows, floors, keys, strict=True
+        ):
+            bias = (added if mine.halves is None else added - mine.halves).to(torch.float64)
+            bias = bias.div_(self.unit).ceil_()
+            if bool((bias > _LARGEST_SUM).any()):
+                return None
+            bias = bias.clamp_(min=-_LARGEST_SUM).to(torch.int32)
+            assert mine.sums is not None  # always so for 7 bits
+            bar = self._integer_bar(floor, mine, theirs)
+            sides.append(kernels.IntegerSide(mine.rows, mine.sums, bias, bar, rows, floor, key))
+        return kernels.scan_integers(*sides, int(_MOST_CANDIDATES * m * n))
+
+    def _losses(self, left: CoarseRows, right: CoarseRows) -> tuple[Tensor, Tensor]:
+        """[m] and [n] float32: what rounding may take from a score, in two parts."""
+        longest = (left.norms + left.rounding).max() * (1 + 2.0**-20)
+        return left.missing * (1 + 2.0**-20), right.rounding * longest
+
+    def _integer_bar(self, floor: Tensor, mine: CoarseRows, theirs: CoarseRows) -> Tensor:
+        """[n] int32: pairs whose integer score with its biases is no larger miss the floor."""
+        cut = 1.0001 * mine.cut.to(torch.float64) * theirs.cut.max()
+        bar = (floor.to(torch.float64) - cut).div_(self.unit).floor_().sub_(2)
+        limits = torch.iinfo(torch.int32)
+        # Above all sums that biases allow, and below all sums.
+        bar.masked_fill_(floor == torch.inf, limits.max).masked_fill_(
+            bar < -_LARGEST_SUM, limits.min
+        )
+        return bar.clamp_(max=limits.max).to(torch.int32)
 
     def bar(self, floor: Tensor, mine: CoarseRows, theirs: CoarseRows) -> Tensor:
         """[n] float32: pairs of `mine` whose cheap score lies below it miss the score `floor` [n].
@@ -226,8 +289,28 @@ class CoarseFilter:
         cheap one may lie, in the float32 filter's units."""
         length = (mine.norms + mine.rounding).to(torch.float64)
         longest = (theirs.norms + theirs.rounding).max().to(torch.float64)
-        bound = mine.cut.to(torch.float64) * theirs.cut.max() + mine.missing + theirs.missing.max()
+        bound = mine.cut.to(torch.float64) * theirs.cut.max()
+        if self.number_format != "int7":  # whose cheap scores hold all of it
+            bound = bound + mine.missing + theirs.missing.max()
         return 1.0001 * bound + self._summing * (length + longest).square()
+
+
+class Patience:
+    """When to try again what has failed: after 1, 2, 4, ... turns without it."""
+
+    def __init__(self) -> None:
+        self._waiting, self._step = 0, 1
+
+    def ready(self) -> bool:
+        """Whether this turn is one to try."""
+        if self._waiting:
+            self._waiting -= 1
+            return False
+        return True
+
+    def tell(self, worked: bool) -> None:
+        """How the try ended."""
+        self._waiting, self._step = (0, 1) if worked else (self._step, 2 * self._step)
 
 
 def int8_product(left: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
@@ -262,7 +345,11 @@ def number_format_of(device: torch.device) -> Format | None:
     """The cheap number format that `device` is fast at, if any."""
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported() else None
-    return "int8" if device.type == "cpu" and int8_works() else None
+    if device.type != "cpu":
+        return None
+    if kernels.available():
+        return "int7"
+    return "int8" if int8_works() else None
 
 
 def chosen_filter(
@@ -308,7 +395,7 @@ def chosen_filter(
         cheap = coarse.products(mine, theirs, coarse.packed(theirs))[:n_left, :n_right]
         bar = (floor - coarse.errors(mine, theirs)[:n_left]) / coarse.unit
         share = float((cheap >= bar[:, None]).to(torch.float32).mean())
-        cost = len(coarse.basis) + (1 + symmetric) * _CANDIDATE_COST * share
+        cost = len(coarse.basis) + (1 + symmetric) * _CANDIDATE_COST[number_format] * share
         if cost < least:
             best, least = coarse, cost
         if cost > previous:  # cutting off more will not help

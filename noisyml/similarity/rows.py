@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from noisyml.errors import UserError
+from noisyml.similarity import kernels
 
 Metric = Literal["cosine", "ip", "l2"]
 
@@ -274,6 +275,8 @@ def sampled_products(left: Tensor, right: Tensor, rows: Tensor, columns: Tensor)
     """
     if left.device.type != "cpu":
         return _gathered_products(left, right, rows, columns)
+    if kernels.available():
+        return kernels.products(left, right, rows, columns)
     if bool((rows[1:] < rows[:-1]).any()):
         rows, order = rows.sort()
         products = torch.empty(len(rows), dtype=left.dtype)

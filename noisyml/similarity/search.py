@@ -19,11 +19,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from noisyml.errors import UserError
+from noisyml.similarity import kernels
 from noisyml.similarity.coarse import (
     TRIAL_GALLERY,
     TRIAL_QUERIES,
     CoarseFilter,
     CoarseRows,
+    Patience,
     chosen_filter,
 )
 from noisyml.similarity.rows import (
@@ -54,6 +56,10 @@ _BUDGET_BYTES = {"cpu": 2**27, "cuda": 2**31}
 _LARGEST_TILE = {"cpu": (1024, 4096), "cuda": (8192, 16384)}
 #: A coarse product is given up for a tile if more than this share of its groups hold candidates.
 _COARSE_SHARE = 0.5
+#: Items whose float32 scores give a query its first threshold, at least and per neighbour wanted.
+_FIRST_ITEMS, _FIRST_ITEMS_PER_NEIGHBOUR = 1024, 64
+#: Room for pairs that one scan of a tile may find per thread: one for so many entries.
+_ENTRIES_PER_PAIR = 64
 #: Rows and columns of a block of exact scores, and pairs scored exactly at once.
 _EXACT_BLOCK = 512
 #: Queries whose shortlists are sorted together.
@@ -418,8 +424,22 @@ class _Cell(NamedTuple):
     served: int | None
 
 
-#: Entries of a tile for some queries: queries, gallery numbers, float32 scores; [h] each.
-_Found = tuple[Tensor, Tensor, Tensor]
+#: Pairs by the left and by the right rows of a cell.
+_Pairs = tuple[kernels.Pairs, kernels.Pairs]
+
+
+class _Asking(NamedTuple):
+    """Queries on one side of a cell.
+
+    Attributes:
+        queries: their numbers.
+        first_item: gallery number of the first row on the other side.
+        offset: where on their own side they begin.
+    """
+
+    queries: slice
+    first_item: int
+    offset: int
 
 
 def _collect(
@@ -444,12 +464,12 @@ def _collect(
         right = product.prepare("right", task.gallery.panel(panel), panel)
         if coarse_scan is not None:
             fine_scan.release()
-            coarse_scan.open(right)
+            coarse_scan.open(right, panel)
         for part in column:
             left = product.prepare("left", task.queries.block(part.start, part.stop), part)
-            cell = _cell(task, left, right, part, panel)
-            if coarse_scan is None or not coarse_scan.scan(cell):
-                fine_scan.scan(cell)
+            for cell in _pieces(_cell(task, left, right, part, panel), shortlist, coarse):
+                if coarse_scan is None or not coarse_scan.scan(cell):
+                    fine_scan.scan(cell)
             done += 1
             if progress is not None:
                 progress(done, total)
@@ -468,12 +488,60 @@ def _cell(task: Task, left: Tensor, right: Tensor, queries: slice, panel: slice)
     return _Cell(left, right[skipped:], queries, items, skipped, served)
 
 
-def _partners(task: Task, cell: _Cell) -> slice:
-    """The queries that are the served rows of the right side."""
-    assert task.own is not None
-    assert cell.served is not None
-    first = cell.items.start + cell.served - task.own.start
-    return slice(first, cell.items.stop - task.own.start)
+def _pieces(cell: _Cell, shortlist: Shortlist, coarse: CoarseFilter | None) -> list[_Cell]:
+    """The cell, or two stretches of it if the first is enough to give its queries thresholds.
+
+    Only float32 scores give first thresholds. The compiled loops do not mind how many candidates
+    low ones let through, so they get the rest.
+    """
+    first = padded(max(_FIRST_ITEMS, _FIRST_ITEMS_PER_NEIGHBOUR * shortlist.k))
+    if (
+        coarse is None
+        or coarse.number_format != "int7"
+        or cell.served not in (None, 0)
+        or len(cell.right) <= first
+        or bool((shortlist.threshold[cell.queries] > -torch.inf).all())
+    ):
+        return [cell]
+    start = cell.items.start
+    near = cell._replace(right=cell.right[:first], items=slice(start, start + first))
+    far = cell._replace(
+        right=cell.right[first:],
+        items=slice(start + first, cell.items.stop),
+        skipped=cell.skipped + first,
+    )
+    return [near, far]
+
+
+def _asking(task: Task, cell: _Cell) -> list[_Asking]:
+    """Who asks: the left rows, and the right rows that are queries too."""
+    asking = [_Asking(cell.queries, cell.items.start, 0)]
+    if cell.served is not None and task.own is not None:
+        first = cell.items.start + cell.served - task.own.start
+        partners = slice(first, cell.items.stop - task.own.start)
+        asking.append(_Asking(partners, task.own.start + cell.queries.start, cell.served))
+    return asking
+
+
+def _floors(shortlist: Shortlist, cell: _Cell, asking: list[_Asking]) -> tuple[Tensor, Tensor]:
+    """What the left rows and the right rows of a cell want to see: float32, +inf for nothing."""
+    # A floor of -inf lets everything pass, but not what has been struck out.
+    least = torch.finfo(torch.float32).min
+    left = shortlist.floor(asking[0].queries).clamp_(min=least)
+    right = left.new_full((cell.items.stop - cell.items.start,), torch.inf)
+    for some in asking[1:]:
+        right[some.offset :] = shortlist.floor(some.queries).clamp_(min=least)
+    return left, right
+
+
+def _add(shortlist: Shortlist, cell: _Cell, asking: list[_Asking], found: _Pairs) -> None:
+    """Offer the pairs of a cell."""
+    for some, pairs in zip(asking, found, strict=False):
+        shortlist.add(
+            pairs.query + (some.queries.start - some.offset),
+            pairs.place + some.first_item,
+            pairs.score,
+        )
 
 
 class _FineScan:
@@ -494,27 +562,38 @@ class _FineScan:
         tile = self._buffer[: shape[0] * shape[1]].view(shape)
         torch.mm(cell.left, cell.right.T, out=tile)
         _strike_out(self._task, tile, cell)
-        self._offer(tile, "rows", cell.queries, cell.items.start)
-        if cell.served is not None and self._task.own is not None:
-            start = self._task.own.start + cell.queries.start
-            partners = _partners(self._task, cell)
-            self._offer(tile[:, cell.served :], "columns", partners, start)
+        self._meet(tile, "rows", cell.queries)
+        asking = _asking(self._task, cell)
+        if cell.served is not None:
+            self._meet(tile[:, cell.served :], "columns", asking[1].queries)
+        if tile.device.type == "cpu" and kernels.available():
+            floors = _floors(self._shortlist, cell, asking)
+            found = kernels.scan_tile(tile, *floors, tile.numel() // _ENTRIES_PER_PAIR)
+            if found is not None:
+                _add(self._shortlist, cell, asking, found)
+                return
+        self._offer(tile, "rows", asking[0])
+        if cell.served is not None:
+            self._offer(tile[:, cell.served :], "columns", asking[1])
 
     def release(self) -> None:
         """Give the tile's memory back until the next scan."""
         self._buffer = None
 
-    def _offer(
-        self, scores: Tensor, side: Literal["rows", "columns"], queries: slice, start: int
+    def _meet(
+        self, scores: Tensor, side: Literal["rows", "columns"], queries: slice
     ) -> None:
+        """Give queries that meet their first block a threshold, by its maxima."""
         shortlist = self._shortlist
-        # Nothing is known of queries that meet their first block: its maxima give a threshold.
         if bool((shortlist.threshold[queries] == -torch.inf).any()):
             reached = kth_bound(scores, side, shortlist.k)[: queries.stop - queries.start]
             shortlist.raise_threshold(queries, reached)
+
+    def _offer(self, scores: Tensor, side: Literal["rows", "columns"], asking: _Asking) -> None:
+        shortlist, queries = self._shortlist, asking.queries
         found = candidates(scores, side, shortlist.floor(queries))
         assert found is not None  # no share is too large
-        shortlist.add(found[0] + queries.start, found[1] + start, found[2])
+        shortlist.add(found[0] + queries.start, found[1] + asking.first_item, found[2])
 
 
 class _CoarseScan:
@@ -525,50 +604,86 @@ class _CoarseScan:
     ) -> None:
         self._task, self._coarse, self._shortlist = task, coarse, shortlist
         fits = len(task.queries) * (len(coarse.basis) + 16) <= blocks.cache_bytes
+        #: Rounded rows by the number of the first one.
         self._cache: dict[int, CoarseRows] | None = {} if fits else None
-        self._waiting, self._patience = 0, 1
+        self._pairwise, self._height = coarse.number_format == "int7", blocks.query
+        self._patience = Patience()
 
-    def open(self, right: Tensor) -> None:
+    def open(self, right: Tensor, panel: slice) -> None:
         """Turn to the panel whose float32 rows are `right`."""
-        self._right = self._coarse.rounded("right", right)
-        self._packed = self._coarse.packed(self._right)
+        own, size = self._task.own, self._height
+        shared = self._pairwise and own is not None and _is_own(own, panel)
+        if self._cache is None or not shared or own is None:
+            self._right = self._coarse.rounded("right", right)
+            self._packed = self._coarse.packed(self._right)
+            return
+        # Both sides are rounded alike, so the queries of this panel need it once.
+        parts = []
+        for start in range(0, len(right), size):
+            number = panel.start - own.start + start
+            if number not in self._cache:
+                self._cache[number] = self._coarse.rounded("right", right[start : start + size])
+            parts.append(self._cache[number])
+        self._right = self._packed = CoarseRows.joined(parts)
 
     def scan(self, cell: _Cell) -> bool:
         """Offer the candidates of a cell to the shortlist; False if there are too many of them."""
-        task, shortlist, coarse = self._task, self._shortlist, self._coarse
-        asking = [cell.queries]
-        if cell.served is not None:
-            asking.append(_partners(task, cell))
-        if any(bool((shortlist.threshold[some] == -torch.inf).any()) for some in asking):
+        shortlist = self._shortlist
+        asking = _asking(self._task, cell)
+        if any(bool((shortlist.threshold[some.queries] == -torch.inf).any()) for some in asking):
             return False
-        if self._waiting:
-            self._waiting -= 1
+        if not self._patience.ready():
             return False
+        found = self._by_pairs(cell, asking) if self._pairwise else self._by_tile(cell, asking)
+        # If thresholds are still low: come back when they have risen.
+        self._patience.tell(found is not None)
+        if found is None:
+            return False
+        _add(shortlist, cell, asking, found)
+        return True
+
+    def _by_pairs(self, cell: _Cell, asking: list[_Asking]) -> _Pairs | None:
+        """Pairs by the compiled loops, which keep no tile."""
+        task, floors = self._task, _floors(self._shortlist, cell, asking)
+        items = torch.arange(cell.items.start, cell.items.stop)
+        queries = torch.arange(cell.queries.start, cell.queries.stop)
+        # What no pair shares: only a query that is a gallery row leaves itself out.
+        own = -1 - queries if task.own is None else queries + task.own.start
+        found = self._coarse.hits(
+            self._left(cell),
+            self._right[cell.skipped :],
+            (cell.left, cell.right),
+            floors,
+            (own, items),
+        )
+        if found is None or task.exclude is None:
+            return found
+        by_left = found[0]
+        excluded = task.exclude[by_left.query + cell.queries.start]
+        stays = (excluded != (by_left.place + cell.items.start)[:, None]).all(1)
+        return kernels.Pairs(*(part[stays] for part in by_left)), found[1]
+
+    def _by_tile(self, cell: _Cell, asking: list[_Asking]) -> _Pairs | None:
+        """Pairs by a tile of cheap scores."""
+        coarse = self._coarse
         mine, theirs = self._left(cell), self._right[cell.skipped :]
         packed = self._packed if not cell.skipped else coarse.packed(theirs)
         tile = coarse.products(mine, theirs, packed)
-        _strike_out(task, tile, cell)
-        found = [self._found(tile, "rows", cell.queries, cell.left, cell.right, mine, theirs)]
-        if cell.served is not None:
-            served = slice(cell.served, None)
-            found.append(
-                self._found(
-                    tile[:, served], "columns", asking[1], cell.right[served], cell.left,
-                    theirs[served], mine,
-                )
-            )  # fmt: skip
-        starts = [cell.items.start]
-        if task.own is not None:
-            starts.append(task.own.start + cell.queries.start)
-        if any(some is None for some in found):
-            # Thresholds are still low: come back when they have risen.
-            self._waiting, self._patience = self._patience, 2 * self._patience
-            return False
-        self._patience = 1
-        for some, queries, start in zip(found, asking, starts, strict=False):
-            assert some is not None
-            shortlist.add(some[0] + queries.start, some[1] + start, some[2])
-        return True
+        _strike_out(self._task, tile, cell)
+        by_left = self._found(tile, "rows", asking[0].queries, cell.left, cell.right, mine, theirs)
+        if by_left is None:
+            return None
+        nothing = by_left.query[:0]
+        if cell.served is None:
+            return by_left, kernels.Pairs(nothing, nothing, by_left.score[:0])
+        served = slice(cell.served, None)
+        by_right = self._found(
+            tile[:, served], "columns", asking[1].queries, cell.right[served], cell.left,
+            theirs[served], mine,
+        )  # fmt: skip
+        if by_right is None:
+            return None
+        return by_left, by_right._replace(query=by_right.query + cell.served)
 
     def _left(self, cell: _Cell) -> CoarseRows:
         if self._cache is None:
@@ -586,7 +701,7 @@ class _CoarseScan:
         other_rows: Tensor,
         mine: CoarseRows,
         theirs: CoarseRows,
-    ) -> _Found | None:
+    ) -> kernels.Pairs | None:
         """Entries whose float32 score reaches the floor of their query."""
         floor = self._shortlist.floor(queries)
         bar = self._coarse.bar(floor, mine, theirs)
@@ -596,7 +711,7 @@ class _CoarseScan:
         query, place, _ = passed
         scores = sampled_products(query_rows, other_rows, query, place)
         real = scores >= floor[query]
-        return query[real], place[real], scores[real]
+        return kernels.Pairs(query[real], place[real], scores[real])
 
 
 def _is_own(own: range, panel: slice) -> bool:

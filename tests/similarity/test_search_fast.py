@@ -6,24 +6,34 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisyml.errors import UserError
-from noisyml.similarity import coarse, search
+from noisyml.similarity import coarse, kernels, search
 from noisyml.similarity.rows import RowSource, Side, centre_of
 from noisyml.similarity.search import self_topk, topk
 from noisyml.similarity.tiles import Float32Filter, common_scale
 
 METRICS = ("cosine", "ip", "l2")
-FORMATS = ("int8", "bfloat16")
+FORMATS = ("int7", "int8", "bfloat16")
 SMALL = {"query_block": 64, "gallery_block": 256}
 
 needs_int8 = pytest.mark.skipif(not coarse.int8_works(), reason="no 8-bit products here")
+needs_kernels = pytest.mark.skipif(not kernels.available(), reason="no compiled loops here")
+
+
+def skip_what_does_not_work(number_format):
+    if number_format == "int8" and not coarse.int8_works():
+        pytest.skip("no 8-bit products here")
+    if number_format == "int7" and not kernels.available():
+        pytest.skip("no compiled loops here")
 
 
 @pytest.fixture(autouse=True)
 def _formats_that_work(request):
-    if "number_format" in request.fixturenames and not coarse.int8_works():
-        number_format = request.node.callspec.params.get("number_format")
-        if number_format == "int8":
-            pytest.skip("no 8-bit products here")
+    if "number_format" in request.fixturenames:
+        skip_what_does_not_work(request.node.callspec.params.get("number_format"))
+
+
+def costs(of_a_candidate):
+    return dict.fromkeys(FORMATS, of_a_candidate)
 
 
 @pytest.fixture
@@ -40,7 +50,7 @@ def eager(monkeypatch):
     monkeypatch.setattr(search._CoarseScan, "scan", counted)
     monkeypatch.setattr(coarse, "LEAST_WORK", 0)
     monkeypatch.setattr(coarse, "_AXES_WORK", 0)
-    monkeypatch.setattr(coarse, "_CANDIDATE_COST", 50)
+    monkeypatch.setattr(coarse, "_CANDIDATE_COST", costs(50))
     monkeypatch.setattr(search, "_COARSE_SHARE", 1.0)
     return served
 
@@ -118,8 +128,7 @@ def sides(metric, queries, gallery):
 def test_a_coarse_score_and_its_error_are_never_below_the_truth(
     metric, number_format, dim, share, spectrum, clip, seed
 ):
-    if number_format == "int8" and not coarse.int8_works():
-        pytest.skip("no 8-bit products here")
+    skip_what_does_not_work(number_format)
     queries, gallery = data(64, dim, spectrum, seed), data(130, dim, spectrum, seed + 1)
     gallery[:20] *= 5
     queries[3] = 0
@@ -158,7 +167,7 @@ def test_the_trial_follows_the_data(monkeypatch):
     assert chosen(steep) is None  # far too small a task
     monkeypatch.setattr(coarse, "LEAST_WORK", 0)
     monkeypatch.setattr(coarse, "_AXES_WORK", 0)
-    monkeypatch.setattr(coarse, "_CANDIDATE_COST", 1000)
+    monkeypatch.setattr(coarse, "_CANDIDATE_COST", costs(1000))
     short = chosen(steep)
     assert short is not None
     assert len(short.basis) <= 128
@@ -167,7 +176,7 @@ def test_the_trial_follows_the_data(monkeypatch):
     )
     whole = chosen(flat)
     assert whole is None or len(whole.basis) == 256
-    monkeypatch.setattr(coarse, "_CANDIDATE_COST", 1e12)
+    monkeypatch.setattr(coarse, "_CANDIDATE_COST", costs(1e12))
     assert chosen(flat) is None
     monkeypatch.setattr(coarse, "number_format_of", lambda device: None)
     assert chosen(steep) is None
@@ -185,18 +194,21 @@ def test_products_that_saturate_are_not_used(monkeypatch):
     coarse.int8_works.cache_clear()
     try:
         assert not coarse.int8_works()
+        monkeypatch.setattr(kernels, "available", lambda: False)
         assert coarse.number_format_of(torch.device("cpu")) is None
     finally:
         coarse.int8_works.cache_clear()
 
 
-@needs_int8
-def test_tiles_full_of_candidates_go_to_float32(eager, monkeypatch):
+@pytest.mark.parametrize("number_format", ["int7", "int8"])
+def test_tiles_full_of_candidates_go_to_float32(eager, monkeypatch, number_format):
+    monkeypatch.setattr(coarse, "number_format_of", lambda device: number_format)
     # In one dimension half of all rows have cosine 1 with a query: nothing can be ruled out.
     x = torch.randn(1500, 8, generator=torch.Generator().manual_seed(4))
     x[:, 1:] *= 1e-3
-    monkeypatch.setattr(coarse, "_FLOAT32_COST", {"int8": 1e9})
+    monkeypatch.setattr(coarse, "_FLOAT32_COST", dict.fromkeys(FORMATS, 1e9))
     monkeypatch.setattr(search, "_COARSE_SHARE", 0.5)
+    monkeypatch.setattr(kernels, "_LEAST_ROOM", 64)
     expected = self_topk(x, 3, metric="l2", **SMALL)
     assert same(self_topk(x, 3, metric="l2", precision="fast", **SMALL), expected)
     assert eager[False] > 0

@@ -1,0 +1,276 @@
+"""Compiled loops for what PyTorch has no operation for: the scan for candidates on a CPU.
+
+A candidate is one pair in thousands. An operation that writes all scores only for the next one to
+read and discard them spends as much on memory as on multiplying, so `kernels.c` compares scores
+where they arise and hands out pairs. It is compiled when the package is installed
+(`scripts/build_kernels.py`). Where there is no compiler, or the processor is not an x86-64 with
+AVX2, `available` is false and the search does the same with PyTorch alone: the results are the
+same bits, only later.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+#: Where `scripts/build_kernels.py` puts the compiled loops.
+LIBRARY = Path(__file__).with_name("_kernels.so")
+#: The version of the C functions that this module calls.
+_INTERFACE = 1
+#: Left rows that are multiplied together: a thread gets whole bands.
+_BAND = 4
+#: So much pays for starting a thread.
+_ROWS_PER_THREAD, _PAIRS_PER_THREAD = 64, 4096
+#: Room for pairs, however few are expected.
+_LEAST_ROOM = 4096
+#: Coordinates of integer rows come in multiples of it.
+DEPTH_STEP = 8
+#: Integer rows stay within it on both sides of zero.
+LIMIT = 63
+
+_LEFT_ZERO = 64
+_FULL, _NO_MEMORY = 1, 2
+
+
+class Pairs(NamedTuple):
+    """Pairs of a tile that reach the floor of the query: all [h].
+
+    Attributes:
+        query: int64, row (column) of the tile that asks.
+        place: int64, column (row) that it found.
+        score: float32.
+    """
+
+    query: Tensor
+    place: Tensor
+    score: Tensor
+
+
+class _Found(ctypes.Structure):
+    _fields_ = (
+        ("query", ctypes.c_void_p),
+        ("place", ctypes.c_void_p),
+        ("score", ctypes.c_void_p),
+        ("count", ctypes.c_int64),
+        ("capacity", ctypes.c_int64),
+    )
+
+
+class _Buffer:
+    """Room for pairs, filled by one thread."""
+
+    def __init__(self, capacity: int) -> None:
+        self.numbers = torch.empty((2, capacity), dtype=torch.int32)
+        self.scores = torch.empty(capacity)
+        self.found = _Found(
+            self.numbers[0].data_ptr(), self.numbers[1].data_ptr(), self.scores.data_ptr(), 0,
+            capacity,
+        )  # fmt: skip
+
+    def pairs(self) -> Pairs:
+        count = int(self.found.count)
+        query, place = self.numbers[:, :count].to(torch.int64)
+        return Pairs(query, place, self.scores[:count].clone())
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    if not LIBRARY.exists():
+        return None
+    try:
+        library = ctypes.CDLL(str(LIBRARY))
+        interface = library.noisyml_interface()
+    except (OSError, AttributeError) as error:
+        log.warning("The compiled search loops in %s cannot be loaded: %s", LIBRARY, error)
+        return None
+    if interface != _INTERFACE:
+        log.warning(
+            "The compiled search loops in %s belong to another version of noisyml and stay unused: "
+            "install the package again.",
+            LIBRARY,
+        )
+        return None
+    return library if library.noisyml_supported() else None
+
+
+def available() -> bool:
+    """Whether the loops were compiled and this processor runs them."""
+    return _library() is not None
+
+
+def products(left: Tensor, right: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Inner products [n] of left[rows[i]] and right[columns[i]].
+
+    Args:
+        left, right: [m, D] and [n, D], both float32 or both float64, on the CPU.
+        rows, columns: int64 [n].
+    """
+    library = _library()
+    assert library is not None
+    call = {
+        torch.float32: library.noisyml_products,
+        torch.float64: library.noisyml_products_double,
+    }[left.dtype]
+    left, right = left.contiguous(), right.contiguous()
+    rows, columns = rows.contiguous(), columns.contiguous()
+    out = torch.empty(len(rows), dtype=left.dtype)
+    width = ctypes.c_int64(left.shape[1])
+
+    def work(start: int, stop: int) -> int:
+        call(
+            _pointer(left), _pointer(right), width, _pointer(rows, start), _pointer(columns, start),
+            ctypes.c_int64(stop - start), _pointer(out, start),
+        )  # fmt: skip
+        return 0
+
+    _in_threads(work, len(rows), _PAIRS_PER_THREAD)
+    return out
+
+
+class IntegerSide(NamedTuple):
+    """One side of a tile of integer rows.
+
+    Attributes:
+        rows: int8 [n, d], within `LIMIT` of zero, d a multiple of `DEPTH_STEP`.
+        sums: int32 [n], of the whole numbers of a row.
+        bias: int32 [n], added to all products of a row.
+        bar: int32 [n]: sums above it may reach the floor.
+        exact_rows: float32 [>= n, W], for the score that decides.
+        floor: float32 [n], scores that are wanted; +inf where none is.
+        key: int64 [n]; pairs of equal keys do not count.
+    """
+
+    rows: Tensor
+    sums: Tensor
+    bias: Tensor
+    bar: Tensor
+    exact_rows: Tensor
+    floor: Tensor
+    key: Tensor
+
+
+def scan_integers(
+    left: IntegerSide, right: IntegerSide, capacity: int
+) -> tuple[Pairs, Pairs] | None:
+    """Pairs whose integer score exceeds the bar and whose float32 score reaches the floor.
+
+    Args:
+        left, right: the sides [m] and [n].
+        capacity: most pairs per thread and side.
+
+    Returns:
+        pairs by left and by right query, or None if there are more than `capacity`.
+    """
+    library = _library()
+    assert library is not None
+    for side in (left, right):
+        assert all(part.is_contiguous() for part in side)
+    depth, width = left.rows.shape[1], left.exact_rows.shape[1]
+    # The unsigned left rows lie above zero, which adds as many times the right rows' sums.
+    right_bias = right.bias - _LEFT_ZERO * right.sums
+
+    def work(start: int, stop: int, by_left: _Buffer, by_right: _Buffer) -> int:
+        result: int = library.noisyml_scan_integers(
+            _pointer(left.rows, start * depth), ctypes.c_int64(stop - start),
+            _pointer(right.rows), ctypes.c_int64(len(right.rows)), ctypes.c_int64(depth),
+            _pointer(left.bias, start), _pointer(right_bias),
+            _pointer(left.bar, start), _pointer(right.bar),
+            _pointer(left.key, start), _pointer(right.key),
+            _pointer(left.exact_rows, start * width), _pointer(right.exact_rows),
+            ctypes.c_int64(width), _pointer(left.floor, start), _pointer(right.floor),
+            ctypes.byref(by_left.found), ctypes.byref(by_right.found),
+        )  # fmt: skip
+        return result
+
+    return _scan(work, len(left.rows), capacity)
+
+
+def scan_tile(
+    tile: Tensor, left_floor: Tensor, right_floor: Tensor, capacity: int
+) -> tuple[Pairs, Pairs] | None:
+    """Entries of a float32 tile [>= m, >= n] that reach the floor of their row or column.
+
+    Args:
+        tile: scores.
+        left_floor, right_floor: float32 [m] and [n]; +inf where none is wanted.
+        capacity: most pairs per thread and side.
+
+    Returns:
+        pairs by rows and by columns, or None if there are more than `capacity`.
+    """
+    library = _library()
+    assert library is not None
+    assert tile.stride(1) == 1
+    stride = tile.stride(0)
+
+    def work(start: int, stop: int, by_left: _Buffer, by_right: _Buffer) -> int:
+        result: int = library.noisyml_scan_tile(
+            _pointer(tile, start * stride), ctypes.c_int64(stop - start),
+            ctypes.c_int64(len(right_floor)), ctypes.c_int64(stride),
+            _pointer(left_floor, start), _pointer(right_floor),
+            ctypes.byref(by_left.found), ctypes.byref(by_right.found),
+        )  # fmt: skip
+        return result
+
+    return _scan(work, len(left_floor), capacity)
+
+
+def _scan(
+    work: Callable[[int, int, _Buffer, _Buffer], int], n_left: int, capacity: int
+) -> tuple[Pairs, Pairs] | None:
+    buffers: dict[int, tuple[_Buffer, _Buffer]] = {}
+
+    def part(start: int, stop: int) -> int:
+        room = max(capacity, _LEAST_ROOM)
+        buffers[start] = _Buffer(room), _Buffer(room)
+        return work(start, stop, *buffers[start])
+
+    results = _in_threads(part, n_left, _ROWS_PER_THREAD)
+    if _NO_MEMORY in results:
+        raise MemoryError("no memory for the scan of a tile")
+    if _FULL in results:
+        return None
+    by_left, by_right = [], []
+    for start in sorted(buffers):
+        found, served = (buffer.pairs() for buffer in buffers[start])
+        by_left.append(Pairs(found.query + start, found.place, found.score))
+        by_right.append(Pairs(served.query, served.place + start, served.score))
+    return _joined(by_left), _joined(by_right)
+
+
+def _joined(parts: list[Pairs]) -> Pairs:
+    if not parts:
+        nobody = torch.empty(0, dtype=torch.int64)
+        return Pairs(nobody, nobody, torch.empty(0))
+    if len(parts) == 1:
+        return parts[0]
+    return Pairs(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _in_threads(work: Callable[[int, int], int], n: int, least: int) -> list[int]:
+    """Results of `work` on stretches of ``range(n)``, one per thread that PyTorch may use and that
+    gets at least so much."""
+    threads = max(1, min(torch.get_num_threads(), n // least))
+    step = max(1, -(-n // threads))
+    step += -step % _BAND
+    bounds = [(start, min(start + step, n)) for start in range(0, n, step)]
+    if len(bounds) <= 1:
+        return [work(*bound) for bound in bounds]
+    # Threads of their own, not kept: a pool would be dead in forked loader processes.
+    with ThreadPoolExecutor(len(bounds)) as pool:
+        return list(pool.map(lambda bound: work(*bound), bounds))
+
+
+def _pointer(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:
+    """Where the element number `offset` of a tensor's memory lies."""
+    return ctypes.c_void_p(tensor.data_ptr() + offset * tensor.element_size())
