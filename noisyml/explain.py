@@ -199,6 +199,11 @@ def as_user_error(error: Exception, root: str, overrides: list[str]) -> Exceptio
             key = match.group(1).partition("@")[0]
             return UserError(_unknown_key(key, root, overrides))
     everything = "\n".join(str(link) for link in chain)
+    if "Expected more than 1 value per channel when training" in everything:
+        return UserError(
+            "Batch norm has nothing to compare the only image of a batch (or of a process's share "
+            "of it) with: set sampler.drop_last=true or another sampler.batch_size."
+        )
     call = re.search(r"Error in call to target '([\w.]+)'", everything)
     if call:
         what = call.group(1).rpartition(".")[2]

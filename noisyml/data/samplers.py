@@ -9,7 +9,7 @@ on the number of workers nor on where a run was interrupted.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,7 +86,6 @@ class MPerClass:
         samples_per_class: K; None: the smallest divisor of B from 4 up with which the classes of
             the split can fill a batch.
         batches_per_epoch: length of an epoch; None: as many as there are.
-        drop_last: leave an incomplete last batch out.
 
     Raises:
         UserError: B exceeds N or is not a multiple of K, there are fewer than B/K classes, or
@@ -179,7 +178,8 @@ class Shuffle:
         labels: observed labels [N] or [N, C]; only N matters.
         seed: seed of the plan.
         batch_size: global batch size.
-        batches_per_epoch: length of an epoch; None: ``N // B``.
+        batches_per_epoch: length of an epoch, at most that; None: as many batches as there are.
+        drop_last: leave an incomplete last batch out.
 
     Raises:
         UserError: fewer samples than a batch holds.
@@ -213,6 +213,8 @@ class Shuffle:
 
 class PlannedBatches(Sampler[DrawnBatch]):
     """This rank's part of a plan, restartable at any batch of any epoch.
+
+    Where a batch is short, ranks hold different numbers of its samples, and perhaps none.
 
     Args:
         plan: the global plan.
@@ -268,5 +270,8 @@ class PlannedBatches(Sampler[DrawnBatch]):
             entropy = np.random.SeedSequence([self._seed, epoch, number])
             seeds = entropy.generate_state(self.plan.batch_size, np.uint64).astype(np.uint64)
             drawn = batches[number][batches[number] != EMPTY]
-            cuts = [len(drawn) * r // self._world_size for r in (self._rank, self._rank + 1)]
-            yield DrawnBatch(drawn[slice(*cuts)], seeds[slice(*cuts)])
+            # The first ranks get one more of a short batch; the last may get nothing.
+            yield DrawnBatch(self._share(drawn), self._share(seeds[: len(drawn)]))
+
+    def _share(self, rows: NDArray[Any]) -> NDArray[Any]:
+        return np.array_split(rows, self._world_size)[self._rank]

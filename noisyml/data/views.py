@@ -112,6 +112,8 @@ class TrainingView(Dataset[Any]):
         return len(self._split)
 
     def __getitems__(self, drawn: DrawnBatch) -> Batch:
+        if not len(drawn.index):
+            return self._nothing()
         images: list[Tensor] = []
         broken: list[int] = []
         for position, seed in zip(drawn.index.tolist(), drawn.seed.tolist(), strict=True):
@@ -126,7 +128,26 @@ class TrainingView(Dataset[Any]):
                 f"None of the {len(broken)} images of a training batch can be decoded (one of "
                 f"them: {self._split.keys[broken[0]]}); `noisyml data check` lists them all."
             )
-        batch = _batch(drawn.index, self._labels, images, broken)
+        return self._by_views(_batch(drawn.index, self._labels, images, broken))
+
+    def _nothing(self) -> Batch:
+        """What a process gets of a last batch of fewer images than processes: tensors of length 0.
+
+        They have the shape of other images, so that the network is passed as by everybody else.
+        """
+        for position in range(len(self._split)):
+            try:
+                like = self._transform.views(self._split.images.load(position), 0)
+            except BrokenImage:
+                if self._on_broken == "error":
+                    raise
+            else:
+                batch = self._by_views(_batch(np.empty(0, dtype=np.int64), self._labels, like, []))
+                return {key: rows[:0] for key, rows in batch.items()}
+        raise UnusableBatch(f"None of the {len(self._split)} training images can be decoded.")
+
+    def _by_views(self, batch: Batch) -> Batch:
+        """The batch, its images grouped by sample where each has several views."""
         if self._transform.n_views > 1:
             batch["views"] = batch.pop("image").unflatten(0, (-1, self._transform.n_views))
         return batch

@@ -109,6 +109,10 @@ class Backbone(nn.Module):
         self.frozen = frozen
         self.frozen_batchnorm = frozen_batchnorm
         self.standardise = standardise
+        # Batch norm must not see what is no sample, and copes with none.
+        self._couples_samples = any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm) for module in body.modules()
+        )
         self._map_sources = {f"block{i}": path for i, path in enumerate(blocks, start=1)}
         self._pool = pool
         self._fingerprint: str | None = None
@@ -160,9 +164,13 @@ class Backbone(nn.Module):
 
     def raw_features(self, images: Tensor) -> Tensor:
         """Features before standardisation: uint8 [B, 1 or 3, H, W] to float [B, F]."""
+        x = self.normalise(images)
+        if not len(x) and not self._couples_samples:
+            # Some transformers cannot reshape nothing: they see a blank image that is cut off.
+            x = x.new_zeros((1, *x.shape[1:]))
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            features: Tensor = self.body(self.normalise(images))
-        return features
+            features: Tensor = self.body(x)
+        return features if len(images) else features[:0]
 
     def finish(self, features: Tensor) -> Tensor:
         """Standardise raw (perhaps cached) features [B, F]."""
@@ -225,6 +233,8 @@ class Backbone(nn.Module):
                     module = self.body.get_submodule(self._map_sources[name])
                     hooks.callback(module.register_forward_hook(keep_output(name)).remove)
             features = self(images)
+        if not len(images):
+            seen = {name: output[:0] for name, output in seen.items()}
         return FeatureMaps(features, seen)
 
     @torch.no_grad()

@@ -208,3 +208,22 @@ def test_a_batch_holds_all_views_and_leaves_broken_images_out():
     shown = EvaluationView(split, transform, on_broken="skip").__getitems__([0, 1])
     assert torch.equal(shown["image"][0], tensor(RGB))
     assert "views" not in shown
+
+
+@pytest.mark.parametrize("n_views", [1, 2])
+def test_a_process_without_a_sample_gets_nothing_in_the_right_shape(n_views):
+    class FirstTwoBroken(Faces):
+        def load(self, index):
+            return super().load(max(index, 2) if index < 2 else 0)
+
+    images = FirstTwoBroken(np.stack([RGB] * 4))
+    split = Split("train", images, np.arange(4), list("wxyz"), list("abcd"), "")
+    transform = pair() if n_views == 2 else ImageTransform()
+    view = TrainingView(split, split.labels, transform, on_broken="skip")
+    some = view.__getitems__(DrawnBatch(np.array([3]), np.array([5], dtype=np.uint64)))
+    nothing = DrawnBatch(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.uint64))
+    empty = view.__getitems__(nothing)
+    assert empty.keys() == some.keys()
+    for key, rows in some.items():
+        assert empty[key].shape == (0, *rows.shape[1:])
+        assert empty[key].dtype == rows.dtype

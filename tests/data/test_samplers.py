@@ -92,6 +92,22 @@ def test_ranks_share_one_draw_and_one_set_of_augmentation_seeds():
         assert np.array_equal(batch.seed, np.concatenate([left.seed, right.seed]))
 
 
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_a_short_batch_goes_to_the_first_ranks(ranks):
+    plan = Shuffle(LABELS[:19], seed=0, batch_size=16, drop_last=False)
+    whole = list(PlannedBatches(plan, seed=9))
+    shares = [list(PlannedBatches(plan, 9, rank, ranks)) for rank in range(ranks)]
+    assert len(whole) == 2
+    for number, batch in enumerate(whole):
+        for field in ("index", "seed"):
+            own = [getattr(share[number], field) for share in shares]
+            assert np.array_equal(np.concatenate(own), getattr(batch, field))
+    sizes = [len(share[1].index) for share in shares]
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes) - min(sizes) <= 1
+    assert sizes[0] > 0
+
+
 def test_a_restarted_epoch_continues_where_it_was_left_and_the_next_is_whole():
     plan = Shuffle(LABELS, seed=5, batch_size=16)
     whole = list(PlannedBatches(plan, seed=9, epoch=4))

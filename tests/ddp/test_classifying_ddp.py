@@ -4,10 +4,19 @@ import pytest
 from equality import assert_equal, one_and_two
 
 SEVERAL = {"dataset": "mosaic", "noise": "multilabel_mixed"}
-MOSAIC = {"backbone": {"image_size": [8, 24]}, "dataset": {"num_train": 320, "num_test": 100}}
+#: Five batches, the last of one image: the second rank gets none.
+LONELY = {"sampler": {"batch_size": 32, "drop_last": False}}
+DIGITS = {"data": {"train_size": 129}, **LONELY}
+MOSAIC = {
+    "backbone": {"image_size": [8, 24]},
+    "dataset": {"num_train": 129, "num_test": 100},
+    **LONELY,
+}
 GLYPHS = {
     "backbone": {"image_size": 32},
     "dataset": {"split": "closed_set", "num_train_classes": 20, "min_faces": 16},
+    "data": {"train_size": 65},
+    **LONELY,
 }
 
 #: Recipe to (parts, settings, steps per epoch), see `one_and_two`.
@@ -17,7 +26,7 @@ RECIPES = {
         {"method": {"num_gradual": 1, "warmup_epochs": 1, "predict": "best"}},
         5,
     ),
-    "jocor": ({"method": "jocor"}, {"method": {"num_gradual": 1}}, 5),
+    "jocor": ({"method": "jocor"}, {"method": {"num_gradual": 1}, **DIGITS}, 5),
     "bare-elr": ({"method": "bare", "loss": "elr"}, {}, 5),
     "curriculum-sat": (
         {"method": "classification", "selector": "curriculum", "loss": "sat"},
@@ -54,7 +63,7 @@ RECIPES = {
     "eac": (
         {"method": "eac", "selector": "prism_proxy", "backbone": "small_cnn"},
         # Batch norm would see half a batch on each rank.
-        {"backbone": {"widths": [8, 16], "halve_after": [1], "frozen_batchnorm": True}},
+        {"backbone": {"widths": [8, 16], "halve_after": [1], "frozen_batchnorm": True}, **DIGITS},
         5,
     ),
 }

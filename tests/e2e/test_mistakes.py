@@ -63,3 +63,13 @@ def test_a_failed_job_does_not_stop_a_sweep(shell):
     assert "exceeds the" in said
     assert "1 of 2 jobs failed" in said
     assert sum((run / "metrics.json").is_file() for run in shell.runs()) == 1
+
+
+def test_a_batch_of_one_has_no_statistics(shell):
+    """The last stage of a ResNet sees an 8 x 8 digit as one pixel."""
+    typed = ["method=classification", "dataset=digits", "backbone=resnet18", "report=false"]
+    short = ["data.train_size=33", "sampler.batch_size=32", "sampler.drop_last=false"]
+    status, said = shell("train", *typed, *short, "backbone.in_channels=1")
+    assert status == 2, said
+    assert "Batch norm has nothing to compare the only image" in said
+    assert "Traceback" not in said

@@ -65,6 +65,37 @@ def test_stages_of_the_small_net_halve_the_side_where_asked():
         assert torch.equal(maps["last"], maps["block3"])
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: small_cnn(widths=(4, 8)),
+        lambda: small_cnn(widths=(4, 8), frozen_batchnorm=True),
+        lambda: mlp(32, hidden_features=[4]),
+        lambda: resnet("resnet18", in_channels=1),
+        lambda: googlenet(),
+        # It reshapes by its tokens, which no sample has.
+        lambda: timm_model("test_vit"),
+        lambda: timm_model("mobilenetv3_small_050"),
+    ],
+)
+def test_no_sample_passes_and_leaves_no_trace(make):
+    """What a process does that gets nothing of a short last batch."""
+    torch.manual_seed(0)
+    network = make()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    nothing = torch.zeros(0, 1, 32, 32, dtype=torch.uint8)
+    features = network(nothing)
+    assert features.shape == (0, network.out_features)
+    features.sum().backward()
+    assert all((p.grad == 0).all() for p in network.parameters())
+    layer = "block1" if network._map_sources else None
+    if layer:
+        assert len(network.activations(nothing, [layer]).maps[layer]) == 0
+    for name, tensor in network.state_dict().items():
+        if "num_batches_tracked" not in name:
+            assert torch.equal(tensor, before[name]), name
+
+
 def test_a_layer_after_the_pooling_sets_the_width_of_features():
     mobile = timm_model("mobilenetv3_small_050").eval()
     assert mobile(IMAGES).shape == (3, mobile.out_features) == (3, 1024)
