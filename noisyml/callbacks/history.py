@@ -19,7 +19,8 @@ class History(Callback):
 
     Args:
         file: the CSV file.
-        every_n_steps: how often the training loss is logged, in steps.
+        every_n_steps: how often the training loss is logged, in steps; with it, as
+            ``train/loss_NAME``, the ``terms`` of it that a method names.
     """
 
     #: Steps whose duration is not counted: they pay for allocations and caches.
@@ -84,6 +85,7 @@ class History(Callback):
                 f"{trainer.global_step}; lower optimizer.lr or check the data."
             )
         row = {"train/loss": loss}
+        row |= {f"train/loss_{name}": float(x) for name, x in outputs.get("terms", {}).items()}
         for number, group in enumerate(trainer.optimizers[0].param_groups):
             row[f"lr/{group.get('name', number)}"] = float(group["lr"])
         self.add(trainer, row)

@@ -165,9 +165,23 @@ class Classification(Method):
         self._judged = (evidence, selection)
         return selection
 
-    def outcome(self, loss: Tensor, selection: Selection, index: Tensor) -> dict[str, Any]:
-        """What `training_step` returns; the log of judgements reads it."""
-        return {"loss": loss, "selection": selection, "index": index}
+    def outcome(
+        self,
+        loss: Tensor,
+        selection: Selection,
+        index: Tensor,
+        terms: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Any]:
+        """What `training_step` returns; the logs read it.
+
+        Args:
+            loss: scalar with gradient.
+            selection: of the global batch.
+            index: [B], its positions in the training split.
+            terms: scalars that the loss is made of, by the name to log them under.
+        """
+        parts = {name: term.detach() for name, term in (terms or {}).items()}
+        return {"loss": loss, "selection": selection, "index": index, "terms": parts}
 
     def after_backward(self) -> None:
         """The selector learns from what it has judged."""

@@ -10,16 +10,18 @@ rate is asked for. Mirroring must not change the class: digits, letters and traf
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
 
 from noisyml import distributed
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.base import ScoreLoss
 from noisyml.losses.eac import attention_consistency
-from noisyml.methods.classification import Classification, OnEmpty
+from noisyml.methods.classification import Classification, Classified, OnEmpty
 from noisyml.metrics.base import Evaluator
 from noisyml.models.backbones import LAST_MAP
 from noisyml.models.class_maps import obstacle_to_class_maps
@@ -43,7 +45,8 @@ class EAC(Classification):
             faces before; with 0 and without `ce_on_both` view 2 is not computed.
         detach_classifier: keep the classifier out of reach of the consistency.
         ce_on_both: let view 2 learn from labels too, by the mean of both views' losses (ablation;
-            the paper's supervision is imbalanced).
+            the paper's supervision is imbalanced). What the loss remembers of a sample is what the
+            network makes of view 1, and moves on once a step.
 
     Raises:
         UserError: an encoder without class activation maps, or a negative weight.
@@ -92,23 +95,42 @@ class EAC(Classification):
         first, second = batch["views"].unbind(dim=1)
         upright = self.encoder.encode({"image": first})
         seen = self.classify_globally(batch, upright.embeddings)
-        sample_loss = self.sample_loss(seen)
         if self.consistency_weight == 0 and not self.ce_on_both:
+            sample_loss = self.sample_loss(seen)
             selection = self.judge(seen, sample_loss)
-            return self.outcome(self.mean_loss(sample_loss, selection), selection, seen.index)
+            loss = self.mean_loss(sample_loss, selection)
+            return self.outcome(loss, selection, seen.index, {"classification": loss})
 
         mirrored = self.encoder.encode({"image": second})
-        if self.ce_on_both:
-            logits = distributed.gather(self.logits(mirrored.embeddings))
-            reflected = dataclasses.replace(seen, logits=logits)
-            sample_loss = (sample_loss + self.sample_loss(reflected)) / 2
+        sample_loss = self.sample_loss_of_both(seen, mirrored.embeddings)
         selection = self.judge(seen, sample_loss)
-        consistency = attention_consistency(
+        classification = self.mean_loss(sample_loss, selection)
+        difference = attention_consistency(
             upright.maps[LAST_MAP],
             mirrored.maps[LAST_MAP],
             self.classifier.weight,
             detach_classifier=self.detach_classifier,
         )
-        loss = self.mean_loss(sample_loss, selection)
-        loss = loss + self.consistency_weight * distributed.gather(consistency).mean()
-        return self.outcome(loss, selection, seen.index)
+        consistency = distributed.gather(difference).mean()
+        loss = classification + self.consistency_weight * consistency
+        terms = {"classification": classification, "consistency": consistency}
+        return self.outcome(loss, selection, seen.index, terms)
+
+    def sample_loss_of_both(self, seen: Classified, mirrored: Tensor) -> Tensor:
+        """The loss [B] of each sample, by view 1 or by both views, see `ce_on_both`.
+
+        Args:
+            seen: view 1 of the global batch.
+            mirrored: embeddings [b, D] of this rank's share of view 2.
+        """
+        if not self.ce_on_both:
+            return self.sample_loss(seen)
+        logits = distributed.gather(self.logits(mirrored))
+        # One call, in which a sample occurs twice: a memory takes what comes last, view 1.
+        losses: Tensor = self.loss(
+            torch.cat([logits, seen.logits]),
+            seen.labels.repeat(2),
+            seen.index.repeat(2),
+            self.current_epoch,
+        )
+        return losses.unflatten(0, (2, -1)).mean(dim=0)

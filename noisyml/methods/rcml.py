@@ -314,4 +314,11 @@ class RCML(MultiLabelTwoNetworks):
         if self.ranking == "random":
             p_clean = torch.full_like(p_clean, torch.nan)
         selection = Selection(found.keep[judge], p_clean, ranking.suspected)
-        return {"loss": found.loss, "selection": selection, "index": seen.index}
+        names = ("first", "second", "disparity", "consistency")
+        terms = zip(names, (*found.taught, found.disparity, found.consistency), strict=True)
+        return {
+            "loss": found.loss,
+            "selection": selection,
+            "index": seen.index,
+            "terms": {name: term.detach() for name, term in terms},
+        }

@@ -23,8 +23,13 @@ def test_train_report_and_evaluate(shell):
     status, said = shell("train", *SMALL, "method=eac", "optimizer.lr=0.01")
     assert status == 0, said
     (run,) = shell.runs()
-    losses = pd.read_csv(run / "history.csv")["train/loss"].dropna()
+    history = pd.read_csv(run / "history.csv").dropna(subset="train/loss")
+    losses = history["train/loss"]
     assert losses.iloc[-1] < losses.iloc[0]
+    weight = yaml.safe_load((run / "config.yaml").read_text())["method"]["consistency_weight"]
+    terms = [history[f"train/loss_{name}"] for name in ("classification", "consistency")]
+    assert (terms[1] > 0).all()
+    np.testing.assert_allclose(terms[0] + weight * terms[1], losses, rtol=1e-5)
     assert yaml.safe_load((run / "config.yaml").read_text())["transform"]["pair_mode"] == (
         "independent"
     )

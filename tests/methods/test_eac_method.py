@@ -12,6 +12,12 @@ from torch import nn
 
 from noisyml.errors import UserError
 from noisyml.losses.eac import attention_consistency
+from noisyml.losses.elr import (
+    EarlyLearningRegularisation,
+    clamped_softmax,
+    early_learning_regulariser,
+)
+from noisyml.losses.sat import SelfAdaptiveTraining, weighted_soft_cross_entropy
 from noisyml.methods.eac import EAC
 from noisyml.metrics.classification import ClassificationEvaluator
 from noisyml.models.backbones import Backbone, mlp, resnet, small_cnn, timm_model
@@ -190,12 +196,46 @@ def test_the_kept_teach_by_labels_and_all_by_consistency(ce_on_both, detach):
     expected = supervised[keep].mean() + 2.0 * consistency.mean()
     expected.backward()
     torch.testing.assert_close(outcome["loss"], expected)
+    assert not any(term.requires_grad for term in outcome["terms"].values())
+    terms = {"classification": supervised[keep].mean(), "consistency": consistency.mean()}
+    torch.testing.assert_close(outcome["terms"], {k: v.detach() for k, v in terms.items()})
     for name, gradient in gradients(like).items():
         torch.testing.assert_close(gradients(method)[name], gradient, rtol=1e-4, atol=1e-7)
     # Each view is normalised by itself, and both enter the statistics.
     for name, tensor in like.state_dict().items():
         torch.testing.assert_close(method.state_dict()[name], tensor)
     assert method.encoder.backbone.body[1].num_batches_tracked == 2
+
+
+@pytest.mark.parametrize("kind", ["elr", "sat"])
+def test_where_both_views_teach_a_memory_moves_once_and_by_the_unmirrored(kind):
+    def loss():
+        if kind == "elr":
+            return EarlyLearningRegularisation(50, 3)
+        return SelfAdaptiveTraining(50, 3, warmup_epochs=0)
+
+    method = eac(ce_on_both=True, loss=loss())
+    plain = eac(loss=loss())
+    plain.load_state_dict(method.state_dict())
+    for step in range(2):
+        before = copy.deepcopy(method)
+        found = method.training_step(batch(), 0)["terms"]["classification"]
+        plain.training_step(batch(), 0)
+        assert torch.equal(method.loss.targets.rows, plain.loss.targets.rows), step
+        rows = method.loss.targets.rows[batch()["index"]]
+        assert (rows > 0).all()
+        # Both views are held against the same rows.
+        each = []
+        for view in range(2):
+            shown = copy.deepcopy(before)
+            image = batch()["views"][:, view]
+            logits = shown.classifier(shown.encoder({"image": image})).detach()
+            if kind == "elr":
+                pull = early_learning_regulariser(clamped_softmax(logits), rows)
+                each.append(F.cross_entropy(logits, LABELS) + shown.loss.weight * pull.mean())
+            else:
+                each.append(weighted_soft_cross_entropy(logits, rows).mean())
+        torch.testing.assert_close(found, sum(each) / 2)
 
 
 def test_with_nothing_kept_maps_still_teach():

@@ -264,6 +264,9 @@ def test_the_first_network_learns_from_what_the_second_trusts():
     assert second.errors[selection.keep].max() <= second.errors[~selection.keep].min()
     torch.testing.assert_close(selection.p_clean, 1 / (1 + second.errors.detach()))
     assert torch.equal(selection.suspected, second.suspected)
+    terms = outcome["terms"]
+    expected = terms["first"] + terms["second"] + terms["consistency"] - terms["disparity"]
+    torch.testing.assert_close(outcome["loss"].detach(), expected)
 
 
 def test_the_warm_up_trusts_everything_and_the_nominal_size_counts():
