@@ -165,6 +165,33 @@ def exponential(
     )
 
 
+def exponential_steps(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    gamma: float = 0.9,
+    decay_steps: int = 10_000,
+    warmup_steps: int = 0,
+) -> LambdaLR:
+    """The rate is multiplied by ``gamma ** (1 / decay_steps)`` after every step.
+
+    Args:
+        optimizer: whose rates are scheduled.
+        total_steps: steps of the run; unused here, every schedule takes it.
+        gamma: factor after `decay_steps`.
+        decay_steps: at least 1.
+        warmup_steps: steps over which the rate rises linearly from 0.
+
+    Raises:
+        UserError: `decay_steps` is not positive.
+    """
+    if decay_steps < 1:
+        raise UserError(f"scheduler.decay_steps={decay_steps} must be at least 1.")
+    return LambdaLR(
+        optimizer, lambda now: float(_warmup(now, warmup_steps) * gamma ** (now / decay_steps))
+    )
+
+
 def _check_epochs(name: str, epochs: int | None) -> None:
     if epochs is None or epochs < 1:
         raise UserError(

@@ -94,6 +94,14 @@ def test_an_exponential_rate_falls_between_epochs_as_released_with_eac():
         rates(optim.exponential, 6, epochs=None)
 
 
+def test_an_exponential_rate_may_fall_a_little_at_every_step():
+    seen = np.array(rates(optim.exponential_steps, 30, gamma=0.9, decay_steps=10))
+    np.testing.assert_allclose(seen, 2.0 * 0.9 ** (np.arange(31) / 10), rtol=1e-12)
+    assert rates(optim.exponential_steps, 30, warmup_steps=4)[0] == 0.5
+    with pytest.raises(UserError, match="decay_steps=0 must be at least 1"):
+        rates(optim.exponential_steps, 6, decay_steps=0)
+
+
 def test_plateau_and_its_replay_as_released_with_proxynca_pp():
     golden = load("proxynca_pp/schedule.npz")
     scores, lr = golden["val_hmean"].tolist(), float(golden["base_lr"])

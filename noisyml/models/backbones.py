@@ -288,6 +288,7 @@ def resnet(
     pooling: Pooling | nn.Module = "avg",
     last_stride: int = 2,
     in_channels: int = 3,
+    band_projection: bool = False,
     layout: Literal["torchvision", "caffe"] = "torchvision",
     **settings: Any,
 ) -> Backbone:
@@ -299,7 +300,9 @@ def resnet(
         sha256: checksum of the file, or at least its first 8 digits; null: as the file's name says.
         pooling: global pooling, see `global_pooling`.
         last_stride: 2, or 1 to keep the last stage at twice the resolution.
-        in_channels: 3, or the number of bands; others than 3 need random weights.
+        in_channels: 3, or the number of bands; others than 3 need random weights, or
+            `band_projection`.
+        band_projection: a random 1x1 convolution makes three channels of the bands (rcml).
         layout: ``caffe`` for weights converted from Caffe: a stage is halved by the first 1x1
             convolution of its first bottleneck, and the first pooling rounds up without padding.
         **settings: arguments of `Backbone`.
@@ -327,16 +330,20 @@ def resnet(
             if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
                 module.stride = (1, 1)
     if in_channels != 3:
-        if weights is not None:
-            raise UserError(
-                f"backbone.weights={weights} are for images of three channels, and "
-                f"backbone.in_channels is {in_channels}: set backbone.weights=null."
-            )
-        width = body.conv1.out_channels
-        body.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
-        nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
         settings = _bands(in_channels) | settings
+        if not band_projection:
+            if weights is not None:
+                raise UserError(
+                    f"backbone.weights={weights} are for images of three channels, and "
+                    f"backbone.in_channels is {in_channels}: set backbone.weights=null, or "
+                    f"backbone.band_projection=true."
+                )
+            width = body.conv1.out_channels
+            body.conv1 = nn.Conv2d(in_channels, width, 7, stride=2, padding=3, bias=False)
+            nn.init.kaiming_normal_(body.conv1.weight, mode="fan_out", nonlinearity="relu")
     _load_torchvision(body, name, weights, sha256)
+    if band_projection:
+        body.conv1 = nn.Sequential(nn.Conv2d(in_channels, 3, 1), body.conv1)
     layers = ("layer1", "layer2", "layer3", "layer4")
     return Backbone(body, out_features, blocks=layers, pool="avgpool", **settings)
 

@@ -11,6 +11,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
+from remote_sensing_trees import MERCED_LABELS, earth_tree, merced_tree, write_tiff
 
 from noisyml.data.base import BrokenImage, as_rgb
 from noisyml.data.checks import check_images, contact_sheet
@@ -30,49 +31,11 @@ FILES = {
     "treesatai": TreeSatAI,
     "bigearthnet_s2": lambda root: BigEarthNetS2(root, lists=f"{root}/lists"),
 }
-LABELS = [
-    "airplane",
-    "bare-soil",
-    "buildings",
-    "cars",
-    "chaparral",
-    "court",
-    "dock",
-    "field",
-    "grass",
-    "mobile-home",
-    "pavement",
-    "sand",
-    "sea",
-    "ship",
-    "tanks",
-    "trees",
-    "water",
-]
-
-
-def _image(path):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (4, 3), "red").save(path)
-
-
-def _write(path, array, **settings):
-    tifffile = pytest.importorskip("tifffile", reason="extra geo")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tifffile.imwrite(path, array, **settings)
 
 
 @pytest.fixture
 def merced(tmp_path):
-    rng = np.random.default_rng(0)
-    lines = ["\t".join(["IMAGE\\LABEL", *LABELS])]
-    for scene in ("agricultural", "beach"):
-        for i in range(10):
-            _image(tmp_path / "Images" / scene / f"{scene}{i:02d}.tif")
-            marks = (rng.random(17) < 0.3).astype(int)
-            lines.append("\t".join([f"{scene}{i:02d}", *map(str, marks)]))
-    (tmp_path / "LandUse_Multilabeled.txt").write_text("\n".join(lines) + "\n")
-    return tmp_path
+    return merced_tree(tmp_path)
 
 
 def test_uc_merced_divides_every_scene(merced):
@@ -84,7 +47,7 @@ def test_uc_merced_divides_every_scene(merced):
     rows = {row[0]: [int(mark) for mark in row[1:]] for row in table[1:]}
     for split in splits.values():
         assert split.multi_label
-        assert split.class_names == LABELS
+        assert split.class_names == MERCED_LABELS
         assert np.bincount(split.extras["scene"]).tolist() == [len(split) // 2] * 2
         for key, marks in zip(split.keys, split.labels, strict=True):
             assert rows[Path(key).stem] == marks.tolist()
@@ -134,24 +97,12 @@ PATCHES = {
     "val": [("S2A_3", ["Pastures", "Olive groves"])],
     "test": [("S2A_4", ["Bare rock"])],
 }
-SIDES = {"B02": 120, "B03": 120, "B04": 120, "B08": 120, "B01": 20, "B09": 20}
 
 
 @pytest.fixture
 def earth(tmp_path):
     root, lists = tmp_path / "BigEarthNet-v1.0", tmp_path / "lists"
-    lists.mkdir()
-    for part, patches in PATCHES.items():
-        (lists / f"{part}.csv").write_text("".join(f"{name},\n" for name, _ in patches))
-        for name, labels in patches:
-            for number, band in enumerate(BANDS):
-                side = SIDES.get(band.name, 60)
-                # Every band by its own number of deviations from the mean.
-                value = np.clip(band.mean + (number - 6) / 4 * band.std, 0, None)
-                array = np.full((side, side), round(value), dtype=np.uint16)
-                _write(root / name / f"{name}_{band.name}.tif", array)
-            meta = {"labels": labels, "coordinates": {}, "projection": ""}
-            (root / name / f"{name}_labels_metadata.json").write_text(json.dumps(meta))
+    earth_tree(root, lists, PATCHES)
     return root, lists
 
 
@@ -254,8 +205,22 @@ def test_networks_take_as_many_bands_as_they_are_told(earth):
         torch.testing.assert_close(normalised, (batch["image"] / 255 - 0.5) / 0.25)
     with pytest.raises(UserError, match=r"images have 12 channels and the backbone takes 3"):
         resnet("resnet18")(batch["image"])
-    with pytest.raises(UserError, match=r"backbone.in_channels is 12: set backbone.weights=null"):
+    with pytest.raises(UserError, match=r"in_channels is 12: set backbone.weights=null, or back"):
         resnet("resnet18", weights="imagenet", in_channels=12)
+
+
+def test_weights_for_three_channels_fit_a_projection_of_the_bands(tmp_path):
+    coloured = resnet("resnet18")
+    torch.save(coloured.body.state_dict(), tmp_path / "weights.pt")
+    weights = {"weights": str(tmp_path / "weights.pt"), "in_channels": 10}
+    network = resnet("resnet18", band_projection=True, **weights).eval()
+    projection, first = network.body.conv1
+    assert torch.equal(first.weight, coloured.body.conv1.weight)
+    images = torch.randint(0, 256, (2, 10, 32, 32), dtype=torch.uint8)
+    body = coloured.body.eval()
+    expected = body(projection((images / 255 - 0.5) / 0.25))
+    torch.testing.assert_close(network(images), expected)
+    assert network.activations(images, ["block1"]).maps["block1"].shape == (2, 64, 8, 8)
 
 
 def test_bands_can_be_looked_at(earth):
@@ -282,11 +247,13 @@ def _forest(root):
     aerial = np.arange(4 * 304 * 304, dtype=np.uint32).reshape(304, 304, 4).astype(np.uint8)
     s2 = np.stack([np.full((6, 6), 100 * (b + 1), dtype=np.uint16) for b in range(12)])
     for name in names:
-        _write(
+        write_tiff(
             root / "aerial" / "60m" / name, aerial, planarconfig="contig", photometric="minisblack"
         )
-        _write(root / "s2" / "60m" / name, s2, planarconfig="separate", photometric="minisblack")
-        _write(root / "s1" / "200m" / name, np.full((3, 20, 20), -12, dtype=np.float32))
+        write_tiff(
+            root / "s2" / "60m" / name, s2, planarconfig="separate", photometric="minisblack"
+        )
+        write_tiff(root / "s1" / "200m" / name, np.full((3, 20, 20), -12, dtype=np.float32))
     return names, aerial
 
 
@@ -346,9 +313,11 @@ def test_band_mistakes(tmp_path, settings, message):
 
 def test_bands_in_both_layouts_of_a_file(tmp_path):
     array = np.random.default_rng(0).integers(0, 9999, (5, 7, 8), dtype=np.uint16)
-    _write(tmp_path / "planes.tif", array, planarconfig="separate", photometric="minisblack")
+    write_tiff(tmp_path / "planes.tif", array, planarconfig="separate", photometric="minisblack")
     interleaved = np.moveaxis(array, 0, 2)
-    _write(tmp_path / "pixels.tif", interleaved, planarconfig="contig", photometric="minisblack")
+    write_tiff(
+        tmp_path / "pixels.tif", interleaved, planarconfig="contig", photometric="minisblack"
+    )
     for name in ("planes.tif", "pixels.tif"):
         np.testing.assert_array_equal(read_tiff(tmp_path / name), array)
     limits = np.array([[0, 9999]] * 2, dtype=np.float32)

@@ -7,8 +7,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from remote_sensing_trees import earth_tree, merced_tree
 
 from noisyml.data.datamodule import DataModule
+from noisyml.noise.manifest import NoiseManifest
 
 MOSAIC = [
     "dataset=mosaic",
@@ -56,6 +58,44 @@ def test_methods_train_and_their_models_are_evaluated_again(shell, name):
     if name == "jocor":
         entries = [0, int(0.95 * 320), int(0.9 * 320)]
         assert [round(share * 320) for share in kept] == [320, *entries[1:]]
+
+
+PRESETS = {"rcml_ucmerced": 17, "rcml_bigearthnet": 19}
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_train_on_trees_in_the_official_formats(shell, preset):
+    """Downscaled and with random weights, but otherwise as they stand."""
+    root = shell.folder / "data"
+    if preset == "rcml_ucmerced":
+        merced_tree(root)
+        data = [f"dataset.root={root}"]
+    else:
+        kinds = ["Pastures", "Vineyards", "Sea and ocean", "Mixed forest"]
+        numbers = {"train": range(10), "val": range(10, 13), "test": range(13, 16)}
+        parts = {
+            part: [(f"S2A_{i}", [kinds[i % 4], kinds[i % 3]]) for i in own]
+            for part, own in numbers.items()
+        }
+        lists = shell.folder / "lists"
+        earth_tree(root, lists, parts)
+        data = [f"dataset.root={root}", f"dataset.lists={lists}"]
+    small = ["backbone.name=resnet18", "backbone.weights=null", "transform.size=32"]
+    short = ["sampler.batch_size=4", "trainer.max_epochs=1", "callbacks.history.every_n_steps=1"]
+    typed = [f"experiment={preset}", *data, *small, *short, "dataset.check_counts=false"]
+    status, said = shell("train", *typed, "report=false")
+    assert status == 0, said
+    (run,) = shell.runs()
+    assert np.isfinite(metrics(run)["test/map_micro"])
+    history = pd.read_csv(run / "history.csv")
+    rates = history["lr/default"].dropna().to_numpy()
+    assert len(rates) >= 3
+    # Read after the schedule's step.
+    np.testing.assert_allclose(rates, 0.001 * 0.9 ** (np.arange(1, len(rates) + 1) / 10_000))
+    manifest = NoiseManifest.load(run / "noise.parquet")
+    flipped = manifest.changed.sum(axis=1)
+    assert (flipped > 0).sum() == int(0.4 * len(flipped))
+    assert set(flipped) == {0, int(0.4 * PRESETS[preset])}
 
 
 @pytest.mark.parametrize("name", ["rcml", "jocor"])

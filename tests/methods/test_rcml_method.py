@@ -19,6 +19,7 @@ from noisyml.metrics.multi_label import MultiLabelEvaluator
 from noisyml.models.backbones import mlp
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import IdentityHead
+from noisyml.optim import exponential_steps
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "rcml"
 NAMES = ["ant", "bee", "cat"]
@@ -161,10 +162,15 @@ def test_training_steps_are_the_released():
     networks = [
         [nn.Parameter(case[f"net{k}_{name}_init"].clone()) for name in names] for k in (1, 2)
     ]
-    optimizer = torch.optim.SGD([w for network in networks for w in network], lr=1.0)
+    weights = [w for network in networks for w in network]
+    optimizer = torch.optim.SGD(weights, lr=float(case["lr0"]))
+    schedule = exponential_steps(
+        optimizer,
+        total_steps=len(case["X"]),
+        gamma=float(case["decay_rate"]),
+        decay_steps=int(case["decay_steps"]),
+    )
     for step, (x, y, index) in enumerate(zip(case["X"], case["Y"], case["indices"], strict=True)):
-        lr = case["lr0"] * case["decay_rate"] ** (step / case["decay_steps"])
-        optimizer.param_groups[0]["lr"] = float(lr)
         hidden = [torch.relu(x @ w1 + b1) for w1, b1, _, _ in networks]
         views = [
             View(h @ w2 + b2, {"block1": h})
@@ -175,6 +181,7 @@ def test_training_steps_are_the_released():
         optimizer.zero_grad()
         found.loss.backward()
         optimizer.step()
+        schedule.step()
         close(found.disparity, case["L2"][step], atol=1e-6)
         close(found.consistency, case["L3"][step], atol=1e-6)
         for k in range(2):
