@@ -10,7 +10,8 @@ Layout of ``outputs/<verb>/<name>/<timestamp or sweep number>/``:
 ``metrics.json``         final metrics, flat (``test/precision_at_1``), fractions of 1
 ``history.csv``          one row per logged step: ``step, epoch`` and one column per metric
 ``noise.parquet``        the noise manifest of the training split
-``selection.parquet``    ``index, p_clean, kept, epoch``: every judgement of the selector
+``selection.parquet``    ``index, p_clean, kept, epoch``: every judgement of the selector, and what
+                         else the method says, see `noisyml.callbacks.selection_log`
 ``suspects.csv``         judged samples with label and mean p_clean, the least trusted first
 ``selection_by_class.csv``  kept, precision and recall of each class in the last epoch
 ``broken_images.csv``    images that could not be decoded and were left out, if there were any

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -16,10 +18,18 @@ from noisyml.columns import to_column
 from noisyml.metrics.label_trust import (
     class_selection,
     entry_selection_metrics,
+    network_exclusions,
     selection_metrics,
     suspicion_precision,
 )
 from noisyml.noise.manifest import NoiseManifest, SampleState
+
+#: Scores are random to the last digit: their bytes compress one place at a time, by no dictionary.
+STORED: dict[str, Any] = {
+    "compression": "zstd",
+    "use_dictionary": ["epoch"],
+    "use_byte_stream_split": ["p_clean", "p_clean.list.element"],
+}
 
 
 class SelectionLog(Callback):
@@ -32,14 +42,15 @@ class SelectionLog(Callback):
         file: the Parquet file, columns ``index, p_clean, kept, epoch``; one row group per epoch.
             Of a selector that judges the entries of multi-label samples, ``p_clean`` and ``kept``
             are lists with a value per class. Where a method suspects a class in each sample, its
-            number is in ``suspected``.
+            number is in ``suspected``; where two networks judge, what each keeps is in
+            ``kept_first`` and ``kept_second``.
     """
 
     def __init__(self, file: str) -> None:
         self.file = Path(file)
         self.parts = self.file.with_name(f".{self.file.stem}.parts")
         self.manifest: NoiseManifest | None = None
-        self._seen: list[tuple[Tensor, ...]] = []
+        self._seen: list[dict[str, Tensor]] = []
         self.last_metrics: dict[str, float] = {}
 
     def on_train_batch_end(
@@ -48,60 +59,65 @@ class SelectionLog(Callback):
         """Keep the judgement of the batch (on its device; it is read once per epoch)."""
         if "selection" in outputs:
             selection = outputs["selection"]
-            judged = [outputs["index"], selection.keep, selection.p_clean.to(torch.float32)]
+            judged = {
+                "index": outputs["index"],
+                "p_clean": selection.p_clean.to(torch.float32),
+                "kept": selection.keep,
+            }
             if selection.suspected is not None:
-                judged.append(selection.suspected)
-            self._seen.append(tuple(judged))
+                judged["suspected"] = selection.suspected
+            judged |= {f"kept_{name}": keep for name, keep in selection.by_network.items()}
+            self._seen.append(judged)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score and store the epoch."""
         if not self._seen:
             return
         # What a checkpoint brought back lies on the host, what came since on the device.
-        index, keep, p_clean, *suspected = (
-            torch.cat([part.to(column[-1].device) for part in column]).cpu()
-            for column in zip(*self._seen, strict=True)
-        )
+        judged = {
+            name: torch.cat([part[name].to(newest.device) for part in self._seen]).cpu()
+            for name, newest in self._seen[-1].items()
+        }
         self._seen = []
-        self.last_metrics = self._metrics(index, keep, p_clean, *suspected)
+        self.last_metrics = self._metrics(judged)
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, History):
                 callback.add(trainer, self.last_metrics)
         if trainer.is_global_zero:
-            columns = {
-                "index": index.numpy(),
-                "p_clean": to_column(p_clean.numpy()),
-                "kept": to_column(keep.numpy()),
-                "epoch": pa.array([trainer.current_epoch] * len(index), pa.int32()),
-            }
-            if suspected:
-                columns["suspected"] = suspected[0].numpy()
-            table = pa.table(columns)
+            columns = {name: to_column(values.numpy()) for name, values in judged.items()}
+            epoch = np.full(len(judged["index"]), trainer.current_epoch, dtype=np.int32)
             self.parts.mkdir(parents=True, exist_ok=True)
             part = self.parts / f"{trainer.current_epoch:06d}.parquet"
             temporary = part.with_suffix(".tmp")
-            pq.write_table(table, temporary)
+            table = pa.table({**columns, "epoch": epoch})
+            pq.write_table(table, temporary, row_group_size=len(table), **STORED)
             temporary.replace(part)
 
-    def _metrics(
-        self, index: Tensor, keep: Tensor, p_clean: Tensor, suspected: Tensor | None = None
-    ) -> dict[str, float]:
-        kept = {"selection/kept": float(keep.double().mean())}
+    def _metrics(self, judged: Mapping[str, Tensor]) -> dict[str, float]:
+        kept = {"selection/kept": float(judged["kept"].double().mean())}
         if self.manifest is None:
             return kept
         # Of a set with real noise only the samples that were looked at by hand can be scored.
-        known = torch.from_numpy(self.manifest.state != SampleState.UNKNOWN)[index]
+        known = torch.from_numpy(self.manifest.state != SampleState.UNKNOWN)[judged["index"]]
         if not known.any():
             return kept
-        keep, p_clean, index = keep[known], p_clean[known], index[known]
+        judged = {name: values[known] for name, values in judged.items()}
+        index, keep, p_clean = judged["index"], judged["kept"], judged["p_clean"]
         # A sample of several labels is wrong if any of its entries is.
         changed = self.manifest.changed if keep.ndim == 2 else self.manifest.wrong
         wrong = torch.from_numpy(changed.copy())[index]
         score = entry_selection_metrics if keep.ndim == 2 else selection_metrics
         scores = score(keep, p_clean, wrong)
-        if suspected is not None:
+        if "suspected" in judged:
             entries = torch.from_numpy(self.manifest.changed.copy())[index]
-            scores["suspected_precision"] = suspicion_precision(keep, suspected[known], entries)
+            scores["suspected_precision"] = suspicion_precision(keep, judged["suspected"], entries)
+        networks = {
+            name.removeprefix("kept_"): values
+            for name, values in judged.items()
+            if name.startswith("kept_")
+        }
+        if networks:
+            scores |= network_exclusions(networks, wrong)
         if self.manifest.kind == "single":
             labels = torch.from_numpy(self.manifest.observed.copy())[index]
             recall = class_selection(keep, wrong, labels, self.manifest.num_classes)["recall"]
@@ -117,13 +133,18 @@ class SelectionLog(Callback):
         # An interrupted run may have stored epochs that its checkpoint does not know: they were
         # trained again and overwritten, and nothing lies beyond the last epoch.
         temporary = self.file.with_suffix(".tmp")
-        with pq.ParquetWriter(temporary, pq.read_schema(parts[0])) as writer:
+        with pq.ParquetWriter(temporary, pq.read_schema(parts[0]), **STORED) as writer:
             if self.file.is_file():
                 # A finished run that trains on keeps the epochs it had.
                 first = int(parts[0].stem)
-                writer.write_table(pq.read_table(self.file, filters=[("epoch", "<", first)]))
+                with pq.ParquetFile(self.file) as before:
+                    for number in range(before.num_row_groups):
+                        epoch = before.read_row_group(number)
+                        if epoch["epoch"][0].as_py() < first:
+                            writer.write_table(epoch, row_group_size=len(epoch))
             for part in parts:
-                writer.write_table(pq.read_table(part))
+                epoch = pq.read_table(part)
+                writer.write_table(epoch, row_group_size=len(epoch))
         temporary.replace(self.file)
         for part in parts:
             part.unlink()
@@ -132,11 +153,11 @@ class SelectionLog(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The judgements of the epoch under way, and the scores of the last one."""
         return {
-            "seen": [tuple(t.cpu() for t in judged) for judged in self._seen],
+            "seen": [{name: t.cpu() for name, t in judged.items()} for judged in self._seen],
             "last_metrics": dict(self.last_metrics),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the epoch under way."""
-        self._seen = [tuple(judged) for judged in state_dict["seen"]]
+        self._seen = [dict(judged) for judged in state_dict["seen"]]
         self.last_metrics = dict(state_dict["last_metrics"])

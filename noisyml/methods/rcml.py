@@ -33,7 +33,7 @@ from noisyml.losses.rcml import (
     swap_rate,
 )
 from noisyml.methods.multilabel_two_networks import MultiLabelTwoNetworks
-from noisyml.methods.two_networks import Predict, Seen
+from noisyml.methods.two_networks import NETWORKS, Predict, Seen
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder
 from noisyml.optim import OptimizerFactory, SchedulerFactory
@@ -313,8 +313,13 @@ class RCML(MultiLabelTwoNetworks):
         p_clean = 1 / (1 + ranking.errors)
         if self.ranking == "random":
             p_clean = torch.full_like(p_clean, torch.nan)
-        selection = Selection(found.keep[judge], p_clean, ranking.suspected)
-        names = ("first", "second", "disparity", "consistency")
+        selection = Selection(
+            found.keep[judge],
+            p_clean,
+            ranking.suspected,
+            dict(zip(NETWORKS, found.keep, strict=True)),
+        )
+        names = (*NETWORKS, "disparity", "consistency")
         terms = zip(names, (*found.taught, found.disparity, found.consistency), strict=True)
         return {
             "loss": found.loss,

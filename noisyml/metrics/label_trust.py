@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -111,7 +113,8 @@ def selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str,
     Returns:
         ``kept``: share of samples kept; ``precision``: share of the kept that are clean;
         ``recall``: share of the clean that are kept; ``excluded_precision``: share of the others
-        that are wrong; ``auroc`` of `p_clean`. NaN where undefined.
+        that are wrong; ``excluded_recall``: share of the wrong that are among them; ``auroc`` of
+        `p_clean`. NaN where undefined.
 
     Raises:
         ValueError: shapes that differ.
@@ -122,18 +125,49 @@ def selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str,
             f"{tuple(wrong.shape)} must all be [N]"
         )
     keep, clean = keep.to(torch.bool), ~wrong.to(torch.bool)
-    kept_clean, out_wrong = int((keep & clean).sum()), int((~keep & ~clean).sum())
-
-    def share(part: int, whole: int) -> float:
-        return part / whole if whole else float("nan")
-
+    kept_clean = int((keep & clean).sum())
     return {
-        "kept": share(int(keep.sum()), len(keep)),
-        "precision": share(kept_clean, int(keep.sum())),
-        "recall": share(kept_clean, int(clean.sum())),
-        "excluded_precision": share(out_wrong, int((~keep).sum())),
+        "kept": _share(int(keep.sum()), len(keep)),
+        "precision": _share(kept_clean, int(keep.sum())),
+        "recall": _share(kept_clean, int(clean.sum())),
+        **_exclusion(~keep, ~clean),
         "auroc": auroc(p_clean, clean),
     }
+
+
+def network_exclusions(keeps: Mapping[str, Tensor], wrong: Tensor) -> dict[str, float]:
+    """How well what several networks leave out tells wrong samples.
+
+    Args:
+        keeps: what each network keeps, [N] bool by its name.
+        wrong: [N] bool.
+
+    Returns:
+        ``excluded_precision`` and ``excluded_recall``, see `selection_metrics`, each followed by
+        ``_NAME`` for every network, ``_intersection`` (left out by all of them) and ``_union`` (by
+        any).
+    """
+    out = {name: ~keep.to(torch.bool) for name, keep in keeps.items()}
+    together = torch.stack(list(out.values()))
+    out |= {"intersection": together.all(dim=0), "union": together.any(dim=0)}
+    return {
+        f"{metric}_{name}": value
+        for name, excluded in out.items()
+        for metric, value in _exclusion(excluded, wrong.to(torch.bool)).items()
+    }
+
+
+def _exclusion(excluded: Tensor, wrong: Tensor) -> dict[str, float]:
+    """Precision and recall of what is left out, [N] bool, as a guess at what is wrong, [N] bool."""
+    hits = int((excluded & wrong).sum())
+    return {
+        "excluded_precision": _share(hits, int(excluded.sum())),
+        "excluded_recall": _share(hits, int(wrong.sum())),
+    }
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else float("nan")
 
 
 def suspicion_precision(keep: Tensor, suspected: Tensor, wrong: Tensor) -> float:

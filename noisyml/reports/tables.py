@@ -76,6 +76,7 @@ _OTHER_LABELS = {
     "selection/recall": "recall",
     "selection/recall_min_class": "recall, worst class",
     "selection/excluded_precision": "left out: truly wrong",
+    "selection/excluded_recall": "wrong: left out",
     "selection/suspected_precision": "left out: right suspect",
     "selection/auroc": "AUROC",
     "time/step_seconds": "s / step",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -55,11 +56,13 @@ class Selection:
             computed.
         suspected: [B] int64, multi-label: of each sample the class whose entry is most likely
             wrong, from a method that names one; else None.
+        by_network: where two networks judge, what each of them trusts by its name, [B] bool.
     """
 
     keep: Tensor
     p_clean: Tensor
     suspected: Tensor | None = None
+    by_network: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def keep_everything(cls, labels: Tensor) -> Selection:

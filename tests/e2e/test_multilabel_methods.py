@@ -54,7 +54,11 @@ def test_methods_train_and_their_models_are_evaluated_again(shell, name):
         assert [round(share * 32) for share in kept] == [28, 24, 20]
         assert judged["suspected"].between(0, 9).all()
         names = {"selection/excluded_precision", "selection/suspected_precision"}
+        sets = ("first", "second", "intersection", "union")
+        names |= {f"selection/excluded_{m}_{s}" for m in ("precision", "recall") for s in sets}
         assert names <= trained.keys()
+        assert judged["kept"].equals(judged["kept_second"])
+        assert not judged["kept"].equals(judged["kept_first"])
     if name == "jocor":
         entries = [0, int(0.95 * 320), int(0.9 * 320)]
         assert [round(share * 320) for share in kept] == [320, *entries[1:]]

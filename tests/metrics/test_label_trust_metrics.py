@@ -13,6 +13,7 @@ from sklearn.metrics import roc_auc_score
 from noisyml.metrics.label_trust import (
     auroc,
     class_selection,
+    network_exclusions,
     selection_metrics,
     suspicion_precision,
 )
@@ -28,6 +29,7 @@ def test_a_small_case_by_hand() -> None:
     assert found["precision"] == 2 / 3
     assert found["recall"] == 2 / 3
     assert found["excluded_precision"] == 1 / 2
+    assert found["excluded_recall"] == 1 / 2
     # Six (clean, wrong) pairs, one of them tied.
     assert found["auroc"] == pytest.approx(5.5 / 6)
 
@@ -64,6 +66,25 @@ def test_undefined_shares_are_nan() -> None:
     assert math.isnan(all_wrong["recall"])
     assert math.isnan(all_wrong["excluded_precision"])
     assert math.isnan(all_wrong["auroc"])
+
+
+def test_exclusions_of_two_networks_by_hand() -> None:
+    found = network_exclusions(
+        {
+            "first": torch.tensor([True, False, False, True, True]),
+            "second": torch.tensor([True, True, False, False, True]),
+        },
+        torch.tensor([False, True, True, False, True]),
+    )
+    expected = {"first": (1, 2 / 3), "second": (1 / 2, 1 / 3)}
+    expected |= {"intersection": (1, 1 / 3), "union": (2 / 3, 2 / 3)}
+    assert found == {
+        f"excluded_{metric}_{name}": pytest.approx(value)
+        for name, values in expected.items()
+        for metric, value in zip(("precision", "recall"), values, strict=True)
+    }
+    nothing = network_exclusions({"a": torch.ones(2)}, torch.zeros(2))
+    assert all(math.isnan(value) for value in nothing.values())
 
 
 def test_classes_by_hand() -> None:
