@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 
@@ -32,3 +35,32 @@ def from_column(column: Any) -> NDArray[Any]:
         return flat.reshape(len(column), column.type.list_size)
     array: NDArray[Any] = column.to_numpy()
     return array
+
+
+def row_groups(path: Path, columns: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
+    """The arrays of some columns, one row group after the other, so that no file is held whole.
+
+    Raises:
+        ValueError: lists of different sizes.
+    """
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        for number in range(file.num_row_groups):
+            table = file.read_row_group(number, columns=list(columns))
+            yield {name: from_column(table[name]) for name in columns}
+
+
+def last_epoch(path: Path, columns: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The arrays of some columns in the rows with the largest ``epoch``, in their order."""
+    import pyarrow.parquet as pq
+
+    newest = [int(group["epoch"].max()) for group in row_groups(path, ["epoch"])]
+    found = []
+    with pq.ParquetFile(path) as file:
+        for number, epoch in enumerate(newest):
+            if epoch == max(newest):
+                found.append(file.read_row_group(number, columns=[*columns, "epoch"]))
+    parts = [{name: from_column(table[name]) for name in table.column_names} for table in found]
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return {name: whole[name][whole["epoch"] == max(newest)] for name in columns}

@@ -8,14 +8,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from noisyml.callbacks.class_maps import class_map_samples
-from noisyml.columns import from_column
+from noisyml.columns import last_epoch
 from noisyml.data.base import BrokenImage, ImageSource, Split, as_rgb
 from noisyml.data.datamodule import DataModule
 from noisyml.methods.base import Method
@@ -135,7 +133,7 @@ def _trust(selection_file: Path) -> tuple[pd.DataFrame, int]:
         A row per sample, numbered by its position, and 0; or a row per entry, numbered
         ``position * C + class``, and C.
     """
-    index, kept, p_clean = _last_epoch(selection_file)
+    index, kept, p_clean = _judged_last(selection_file)
     classes = 0
     if kept.ndim == 2:
         classes = kept.shape[1]
@@ -145,13 +143,10 @@ def _trust(selection_file: Path) -> tuple[pd.DataFrame, int]:
     return means.sort_values("p_clean", kind="stable"), classes
 
 
-def _last_epoch(selection_file: Path) -> tuple[NDArray[np.int64], NDArray, NDArray]:
+def _judged_last(selection_file: Path) -> tuple[NDArray[np.int64], NDArray, NDArray]:
     """Positions [n], what was kept and p_clean, both [n] or [n, C], of the last epoch."""
-    table = pq.read_table(selection_file)
-    last = pc.max(table["epoch"])
-    table = table.filter(pc.equal(table["epoch"], last))
-    index, kept, p_clean = (from_column(table[name]) for name in ("index", "kept", "p_clean"))
-    return index, kept, p_clean
+    found = last_epoch(selection_file, ["index", "kept", "p_clean"])
+    return found["index"], found["kept"], found["p_clean"]
 
 
 def _positions(
@@ -222,7 +217,7 @@ def trust_by_class(data: DataModule, selection_file: Path) -> pd.DataFrame:
         ``precision`` and ``recall``; of samples of one label also ``samples``, of entries also
         ``auroc``. Empty where whole samples of several labels were judged.
     """
-    index, kept, p_clean = _last_epoch(selection_file)
+    index, kept, p_clean = _judged_last(selection_file)
     manifest = data.manifest
     wrong = torch.from_numpy(manifest.changed[index])
     keep = torch.from_numpy(np.array(kept))

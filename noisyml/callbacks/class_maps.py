@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from noisyml.columns import last_epoch
 from noisyml.data.datamodule import DataModule
 from noisyml.losses.eac import class_activation_maps
 from noisyml.methods.base import Method
@@ -88,8 +89,7 @@ def _chosen(data: DataModule, selection_file: Path) -> dict[str, NDArray[np.int6
             "label wrong": order[wrong][:SAMPLES_OF_A_KIND],
         }
     if selection_file.is_file():
-        judged = pd.read_parquet(selection_file, columns=["index", "p_clean", "epoch"])
-        judged = judged[judged["epoch"] == judged["epoch"].max()].dropna()
+        judged = pd.DataFrame(last_epoch(selection_file, ["index", "p_clean"])).dropna()
         trust = judged.groupby("index")["p_clean"].mean().sort_values(kind="stable")
         if len(trust) >= 2 * SAMPLES_OF_A_KIND and trust.nunique() > 1:
             by_trust = trust.index.to_numpy(dtype=np.int64)

@@ -7,6 +7,7 @@ Every file read here is optional: a reader returns None where the file is missin
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -19,7 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from noisyml.columns import from_column
+from noisyml.columns import from_column, row_groups
 from noisyml.runs import RunFolder
 
 #: One row per image that could not be decoded, where a run was told to skip those.
@@ -32,44 +33,27 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Judgements:
-    """Every judgement a selector made in one run, in the order in which they were made.
+    """What a selector judged in one run, of each epoch in sum and of the last in full.
 
     Attributes:
-        table: columns ``index`` int64, ``epoch`` int64, ``kept`` bool, ``p_clean`` float
-            (NaN where none was computed) and ``wrong`` bool (label differs from the true one). A
-            row per sample, or per entry of a multi-label sample, numbered ``index * C + class``.
+        last: the last judgement in the last epoch of every sample judged in it; columns ``index``
+            int64, ``kept`` bool, ``p_clean`` float (NaN where none was computed) and ``wrong`` bool
+            (label differs from the true one). A row per sample, or per entry of a multi-label
+            sample, numbered ``index * C + class``.
+        by_epoch: per ``epoch`` the ``kept`` share and, where the truth is known, ``precision``
+            (share of rightly labelled samples among those kept) and ``recall`` (share of rightly
+            labelled samples that were kept); NaN where nothing was kept or nothing is right.
         truth_known: True if some labels are known to be wrong and all others to be right; if
             not, ``wrong`` is all False and means nothing.
         samples: number of training samples.
         entries: True if entries were judged and not samples.
     """
 
-    table: pd.DataFrame
+    last: pd.DataFrame
+    by_epoch: pd.DataFrame
     truth_known: bool
     samples: int
     entries: bool = False
-
-    def last(self) -> pd.DataFrame:
-        """The last judgement in the last epoch of every sample judged in it."""
-        final = self.table[self.table["epoch"] == self.table["epoch"].max()]
-        return final.drop_duplicates("index", keep="last")
-
-    def by_epoch(self) -> pd.DataFrame:
-        """Per epoch: ``kept`` share and, where the truth is known, ``precision`` and ``recall``.
-
-        Precision is the share of rightly labelled samples among those kept, recall the share of
-        rightly labelled samples that were kept; NaN where nothing was kept or nothing is right.
-        """
-        right, kept = ~self.table["wrong"], self.table["kept"]
-        counts = pd.DataFrame(
-            {"all": 1, "kept": kept, "right": right, "both": kept & right}
-        ).astype(np.int64)
-        sums = counts.groupby(self.table["epoch"]).sum()
-        shares = pd.DataFrame({"kept": sums["kept"] / sums["all"]})
-        if self.truth_known:
-            shares["precision"] = sums["both"] / sums["kept"].where(sums["kept"] > 0)
-            shares["recall"] = sums["both"] / sums["right"].where(sums["right"] > 0)
-        return shares.reset_index()
 
 
 @dataclass(frozen=True)
@@ -149,36 +133,97 @@ def read_manifest(run: RunFolder) -> pd.DataFrame | None:
 
 
 def read_judgements(run: RunFolder) -> Judgements | None:
-    """The selector's judgements joined with the manifest by ``index``."""
-    judged = _arrays(run.selection_file, ["index", "p_clean", "kept", "epoch"])
-    if judged is None or not len(judged["index"]):
+    """The selector's judgements joined with the manifest by ``index``.
+
+    A file of many epochs may be larger than the memory: it is read one row group at a time.
+    """
+    truth = _truth(_manifest(run))
+    counts: list[pd.DataFrame] = []
+    last: list[pd.DataFrame] = []
+    newest = -1
+    seen = np.empty(0, dtype=np.int64)
+    entries = False
+    for judged in _row_groups(run.selection_file, ["index", "p_clean", "kept", "epoch"]):
+        index, epoch = judged["index"].astype(np.int64), judged["epoch"].astype(np.int64)
+        if not len(index):
+            continue
+        kept = judged["kept"].astype(bool)
+        entries = kept.ndim == 2
+        wrong = truth.wrong(index, kept)
+        seen = np.union1d(seen, index)
+        counts.append(_counts(epoch, kept, wrong))
+        if epoch.max() > newest:
+            newest, last = int(epoch.max()), []
+        chosen = epoch == newest
+        columns = {"kept": kept, "p_clean": judged["p_clean"].astype(float), "wrong": wrong}
+        if entries:
+            index = index[:, None] * kept.shape[1] + np.arange(kept.shape[1])
+        columns = {"index": index, **columns}
+        last.append(pd.DataFrame({n: values[chosen].ravel() for n, values in columns.items()}))
+    if not counts:
         return None
-    kept = judged["kept"].astype(bool)
-    entries = kept.ndim == 2
-    wrong = np.zeros(kept.shape, dtype=bool)
-    manifest = _manifest(run)
-    truth_known = False
-    samples = len(np.unique(judged["index"]))
-    if manifest is not None:
-        samples, changed = len(manifest["index"]), manifest["changed"]
-        truth_known = bool(changed.any() and not ((manifest["clean"] < 0) & ~changed).any())
-    if manifest is not None and truth_known:
-        place = pd.Index(manifest["index"]).get_indexer(judged["index"])
+    return Judgements(
+        pd.concat(last).drop_duplicates("index", keep="last"),
+        _shares(pd.concat(counts).groupby("epoch").sum(), truth.known),
+        truth.known,
+        len(seen) if truth.samples is None else truth.samples,
+        entries,
+    )
+
+
+@dataclass(frozen=True)
+class _Truth:
+    """Which labels are wrong, [N] bool or (several per sample) [N, C], of samples by position.
+
+    Attributes:
+        known: False: nothing is said to be wrong.
+        samples: N, None without a manifest.
+        place: where a position stands in `changed`.
+        changed: as the manifest says.
+    """
+
+    known: bool
+    samples: int | None
+    place: pd.Index
+    changed: NDArray[np.bool_]
+
+    def wrong(self, index: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Whether what was judged, of the shape of `kept`, is wrong."""
+        if not self.known:
+            return np.zeros(kept.shape, dtype=bool)
+        place = self.place.get_indexer(pd.Index(index))
         if (place < 0).any():
             raise Unreadable("selection.parquet judges samples that noise.parquet does not list.")
-        if entries and changed.shape[1:] != kept.shape[1:]:
+        if kept.ndim == 2 and self.changed.shape[1:] != kept.shape[1:]:
             raise Unreadable("selection.parquet judges other classes than noise.parquet lists.")
-        per_sample = changed.ndim == 2 and not entries
-        wrong = np.asarray(changed.any(axis=1) if per_sample else changed)[place]
-    index, epoch = judged["index"].astype(np.int64), judged["epoch"].astype(np.int64)
-    if entries:
-        classes = kept.shape[1]
-        index = (index[:, None] * classes + np.arange(classes)).ravel()
-        epoch = np.repeat(epoch, classes)
-    columns = {"kept": kept, "p_clean": judged["p_clean"].astype(float), "wrong": wrong}
-    flat = {name: values.ravel() for name, values in columns.items()}
-    table = pd.DataFrame({"index": index, "epoch": epoch, **flat})
-    return Judgements(table, truth_known, samples, entries)
+        changed = self.changed[place]
+        return np.asarray(changed.any(axis=1) if changed.ndim > kept.ndim else changed)
+
+
+def _truth(manifest: dict[str, NDArray[Any]] | None) -> _Truth:
+    if manifest is None:
+        return _Truth(False, None, pd.Index([]), np.empty(0, dtype=bool))
+    changed = manifest["changed"]
+    known = bool(changed.any() and not ((manifest["clean"] < 0) & ~changed).any())
+    return _Truth(known, len(manifest["index"]), pd.Index(manifest["index"]), changed)
+
+
+def _counts(
+    epoch: NDArray[np.int64], kept: NDArray[np.bool_], wrong: NDArray[np.bool_]
+) -> pd.DataFrame:
+    """How many were judged, kept, right, and both in each ``epoch``."""
+    counts = {"all": np.ones_like(kept), "kept": kept, "right": ~wrong, "both": kept & ~wrong}
+    of_sample = {name: marks.reshape(len(epoch), -1).sum(axis=1) for name, marks in counts.items()}
+    return pd.DataFrame({"epoch": epoch, **of_sample}).groupby("epoch").sum().reset_index()
+
+
+def _shares(sums: pd.DataFrame, truth_known: bool) -> pd.DataFrame:
+    """See `Judgements.by_epoch`."""
+    shares = pd.DataFrame({"kept": sums["kept"] / sums["all"]})
+    if truth_known:
+        shares["precision"] = sums["both"] / sums["kept"].where(sums["kept"] > 0)
+        shares["recall"] = sums["both"] / sums["right"].where(sums["right"] > 0)
+    return shares.reset_index()
 
 
 def read_embedding_map(run: RunFolder) -> pd.DataFrame | None:
@@ -278,10 +323,16 @@ def _manifest(run: RunFolder) -> dict[str, NDArray[Any]] | None:
 
 def _arrays(path: Path, columns: Sequence[str]) -> dict[str, NDArray[Any]] | None:
     table = _table(path, columns)
-    try:
+    with _reading(path):
         return None if table is None else {name: from_column(table[name]) for name in columns}
-    except ValueError as error:
-        raise Unreadable(f"{path.name} cannot be read: {_short(error)}") from error
+
+
+def _row_groups(path: Path, columns: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
+    """Columns of a file as `_arrays` gives them, one row group after the other."""
+    if path.is_file():
+        with _reading(path):
+            _check_columns(path, columns)
+            yield from row_groups(path, columns)
 
 
 def _parquet(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
@@ -292,15 +343,28 @@ def _parquet(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
 def _table(path: Path, columns: Sequence[str]) -> Any:
     if not path.is_file():
         return None
-    import pyarrow.parquet
+    import pyarrow.parquet as pq
 
-    try:
+    with _reading(path):
+        _check_columns(path, columns)
         # Not through pandas' metadata: a column called "index" may be stored as the index.
-        file = pyarrow.parquet.ParquetFile(path)
-        missing = [column for column in columns if column not in file.schema_arrow.names]
-        if missing:
-            raise Unreadable(f"{path.name} lacks the column {missing[0]}.")
-        return file.read(columns=list(columns))
+        return pq.ParquetFile(path).read(columns=list(columns))
+
+
+def _check_columns(path: Path, columns: Sequence[str]) -> None:
+    import pyarrow.parquet as pq
+
+    names = pq.read_schema(path).names
+    missing = [column for column in columns if column not in names]
+    if missing:
+        raise Unreadable(f"{path.name} lacks the column {missing[0]}.")
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Where errors mean that the file is broken."""
+    try:
+        yield
     except (OSError, ValueError, KeyError) as error:
         raise Unreadable(f"{path.name} cannot be read: {_short(error)}") from error
 

@@ -648,7 +648,7 @@ class _Builder:
         for group in self.groups:
             read = [self._read(read_judgements, run) for run in self._members(group)]
             frames[group] = [
-                judged.by_epoch().rename(columns={"epoch": "step"})
+                judged.by_epoch.rename(columns={"epoch": "step"})
                 for judged in read
                 if judged is not None
             ]
@@ -756,7 +756,7 @@ _CLASS_MAPS_CAPTION = (
 
 
 def _trust_picture(judged: Judgements, name: str) -> Picture | None:
-    last = judged.last()
+    last = judged.last
     scored = last[last["p_clean"].notna()]
     if scored["p_clean"].nunique() < 2:
         return None

@@ -1,10 +1,16 @@
-"""What the selection log can score when only part of the truth is known."""
+"""What the selection log stores, how compactly, and what it can score."""
+
+from types import SimpleNamespace
 
 import numpy as np
+import pyarrow.parquet as pq
+import pytest
 import torch
 
 from noisyml.callbacks.selection_log import SelectionLog
-from noisyml.noise import NoNoise
+from noisyml.columns import last_epoch, row_groups
+from noisyml.noise import MultiLabelMixed, NoNoise
+from noisyml.selectors.base import Selection
 
 
 def test_only_samples_of_known_truth_are_scored(tmp_path):
@@ -14,10 +20,92 @@ def test_only_samples_of_known_truth_are_scored(tmp_path):
     log.manifest = real.with_unknown_truth(np.array([0, 2, -2, -1, -1, -1]))
     index = torch.arange(6)
     keep = torch.tensor([True, False, True, True, True, False])
-    scores = log._metrics(index, keep, torch.tensor([0.9, 0.1, 0.2, 0.0, 0.0, 1.0]))
+    p_clean = torch.tensor([0.9, 0.1, 0.2, 0.0, 0.0, 1.0])
+    scores = log._metrics({"index": index, "kept": keep, "p_clean": p_clean})
     assert scores["selection/kept"] == 4 / 6
     assert scores["selection/precision"] == 1 / 2
     assert scores["selection/recall"] == 1.0
     assert scores["selection/auroc"] == 1.0
     log.manifest = real.with_unknown_truth()
-    assert list(log._metrics(index, keep, keep.float())) == ["selection/kept"]
+    judged = {"index": index, "kept": keep, "p_clean": keep.float()}
+    assert list(log._metrics(judged)) == ["selection/kept"]
+
+
+N, C = 500, 19
+
+
+def trained(log, epochs, networks=False):
+    """Let a log see some epochs of 500 samples of 19 entries, or whole samples by two networks."""
+    trainer = SimpleNamespace(callbacks=[], is_global_zero=True)
+    told = []
+    for epoch in epochs:
+        trainer.current_epoch = epoch
+        generator = torch.Generator().manual_seed(epoch)
+        p_clean = torch.rand(N, C, generator=generator)
+        index = torch.randperm(N, generator=generator)
+        keeps = [p_clean[:, k] > 0.4 for k in range(2)]
+        for rows in torch.arange(N).split(64):
+            selection = Selection(p_clean[rows] > 0.1, p_clean[rows])
+            if networks:
+                by_network = {"first": keeps[0][rows], "second": keeps[1][rows]}
+                selection = Selection(keeps[1][rows], p_clean[rows, 1], by_network=by_network)
+            log.on_train_batch_end(
+                trainer, None, {"index": index[rows], "selection": selection}, None, 0
+            )
+            # As if the run had been interrupted after every step.
+            state = log.state_dict()
+            log.load_state_dict(state)
+        log.on_train_epoch_end(trainer, None)
+        told.append((index.numpy(), p_clean.numpy(), [keep.numpy() for keep in keeps]))
+    log.on_train_end(trainer, None)
+    return told
+
+
+def test_judged_entries_are_stored_compactly_an_epoch_in_a_row_group(tmp_path):
+    file = tmp_path / "selection.parquet"
+    told = trained(SelectionLog(str(file)), range(3))
+    parquet = pq.ParquetFile(file)
+    assert parquet.num_row_groups == 3
+    # Random scores of four bytes and an eighth of one; before compression they would be more.
+    assert file.stat().st_size < 3 * N * C * 3.7
+    for (index, p_clean, _), group in zip(
+        told, row_groups(file, ["index", "p_clean", "kept", "epoch"]), strict=True
+    ):
+        assert np.array_equal(group["index"], index)
+        assert np.array_equal(group["p_clean"], p_clean)
+        assert np.array_equal(group["kept"], p_clean > np.float32(0.1))
+    last = last_epoch(file, ["index", "kept"])
+    assert list(last) == ["index", "kept"]
+    assert np.array_equal(last["index"], told[2][0])
+
+    # A finished run that trains on: the third epoch again, and a fourth.
+    trained(SelectionLog(str(file)), [2, 3])
+    assert pq.ParquetFile(file).num_row_groups == 4
+    epochs = [group["epoch"] for group in row_groups(file, ["epoch"])]
+    assert [(group[0], len(group)) for group in epochs] == [(e, N) for e in range(4)]
+    # Row groups of other writers may hold several epochs, or half of one.
+    whole = pq.read_table(file)
+    pq.write_table(whole, tmp_path / "other.parquet", row_group_size=700)
+    for name in ("index", "p_clean"):
+        other = last_epoch(tmp_path / "other.parquet", [name])[name]
+        assert np.array_equal(other, last_epoch(file, [name])[name])
+
+
+def test_what_each_of_two_networks_leaves_out_is_stored_and_scored(tmp_path):
+    log = SelectionLog(str(tmp_path / "selection.parquet"))
+    labels = (np.random.default_rng(0).random((N, C)) < 0.2).astype(np.uint8)
+    log.manifest = MultiLabelMixed(rate=0.1, seed=0).inject(labels, C)
+    ((index, _, keeps),) = trained(log, [0], networks=True)
+    stored = pq.read_table(tmp_path / "selection.parquet").to_pandas()
+    wrong = log.manifest.wrong[index]
+    out = {"first": ~keeps[0], "second": ~keeps[1]}
+    for name, excluded in out.items():
+        assert np.array_equal(stored[f"kept_{name}"], ~excluded)
+    out |= {"intersection": out["first"] & out["second"], "union": out["first"] | out["second"]}
+    found = log.last_metrics
+    for name, excluded in out.items():
+        precision, recall = wrong[excluded].mean(), excluded[wrong].mean()
+        assert found[f"selection/excluded_precision_{name}"] == pytest.approx(precision)
+        assert found[f"selection/excluded_recall_{name}"] == pytest.approx(recall)
+    for metric in ("excluded_precision", "excluded_recall"):
+        assert found[f"selection/{metric}"] == found[f"selection/{metric}_second"]

@@ -138,7 +138,7 @@ def test_judged_entries_are_logged_listed_and_shown(shell):
     folder = RunFolder(run)
     found = read_judgements(folder)
     assert (found.entries, found.truth_known, found.samples) == (True, True, 200)
-    last = found.last()
+    last = found.last
     assert len(last) == 2000
     wrong = manifest.changed[last["index"] // 10, last["index"] % 10]
     np.testing.assert_array_equal(last["wrong"], wrong)
@@ -159,7 +159,7 @@ def test_judged_samples_are_wrong_if_any_entry_is(shell):
     (run,) = shell.runs()
     manifest = NoiseManifest.load(run / "noise.parquet")
     found = read_judgements(RunFolder(run))
-    last = found.last()
+    last = found.last
     np.testing.assert_array_equal(last["wrong"], manifest.wrong[last["index"]])
     kept = last["kept"]
     assert metrics(run)["selection/precision"] == pytest.approx(1 - last["wrong"][kept].mean())

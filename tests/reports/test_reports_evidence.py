@@ -53,7 +53,7 @@ def test_precision_and_recall_of_the_kept_set_by_hand(judged: RunFolder) -> None
     found = read_judgements(judged)
     assert found is not None
     assert found.truth_known
-    by_epoch = found.by_epoch().set_index("epoch")
+    by_epoch = found.by_epoch.set_index("epoch")
     assert by_epoch.loc[0].tolist() == [1.0, 0.5, 1.0]
     # Epoch 1: judged 0 (rejected), 1, 2, 0 (kept); right ones kept 2 of 3, kept ones right 2 of 3.
     assert by_epoch.loc[1].tolist() == pytest.approx([3 / 4, 2 / 3, 2 / 3])
@@ -62,7 +62,7 @@ def test_precision_and_recall_of_the_kept_set_by_hand(judged: RunFolder) -> None
 def test_the_last_judgement_of_the_last_epoch_counts(judged: RunFolder) -> None:
     found = read_judgements(judged)
     assert found is not None
-    last = found.last().set_index("index")
+    last = found.last.set_index("index")
     assert last["p_clean"].to_dict() == {0: 0.7, 1: 0.8, 2: 0.9}
     assert last["wrong"].to_dict() == {0: False, 1: True, 2: False}
     assert found.samples == 4
@@ -74,7 +74,7 @@ def test_unknown_truth_gives_no_precision(judged: RunFolder) -> None:
     found = read_judgements(judged)
     assert found is not None
     assert not found.truth_known
-    assert list(found.by_epoch().columns) == ["epoch", "kept"]
+    assert list(found.by_epoch.columns) == ["epoch", "kept"]
 
 
 def test_missing_files_are_none_and_broken_ones_are_named(maker: RunMaker) -> None:
