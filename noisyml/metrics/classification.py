@@ -7,6 +7,7 @@ and among equal scores those with a smaller number. With C classes:
 * ``accuracy_topK``: rank below K; left out unless C > K.
 * ``accuracy_per_class``: mean over the classes that occur of the accuracy on their samples
   (balanced accuracy).
+* ``accuracy/CLASS``: of the samples of each class that occurs, if asked for.
 * ``nll``: mean negative log-probability of the class under a softmax of the scores, in nats.
 """
 
@@ -52,6 +53,7 @@ def classification_metrics(
     *,
     num_classes: int,
     top_k: Sequence[int] = DEFAULT_TOP_K,
+    class_names: Sequence[str] | None = None,
 ) -> dict[str, float]:
     """The metrics of a split, see the head of this module.
 
@@ -61,6 +63,7 @@ def classification_metrics(
         labels: [N] int64 in ``0 .. num_classes - 1``.
         num_classes: C.
         top_k: every K < C adds ``accuracy_topK``.
+        class_names: add ``accuracy/NAME`` for each of these C names; None: leave them out.
     """
     correct = (ranks == 0).double()
     sizes = torch.bincount(labels, minlength=num_classes)
@@ -72,6 +75,9 @@ def classification_metrics(
         "accuracy_per_class": (right[occurs] / sizes[occurs]).mean(),
         "nll": nll.double().mean(),
     }
+    for label, name in enumerate(class_names or ()):
+        if occurs[label]:
+            metrics[f"accuracy/{name}"] = right[label] / sizes[label]
     return {name: float(value) for name, value in metrics.items()}
 
 
@@ -92,6 +98,7 @@ class ClassificationEvaluator(Evaluator):
 
     Args:
         top_k: every K adds ``accuracy_topK`` where there are more than K classes.
+        per_class: add ``accuracy/CLASS`` for each class that occurs.
 
     Raises:
         UserError: a K that is not a whole number above 1.
@@ -99,8 +106,9 @@ class ClassificationEvaluator(Evaluator):
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
 
-    def __init__(self, top_k: Sequence[int] = DEFAULT_TOP_K) -> None:
+    def __init__(self, top_k: Sequence[int] = DEFAULT_TOP_K, per_class: bool = False) -> None:
         self.top_k = list(top_k)
+        self.per_class = per_class
         for k in self.top_k:
             if isinstance(k, bool) or not isinstance(k, int) or k < 2:
                 raise UserError(
@@ -201,4 +209,11 @@ class ClassificationEvaluator(Evaluator):
                 f"The class scores of {broken} of {len(nll)} samples are NaN or infinite; lower "
                 f"the learning rate (optimizer.lr) or check the inputs."
             )
-        return classification_metrics(ranks, nll, labels, num_classes=num_classes, top_k=self.top_k)
+        return classification_metrics(
+            ranks,
+            nll,
+            labels,
+            num_classes=num_classes,
+            top_k=self.top_k,
+            class_names=self.class_names if self.per_class else None,
+        )

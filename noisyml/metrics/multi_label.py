@@ -6,17 +6,20 @@ Per class, over the samples:
   one step per distinct score); a class without positives counts as 0. ``map_macro_present`` leaves
   such classes out, ``map_weighted`` weighs classes by their positives.
 * ``map_micro``: average precision of all N * C entries as one list.
-* ``f1_macro``, ``f1_micro``: F1 of the classes whose probability lies above a threshold; a class
-  that neither occurs nor is named counts as 0.
+* ``f1_macro``, ``f1_weighted`` (by the positives of a class), ``f1_micro``: F1 of the classes whose
+  probability lies above a threshold; a class that neither occurs nor is named counts as 0.
+* ``precision_micro``, ``recall_micro``: share of the named entries that are true, and of the true
+  ones that are named; 0 where there are none.
 
-Per sample, over the classes; samples without a label are left out (all but ``hamming``):
+Per sample, over the classes; samples without a label are left out (all but the last two):
 
 * ``lrap``: label-ranking average precision, which is also the mean over samples of the average
-  precision of each sample's list of classes.
+  precision of each sample's list of classes ("samples" average of mAP).
 * ``ranking_loss``: share of (true, false) pairs in which the true class does not score higher; 0
   for a sample that has every class.
 * ``coverage``: mean number of classes that score at least as high as the true class scoring least.
 * ``one_error``: share of samples whose first class is false.
+* ``f1_samples``: mean F1 of the classes named for a sample; 0 where none is and none is true.
 * ``hamming``: share of wrong entries.
 
 Average precision ranks, F1 judges a threshold: labels missing in training pull all probabilities
@@ -61,17 +64,24 @@ def average_precisions(scores: NDArray, labels: NDArray) -> NDArray[np.float64]:
     return np.asarray(each, dtype=np.float64)
 
 
-def f1_scores(predicted: NDArray[np.bool_], labels: NDArray) -> tuple[NDArray[np.float64], float]:
-    """F1 of each class [C] and of all entries; 0 where nothing is true and nothing predicted.
+def f1_scores(
+    predicted: NDArray[np.bool_], labels: NDArray, axis: int | None = 0
+) -> NDArray[np.float64]:
+    """F1 of each class [C]; 0 where nothing is true and nothing predicted.
 
     Args:
         predicted: [N, C] bool.
         labels: [N, C], 0 or 1.
+        axis: 0; 1: of each sample [N]; None: of all entries [].
     """
     truth = labels > 0
-    both = (predicted & truth).sum(axis=0, dtype=np.float64)
-    sizes = predicted.sum(axis=0) + truth.sum(axis=0)
-    return 2 * both / np.maximum(sizes, 1), float(2 * both.sum() / max(int(sizes.sum()), 1))
+    both = (predicted & truth).sum(axis=axis, dtype=np.float64)
+    sizes = predicted.sum(axis=axis) + truth.sum(axis=axis)
+    return np.asarray(2 * both / np.maximum(sizes, 1))
+
+
+def _share(part: Tensor, whole: Tensor) -> float:
+    return float(part.sum() / whole.sum().clamp(min=1))
 
 
 def ranking_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
@@ -125,7 +135,8 @@ def multi_label_metrics(
         labels: [N, C], 0 or 1.
         threshold: probability above which a class is predicted.
         strict: False: at the threshold too.
-        class_names: add ``ap/NAME`` for each of these C names; None: leave them out.
+        class_names: add ``ap/NAME`` and ``f1/NAME`` for each of these C names; None: leave them
+            out.
     """
     scores, truth = logits.double(), labels > 0
     probabilities = scores.sigmoid()
@@ -134,21 +145,29 @@ def multi_label_metrics(
     precisions = average_precisions(score_array, truth_array)
     positives = truth_array.sum(axis=0)
     micro = average_precisions(score_array.reshape(-1, 1), truth_array.reshape(-1, 1))
-    f1, f1_micro = f1_scores(predicted.cpu().numpy(), truth_array)
+    named = predicted.cpu().numpy()
+    f1 = f1_scores(named, truth_array)
+    weights = positives / max(int(positives.sum()), 1)
     present = positives > 0
     nothing = float("nan")
     metrics = {
         "map_macro": float(precisions.mean()),
         "map_macro_present": float(precisions[present].mean()) if present.any() else nothing,
-        "map_weighted": float(precisions @ positives / max(int(positives.sum()), 1)),
+        "map_weighted": float(precisions @ weights),
         "map_micro": float(micro[0]),
         "f1_macro": float(f1.mean()),
-        "f1_micro": f1_micro,
+        "f1_weighted": float(f1 @ weights),
+        "f1_micro": float(f1_scores(named, truth_array, axis=None)),
+        "f1_samples": float(f1_scores(named, truth_array, axis=1).mean()),
+        "precision_micro": _share(predicted & truth, predicted),
+        "recall_micro": _share(predicted & truth, truth),
         **ranking_metrics(scores, truth),
         "hamming": float((predicted != truth).double().mean()),
     }
-    for name, precision in zip(class_names or (), precisions if class_names else (), strict=True):
-        metrics[f"ap/{name}"] = float(precision)
+    if class_names is not None:
+        for metric, values in (("ap", precisions), ("f1", f1)):
+            by_class = zip(class_names, values.tolist(), strict=True)
+            metrics |= {f"{metric}/{name}": value for name, value in by_class}
     return metrics
 
 
@@ -158,9 +177,10 @@ class MultiLabelEvaluator(Evaluator):
     Keeps N * C scores and labels.
 
     Args:
-        threshold: F1 and Hamming loss take a class as present above this probability, in [0, 1].
+        threshold: F1, precision, recall and Hamming loss take a class as present above this
+            probability, in [0, 1].
         strict: False: at this probability too.
-        per_class: add ``ap/CLASS``, the average precision of each class.
+        per_class: add ``ap/CLASS`` and ``f1/CLASS``, average precision and F1 of each class.
 
     Raises:
         UserError: a threshold out of range.

@@ -55,6 +55,8 @@ TEST_METRICS = {
     "map_micro": "mAP micro",
     "f1_macro": "F1 macro",
     "f1_micro": "F1 micro",
+    "f1_weighted": "F1 weighted",
+    "f1_samples": "F1 samples",
     "lrap": "LRAP",
     "clustering_accuracy_all": "ACC all",
     "clustering_accuracy_old": "ACC old",

@@ -91,12 +91,14 @@ def test_train_report_evaluate_and_embed(shell):
     status, said = shell("evaluate", f"checkpoint={run}", "evaluator.per_class=true")
     assert status == 0, said
     repeated = printed(said)
-    assert {name for name in repeated if "/ap/" in name} == {f"test/ap/{i}" for i in range(10)}
+    each = {f"test/{metric}/{i}" for metric in ("ap", "f1") for i in range(10)}
+    assert repeated.keys() - trained.keys() == each
     for name, value in repeated.items():
-        if "/ap/" not in name:
+        if name not in each:
             assert value == pytest.approx(trained[name], abs=1e-9), name
-    each = [repeated[f"test/ap/{i}"] for i in range(10)]
-    assert np.mean(each) == pytest.approx(repeated["test/map_macro"])
+    for metric, mean in (("ap", "map_macro"), ("f1", "f1_macro")):
+        found = np.mean([repeated[f"test/{metric}/{i}"] for i in range(10)])
+        assert found == pytest.approx(repeated[f"test/{mean}"])
 
     status, said = shell("embed", f"checkpoint={run}", "knn=3")
     assert status == 0, said

@@ -36,8 +36,9 @@ def sample(seed=0, classes=range(C)):
     return logits, labels
 
 
-def evaluate(logits, labels, batches, **arguments):
+def evaluate(logits, labels, batches, class_names=None, **arguments):
     evaluator = ClassificationEvaluator(**arguments)
+    evaluator.class_names = class_names
     for rows in batches:
         evaluator.update(index=rows, labels=labels[rows], logits=logits[rows])
     return evaluator.compute()
@@ -69,6 +70,11 @@ def test_values_of_scikit_learn(classes):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         assert found[name] == pytest.approx(value, rel=1e-6), name
+    names = [f"class {c}" for c in every]
+    more = evaluate(logits, labels, whole(), top_k=[2, 5], per_class=True, class_names=names)
+    assert set(more) - set(found) == {f"accuracy/class {c}" for c in classes}
+    for c in classes:
+        assert more[f"accuracy/class {c}"] == pytest.approx(np.mean(answers[y == c] == c))
 
 
 @settings(max_examples=60, deadline=None)

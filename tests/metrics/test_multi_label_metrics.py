@@ -13,6 +13,9 @@ from sklearn.metrics import (
     f1_score,
     hamming_loss,
     label_ranking_average_precision_score,
+    label_ranking_loss,
+    precision_score,
+    recall_score,
 )
 
 from noisyml.errors import UserError
@@ -37,16 +40,20 @@ def test_values_of_the_released_collection(case):
     vector = np.load(GOLDEN / "mlnoise" / f"{case}.npz")
     labels, prob = vector["labels"], vector["prob"]
     np.testing.assert_allclose(average_precisions(prob, labels), vector["APclasses"], atol=1e-6)
-    f1, micro = f1_scores(prob > 0.5, labels)
+    f1 = f1_scores(prob > 0.5, labels)
     np.testing.assert_allclose(f1, vector["f1classes"], atol=1e-6)
-    assert micro == pytest.approx(float(vector["f1mic"]), abs=1e-6)
     found = ranking_metrics(torch.from_numpy(prob), torch.from_numpy(labels))
     for name in ("coverage", "lrap", "ranking_loss", "one_error"):
         assert found[name] == pytest.approx(float(vector[f"derived_{name}"]), abs=1e-12), name
 
     logits = torch.from_numpy(prob).logit()
     metrics = multi_label_metrics(logits, torch.from_numpy(labels))
-    for name, key in (("map_macro", "APmac"), ("map_micro", "APmic"), ("f1_macro", "f1mac")):
+    for name, key in (
+        ("map_macro", "APmac"),
+        ("map_micro", "APmic"),
+        ("f1_macro", "f1mac"),
+        ("f1_micro", "f1mic"),
+    ):
         assert metrics[name] == pytest.approx(float(vector[key]), abs=1e-6), name
     # The reference counts a probability of exactly 0.5 as present here.
     wide = multi_label_metrics(logits, torch.from_numpy(labels), strict=False)
@@ -63,12 +70,12 @@ def test_values_of_the_released_evaluation():
     )
     expected = {f"ap/{n}": v for n, v in zip(names, vector["ap_per_class"], strict=True)}
     expected |= {"map_macro": vector["ap_macro"], "map_micro": vector["ap_micro"]}
-    expected |= {"f1_macro": vector["f1_macro"], "f1_micro": vector["f1_micro"]}
+    expected |= {f"f1/{n}": v for n, v in zip(names, vector["f1_none"], strict=True)}
+    expected |= {f"f1_{kind}": vector[f"f1_{kind}"] for kind in ("macro", "micro", "weighted")}
+    expected |= {f"{kind}_micro": vector[kind] for kind in ("precision", "recall")}
     expected["hamming"] = 1 - vector["element_accuracy"]
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(float(value), abs=1e-6), name
-    f1, _ = f1_scores(vector["prob"] >= threshold, vector["y"])
-    np.testing.assert_allclose(f1, vector["f1_none"], atol=1e-6)
     present = vector["y"].any(axis=0)
     assert not present[-1]
     assert metrics["map_macro_present"] == pytest.approx(vector["ap_per_class"][present].mean())
@@ -92,15 +99,21 @@ def test_values_of_scikit_learn_and_of_plain_loops(seed):
     for average in ("macro", "micro", "weighted"):
         expected = average_precision_score(y, z, average=average)
         assert metrics[f"map_{average}"] == pytest.approx(expected)
-    for average in ("macro", "micro"):
+    for average in ("macro", "micro", "weighted", "samples"):
         expected = f1_score(y, z > 0, average=average, zero_division=0)
         assert metrics[f"f1_{average}"] == pytest.approx(expected)
+    for name, score in (("precision", precision_score), ("recall", recall_score)):
+        assert metrics[f"{name}_micro"] == pytest.approx(score(y, z > 0, average="micro"))
     assert metrics["hamming"] == pytest.approx(hamming_loss(y, z > 0))
     some = y.any(axis=1)
     y, z = y[some], z[some]
     assert metrics["lrap"] == pytest.approx(label_ranking_average_precision_score(y, z))
     assert metrics["lrap"] == pytest.approx(average_precision_score(y, z, average="samples"))
     assert metrics["coverage"] == pytest.approx(coverage_error(y, z))
+    # For lists without ties there is a second opinion.
+    untied = torch.from_numpy(z + np.random.default_rng(seed).normal(scale=1e-6, size=z.shape))
+    second = label_ranking_loss(y, untied.numpy())
+    assert ranking_metrics(untied, torch.from_numpy(y))["ranking_loss"] == pytest.approx(second)
     wrong, first = [], []
     for row, scores in zip(y, z, strict=True):
         pairs = [a <= b for a in scores[row] for b in scores[~row]]
@@ -119,7 +132,8 @@ def test_samples_without_labels_leave_rankings_undefined():
     metrics = multi_label_metrics(torch.zeros(3, 2), torch.zeros(3, 2))
     undefined = ("lrap", "ranking_loss", "coverage", "one_error", "map_macro_present")
     assert all(np.isnan(metrics[name]) for name in undefined)
-    assert metrics["map_macro"] == metrics["f1_macro"] == 0.0
+    zero = ("map_macro", "f1_macro", "f1_weighted", "f1_samples", "precision_micro", "recall_micro")
+    assert all(metrics[name] == 0.0 for name in zero)
 
 
 def evaluate(logits, labels, batches, **arguments):
