@@ -11,13 +11,20 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
-from remote_sensing_trees import MERCED_LABELS, earth_tree, merced_tree, write_tiff
+from remote_sensing_trees import (
+    MERCED_LABELS,
+    earth_tree,
+    merced_tree,
+    write_earth_labels,
+    write_tiff,
+)
 
 from noisyml.data.base import BrokenImage, as_rgb
 from noisyml.data.checks import check_images, contact_sheet
 from noisyml.data.datasets import bigearthnet
 from noisyml.data.datasets.band_images import Band, BandImages, choose_bands, read_tiff
 from noisyml.data.datasets.bigearthnet import BANDS, NOMENCLATURE, BigEarthNetS2
+from noisyml.data.datasets.layout import at_once, stat_files
 from noisyml.data.datasets.treesatai import GENERA, SPECIES, TreeSatAI
 from noisyml.data.datasets.ucmerced import UCMercedMultiLabel
 from noisyml.data.transforms import ImageTransform
@@ -128,6 +135,57 @@ def test_bigearthnet(earth):
     (earth[0] / "S2A_3" / "S2A_3_labels_metadata.json").unlink()
     with pytest.raises(UserError, match=r"is missing for a patch of .*val.csv"):
         BigEarthNetS2(root, lists, check_counts=False).splits()
+
+
+def test_labels_of_bigearthnet_are_kept_until_a_file_changes(earth, tmp_path, monkeypatch):
+    root, lists = map(str, earth)
+    settings = {"check_counts": False, "cache_dir": str(tmp_path / "cache")}
+    plain = BigEarthNetS2(root, lists, check_counts=False).splits()
+    read = []
+    own = bigearthnet._read_labels
+    monkeypatch.setattr(bigearthnet, "_read_labels", lambda *a: read.append(a[0]) or own(*a))
+
+    def splits(**more):
+        read.clear()
+        return BigEarthNetS2(root, lists, **settings, **more).splits()
+
+    for expected in (4, 0):
+        for name, split in splits().items():
+            assert np.array_equal(split.labels, plain[name].labels)
+            assert split.labels.dtype == np.uint8
+        assert len(read) == expected
+    # The same files serve both nomenclatures.
+    assert splits(classes=43)["train"].labels.sum(axis=1).tolist() == [2, 2]
+    assert not read
+    write_earth_labels(earth[0], "S2A_3", ["Sea and ocean"])
+    changed = splits()["val"]
+    assert [path.parent.name for path in read] == ["S2A_3"]
+    assert [changed.class_names[c] for c in np.flatnonzero(changed.labels[0])] == ["Marine waters"]
+    for file in (tmp_path / "cache" / "bigearthnet").iterdir():
+        file.write_bytes(file.read_bytes()[:-3])
+    assert np.array_equal(splits()["val"].labels, changed.labels)
+    assert len(read) == 4
+    (earth[0] / "S2A_4" / "S2A_4_labels_metadata.json").unlink()
+    with pytest.raises(UserError, match=r"is missing for a patch of .*test.csv"):
+        splits()
+
+
+def test_many_files_are_asked_for_at_once_and_answered_in_order(tmp_path):
+    names = [f"{i}.txt" for i in range(700)]
+    for i, name in enumerate(names[:650]):
+        (tmp_path / name).write_text("x" * (i % 7))
+    stats = stat_files(tmp_path, names)
+    assert [s.st_size for s in stats[:650]] == [i % 7 for i in range(650)]
+    assert stats[650:] == [None] * 50
+
+    def fail(some):
+        if "300.txt" in some or "699.txt" in some:
+            raise UserError(f"{some[0]} fails")
+        return len(some)
+
+    assert sum(at_once(fail, names[:256])) == 256
+    with pytest.raises(UserError, match=r"^256.txt fails"):
+        at_once(fail, names)
 
 
 def test_bands_are_resampled_and_span_two_deviations(earth):
@@ -335,7 +393,8 @@ def test_the_reader_names_its_extra(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", FILES)
 def test_configurations_name_the_arguments(name, tmp_path):
-    changes = {"lists": str(tmp_path)} if name == "bigearthnet_s2" else {}
+    own = {"lists": str(tmp_path), "cache_dir": str(tmp_path)}
+    changes = own if name == "bigearthnet_s2" else {}
     source = instantiate(OmegaConf.load(CONF / f"{name}.yaml"), root=str(tmp_path / "x"), **changes)
     assert source.check_counts
     assert source.missing() is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.data.base import Split
+from noisyml.data.datasets import cache
 from noisyml.data.datasets.band_images import (
     RESAMPLINGS,
     Band,
@@ -20,8 +22,17 @@ from noisyml.data.datasets.band_images import (
     choose_bands,
 )
 from noisyml.data.datasets.closed_set import ClosedSetFiles, Listed
-from noisyml.data.datasets.layout import check_choice, first_missing, read_lines
+from noisyml.data.datasets.layout import (
+    at_once,
+    check_choice,
+    files_digest,
+    first_missing,
+    read_lines,
+    stat_files,
+)
 from noisyml.errors import UserError
+
+log = logging.getLogger(__name__)
 
 #: In the order of the files; means and deviations of the authors' models, over the training images.
 BANDS = (
@@ -131,7 +142,8 @@ class BigEarthNetS2(ClosedSetFiles):
     A patch is a folder with a GeoTIFF per band and ``<patch>_labels_metadata.json``; each of the
     three official lists has a patch name per line. Bands of 20 m and 60 m are resampled to the
     120x120 pixels of 10 m. See `band_images` for what becomes of the 16-bit values. Reading the
-    labels opens every JSON file once, which takes some minutes for the whole set.
+    labels opens every JSON file, which on a slow disk takes long for the whole set: they are kept,
+    and read again when a file has changed.
 
     The numbers of rows are those of the authors' lists; they were not counted again.
 
@@ -145,6 +157,7 @@ class BigEarthNetS2(ClosedSetFiles):
         resampling: ``nearest``, ``bilinear`` or ``bicubic``.
         spread: standard deviations on either side of a band's mean that 8 bits span.
         check_counts: see `ClosedSetFiles`.
+        cache_dir: folder in which labels are kept; None: read them each time.
 
     Raises:
         UserError: a choice that does not exist.
@@ -168,6 +181,7 @@ class BigEarthNetS2(ClosedSetFiles):
         resampling: str = "bicubic",
         spread: float = 2.0,
         check_counts: bool = True,
+        cache_dir: str | None = None,
     ) -> None:
         super().__init__(root, check_counts=check_counts)
         check_choice("dataset.classes", str(classes), ("19", "43"))
@@ -177,6 +191,7 @@ class BigEarthNetS2(ClosedSetFiles):
         self.chosen = choose_bands(bands, BANDS, NAMED_BANDS)
         self.limits = band_limits(BANDS, self.chosen, spread)
         self.resampling = resampling
+        self.cache_dir = None if cache_dir is None else Path(cache_dir) / "bigearthnet"
 
     def missing(self) -> str | None:
         """None, or the list or folder that is not there."""
@@ -222,17 +237,47 @@ class BigEarthNetS2(ClosedSetFiles):
 
     def _labels(self, patches: Sequence[str], listed_in: Path) -> NDArray[np.uint8]:
         """Multi-hot [N, C] of the patches."""
-        number = {name: i for i, name in enumerate(self.class_names())}
-        labels = np.zeros((len(patches), len(number)), dtype=np.uint8)
-        for row, patch in enumerate(patches):
-            path = self.root / patch / f"{patch}_labels_metadata.json"
-            for name in _read_labels(path, listed_in):
-                if name not in NOMENCLATURE:
-                    raise UserError(f"{path} has the label '{name}', which is none of the 43.")
-                own = NOMENCLATURE[name] if self.classes == 19 else name
-                if own is not None:
-                    labels[row, number[own]] = 1
-        return labels
+        if self.cache_dir is None:
+            labels = self._read(patches, listed_in)
+        else:
+            cache.make_folder(self.cache_dir)
+            files = [_labels_file(patch) for patch in patches]
+            key = files_digest(files, stat_files(self.root, files), str(self.root.resolve()))
+            path = self.cache_dir / f"labels-{key[:20]}.npy"
+            packed = cache.read_array(path)
+            if packed is None or packed.shape != (len(patches), -(-len(CLASSES_43) // 8)):
+                log.info("reading the labels of %d patches; they are kept in %s", len(files), path)
+                packed = np.packbits(self._read(patches, listed_in), axis=1)
+                cache.write(path, packed)
+            labels = np.unpackbits(packed, axis=1, count=len(CLASSES_43))
+        if self.classes == 43:
+            return labels
+        gathered = np.zeros((len(labels), len(CLASSES_19)), dtype=np.uint8)
+        for old, marks in zip(CLASSES_43, labels.T, strict=True):
+            new = NOMENCLATURE[old]
+            if new is not None:
+                gathered[:, CLASSES_19.index(new)] |= marks
+        return gathered
+
+    def _read(self, patches: Sequence[str], listed_in: Path) -> NDArray[np.uint8]:
+        """Multi-hot [N, 43] from the patches' own files."""
+        number = {name: i for i, name in enumerate(CLASSES_43)}
+
+        def read(some: Sequence[str]) -> NDArray[np.uint8]:
+            labels = np.zeros((len(some), len(number)), dtype=np.uint8)
+            for row, patch in enumerate(some):
+                path = self.root / _labels_file(patch)
+                for name in _read_labels(path, listed_in):
+                    if name not in number:
+                        raise UserError(f"{path} has the label '{name}', which is none of the 43.")
+                    labels[row, number[name]] = 1
+            return labels
+
+        return np.concatenate([np.empty((0, len(number)), np.uint8), *at_once(read, patches)])
+
+
+def _labels_file(patch: str) -> str:
+    return f"{patch}/{patch}_labels_metadata.json"
 
 
 def _read_labels(path: Path, listed_in: Path) -> list[str]:

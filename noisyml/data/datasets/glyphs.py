@@ -16,8 +16,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
-import tempfile
 import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -30,6 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, features
 
 from noisyml.data.base import DatasetSource, Split
+from noisyml.data.datasets import cache
 from noisyml.data.datasets.layout import array_split, check_choice, require_files
 from noisyml.data.datasets.partition import (
     SPLIT_KINDS,
@@ -206,7 +205,7 @@ class Glyphs(DatasetSource):
         require_files(self, "glyphs")
         if self.cache_dir is not None:
             # Before the seconds of drawing, not after them.
-            _make_folder(self.cache_dir)
+            cache.make_folder(self.cache_dir)
         chosen = self._chosen()
         words = self._words(chosen["train"])
         if self.split == "closed_set":
@@ -335,10 +334,10 @@ class Glyphs(DatasetSource):
         if self.cache_dir is None:
             return find_characters(self.min_faces, self.min_difference)
         path = self.cache_dir / f"alphabet-{_cache_key(settings)}.json"
-        cached = _read_json(path).get("characters")
+        cached = cache.read_json(path).get("characters")
         if cached is None:
             characters = find_characters(self.min_faces, self.min_difference)
-            _write(path, json.dumps({"characters": [asdict(c) for c in characters]}).encode())
+            cache.write(path, json.dumps({"characters": [asdict(c) for c in characters]}).encode())
             return characters
         return [Character(c["code_point"], tuple(c["faces"])) for c in cached]
 
@@ -353,19 +352,15 @@ class Glyphs(DatasetSource):
         if self.cache_dir is None:
             return draw(characters, self.image_size, self.distortions, self.seed)
         path = self.cache_dir / f"pixels-{_cache_key(settings)}.npy"
-        checksum = _read_json(path.with_suffix(".json")).get("sha256")
-        if checksum is not None and path.is_file():
-            try:
-                pixels = np.load(path, allow_pickle=False)
-            except (OSError, ValueError, EOFError):
-                pixels = np.empty(0, dtype=np.uint8)
-            if hashlib.sha256(pixels.tobytes()).hexdigest() == checksum:
-                return pixels
+        checksum = cache.read_json(path.with_suffix(".json")).get("sha256")
+        cached = None if checksum is None else cache.read_array(path)
+        if cached is not None and hashlib.sha256(cached.tobytes()).hexdigest() == checksum:
+            return cached
         pixels = draw(characters, self.image_size, self.distortions, self.seed)
-        _write(path, pixels)
+        cache.write(path, pixels)
         checksum = hashlib.sha256(pixels.tobytes()).hexdigest()
         note = {"sha256": checksum, "shape": pixels.shape, **settings, **_versions()}
-        _write(path.with_suffix(".json"), json.dumps(note).encode())
+        cache.write(path.with_suffix(".json"), json.dumps(note).encode())
         return pixels
 
 
@@ -678,43 +673,3 @@ def _versions() -> dict[str, Any]:
 def _cache_key(settings: dict[str, Any]) -> str:
     text = json.dumps({**settings, **_versions()}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in the file; ``{}`` if there is none, or a damaged one, which is written anew."""
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-
-
-def _write(path: Path, content: bytes | NDArray[np.uint8]) -> None:
-    """Write beside the target and rename: a second process sees all of it or nothing."""
-    temporary = None
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
-            if isinstance(content, bytes):
-                file.write(content)
-            else:
-                np.save(file, content, allow_pickle=False)
-        os.replace(temporary, path)
-    except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
-        raise _unwritable(path.parent, error) from error
-
-
-def _unwritable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"The cache {folder} cannot be written ({error.strerror}); set dataset.cache_dir to a "
-        "folder you may write to, or to null."
-    )

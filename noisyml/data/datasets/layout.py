@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,12 @@ from noisyml.errors import UserError
 if TYPE_CHECKING:
     from noisyml.data.base import DatasetSource
     from noisyml.noise.labels import Labels
+
+Result = TypeVar("Result")
+
+#: Threads that wait for a disk, and files one of them asks for in a row, see `at_once`.
+_THREADS = 16
+_PART = 256
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -161,13 +168,41 @@ def check_archives(folder: Path, published: Mapping[str, str], name: str) -> Non
 
 def stat_files(root: Path, paths: Sequence[str]) -> list[os.stat_result | None]:
     """Size and times of each file, None where there is no file."""
-    found: list[os.stat_result | None] = []
-    for path in paths:
-        try:
-            found.append(os.stat(root / path))
-        except (FileNotFoundError, NotADirectoryError):
-            found.append(None)
-    return found
+    folder = str(root)
+
+    def look(some: Sequence[str]) -> list[os.stat_result | None]:
+        found: list[os.stat_result | None] = []
+        for path in some:
+            try:
+                found.append(os.stat(os.path.join(folder, path)))
+            except (FileNotFoundError, NotADirectoryError):
+                found.append(None)
+        return found
+
+    return [stat for found in at_once(look, paths) for stat in found]
+
+
+def at_once(work: Callable[[Sequence[str]], Result], items: Sequence[str]) -> list[Result]:
+    """What `work` makes of consecutive parts of `items`, several at a time: disks are slow.
+
+    Args:
+        work: called in threads; what it raises for the first failing part is raised.
+        items: e.g. paths.
+    """
+    parts = [items[at : at + _PART] for at in range(0, len(items), _PART)]
+    if len(parts) < 2:
+        return [work(part) for part in parts]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(work, parts))
+
+
+def files_digest(paths: Sequence[str], stats: Sequence[os.stat_result | None], name: str) -> str:
+    """SHA-256 of a name and of paths, sizes and modification times of the files there are."""
+    digest = hashlib.sha256(name.encode())
+    for path, stat in zip(paths, stats, strict=True):
+        if stat is not None:
+            digest.update(f"\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="replace"))
+    return digest.hexdigest()
 
 
 def array_split(
@@ -229,17 +264,13 @@ def file_split(
             f"{len(absent)} of {len(paths)} images of the {name} split are missing, the first is "
             f"{root / absent[0]}; unpack the images again."
         )
-    digest = hashlib.sha256(name.encode())
-    for path, stat in zip(paths, stats, strict=True):
-        if stat is not None:
-            digest.update(f"\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="replace"))
     return Split(
         name=name,
         images=FileImages(list(paths), str(root)),
         labels=labels,
         class_names=class_names,
         keys=list(paths),
-        fingerprint=digest.hexdigest(),
+        fingerprint=files_digest(paths, stats, name),
         extras=extras or {},
     )
 
