@@ -58,12 +58,14 @@ def ranking_errors(
     """
     with torch.autocast(probabilities.device.type, enabled=False):
         p = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
-        y = labels.to(p.dtype)
-        # [B, absent, present]: every pair of classes; the products below pick those that count.
-        hinge = torch.relu(1 + 2 * (p[:, :, None] - p[:, None, :]))
-        squares = hinge * hinge
-        missing = ((squares * y[:, None, :]).sum(dim=2) * (1 - y) + GROUP_FLOOR).sqrt()
-        extra = ((squares * (1 - y)[:, :, None]).sum(dim=1) * y + GROUP_FLOOR).sqrt()
+        present = labels > 0
+        # [B, absent, present]: the infinities leave 0 of every pair that is none, so that no mask
+        # of this size is needed.
+        absent_side = (1 + 2 * p).masked_fill(present, -math.inf)
+        present_side = (2 * p).masked_fill(~present, math.inf)
+        squares = (absent_side[:, :, None] - present_side[:, None, :]).relu().square()
+        missing = (squares.sum(dim=2) + GROUP_FLOOR).sqrt()
+        extra = (squares.sum(dim=1) + GROUP_FLOOR).sqrt()
     errors = miss_alpha * missing.sum(dim=1) + extra_beta * extra.sum(dim=1)
     most_missing, most_extra = _first_largest(missing), _first_largest(extra)
     suspected = torch.where(missing.amax(dim=1) > extra.amax(dim=1), most_missing, most_extra)
