@@ -53,7 +53,9 @@ class CustomBuildHook(BuildHookInterface):
         build_data["artifacts"].append(str(LIBRARY))
         # Of Python itself nothing is used, so any version does.
         build_data["pure_python"] = False
-        build_data["tag"] = f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+        build_data["tag"] = (
+            f"py3-none-{sysconfig.get_platform().replace('-', '_').replace('.', '_')}"
+        )
 
 
 if __name__ == "__main__":

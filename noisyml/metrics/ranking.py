@@ -37,7 +37,7 @@ from noisyml.similarity.coarse import (
 )
 from noisyml.similarity.kernels import Pairs
 from noisyml.similarity.rows import sampled_products
-from noisyml.similarity.search import spread_out
+from noisyml.similarity.search import scored, spread_out
 from noisyml.similarity.tiles import GROUP, group_maxima, reaching
 
 Ties = Literal["index", "optimistic", "pessimistic"]
@@ -54,6 +54,8 @@ _LONG_RUN = 512
 _KEY_STRIDE = 8.0
 #: Standard deviations by which a count must exceed its cap to be extrapolated from a sample.
 _CAUTION = 3.0
+#: Rows by which queries that have met few items are introduced.
+_FIRST_ROWS = 512
 #: Pairs that are judged together, for each group of candidates that may be.
 _PAIRS_PER_HIT = 8
 #: With more groups of candidates per query than this, a few groups first raise the thresholds.
@@ -457,6 +459,28 @@ def ranking_task(
     )
 
 
+@dataclass(frozen=True)
+class _Meeting:
+    """Queries of two blocks that are each other's gallery items.
+
+    Attributes:
+        first, second: the blocks.
+        queries: those of the first, from its beginning.
+        items: those of the second, from number `start` on.
+        start: where they begin in the second block.
+        place: where they begin in the walk.
+        above: so many of `queries` serve the second block.
+    """
+
+    first: QueryBlock
+    second: QueryBlock
+    queries: Tensor
+    items: Tensor
+    start: int
+    place: int
+    above: int
+
+
 class Ranking:
     """Walks over the tiles of a task; yields finished `QueryBlock`s.
 
@@ -638,7 +662,7 @@ class Ranking:
     def _pairs(
         self,
         rows: Tensor,
-        rounded: CoarseRows | None,
+        rounded: CoarseRows,
         query_index: Tensor,
         gallery_index: Tensor,
         start: int,
@@ -646,22 +670,24 @@ class Ranking:
     ) -> tuple[Pairs, Pairs] | None:
         """What reaches the floors of rows and columns, found one by one without a tile of scores.
 
-        None if there are no compiled loops for it, or too many pairs: see `CoarseFilter.hits`.
+        None if there are too many pairs: see `CoarseFilter.hits`.
         """
-        if self._coarse is None or rounded is None or not self._pairwise:
-            return None
-        if not self._patience.ready():
-            return None
+        assert self._coarse is not None
         columns = self.task.scores.filtered("right", gallery_index)
+        others = self._coarse_right(self._coarse, columns, start)
         found = self._coarse.hits(
             rounded,
-            self._coarse_right(self._coarse, columns, start),
-            (rows, columns),
+            others,
+            self._coarse.packed(others),
+            (self._coarse.shortened(rows), self._coarse.shortened(columns)),
             floors,
             (self.task.query_class[query_index], self.task.gallery_class[gallery_index]),
         )
-        self._patience.tell(found is not None)
-        return found
+        if found is None:
+            return None
+        return scored(found[0], rows, columns, floors[0]), scored(
+            found[1], columns, rows, floors[1]
+        )
 
     def _tile(
         self,
@@ -700,7 +726,7 @@ class Ranking:
         return Tile(tile, rows, columns, coarse)
 
     def _symmetric_blocks(self) -> Iterator[QueryBlock]:
-        order, scores = self._query_order, self.task.scores
+        order = self._query_order
         slices = self._query_slices()
         blocks = [self._open(order[part]) for part in slices]
         # Upper triangle, block by block; within a column block one narrow stretch after the other.
@@ -719,43 +745,78 @@ class Ranking:
                 held, (held_rows, held_rounded) = i, self._left_of_both(slices[i])
             items = second.query_index[start : start + self._columns]
             # On the diagonal nothing below it, and the square upon it serves its rows alone.
-            above = start if i == j else len(held_rows)
             until = min(start + len(items), len(first.query_index)) if i == j else None
             queries = first.query_index[:until]
-            rows = held_rows[: len(queries) + -len(queries) % GROUP]
-            rounded = held_rounded and held_rounded[: len(rows)]
+            above = start if i == j else len(queries)
             place = slices[j].start + start
-            above = min(above, len(queries))
-            floors = (
-                _floor(first, scores.filter_error(first.query_index, items), slice(0, len(queries))),
-                _floor(
-                    second,
-                    scores.filter_error(second.query_index, queries),
-                    slice(start, start + len(items)),
-                ),
-            )
-            found = self._pairs(rows, rounded, queries, items, place, floors)
-            if found is not None:
-                by_left, by_right = found
-                if above < len(queries):
-                    by_right = Pairs(*(column[by_right.place < above] for column in by_right))
-                count_pairs(by_left, first, 0, items, scores, self._hits_at_once)
-                count_pairs(by_right, second, start, queries, scores, self._hits_at_once)
-                continue
-            tile = self._tile(rows, rounded, queries, items, place)
-            scan_tile(tile, "rows", first, 0, items, scores, self._hits_at_once)
-            scan_tile(
-                tile.top(above + -above % GROUP),
-                "columns",
-                second,
-                start,
-                queries[:above],
-                scores,
-                self._hits_at_once,
+            self._meet(
+                _Meeting(first, second, queries, items, start, place, above),
+                held_rows,
+                held_rounded,
             )
         for block in blocks:
             block.counts = {ties: self._reduce(counts) for ties, counts in block.counts.items()}
             yield block
+
+    def _meet(self, meeting: _Meeting, rows: Tensor, rounded: CoarseRows | None) -> None:
+        """Count the negatives that both sides of a meeting find on the other one.
+
+        Queries that have met few items let too many pairs through: they first meet a few rows by
+        float32 products, which raises their thresholds.
+        """
+        height, top = len(meeting.queries), 0
+        trying = rounded is not None and self._pairwise and self._patience.ready()
+        while top < height:
+            if trying and rounded is not None and self._met_by_pairs(meeting, rows, rounded, top):
+                self._patience.tell(True)
+                return
+            trying = trying and top == 0
+            bottom = min(height, _FIRST_ROWS) if trying else height
+            self._met_by_tile(meeting, rows, rounded, slice(top, bottom))
+            top = bottom
+            if not trying and self._pairwise:
+                self._patience.tell(False)
+
+    def _met_by_pairs(self, meeting: _Meeting, rows: Tensor, rounded: CoarseRows, top: int) -> bool:
+        """Count negatives by pairs, from the row `top` on; False if there are too many."""
+        first, second, scores = meeting.first, meeting.second, self.task.scores
+        queries, items, start = meeting.queries[top:], meeting.items, meeting.start
+        mine = slice(top, top + len(queries))
+        theirs = slice(start, start + len(items))
+        floors = (
+            _floor(first, scores.filter_error(first.query_index, items), mine),
+            _floor(second, scores.filter_error(second.query_index, queries), theirs),
+        )
+        found = self._pairs(rows[top:], rounded[top:], queries, items, meeting.place, floors)
+        if found is None:
+            return False
+        by_left, by_right = found
+        above = meeting.above - top
+        if above < len(queries):
+            by_right = by_right.where(by_right.place < above)
+        count_pairs(by_left, first, top, items, scores, self._hits_at_once)
+        count_pairs(by_right, second, start, queries, scores, self._hits_at_once)
+        return True
+
+    def _met_by_tile(
+        self, meeting: _Meeting, rows: Tensor, rounded: CoarseRows | None, part: slice
+    ) -> None:
+        """Count negatives by a tile of filter scores of the rows `part`."""
+        queries, items, scores = meeting.queries[part], meeting.items, self.task.scores
+        padded_part = slice(part.start, part.stop + -part.stop % GROUP)
+        rounded = rounded and rounded[padded_part]
+        tile = self._tile(rows[padded_part], rounded, queries, items, meeting.place)
+        scan_tile(tile, "rows", meeting.first, part.start, items, scores, self._hits_at_once)
+        above = max(0, min(meeting.above - part.start, len(queries)))
+        scan_tile(
+            tile.top(above + -above % GROUP),
+            "columns",
+            meeting.second,
+            meeting.start,
+            queries[:above],
+            scores,
+            self._hits_at_once,
+        )
 
     def _query_blocks(self) -> Iterator[QueryBlock]:
         slices = self._query_slices()
@@ -799,7 +860,10 @@ class Ranking:
             error = task.scores.filter_error(query_index, items)
             floor = _floor(block, error, slice(0, len(query_index)))
             nothing = torch.full_like(floor[:1], torch.inf).expand(len(items)).contiguous()
-            found = self._pairs(rows, rounded, query_index, items, start, (floor, nothing))
+            found = None
+            if rounded is not None and self._pairwise and self._patience.ready():
+                found = self._pairs(rows, rounded, query_index, items, start, (floor, nothing))
+                self._patience.tell(found is not None)
             if found is not None:
                 pairs = _without(found[0], *left_out, len(items))
                 count_pairs(pairs, block, 0, items, task.scores, self._hits_at_once, seen)
@@ -839,7 +903,7 @@ class Ranking:
 def _without(pairs: Pairs, rows: Tensor, places: Tensor, n: int) -> Pairs:
     """The pairs, of a tile `n` wide, that are not among (rows, places) [j]."""
     stays = ~torch.isin(pairs.query * n + pairs.place, rows * n + places)
-    return Pairs(*(column[stays] for column in pairs))
+    return pairs.where(stays)
 
 
 def _inverse(permutation: Tensor) -> Tensor:

@@ -1,9 +1,9 @@
 """A cheaper product with a proven error, to spare most float32 products of an exact search.
 
 Rows are rotated (inner products stay), cut to their first coordinates where the rest carries
-little, and rounded: on a CPU to integers of 7 bits, for compiled loops (`kernels`), or without these
-of 8 bits; on CUDA to bfloat16. What each row loses by it is
-*measured*: with z the kept coordinates of a row, r the cut ones and z' what z is rounded to,
+little, and rounded: on a CPU to integers of 7 bits, for the compiled loops (`kernels`), or without
+these of 8 bits; on CUDA to bfloat16. What each row loses by it is *measured*: with z the kept
+coordinates of a row, r the cut ones and z' what z is rounded to,
 
     <q, g> <= <z'_q, z'_g> + |z_q - z'_q| |g| + |z'_q| |z_g - z'_g| + |r_q| |r_g|
 
@@ -23,7 +23,7 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -86,12 +86,16 @@ class CoarseRows:
         """The rows of all parts in order."""
         if len(parts) == 1:
             return parts[0]
-        columns = ([getattr(part, name) for part in parts] for name in cls._names())
-        return cls(*(None if column[0] is None else torch.cat(column) for column in columns))
+        columns: dict[str, Any] = {}
+        for name in cls._names():
+            column = [getattr(part, name) for part in parts]
+            columns[name] = None if column[0] is None else torch.cat(column)
+        return cls(**columns)
 
     def __getitem__(self, part: slice) -> CoarseRows:
-        columns = (getattr(self, name) for name in self._names())
-        return CoarseRows(*(None if column is None else column[part] for column in columns))
+        columns: dict[str, Any] = {name: getattr(self, name) for name in self._names()}
+        chosen: dict[str, Any] = {n: None if c is None else c[part] for n, c in columns.items()}
+        return CoarseRows(**chosen)
 
     @classmethod
     def _names(cls) -> list[str]:
@@ -136,6 +140,13 @@ class CoarseFilter:
             self._limits["right"] = _RIGHT_LIMIT
             self._steps["right"] = spread * _RIGHT_CLIP / _RIGHT_LIMIT
         self.unit = self._steps["left"] * self._steps["right"]
+        # For 16 bits: coordinates and inner products of rows, as they are prepared, must fit.
+        longest = max(self._reach.values())
+        if self._distances:
+            longest = math.sqrt(longest**2 + 1.0 + longest**4 / 4)
+        self._short_scale = 32_000.0 / max(longest, 1e-30)
+        lost = 0.51 * math.sqrt(fine.width) / self._short_scale
+        self._short_error = lost * (2 * longest + lost) + 2.02 * relative * longest**2
         # Of the sums: those of integers are exact up to 2^24 and rounded to float32 beyond,
         # bfloat16 ones are summed in float32 and rounded to bfloat16.
         self._summing = 1.01 * 2.0**-8 + relative if number_format == "bfloat16" else 2.0**-20
@@ -171,6 +182,7 @@ class CoarseFilter:
             # The left factor is a rounded row, which may be longer than the row.
             missing = rounding * (2 * self._reach["left"])
         if self.number_format == "int7":
+            assert whole_numbers is not None
             rows = pad(whole_numbers, (0, -len(self.basis) % kernels.DEPTH_STEP)).to(torch.int8)
         elif whole_numbers is not None:
             rows, missing = self._with_spare(role, whole_numbers, missing)
@@ -198,7 +210,9 @@ class CoarseFilter:
         return rows, missing
 
     def packed(self, right: CoarseRows) -> Tensor:
-        """Right rows in the form that `products` takes."""
+        """Right rows in the form that `products` or, of 7 bits, `hits` takes."""
+        if self.number_format == "int7":
+            return kernels.packed(right.rows)
         if self.number_format != "int8":
             return right.rows
         packed: Tensor = torch.ops.onednn.qlinear_prepack(right.rows, None)
@@ -212,7 +226,7 @@ class CoarseFilter:
                 bias -= right.halves
             scores = int8_product(left.rows, packed, bias / self.unit)
         elif self.number_format == "int7":
-            scores = left.rows.to(torch.float32) @ packed.to(torch.float32).T
+            scores = left.rows.to(torch.float32) @ right.rows.to(torch.float32).T
             lost, lost_too = self._losses(left, right)
             scores += (lost / self.unit)[:, None]
             scores += (lost_too if right.halves is None else lost_too - right.halves) / self.unit
@@ -224,56 +238,62 @@ class CoarseFilter:
             scores.sub_((left.halves / self.unit)[:, None])
         return scores
 
+    def shortened(self, prepared: Tensor) -> Tensor:
+        """Rows as the float32 filter prepares them, rounded to 16 bits: a finer look at pairs."""
+        return kernels.shortened(prepared, self._short_scale)
+
     def hits(
         self,
         left: CoarseRows,
         right: CoarseRows,
-        exact_rows: tuple[Tensor, Tensor],
+        packed: Tensor,
+        short: tuple[Tensor, Tensor],
         floors: tuple[Tensor, Tensor],
         keys: tuple[Tensor, Tensor],
     ) -> tuple[kernels.Pairs, kernels.Pairs] | None:
-        """Pairs of 7-bit rows whose float32 score reaches the floor of the left or right one.
+        """Pairs of 7-bit rows that may reach the floor of the left or right one.
 
         Args:
             left, right: the rounded rows; as many count as there are floors.
-            exact_rows: the float32 filter's rows.
-            floors: float32 [m] and [n]; +inf where nothing is wanted.
+            packed: the right rows, packed.
+            short: both sides' rows, `shortened`.
+            floors: float32 [m] and [n], of exact scores; +inf where nothing is wanted.
             keys: int64 [m] and [n]; pairs of equal keys do not count.
 
         Returns:
-            pairs by left and by right query, or None if float32 products are cheaper for so many.
+            pairs by left and by right query, without their scores, or None if float32 products are
+            cheaper for so many.
         """
         m, n = len(floors[0]), len(floors[1])
         both = left[:m], right[:n]
         sides = []
         for mine, theirs, added, rows, floor, key in zip(
-            both, both[::-1], self._losses(*both), exact_rows, floors, keys, strict=True
+            both, both[::-1], self._losses(*both), short, floors, keys, strict=True
         ):
+            floor = floor.to(torch.float64)
             bias = (added if mine.halves is None else added - mine.halves).to(torch.float64)
             bias = bias.div_(self.unit).ceil_()
             if bool((bias > _LARGEST_SUM).any()):
                 return None
-            bias = bias.clamp_(min=-_LARGEST_SUM).to(torch.int32)
             assert mine.sums is not None  # always so for 7 bits
-            bar = self._integer_bar(floor, mine, theirs)
-            sides.append(kernels.IntegerSide(mine.rows, mine.sums, bias, bar, rows, floor, key))
-        return kernels.scan_integers(*sides, int(_MOST_CANDIDATES * m * n))
+            cut = 1.0001 * mine.cut.to(torch.float64) * theirs.cut.max()
+            sides.append(
+                kernels.IntegerSide(
+                    mine.rows if mine is both[0] else packed,
+                    mine.sums,
+                    bias.clamp_(min=-_LARGEST_SUM).to(torch.int32),
+                    _integer_bar((floor - cut) / self.unit, _LARGEST_SUM),
+                    rows,
+                    _integer_bar((floor - self._short_error) * self._short_scale**2, 2**31),
+                    key,
+                )
+            )
+        return kernels.scan_integers(sides[0], sides[1], int(_MOST_CANDIDATES * m * n))
 
     def _losses(self, left: CoarseRows, right: CoarseRows) -> tuple[Tensor, Tensor]:
         """[m] and [n] float32: what rounding may take from a score, in two parts."""
         longest = (left.norms + left.rounding).max() * (1 + 2.0**-20)
         return left.missing * (1 + 2.0**-20), right.rounding * longest
-
-    def _integer_bar(self, floor: Tensor, mine: CoarseRows, theirs: CoarseRows) -> Tensor:
-        """[n] int32: pairs whose integer score with its biases is no larger miss the floor."""
-        cut = 1.0001 * mine.cut.to(torch.float64) * theirs.cut.max()
-        bar = (floor.to(torch.float64) - cut).div_(self.unit).floor_().sub_(2)
-        limits = torch.iinfo(torch.int32)
-        # Above all sums that biases allow, and below all sums.
-        bar.masked_fill_(floor == torch.inf, limits.max).masked_fill_(
-            bar < -_LARGEST_SUM, limits.min
-        )
-        return bar.clamp_(max=limits.max).to(torch.int32)
 
     def bar(self, floor: Tensor, mine: CoarseRows, theirs: CoarseRows) -> Tensor:
         """[n] float32: pairs of `mine` whose cheap score lies below it miss the score `floor` [n].
@@ -311,6 +331,17 @@ class Patience:
     def tell(self, worked: bool) -> None:
         """How the try ended."""
         self._waiting, self._step = (0, 1) if worked else (self._step, 2 * self._step)
+
+
+def _integer_bar(floor: Tensor, largest: int) -> Tensor:
+    """[n] int32 from float64: whole numbers that are no larger lie below the floor for certain.
+
+    Whatever is so low that it may lie beyond sums of up to `largest` lets everything through.
+    """
+    limits = torch.iinfo(torch.int32)
+    bar = floor.floor().sub_(2)
+    bar.masked_fill_(bar < -largest, limits.min)
+    return bar.clamp_(max=limits.max).to(torch.int32)
 
 
 def int8_product(left: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:

@@ -20,7 +20,7 @@
 
 EXPORT int noisyml_interface(void) { return INTERFACE; }
 
-/* Pairs found so far, room for `capacity` of them. */
+/* Pairs found so far, room for `capacity` of them; their scores if there is room for these. */
 typedef struct {
     int32_t *query;
     int32_t *place;
@@ -45,7 +45,7 @@ enum { DONE = 0, FULL = 1, NO_MEMORY = 2 };
 #define STEP 8
 /* Left rows lie above zero, because the instruction takes one side unsigned. */
 #define ZERO 64
-/* Left rows, integer and float, that stay in the second-level cache while all panels pass. */
+/* Left rows, of 7 and 16 bits, that stay in the second-level cache while all panels pass. */
 #define CACHED_BYTES (320 * 1024)
 EXPORT int noisyml_supported(void) {
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
@@ -55,7 +55,7 @@ static inline int push(Found *found, int64_t query, int64_t place, float score) 
     if (found->count == found->capacity) return FULL;
     found->query[found->count] = (int32_t)query;
     found->place[found->count] = (int32_t)place;
-    found->score[found->count] = score;
+    if (found->score) found->score[found->count] = score;
     found->count++;
     return DONE;
 }
@@ -82,6 +82,22 @@ AVX2 static float product(const float *a, const float *b, int64_t width) {
     return sum;
 }
 
+AVX2 static double product_summed(const float *a, const float *b, int64_t width) {
+    __m256d s0 = _mm256_setzero_pd(), s1 = s0;
+    int64_t d = 0;
+    for (; d + 8 <= width; d += 8) {
+        s0 = _mm256_fmadd_pd(
+            _mm256_cvtps_pd(_mm_loadu_ps(a + d)), _mm256_cvtps_pd(_mm_loadu_ps(b + d)), s0);
+        s1 = _mm256_fmadd_pd(
+            _mm256_cvtps_pd(_mm_loadu_ps(a + d + 4)), _mm256_cvtps_pd(_mm_loadu_ps(b + d + 4)), s1);
+    }
+    double part[4];
+    _mm256_storeu_pd(part, _mm256_add_pd(s0, s1));
+    double sum = (part[0] + part[1]) + (part[2] + part[3]);
+    for (; d < width; d++) sum += (double)a[d] * b[d];
+    return sum;
+}
+
 AVX2 static double product_double(const double *a, const double *b, int64_t width) {
     __m256d s0 = _mm256_setzero_pd(), s1 = s0, s2 = s0, s3 = s0;
     int64_t d = 0;
@@ -105,6 +121,15 @@ AVX2 EXPORT void noisyml_products(
 ) {
     for (int64_t i = 0; i < n; i++)
         out[i] = product(left + rows[i] * width, right + columns[i] * width, width);
+}
+
+/* The same summed in 64 bits. */
+AVX2 EXPORT void noisyml_products_summed(
+    const float *left, const float *right, int64_t width,
+    const int64_t *rows, const int64_t *columns, int64_t n, double *out
+) {
+    for (int64_t i = 0; i < n; i++)
+        out[i] = product_summed(left + rows[i] * width, right + columns[i] * width, width);
 }
 
 AVX2 EXPORT void noisyml_products_double(
@@ -164,28 +189,68 @@ static void pack(const int8_t *rows, int64_t n, int64_t depth, int8_t *panel) {
     }
 }
 
-/* Pairs of left and right rows whose integer score exceeds the bar of either, if their float score
- * reaches its floor too. Keys that are equal mark pairs that do not count. */
+/* Rows in the order in which multiply() reads them, whole panels of them. */
+EXPORT void noisyml_pack(const int8_t *rows, int64_t n, int64_t depth, int8_t *packed) {
+    for (int64_t r = 0; r < n; r += PANEL)
+        pack(rows + r * depth, n - r, depth, packed + r * depth);
+}
+
+/* Float rows in multiples of 1 / scale, rounded; `padded` - width zeros behind each. */
+AVX2 EXPORT void noisyml_shorten(
+    const float *rows, int64_t n, int64_t width, int64_t padded, float scale, int16_t *out
+) {
+    const __m256 factor = _mm256_set1_ps(scale);
+    for (int64_t r = 0; r < n; r++, rows += width, out += padded) {
+        int64_t d = 0;
+        for (; d + 16 <= width; d += 16) {
+            const __m256i low = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(rows + d), factor));
+            const __m256i high =
+                _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(rows + d + 8), factor));
+            _mm256_storeu_si256(
+                (__m256i *)(out + d),
+                _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8));
+        }
+        for (; d < width; d++)
+            out[d] = (int16_t)_mm_cvtss_si32(_mm_set_ss(rows[d] * scale));
+        memset(out + width, 0, sizeof(int16_t) * (size_t)(padded - width));
+    }
+}
+
+/* The caller sees to it that no partial sum leaves 32 bits. */
+AVX2 static int32_t product_short(const int16_t *a, const int16_t *b, int64_t width) {
+    __m256i s0 = _mm256_setzero_si256(), s1 = s0;
+    for (int64_t d = 0; d < width; d += 32) {
+        s0 = _mm256_add_epi32(s0, _mm256_madd_epi16(
+            _mm256_loadu_si256((const __m256i *)(a + d)),
+            _mm256_loadu_si256((const __m256i *)(b + d))));
+        s1 = _mm256_add_epi32(s1, _mm256_madd_epi16(
+            _mm256_loadu_si256((const __m256i *)(a + d + 16)),
+            _mm256_loadu_si256((const __m256i *)(b + d + 16))));
+    }
+    s0 = _mm256_add_epi32(s0, s1);
+    __m128i sum = _mm_add_epi32(_mm256_castsi256_si128(s0), _mm256_extracti128_si256(s0, 1));
+    sum = _mm_add_epi32(sum, _mm_unpackhi_epi64(sum, sum));
+    return _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32(sum, 1)));
+}
+
+/* Pairs of left and right rows whose 7-bit score exceeds the bar of either, and whose 16-bit score
+ * exceeds the finer bar too. Keys that are equal mark pairs that do not count. */
 AVX2 EXPORT int noisyml_scan_integers(
-    const int8_t *left, int64_t n_left, const int8_t *right, int64_t n_right, int64_t depth,
+    const int8_t *left, int64_t n_left, const int8_t *packed, int64_t n_right, int64_t depth,
     const int32_t *left_bias, const int32_t *right_bias,
     const int32_t *left_bar, const int32_t *right_bar,
     const int64_t *left_key, const int64_t *right_key,
-    const float *left_rows, const float *right_rows, int64_t width,
-    const float *left_floor, const float *right_floor,
+    const int16_t *left_rows, const int16_t *right_rows, int64_t width,
+    const int32_t *left_finer, const int32_t *right_finer,
     Found *by_left, Found *by_right
 ) {
-    int64_t height = CACHED_BYTES / (depth + 4 * width) / BAND * BAND;
+    int64_t height = CACHED_BYTES / (depth + 2 * width) / BAND * BAND;
     if (height < BAND) height = BAND;
     if (height > n_left) height = (n_left + BAND - 1) / BAND * BAND;
-    const int64_t panels = (n_right + PANEL - 1) / PANEL;
     uint8_t *block = malloc((size_t)(height * depth));
-    int8_t *packed = malloc((size_t)(panels * PANEL * depth));
     int32_t *bias = malloc(sizeof(int32_t) * (size_t)height);
     int32_t *bar = malloc(sizeof(int32_t) * (size_t)height);
-    int result = block && packed && bias && bar ? DONE : NO_MEMORY;
-    for (int64_t p = 0; p < panels && result == DONE; p++)
-        pack(right + p * PANEL * depth, n_right - p * PANEL, depth, packed + p * PANEL * depth);
+    int result = block && bias && bar ? DONE : NO_MEMORY;
     for (int64_t top = 0; top < n_left && result == DONE; top += height) {
         const int64_t here = n_left - top < height ? n_left - top : height;
         const int64_t filled = (here + BAND - 1) / BAND * BAND;
@@ -230,18 +295,17 @@ AVX2 EXPORT int noisyml_scan_integers(
                     for (; found && result == DONE; found &= found - 1) {
                         const int64_t j = side + 8 * (q & 1) + __builtin_ctz(found);
                         if (left_key[i] == right_key[j]) continue;
-                        const float score =
-                            product(left_rows + i * width, right_rows + j * width, width);
-                        if (score >= left_floor[i]) result = push(by_left, i, j, score);
-                        if (score >= right_floor[j] && result == DONE)
-                            result = push(by_right, j, i, score);
+                        const int32_t score =
+                            product_short(left_rows + i * width, right_rows + j * width, width);
+                        if (score > left_finer[i]) result = push(by_left, i, j, 0);
+                        if (score > right_finer[j] && result == DONE)
+                            result = push(by_right, j, i, 0);
                     }
                 }
             }
         }
     }
     free(block);
-    free(packed);
     free(bias);
     free(bar);
     return result;

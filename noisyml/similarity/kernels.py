@@ -38,7 +38,8 @@ DEPTH_STEP = 8
 #: Integer rows stay within it on both sides of zero.
 LIMIT = 63
 
-_LEFT_ZERO = 64
+#: As in kernels.c.
+_LEFT_ZERO, _PANEL, _SHORT_STEP = 64, 16, 32
 _FULL, _NO_MEMORY = 1, 2
 
 
@@ -55,6 +56,10 @@ class Pairs(NamedTuple):
     place: Tensor
     score: Tensor
 
+    def where(self, stays: Tensor) -> Pairs:
+        """Those that a bool [h] marks."""
+        return Pairs(self.query[stays], self.place[stays], self.score[stays])
+
 
 class _Found(ctypes.Structure):
     _fields_ = (
@@ -69,12 +74,12 @@ class _Found(ctypes.Structure):
 class _Buffer:
     """Room for pairs, filled by one thread."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, scored: bool) -> None:
         self.numbers = torch.empty((2, capacity), dtype=torch.int32)
-        self.scores = torch.empty(capacity)
+        self.scores = torch.empty(capacity if scored else 0)
         self.found = _Found(
-            self.numbers[0].data_ptr(), self.numbers[1].data_ptr(), self.scores.data_ptr(), 0,
-            capacity,
+            self.numbers[0].data_ptr(), self.numbers[1].data_ptr(),
+            self.scores.data_ptr() if scored else None, 0, capacity,
         )  # fmt: skip
 
     def pairs(self) -> Pairs:
@@ -108,22 +113,26 @@ def available() -> bool:
     return _library() is not None
 
 
-def products(left: Tensor, right: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def products(
+    left: Tensor, right: Tensor, rows: Tensor, columns: Tensor, *, in_float64: bool = False
+) -> Tensor:
     """Inner products [n] of left[rows[i]] and right[columns[i]].
 
     Args:
         left, right: [m, D] and [n, D], both float32 or both float64, on the CPU.
         rows, columns: int64 [n].
+        in_float64: sum products of float32 rows in float64.
     """
     library = _library()
     assert library is not None
     call = {
-        torch.float32: library.noisyml_products,
-        torch.float64: library.noisyml_products_double,
-    }[left.dtype]
+        (torch.float32, False): library.noisyml_products,
+        (torch.float32, True): library.noisyml_products_summed,
+        (torch.float64, True): library.noisyml_products_double,
+    }[left.dtype, in_float64 or left.dtype == torch.float64]
     left, right = left.contiguous(), right.contiguous()
     rows, columns = rows.contiguous(), columns.contiguous()
-    out = torch.empty(len(rows), dtype=left.dtype)
+    out = torch.empty(len(rows), dtype=torch.float64 if in_float64 else left.dtype)
     width = ctypes.c_int64(left.shape[1])
 
     def work(start: int, stop: int) -> int:
@@ -137,16 +146,45 @@ def products(left: Tensor, right: Tensor, rows: Tensor, columns: Tensor) -> Tens
     return out
 
 
+def packed(rows: Tensor) -> Tensor:
+    """Integer rows [n, d] of the right side in the order in which they are multiplied: int8."""
+    library = _library()
+    assert library is not None
+    n, depth = rows.shape
+    out = torch.empty((n + -n % _PANEL) * depth, dtype=torch.int8)
+    rows = rows.contiguous()
+    library.noisyml_pack(_pointer(rows), ctypes.c_int64(n), ctypes.c_int64(depth), _pointer(out))
+    return out
+
+
+def shortened(rows: Tensor, scale: float) -> Tensor:
+    """Float32 rows [n, W] times `scale`, rounded to int16: [n, W padded with zeros].
+
+    No inner product of two rows may leave 32 bits, and no coordinate 16.
+    """
+    library = _library()
+    assert library is not None
+    n, width = rows.shape
+    out = torch.empty((n, width + -width % _SHORT_STEP), dtype=torch.int16)
+    rows = rows.contiguous()
+    library.noisyml_shorten(
+        _pointer(rows), ctypes.c_int64(n), ctypes.c_int64(width), ctypes.c_int64(out.shape[1]),
+        ctypes.c_float(scale), _pointer(out),
+    )  # fmt: skip
+    return out
+
+
 class IntegerSide(NamedTuple):
     """One side of a tile of integer rows.
 
     Attributes:
-        rows: int8 [n, d], within `LIMIT` of zero, d a multiple of `DEPTH_STEP`.
+        rows: int8, within `LIMIT` of zero: [n, d], d a multiple of `DEPTH_STEP`; of the right side
+            as `packed` gives them.
         sums: int32 [n], of the whole numbers of a row.
         bias: int32 [n], added to all products of a row.
-        bar: int32 [n]: sums above it may reach the floor.
-        exact_rows: float32 [>= n, W], for the score that decides.
-        floor: float32 [n], scores that are wanted; +inf where none is.
+        bar: int32 [n]: sums above it may reach what the row asks for.
+        short_rows: int16 [>= n, W], see `shortened`.
+        finer: int32 [n]: products of these above it may.
         key: int64 [n]; pairs of equal keys do not count.
     """
 
@@ -154,45 +192,45 @@ class IntegerSide(NamedTuple):
     sums: Tensor
     bias: Tensor
     bar: Tensor
-    exact_rows: Tensor
-    floor: Tensor
+    short_rows: Tensor
+    finer: Tensor
     key: Tensor
 
 
 def scan_integers(
     left: IntegerSide, right: IntegerSide, capacity: int
 ) -> tuple[Pairs, Pairs] | None:
-    """Pairs whose integer score exceeds the bar and whose float32 score reaches the floor.
+    """Pairs whose two integer scores exceed both bars of a row.
 
     Args:
         left, right: the sides [m] and [n].
         capacity: most pairs per thread and side.
 
     Returns:
-        pairs by left and by right query, or None if there are more than `capacity`.
+        pairs by left and by right query, without scores, or None if there are more than `capacity`.
     """
     library = _library()
     assert library is not None
     for side in (left, right):
         assert all(part.is_contiguous() for part in side)
-    depth, width = left.rows.shape[1], left.exact_rows.shape[1]
+    depth, width = left.rows.shape[1], left.short_rows.shape[1]
     # The unsigned left rows lie above zero, which adds as many times the right rows' sums.
     right_bias = right.bias - _LEFT_ZERO * right.sums
 
     def work(start: int, stop: int, by_left: _Buffer, by_right: _Buffer) -> int:
         result: int = library.noisyml_scan_integers(
             _pointer(left.rows, start * depth), ctypes.c_int64(stop - start),
-            _pointer(right.rows), ctypes.c_int64(len(right.rows)), ctypes.c_int64(depth),
+            _pointer(right.rows), ctypes.c_int64(len(right.sums)), ctypes.c_int64(depth),
             _pointer(left.bias, start), _pointer(right_bias),
             _pointer(left.bar, start), _pointer(right.bar),
             _pointer(left.key, start), _pointer(right.key),
-            _pointer(left.exact_rows, start * width), _pointer(right.exact_rows),
-            ctypes.c_int64(width), _pointer(left.floor, start), _pointer(right.floor),
+            _pointer(left.short_rows, start * width), _pointer(right.short_rows),
+            ctypes.c_int64(width), _pointer(left.finer, start), _pointer(right.finer),
             ctypes.byref(by_left.found), ctypes.byref(by_right.found),
         )  # fmt: skip
         return result
 
-    return _scan(work, len(left.rows), capacity)
+    return _scan(work, len(left.rows), capacity, scored=False)
 
 
 def scan_tile(
@@ -222,17 +260,17 @@ def scan_tile(
         )  # fmt: skip
         return result
 
-    return _scan(work, len(left_floor), capacity)
+    return _scan(work, len(left_floor), capacity, scored=True)
 
 
 def _scan(
-    work: Callable[[int, int, _Buffer, _Buffer], int], n_left: int, capacity: int
+    work: Callable[[int, int, _Buffer, _Buffer], int], n_left: int, capacity: int, scored: bool
 ) -> tuple[Pairs, Pairs] | None:
     buffers: dict[int, tuple[_Buffer, _Buffer]] = {}
 
     def part(start: int, stop: int) -> int:
         room = max(capacity, _LEAST_ROOM)
-        buffers[start] = _Buffer(room), _Buffer(room)
+        buffers[start] = _Buffer(room, scored), _Buffer(room, scored)
         return work(start, stop, *buffers[start])
 
     results = _in_threads(part, n_left, _ROWS_PER_THREAD)

@@ -580,9 +580,7 @@ class _FineScan:
         """Give the tile's memory back until the next scan."""
         self._buffer = None
 
-    def _meet(
-        self, scores: Tensor, side: Literal["rows", "columns"], queries: slice
-    ) -> None:
+    def _meet(self, scores: Tensor, side: Literal["rows", "columns"], queries: slice) -> None:
         """Give queries that meet their first block a threshold, by its maxima."""
         shortlist = self._shortlist
         if bool((shortlist.threshold[queries] == -torch.inf).any()):
@@ -614,8 +612,7 @@ class _CoarseScan:
         own, size = self._task.own, self._height
         shared = self._pairwise and own is not None and _is_own(own, panel)
         if self._cache is None or not shared or own is None:
-            self._right = self._coarse.rounded("right", right)
-            self._packed = self._coarse.packed(self._right)
+            self._turn_to(self._coarse.rounded("right", right), right)
             return
         # Both sides are rounded alike, so the queries of this panel need it once.
         parts = []
@@ -624,7 +621,12 @@ class _CoarseScan:
             if number not in self._cache:
                 self._cache[number] = self._coarse.rounded("right", right[start : start + size])
             parts.append(self._cache[number])
-        self._right = self._packed = CoarseRows.joined(parts)
+        self._turn_to(CoarseRows.joined(parts), right)
+
+    def _turn_to(self, rounded: CoarseRows, right: Tensor) -> None:
+        self._right, self._packed = rounded, self._coarse.packed(rounded)
+        if self._pairwise:
+            self._short = self._coarse.shortened(right)
 
     def scan(self, cell: _Cell) -> bool:
         """Offer the candidates of a cell to the shortlist; False if there are too many of them."""
@@ -649,19 +651,25 @@ class _CoarseScan:
         queries = torch.arange(cell.queries.start, cell.queries.stop)
         # What no pair shares: only a query that is a gallery row leaves itself out.
         own = -1 - queries if task.own is None else queries + task.own.start
-        found = self._coarse.hits(
+        skipped, coarse = cell.skipped, self._coarse
+        right = self._right[skipped:]
+        found = coarse.hits(
             self._left(cell),
-            self._right[cell.skipped :],
-            (cell.left, cell.right),
+            right,
+            coarse.packed(right) if skipped else self._packed,
+            (coarse.shortened(cell.left), self._short[skipped:]),
             floors,
             (own, items),
         )
-        if found is None or task.exclude is None:
-            return found
-        by_left = found[0]
-        excluded = task.exclude[by_left.query + cell.queries.start]
-        stays = (excluded != (by_left.place + cell.items.start)[:, None]).all(1)
-        return kernels.Pairs(*(part[stays] for part in by_left)), found[1]
+        if found is None:
+            return None
+        by_left = scored(found[0], cell.left, cell.right, floors[0])
+        if task.exclude is not None:
+            excluded = task.exclude[by_left.query + cell.queries.start]
+            by_left = by_left.where(
+                (excluded != (by_left.place + cell.items.start)[:, None]).all(1)
+            )
+        return by_left, scored(found[1], cell.right, cell.left, floors[1])
 
     def _by_tile(self, cell: _Cell, asking: list[_Asking]) -> _Pairs | None:
         """Pairs by a tile of cheap scores."""
@@ -712,6 +720,14 @@ class _CoarseScan:
         scores = sampled_products(query_rows, other_rows, query, place)
         real = scores >= floor[query]
         return kernels.Pairs(query[real], place[real], scores[real])
+
+
+def scored(
+    pairs: kernels.Pairs, query_rows: Tensor, other_rows: Tensor, floor: Tensor
+) -> kernels.Pairs:
+    """The pairs with their float32 scores, if these reach the floor [n] of the query."""
+    scores = sampled_products(query_rows, other_rows, pairs.query, pairs.place)
+    return kernels.Pairs(pairs.query, pairs.place, scores).where(scores >= floor[pairs.query])
 
 
 def _is_own(own: range, panel: slice) -> bool:
