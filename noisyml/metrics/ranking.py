@@ -21,7 +21,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -459,6 +459,34 @@ def ranking_task(
     )
 
 
+class _Left(NamedTuple):
+    """Rows of queries.
+
+    Attributes:
+        rows: the filter's, padded to whole groups.
+        rounded: the coarse filter's, if there is one.
+        short: its 16-bit ones, if it looks at pairs.
+    """
+
+    rows: Tensor
+    rounded: CoarseRows | None
+    short: Tensor | None
+
+    def _part(self, part: slice) -> _Left:
+        return _Left(
+            self.rows[part], self.rounded and self.rounded[part],
+            None if self.short is None else self.short[part],
+        )  # fmt: skip
+
+    def below(self, top: int) -> _Left:
+        """Without the first `top` rows, whole groups."""
+        return self._part(slice(top, None)) if top else self
+
+    def above(self, n: int) -> _Left:
+        """The first `n` rows, padded to whole groups."""
+        return self._part(slice(0, n + -n % GROUP))
+
+
 @dataclass(frozen=True)
 class _Meeting:
     """Queries of two blocks that are each other's gallery items.
@@ -470,6 +498,7 @@ class _Meeting:
         start: where they begin in the second block.
         place: where they begin in the walk.
         above: so many of `queries` serve the second block.
+        new: `items` have met nothing yet.
     """
 
     first: QueryBlock
@@ -479,6 +508,7 @@ class _Meeting:
     start: int
     place: int
     above: int
+    new: bool
 
 
 class Ranking:
@@ -578,7 +608,13 @@ class Ranking:
         for top in range(0, len(query_index), run):
             part = slice(top, top + run)
             first, last = int(start[part].min()), int((start + size)[part].max())
-            if run * (last - first) <= EXACT_PAIR_COST * int(n_relevant[part].sum()):
+            if task.scores.compiled:
+                rows, column = relevant[part].nonzero(as_tuple=True)
+                rows += top
+                pairs = query_index[rows], items[rows, column]
+                scores[rows, column] = task.scores.close(*pairs)
+                error[part] = task.scores.close_error(query_index[part], self._gallery_order)
+            elif run * (last - first) <= EXACT_PAIR_COST * int(n_relevant[part].sum()):
                 # The run's whole stretch of the gallery is little more than its pairs.
                 pairs = query_index[part], self._gallery_order[first:last]
                 stretch = task.scores.close_block(*pairs)
@@ -629,13 +665,18 @@ class Ranking:
             0,
         )
 
-    def _left(self, query_index: Tensor) -> tuple[Tensor, CoarseRows | None]:
-        """The filter's rows of a block of queries, and the coarse filter's."""
+    def _left(self, query_index: Tensor) -> _Left:
+        """The rows of a block of queries."""
         rows = self.task.scores.filtered("left", query_index)
-        return rows, None if self._coarse is None else self._coarse.rounded("left", rows)
+        if self._coarse is None:
+            return _Left(rows, None, None)
+        return self._left_of(self._coarse, rows, self._coarse.rounded("left", rows))
 
-    def _left_of_both(self, block: slice) -> tuple[Tensor, CoarseRows | None]:
-        """The same of queries that are gallery items at the same places of the walk."""
+    def _left_of(self, coarse: CoarseFilter, rows: Tensor, rounded: CoarseRows) -> _Left:
+        return _Left(rows, rounded, coarse.shortened(rows) if self._pairwise else None)
+
+    def _left_of_both(self, block: slice) -> _Left:
+        """The rows of queries that are gallery items at the same places of the walk."""
         index = self._query_order[block]
         if self._coarse is None or not self._pairwise or not self._keeps_rounded:
             return self._left(index)
@@ -643,12 +684,11 @@ class Ranking:
         rows = self.task.scores.filtered("left", index)
         starts = range(0, len(rows), self._columns)
         stretches = [rows[start : start + self._columns] for start in starts]
-        return rows, CoarseRows.joined(
-            [
-                self._coarse_right(self._coarse, stretch, block.start + start)
-                for stretch, start in zip(stretches, starts, strict=True)
-            ]
-        )
+        rounded = [
+            self._coarse_right(self._coarse, stretch, block.start + start)
+            for stretch, start in zip(stretches, starts, strict=True)
+        ]
+        return self._left_of(self._coarse, rows, CoarseRows.joined(rounded))
 
     def _coarse_right(self, coarse: CoarseFilter, columns: Tensor, start: int) -> CoarseRows:
         """The coarse filter's rows of the gallery's stretch that begins at place `start`."""
@@ -661,8 +701,7 @@ class Ranking:
 
     def _pairs(
         self,
-        rows: Tensor,
-        rounded: CoarseRows,
+        left: _Left,
         query_index: Tensor,
         gallery_index: Tensor,
         start: int,
@@ -673,26 +712,28 @@ class Ranking:
         None if there are too many pairs: see `CoarseFilter.hits`.
         """
         assert self._coarse is not None
+        assert left.rounded is not None
+        assert left.short is not None
         columns = self.task.scores.filtered("right", gallery_index)
         others = self._coarse_right(self._coarse, columns, start)
         found = self._coarse.hits(
-            rounded,
+            left.rounded,
             others,
             self._coarse.packed(others),
-            (self._coarse.shortened(rows), self._coarse.shortened(columns)),
+            (left.short, self._coarse.shortened(columns)),
             floors,
             (self.task.query_class[query_index], self.task.gallery_class[gallery_index]),
         )
         if found is None:
             return None
-        return scored(found[0], rows, columns, floors[0]), scored(
-            found[1], columns, rows, floors[1]
+        return (
+            scored(found[0], left.rows, columns, floors[0]),
+            scored(found[1], columns, left.rows, floors[1]),
         )
 
     def _tile(
         self,
-        rows: Tensor,
-        rounded: CoarseRows | None,
+        left: _Left,
         query_index: Tensor,
         gallery_index: Tensor,
         start: int,
@@ -700,6 +741,7 @@ class Ranking:
         """Filter scores of a padded block and of the stretch of the gallery that begins at place
         `start` of the walk; -inf where nothing is to be counted: relevant items and padding."""
         task = self.task
+        rows, rounded = left.rows, left.rounded
         columns = task.scores.filtered("right", gallery_index)
         coarse = None
         if self._coarse is None or rounded is None or self._pairwise:
@@ -713,15 +755,15 @@ class Ranking:
             coarse = self._coarse, rounded, others
         tile[len(query_index) :] = -torch.inf
         tile[:, len(gallery_index) :] = -torch.inf
-        left, right = task.query_class[query_index], task.gallery_class[gallery_index]
+        ours, theirs = task.query_class[query_index], task.gallery_class[gallery_index]
         # Both sides are in class order: only a corner of the tile holds common classes.
-        common = max(int(left[0]), int(right[0])), min(int(left[-1]), int(right[-1]))
+        common = max(int(ours[0]), int(theirs[0])), min(int(ours[-1]), int(theirs[-1]))
         if common[0] <= common[1]:
             (top, side), (bottom, end) = (
-                [int(torch.searchsorted(classes, bound, right=upper)) for classes in (left, right)]
+                [int(torch.searchsorted(classes, bound, right=upper)) for classes in (ours, theirs)]
                 for bound, upper in ((common[0], False), (common[1], True))
             )
-            corner = left[top:bottom, None] == right[side:end]
+            corner = ours[top:bottom, None] == theirs[side:end]
             tile[top:bottom, side:end].masked_fill_(corner, -torch.inf)
         return Tile(tile, rows, columns, coarse)
 
@@ -736,48 +778,49 @@ class Ranking:
             for j in range(i, len(blocks))
             for start in range(0, len(blocks[j].query_index), self._columns)
         ]
-        held, held_rows, held_rounded = -1, torch.empty(0), None
+        held = -1
+        introduced: set[tuple[int, int]] = set()
         for i, j, start in tiles[self._part :: self._parts]:
             first, second = blocks[i], blocks[j]
             if not (first.alive or second.alive):
                 continue
             if i != held:
-                held, (held_rows, held_rounded) = i, self._left_of_both(slices[i])
+                held, left = i, self._left_of_both(slices[i])
             items = second.query_index[start : start + self._columns]
             # On the diagonal nothing below it, and the square upon it serves its rows alone.
             until = min(start + len(items), len(first.query_index)) if i == j else None
             queries = first.query_index[:until]
             above = start if i == j else len(queries)
             place = slices[j].start + start
-            self._meet(
-                _Meeting(first, second, queries, items, start, place, above),
-                held_rows,
-                held_rounded,
-            )
+            new = (j, start) not in introduced
+            introduced.add((j, start))
+            self._meet(_Meeting(first, second, queries, items, start, place, above, new), left)
         for block in blocks:
             block.counts = {ties: self._reduce(counts) for ties, counts in block.counts.items()}
             yield block
 
-    def _meet(self, meeting: _Meeting, rows: Tensor, rounded: CoarseRows | None) -> None:
+    def _meet(self, meeting: _Meeting, left: _Left) -> None:
         """Count the negatives that both sides of a meeting find on the other one.
 
         Queries that have met few items let too many pairs through: they first meet a few rows by
         float32 products, which raises their thresholds.
         """
         height, top = len(meeting.queries), 0
-        trying = rounded is not None and self._pairwise and self._patience.ready()
+        trying = self._pairwise and self._patience.ready()
         while top < height:
-            if trying and rounded is not None and self._met_by_pairs(meeting, rows, rounded, top):
-                self._patience.tell(True)
-                return
-            trying = trying and top == 0
-            bottom = min(height, _FIRST_ROWS) if trying else height
-            self._met_by_tile(meeting, rows, rounded, slice(top, bottom))
+            introducing = trying and top == 0 and height > _FIRST_ROWS
+            if trying and not (introducing and meeting.new):
+                if self._met_by_pairs(meeting, left.below(top), top):
+                    self._patience.tell(True)
+                    return
+                if not introducing:
+                    self._patience.tell(False)
+                    trying = False
+            bottom = _FIRST_ROWS if introducing else height
+            self._met_by_tile(meeting, left, slice(top, bottom))
             top = bottom
-            if not trying and self._pairwise:
-                self._patience.tell(False)
 
-    def _met_by_pairs(self, meeting: _Meeting, rows: Tensor, rounded: CoarseRows, top: int) -> bool:
+    def _met_by_pairs(self, meeting: _Meeting, left: _Left, top: int) -> bool:
         """Count negatives by pairs, from the row `top` on; False if there are too many."""
         first, second, scores = meeting.first, meeting.second, self.task.scores
         queries, items, start = meeting.queries[top:], meeting.items, meeting.start
@@ -787,7 +830,7 @@ class Ranking:
             _floor(first, scores.filter_error(first.query_index, items), mine),
             _floor(second, scores.filter_error(second.query_index, queries), theirs),
         )
-        found = self._pairs(rows[top:], rounded[top:], queries, items, meeting.place, floors)
+        found = self._pairs(left, queries, items, meeting.place, floors)
         if found is None:
             return False
         by_left, by_right = found
@@ -798,14 +841,11 @@ class Ranking:
         count_pairs(by_right, second, start, queries, scores, self._hits_at_once)
         return True
 
-    def _met_by_tile(
-        self, meeting: _Meeting, rows: Tensor, rounded: CoarseRows | None, part: slice
-    ) -> None:
+    def _met_by_tile(self, meeting: _Meeting, left: _Left, part: slice) -> None:
         """Count negatives by a tile of filter scores of the rows `part`."""
         queries, items, scores = meeting.queries[part], meeting.items, self.task.scores
-        padded_part = slice(part.start, part.stop + -part.stop % GROUP)
-        rounded = rounded and rounded[padded_part]
-        tile = self._tile(rows[padded_part], rounded, queries, items, meeting.place)
+        rows = left.below(part.start).above(len(queries))
+        tile = self._tile(rows, queries, items, meeting.place)
         scan_tile(tile, "rows", meeting.first, part.start, items, scores, self._hits_at_once)
         above = max(0, min(meeting.above - part.start, len(queries)))
         scan_tile(
@@ -847,7 +887,7 @@ class Ranking:
         """The block of queries that has met the whole gallery in the given order."""
         task = self.task
         block = self._open(query_index)
-        rows, rounded = self._left(query_index)
+        left = self._left(query_index)
         out_row, out = task.left_out_of(query_index)
         out_place = place[out]
         for start, stop in bounds:
@@ -861,14 +901,14 @@ class Ranking:
             floor = _floor(block, error, slice(0, len(query_index)))
             nothing = torch.full_like(floor[:1], torch.inf).expand(len(items)).contiguous()
             found = None
-            if rounded is not None and self._pairwise and self._patience.ready():
-                found = self._pairs(rows, rounded, query_index, items, start, (floor, nothing))
+            if self._pairwise and self._patience.ready():
+                found = self._pairs(left, query_index, items, start, (floor, nothing))
                 self._patience.tell(found is not None)
             if found is not None:
                 pairs = _without(found[0], *left_out, len(items))
                 count_pairs(pairs, block, 0, items, task.scores, self._hits_at_once, seen)
                 continue
-            tile = self._tile(rows, rounded, query_index, items, start)
+            tile = self._tile(left, query_index, items, start)
             tile.scores[left_out] = -torch.inf
             scan_tile(tile, "rows", block, 0, items, task.scores, self._hits_at_once, seen)
         return block

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from noisyml.errors import UserError
+from noisyml.similarity import kernels
 from noisyml.similarity.rows import Side
 from noisyml.similarity.tiles import Float32Filter, input_rounding
 
@@ -58,12 +59,12 @@ class Rows:
         double = embeddings.dtype == torch.float64
         self.filter_dtype = torch.float64 if double else torch.float32
         if metric == "cosine":
-            self._factor = torch.where(norms > 0, 1.0 / norms, 0.0)
+            self.factor = torch.where(norms > 0, 1.0 / norms, 0.0)
             self.norms = (norms > 0).to(torch.float64)
             self._grid = torch.full_like(norms, 2.0**_GRID_BITS)
             self.half_squares: Tensor | None = None
         else:
-            self._factor = torch.full_like(norms, 1.0 / scale)
+            self.factor = torch.full_like(norms, 1.0 / scale)
             self.norms = norms / scale
             exponent = torch.frexp(self.norms).exponent.to(torch.int64).clamp(min=-900)
             # 2^(26 - exponent), put together from bits: powers of two must be exact.
@@ -84,7 +85,7 @@ class Rows:
     def side(self) -> Side:
         """What a filter must know of these rows."""
         metric: Literal["cosine", "l2"] = "cosine" if self.half_squares is None else "l2"
-        return Side(metric, None, self._factor, self.norms, self.half_squares)
+        return Side(metric, None, self.factor, self.norms, self.half_squares)
 
     def raw(self, index: Tensor) -> Tensor:
         """Rows `index` [n] as they came: float32, or float64 if they came so."""
@@ -92,11 +93,11 @@ class Rows:
 
     def scaled(self, index: Tensor) -> Tensor:
         """Rows `index` [n] in the filter's arithmetic: float32, or float64 if they came so."""
-        return self.raw(index) * self._factor[index, None].to(self.filter_dtype)
+        return self.raw(index) * self.factor[index, None].to(self.filter_dtype)
 
     def double(self, index: Tensor) -> Limbs:
         """Rows `index` [n] as they are: one limb, float64 [n, D]."""
-        return (self.embeddings[index].to(torch.float64).mul_(self._factor[index, None]),)
+        return (self.embeddings[index].to(torch.float64).mul_(self.factor[index, None]),)
 
     def exact(self, index: Tensor) -> Limbs:
         """First and second limbs of rows `index` [n]: float64 [n, D] each."""
@@ -139,6 +140,14 @@ class PairScores:
         self.gallery = gallery
         dim = query.embeddings.shape[1]
         self.filter = Float32Filter(query.side(), gallery.side(), dim, 1.0)
+        both = query.embeddings, gallery.embeddings
+        #: Pairs of rows are multiplied where they lie, which makes them cheap.
+        self.compiled = (
+            kernels.available()
+            and both[0].dtype == both[1].dtype
+            and both[0].dtype in (torch.float32, torch.float64)
+            and all(rows.device.type == "cpu" and rows.is_contiguous() for rows in both)
+        )
         # Error of a float32 inner product of length D in any order (Higham, Accuracy and Stability
         # of Numerical Algorithms, eq. 3.5), of its rounded inputs, and of the grid.
         self._filter_error = 1.01 * (
@@ -149,7 +158,9 @@ class PairScores:
             (dim + 32) * 2.0**-53 + math.sqrt(dim) * 2.0 ** (2 - _SECOND_GRID_BITS)
         )
         # Two rows times their rounded factors and their product, summed in float64.
-        self._near_error = self._close_error + 2.6 * torch.finfo(query.filter_dtype).eps
+        self._near_error = self._close_error
+        if not self.compiled:
+            self._near_error += 2.6 * torch.finfo(query.filter_dtype).eps
         # What float32 cannot represent is lost whatever the size of the rest.
         self._underflow = (dim + 2) * 2.0**-124
 
@@ -180,6 +191,8 @@ class PairScores:
 
     def near(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
         """Scores float64 [n] of pairs (query_index[i], gallery_index[i]), up to `near_error`."""
+        if self.compiled:
+            return self.close(query_index, gallery_index)
         scores = torch.empty(len(query_index), dtype=torch.float64, device=query_index.device)
         double = self.query.double, self.gallery.double
         if not _by_product(query_index, gallery_index, *double, scores, _NEAR_PAIR_COST):
@@ -192,6 +205,18 @@ class PairScores:
 
     def close(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
         """Scores float64 [n] of pairs (query_index[i], gallery_index[i]), up to `close_error`."""
+        if self.compiled:
+            return self._minus_half_squares(
+                kernels.products(
+                    self.query.embeddings,
+                    self.gallery.embeddings,
+                    query_index,
+                    gallery_index,
+                    in_float64=True,
+                ).mul_(self.query.factor[query_index] * self.gallery.factor[gallery_index]),
+                query_index,
+                gallery_index,
+            )
         return self._in_float64(query_index, gallery_index, self.query.double, self.gallery.double)
 
     def exact(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:

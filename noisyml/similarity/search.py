@@ -809,7 +809,8 @@ def _score(task: Task, blocks: Blocks, index: Tensor, scores: Tensor) -> None:
     """Fill in float64 inner scores of all pairs of `index` [Nq, W] that are not -1."""
     starts = torch.arange(0, len(index) + blocks.query, blocks.query, device=index.device)
     for panel, raw, rows, slots in _pairs(task, blocks, index, index >= 0):
-        right = task.gallery.side.canonical(raw, panel)
+        direct = _multiplied_where_they_lie(task, raw)
+        right = raw if direct else task.gallery.side.canonical(raw, panel)
         bounds = torch.searchsorted(rows, starts).tolist()
         for block, (first, last) in enumerate(itertools.pairwise(bounds)):
             if first == last:
@@ -818,9 +819,25 @@ def _score(task: Task, blocks: Blocks, index: Tensor, scores: Tensor) -> None:
             items = index[some, places]
             top = block * blocks.query
             part = slice(top, min(top + blocks.query, len(index)))
-            left = task.query_side.canonical(task.queries.block(part.start, part.stop), part)
-            values = sampled_products(left, right, some - top, items - panel.start)
+            left = task.queries.block(part.start, part.stop)
+            which = some - top, items - panel.start
+            if direct:
+                values = kernels.products(left, right, *which, in_float64=True)
+                values *= task.query_side.factor[some] * task.gallery.side.factor[items]
+            else:
+                values = sampled_products(task.query_side.canonical(left, part), right, *which)
             scores[some, places] = _less_halves(task, values, some, items)
+
+
+def _multiplied_where_they_lie(task: Task, raw: Tensor) -> bool:
+    """Whether the compiled loops can score pairs in float64 without float64 copies of the rows."""
+    return (
+        kernels.available()
+        and raw.device.type == "cpu"
+        and raw.dtype == task.queries.dtype
+        and task.query_side.centre is None
+        and task.gallery.side.centre is None
+    )
 
 
 def _score_exactly(
