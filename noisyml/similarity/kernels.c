@@ -294,7 +294,8 @@ AVX2 EXPORT int noisyml_scan_integers(
                     const int64_t i = top + r + q / 2;
                     for (; found && result == DONE; found &= found - 1) {
                         const int64_t j = side + 8 * (q & 1) + __builtin_ctz(found);
-                        if (left_key[i] == right_key[j]) continue;
+                        /* Rows that fill up a band or a panel pass a bar that lets all through. */
+                        if (i >= n_left || j >= n_right || left_key[i] == right_key[j]) continue;
                         const int32_t score =
                             product_short(left_rows + i * width, right_rows + j * width, width);
                         if (score > left_finer[i]) result = push(by_left, i, j, 0);
