@@ -145,6 +145,8 @@ class ImageTransform:
 
     def train(self, picture: Picture, seed: int) -> Tensor:
         """The random form, a pure function of picture and seed: uint8 [C, H, W]."""
+        if self.horizontal_flip == 0 and self.crop in ("none", "centre"):
+            return self.evaluate(picture)  # nothing is random: a generator would take most time
         rng = np.random.Generator(np.random.PCG64(seed))
         image = self._mode(picture)
         if self.size is not None:

@@ -45,6 +45,8 @@ WIDTH = 10.0  # inches; 9-point text is then as large as the page's own small pr
 DPI = 140  # of PNG files and of point clouds inside SVG
 CURVE_POINTS = 200
 LEGEND_CHARACTERS = 140  # of 9-point text side by side in a figure of full width
+LABEL_CHARACTERS = 28  # of 9-point text along a panel
+FENCE = 10  # a curve this many interquartile ranges beyond the quartiles of all has run away
 FEW_POINTS = 3  # a curve of at most so many points is marked at each of them
 HISTOGRAM_BINS = 40
 SATURATED = 0.8  # share of samples in two bins above which a scale tells nothing
@@ -92,7 +94,7 @@ def lines_figure(
     width = WIDTH if columns > 1 else 0.58 * WIDTH
     present = {line.label for panels in rows for panel in panels for line in panel.lines}
     labels = [name for name in order if name in present]
-    figure = _figure(width, 2.35 * len(rows) + (0.3 if len(labels) > 1 else 0.0))
+    figure = _figure(width, 2.35 * len(rows) + _legend_height(labels, width))
     grid = figure.subplots(
         len(rows),
         columns,
@@ -115,7 +117,7 @@ def lines_figure(
             if row == len(rows) - 1 or not faceted:
                 axes.set_xlabel(panel.x_label)
             if column == 0 or not faceted:
-                axes.set_ylabel(panel.y_label)
+                axes.set_ylabel(_folded(panel.y_label, LABEL_CHARACTERS))
     # Only now: a limit set earlier would stop a shared axis from growing with the later panels.
     for axes, panel in zip(grid.flat, (panel for panels in rows for panel in panels), strict=True):
         sharing = [axes, *axes.get_shared_x_axes().get_siblings(axes)]
@@ -127,6 +129,8 @@ def lines_figure(
         if panel.y_label.endswith("(fraction)"):
             low, high = axes.get_ylim()
             axes.set_ylim(top=min(high, 1 + 0.03 * (1 - low)))
+        else:
+            _cut_runaways(axes)
     _legend(figure, handles, labels)
     return figure
 
@@ -141,7 +145,8 @@ def multiples_figure(panels: Sequence[Panel], order: Sequence[str], columns: int
     """
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    figure = _figure(WIDTH, 2.1 * rows + 0.3)
+    labels = [name for name in order if any(name == ln.label for p in panels for ln in p.lines)]
+    figure = _figure(WIDTH, 2.1 * rows + _legend_height(labels, WIDTH))
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     handles = {}
     for place, axes in enumerate(grid.flat):
@@ -158,21 +163,46 @@ def multiples_figure(panels: Sequence[Panel], order: Sequence[str], columns: int
         if place % columns == 0:
             axes.set_ylabel(panel.y_label)
     grid.flat[0].set_xticks(sorted({x for p in panels for line in p.lines for x in line.x}))
-    _legend(figure, handles, [name for name in order if name in handles])
+    _legend(figure, handles, labels)
     return figure
+
+
+def _cut_runaways(axes: Axes) -> None:
+    """Let a curve that runs away leave the picture rather than flatten all others."""
+    sharing = [axes, *axes.get_shared_y_axes().get_siblings(axes)]
+    drawn = [np.asarray(line.get_ydata(), float) for one in sharing for line in one.lines]
+    values = np.concatenate(drawn) if drawn else np.empty(0)
+    if not len(values := values[np.isfinite(values)]):
+        return
+    first, third = np.quantile(values, (0.25, 0.75))
+    reach = FENCE * (third - first)
+    low, high = axes.get_ylim()
+    if reach > 0 and (values.min() < first - reach or values.max() > third + reach):
+        axes.set_ylim(max(low, first - reach), min(high, third + reach))
+
+
+def _legend_columns(labels: Sequence[str], width: float) -> int:
+    longest = 8 + max(len(name) for name in labels)  # line and gap are as wide as 8 letters
+    fitting = int(LEGEND_CHARACTERS * width / WIDTH / longest)
+    return max(1, min(len(labels), 6, fitting))
+
+
+def _legend_height(labels: Sequence[str], width: float) -> float:
+    """Inches that the legend takes."""
+    if len(labels) < 2:
+        return 0.0
+    return 0.1 + 0.2 * -(-len(labels) // _legend_columns(labels, width))
 
 
 def _legend(figure: Figure, handles: Mapping[str, Line2D], labels: Sequence[str]) -> None:
     """One legend above all axes, unless there is a single line."""
     if len(labels) < 2:
         return
-    longest = 8 + max(len(name) for name in labels)  # line and gap are as wide as 8 letters
-    fitting = int(LEGEND_CHARACTERS * figure.get_figwidth() / WIDTH / longest)
     figure.legend(
         [handles[name] for name in labels],
         [plain(name) for name in labels],
         loc="outside upper left",
-        ncols=max(1, min(len(labels), 6, fitting)),
+        ncols=_legend_columns(labels, figure.get_figwidth()),
         frameon=False,
         labelcolor=TEXT,
         fontsize=9,

@@ -600,16 +600,21 @@ class _Builder:
         caption: str,
     ) -> list[Picture]:
         """Curves of `metrics` (column: axis label): a row each, a column per data and noise."""
+        facets_by, lines_by, order = self.facets_by, self.lines_by, self.order
+        if not facets_by and len(lines_by) > 1 and len(order) > len(plots.PALETTE):
+            # Too many for one panel: the last setting makes lines, those before it panels.
+            facets_by, lines_by = lines_by[:-1], lines_by[-1:]
+            order = self._labels(lines_by)
         facets: dict[str, list[Group]] = {}
         for group in self.groups:
             if frames.get(group):
-                facets.setdefault(self._name(group, self.facets_by), []).append(group)
+                facets.setdefault(self._name(group, facets_by), []).append(group)
         grid = []
         for metric, label in metrics.items():
             row = []
             for facet, groups in facets.items():
                 curves = [
-                    plots.curve(frames[group], metric, self._name(group, self.lines_by))
+                    plots.curve(frames[group], metric, self._name(group, lines_by))
                     for group in groups
                 ]
                 drawn = tuple(line for line in curves if line is not None)
@@ -625,7 +630,7 @@ class _Builder:
         pictures = []
         for number, start in enumerate(starts, 1):
             part = [row[start : start + PANELS_PER_ROW] for row in grid]
-            figure = plots.lines_figure(part, self.order, markers=False, faceted=faceted)
+            figure = plots.lines_figure(part, order, markers=False, faceted=faceted)
             suffix = f"_{number}" if len(starts) > 1 else ""
             pictures.append(Picture(f"{name}{suffix}", figure, caption))
         return pictures
@@ -639,7 +644,10 @@ class _Builder:
         names = dict.fromkeys(str(n) for fs in frames.values() for f in fs for n in f.columns)
         metrics = {name: _axis_label(name) for name in _curve_metrics(list(names))}
         bands = "; bands: one standard deviation over seeds" if len(self.runs) > 1 else ""
-        caption = f"Training loss and validation over training steps{bands}."
+        caption = (
+            f"Training loss and validation over training steps{bands}. A loss that runs away "
+            "leaves the picture."
+        )
         return self._grids(metrics, "training step", frames, "training_curves", caption)
 
     def _trust_over_epochs(self) -> list[Picture]:

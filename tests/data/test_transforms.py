@@ -54,6 +54,15 @@ def test_flip_probability_is_met():
     assert abs(np.mean(flipped) - 0.3) < 4 * np.sqrt(0.21 / 600)
 
 
+@pytest.mark.parametrize("crop", ["none", "centre"])
+def test_without_chance_training_sees_what_evaluation_sees(crop):
+    settings = {"size": 16, "resize": 20, "crop": crop, "resize_in_training": False}
+    seen = ImageTransform(**settings).train(COLOUR, 7)
+    assert torch.equal(seen, ImageTransform(**settings).evaluate(COLOUR))
+    mirrored = ImageTransform(**settings, horizontal_flip=1.0).train(COLOUR, 7)
+    assert torch.equal(seen, mirrored.flip(2))
+
+
 def test_random_windows_stay_inside_and_keep_their_area_range():
     transform = ImageTransform(size=8, crop="random_resized", crop_scale=(0.3, 0.6))
     rng = np.random.default_rng(0)

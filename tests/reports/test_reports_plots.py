@@ -151,6 +151,35 @@ def test_a_label_keeps_its_colour_in_every_figure() -> None:
     assert colours(["a", "b", "c"])["c"] == colours(["c"])["c"] != colours(["a"])["a"]
 
 
+def test_a_loss_that_runs_away_does_not_flatten_the_others():
+    x, nothing = np.arange(20.0), np.full(20, np.nan)
+
+    def limits(*levels):
+        lines = [Line(f"{level}", x, level * np.linspace(1, 2, 20), nothing) for level in levels]
+        panels = [[Panel("", "step", "training loss", tuple(lines))]]
+        order = [line.label for line in lines]
+        return plots.lines_figure(panels, order, markers=False, faceted=False).axes[0].get_ylim()
+
+    low, high = limits(0.5, 0.6, 0.7, 0.8, -1e5)
+    assert -10 < low < 0.5
+    assert 1.6 < high < 20
+    low, high = limits(0.5, 0.6, 0.7, 0.8, 3.0)
+    assert high > 6
+
+
+def test_a_long_legend_makes_the_figure_higher_not_the_panels_lower():
+    x, nothing = np.arange(3.0), np.full(3, np.nan)
+
+    def heights(number):
+        names = [f"a rather long name of a group, number {i}" for i in range(number)]
+        panel = Panel("", "step", "training loss", tuple(Line(n, x, x, nothing) for n in names))
+        figure = plots.lines_figure([[panel, panel]], names, markers=False, faceted=False)
+        figure.draw_without_rendering()
+        return figure.axes[0].get_position().height * figure.get_figheight()
+
+    assert heights(20) > 0.9 * heights(1)
+
+
 def test_panels_that_share_an_axis_show_all_their_curves():
     x, nothing = np.arange(3.0), np.full(3, np.nan)
     panels = [
