@@ -217,9 +217,14 @@ def write_graph(
         "gallery": None if gallery is None else _origin(gallery),
     }
     write_atomically(folder / "index.json", json.dumps(facts, indent=2) + "\n")
+    # PyTorch is only there once something is searched.
+    from noisyml.similarity import kernels
+
     rate = len(rows) / seconds
     said = f"{k} neighbours of {len(rows):,} rows among {within:,} in {seconds:.1f} s"
     print(f"{said} ({rate:,.0f} rows/s)" + ("" if recall is None else f", recall {recall:.4f}"))
+    if index == "exact" and device == "cpu" and not kernels.available():
+        print("The search loops are not compiled here, so this took longer: see the README.")
     print(f"graph {folder}")
     return {"rows_per_second": rate} | ({} if recall is None else {"recall": recall})
 
