@@ -69,7 +69,8 @@ def _work(rank, world, file, out):
         found = sharded_topk(asked, mine.numpy(), 9, metric=metric, exclude=left_out, **BLOCKS)
         whole = topk(queries, gallery, 9, metric=metric, exclude=exclude)
         results[f"exclude {metric}"] = _same(found, whole, query_sizes, rank)
-    coarse.LEAST_WORK, coarse._CANDIDATE_COST = 0, 1
+    coarse.LEAST_WORK = 0
+    coarse._CANDIDATE_COST.update(dict.fromkeys(coarse._CANDIDATE_COST, 1))
     found = sharded_self_topk(mine, 6, metric="l2", precision="fast", **BLOCKS)
     whole = self_topk(gallery, 6, metric="l2")
     results["fast"] = _same(found, whole, gallery_sizes, rank)
