@@ -8,7 +8,7 @@ from torch import Tensor
 #: Queries compacted together: bounds the temporaries.
 _QUERIES_AT_ONCE = 8192
 #: Candidates that may wait before they enter the lists.
-_WAITING_AT_MOST = 2**16
+_WAITING_AT_MOST = 2**14
 
 
 class Shortlist:
