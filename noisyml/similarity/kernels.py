@@ -266,11 +266,14 @@ def scan_tile(
 def _scan(
     work: Callable[[int, int, _Buffer, _Buffer], int], n_left: int, capacity: int, scored: bool
 ) -> tuple[Pairs, Pairs] | None:
-    buffers: dict[int, tuple[_Buffer, _Buffer]] = {}
+    room = max(capacity, _LEAST_ROOM)
+    # Here and not in the threads, whose memory the C library keeps apart when they are gone.
+    buffers = {
+        start: (_Buffer(room, scored), _Buffer(room, scored))
+        for start, _ in _stretches(n_left, _ROWS_PER_THREAD)
+    }
 
     def part(start: int, stop: int) -> int:
-        room = max(capacity, _LEAST_ROOM)
-        buffers[start] = _Buffer(room, scored), _Buffer(room, scored)
         return work(start, stop, *buffers[start])
 
     results = _in_threads(part, n_left, _ROWS_PER_THREAD)
@@ -296,17 +299,21 @@ def _joined(parts: list[Pairs]) -> Pairs:
 
 
 def _in_threads(work: Callable[[int, int], int], n: int, least: int) -> list[int]:
-    """Results of `work` on stretches of ``range(n)``, one per thread that PyTorch may use and that
-    gets at least so much."""
-    threads = max(1, min(torch.get_num_threads(), n // least))
-    step = max(1, -(-n // threads))
-    step += -step % _BAND
-    bounds = [(start, min(start + step, n)) for start in range(0, n, step)]
+    """Results of `work` on the `_stretches` of ``range(n)``, each in a thread of its own."""
+    bounds = _stretches(n, least)
     if len(bounds) <= 1:
         return [work(*bound) for bound in bounds]
     # Threads of their own, not kept: a pool would be dead in forked loader processes.
     with ThreadPoolExecutor(len(bounds)) as pool:
         return list(pool.map(lambda bound: work(*bound), bounds))
+
+
+def _stretches(n: int, least: int) -> list[tuple[int, int]]:
+    """``range(n)`` in parts, one per thread that PyTorch may use and that gets at least so much."""
+    threads = max(1, min(torch.get_num_threads(), n // least))
+    step = max(1, -(-n // threads))
+    step += -step % _BAND
+    return [(start, min(start + step, n)) for start in range(0, n, step)]
 
 
 def _pointer(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:
