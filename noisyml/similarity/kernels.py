@@ -91,6 +91,7 @@ class _Buffer:
 @functools.cache
 def _library() -> ctypes.CDLL | None:
     if not LIBRARY.exists():
+        log.info("The search loops are not compiled here, so searches take longer: see the README.")
         return None
     try:
         library = ctypes.CDLL(str(LIBRARY))

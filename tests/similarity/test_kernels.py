@@ -136,6 +136,7 @@ def test_shortened_rows_are_rounded_to_the_nearest():
     assert not short[:, 37:].any()
 
 
+@compiled
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 def test_without_the_loops_the_answers_are_the_same(monkeypatch, precision):
     generator = torch.Generator().manual_seed(5)
@@ -157,20 +158,36 @@ def test_without_the_loops_the_answers_are_the_same(monkeypatch, precision):
         assert torch.equal(one.nan_to_num(-1), other.nan_to_num(-1))
 
 
-def test_a_library_of_another_version_is_not_used(monkeypatch, caplog, tmp_path):
+@pytest.fixture
+def another_library(monkeypatch, tmp_path):
+    """A path that the loops are looked for at instead."""
+    path = tmp_path / "another.so"
+    monkeypatch.setattr(kernels, "LIBRARY", path)
     kernels._library.cache_clear()
-    try:
-        monkeypatch.setattr(kernels, "LIBRARY", tmp_path / "none.so")
+    yield path
+    kernels._library.cache_clear()
+
+
+def test_a_library_that_is_not_there_or_broken_is_not_used(another_library, caplog):
+    with caplog.at_level(logging.INFO):
         assert not kernels.available()
+        assert "The search loops are not compiled here" in caplog.text
         kernels._library.cache_clear()
-        broken = tmp_path / "broken.so"
-        broken.write_bytes(b"not a library")
-        monkeypatch.setattr(kernels, "LIBRARY", broken)
-        with caplog.at_level(logging.WARNING):
-            assert not kernels.available()
+        another_library.write_bytes(b"not a library")
+        assert not kernels.available()
         assert "cannot be loaded" in caplog.text
-    finally:
-        kernels._library.cache_clear()
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+def test_a_library_of_another_version_is_not_used(another_library, caplog, tmp_path):
+    source = tmp_path / "another.c"
+    source.write_text(
+        "int noisyml_interface(void) { return -1; }\nint noisyml_supported(void) { return 1; }\n"
+    )
+    subprocess.run(["cc", "-shared", "-fPIC", source, "-o", another_library], check=True)
+    with caplog.at_level(logging.WARNING):
+        assert not kernels.available()
+    assert "belong to another version of noisyml" in caplog.text
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
