@@ -97,6 +97,22 @@ class CoarseRows:
         chosen: dict[str, Any] = {n: None if c is None else c[part] for n, c in columns.items()}
         return CoarseRows(**chosen)
 
+    def room_for(self, n: int) -> CoarseRows:
+        """Uninitialised rows like these, `n` of them."""
+        columns: dict[str, Any] = {name: getattr(self, name) for name in self._names()}
+        empty: dict[str, Any] = {
+            name: None if column is None else column.new_empty((n, *column.shape[1:]))
+            for name, column in columns.items()
+        }
+        return CoarseRows(**empty)
+
+    def fill(self, other: CoarseRows) -> None:
+        """Take over the content of as many other rows."""
+        for name in self._names():
+            column = getattr(self, name)
+            if column is not None:
+                column.copy_(getattr(other, name))
+
     @classmethod
     def _names(cls) -> list[str]:
         return [field.name for field in dataclasses.fields(cls)]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -594,6 +595,35 @@ class _FineScan:
         shortlist.add(found[0] + queries.start, found[1] + asking.first_item, found[2])
 
 
+class _RoundedQueries:
+    """Rounded rows of all queries, each rounded when it is first asked for.
+
+    In one piece: pieces that stay, among temporaries that do not, would leave holes in the heap.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._size = padded(n) + GROUP
+        self._all: CoarseRows | None = None
+        self._known: set[int] = set()
+
+    def rows(
+        self, start: int, prepared: Tensor, rounded: Callable[[Tensor], CoarseRows]
+    ) -> CoarseRows:
+        """Those from number `start` on, given their float32 rows and how to round them."""
+        part = slice(start, start + len(prepared))
+        if self._all is None or start not in self._known:
+            new = rounded(prepared)
+            self._all = self._all or new.room_for(self._size)
+            self._all[part].fill(new)
+            self._known.add(start)
+        return self._all[part]
+
+    def stretch(self, start: int, n: int) -> CoarseRows:
+        """`n` rows from number `start` on that have all been asked for."""
+        assert self._all is not None
+        return self._all[start : start + n]
+
+
 class _CoarseScan:
     """Candidates by the coarse product of a cell, scored in float32 one by one."""
 
@@ -602,8 +632,7 @@ class _CoarseScan:
     ) -> None:
         self._task, self._coarse, self._shortlist = task, coarse, shortlist
         fits = len(task.queries) * (len(coarse.basis) + 16) <= blocks.cache_bytes
-        #: Rounded rows by the number of the first one.
-        self._cache: dict[int, CoarseRows] | None = {} if fits else None
+        self._queries = _RoundedQueries(len(task.queries)) if fits else None
         self._pairwise, self._height = coarse.number_format == "int7", blocks.query
         self._patience = Patience()
 
@@ -611,17 +640,14 @@ class _CoarseScan:
         """Turn to the panel whose float32 rows are `right`."""
         own, size = self._task.own, self._height
         shared = self._pairwise and own is not None and _is_own(own, panel)
-        if self._cache is None or not shared or own is None:
+        if self._queries is None or not shared or own is None:
             self._turn_to(self._coarse.rounded("right", right), right)
             return
         # Both sides are rounded alike, so the queries of this panel need it once.
-        parts = []
+        first, rounded = panel.start - own.start, partial(self._coarse.rounded, "right")
         for start in range(0, len(right), size):
-            number = panel.start - own.start + start
-            if number not in self._cache:
-                self._cache[number] = self._coarse.rounded("right", right[start : start + size])
-            parts.append(self._cache[number])
-        self._turn_to(CoarseRows.joined(parts), right)
+            self._queries.rows(first + start, right[start : start + size], rounded)
+        self._turn_to(self._queries.stretch(first, len(right)), right)
 
     def _turn_to(self, rounded: CoarseRows, right: Tensor) -> None:
         self._right, self._packed = rounded, self._coarse.packed(rounded)
@@ -694,11 +720,10 @@ class _CoarseScan:
         return by_left, by_right._replace(query=by_right.query + cell.served)
 
     def _left(self, cell: _Cell) -> CoarseRows:
-        if self._cache is None:
-            return self._coarse.rounded("left", cell.left)
-        if cell.queries.start not in self._cache:
-            self._cache[cell.queries.start] = self._coarse.rounded("left", cell.left)
-        return self._cache[cell.queries.start]
+        rounded = partial(self._coarse.rounded, "left")
+        if self._queries is None:
+            return rounded(cell.left)
+        return self._queries.rows(cell.queries.start, cell.left, rounded)
 
     def _found(
         self,
