@@ -22,6 +22,8 @@ except ModuleNotFoundError:  # called by hand
 FOLDER = Path("noisyml/similarity")
 SOURCE, LIBRARY = FOLDER / "kernels.c", FOLDER / "_kernels.so"
 OPTIONS = ["-O2", "-fPIC", "-shared", "-fvisibility=hidden"]
+#: Behind the source, as linkers want them.
+LIBRARIES = ["-lm", "-pthread"]
 
 
 def build(root: Path) -> str | None:
@@ -30,7 +32,7 @@ def build(root: Path) -> str | None:
     if compiler is None:
         return "no C compiler was found"
     made = root / LIBRARY.with_suffix(".new")
-    command = [*compiler.split(), *OPTIONS, str(root / SOURCE), "-o", str(made)]
+    command = [*compiler.split(), *OPTIONS, str(root / SOURCE), "-o", str(made), *LIBRARIES]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:

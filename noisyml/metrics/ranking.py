@@ -37,7 +37,7 @@ from noisyml.similarity.coarse import (
 )
 from noisyml.similarity.kernels import Pairs
 from noisyml.similarity.rows import sampled_products
-from noisyml.similarity.search import scored, spread_out
+from noisyml.similarity.search import spread_out
 from noisyml.similarity.tiles import GROUP, group_maxima, reaching
 
 Ties = Literal["index", "optimistic", "pessimistic"]
@@ -465,18 +465,13 @@ class _Left(NamedTuple):
     Attributes:
         rows: the filter's, padded to whole groups.
         rounded: the coarse filter's, if there is one.
-        short: its 16-bit ones, if it looks at pairs.
     """
 
     rows: Tensor
     rounded: CoarseRows | None
-    short: Tensor | None
 
     def _part(self, part: slice) -> _Left:
-        return _Left(
-            self.rows[part], self.rounded and self.rounded[part],
-            None if self.short is None else self.short[part],
-        )  # fmt: skip
+        return _Left(self.rows[part], self.rounded and self.rounded[part])
 
     def below(self, top: int) -> _Left:
         """Without the first `top` rows, whole groups."""
@@ -559,7 +554,7 @@ class Ranking:
         self._query_order = order if self.symmetric else order[task.n_relevant[order] > 0]
         self._coarse = self._coarse_filter()
         self._rounded: dict[int, CoarseRows] = {}
-        self._pairwise = self._coarse is not None and self._coarse.number_format == "int7"
+        self._pairwise = self._coarse is not None and self._coarse.number_format == "int8_loops"
         self._patience = Patience()
         self._space: Tensor | None = None
         # Rounded gallery rows are kept if they fit.
@@ -669,11 +664,8 @@ class Ranking:
         """The rows of a block of queries."""
         rows = self.task.scores.filtered("left", query_index)
         if self._coarse is None:
-            return _Left(rows, None, None)
-        return self._left_of(self._coarse, rows, self._coarse.rounded("left", rows))
-
-    def _left_of(self, coarse: CoarseFilter, rows: Tensor, rounded: CoarseRows) -> _Left:
-        return _Left(rows, rounded, coarse.shortened(rows) if self._pairwise else None)
+            return _Left(rows, None)
+        return _Left(rows, self._coarse.rounded("left", rows))
 
     def _left_of_both(self, block: slice) -> _Left:
         """The rows of queries that are gallery items at the same places of the walk."""
@@ -688,7 +680,7 @@ class Ranking:
             self._coarse_right(self._coarse, stretch, block.start + start)
             for stretch, start in zip(stretches, starts, strict=True)
         ]
-        return self._left_of(self._coarse, rows, CoarseRows.joined(rounded))
+        return _Left(rows, CoarseRows.joined(rounded))
 
     def _coarse_right(self, coarse: CoarseFilter, columns: Tensor, start: int) -> CoarseRows:
         """The coarse filter's rows of the gallery's stretch that begins at place `start`."""
@@ -713,22 +705,15 @@ class Ranking:
         """
         assert self._coarse is not None
         assert left.rounded is not None
-        assert left.short is not None
         columns = self.task.scores.filtered("right", gallery_index)
         others = self._coarse_right(self._coarse, columns, start)
-        found = self._coarse.hits(
+        return self._coarse.hits(
             left.rounded,
             others,
             self._coarse.packed(others),
-            (left.short, self._coarse.shortened(columns)),
+            (left.rows, columns),
             floors,
             (self.task.query_class[query_index], self.task.gallery_class[gallery_index]),
-        )
-        if found is None:
-            return None
-        return (
-            scored(found[0], left.rows, columns, floors[0]),
-            scored(found[1], columns, left.rows, floors[1]),
         )
 
     def _tile(

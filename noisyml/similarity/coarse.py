@@ -1,8 +1,8 @@
 """A cheaper product with a proven error, to spare most float32 products of an exact search.
 
 Rows are rotated (inner products stay), cut to their first coordinates where the rest carries
-little, and rounded: on a CPU to integers of 7 bits, for the compiled loops (`kernels`), or without
-these of 8 bits; on CUDA to bfloat16. What each row loses by it is *measured*: with z the kept
+little, and rounded: on a CPU to integers of 8 bits, for the compiled loops (`kernels`) or without
+these for oneDNN; on CUDA to bfloat16. What each row loses by it is *measured*: with z the kept
 coordinates of a row, r the cut ones and z' what z is rounded to,
 
     <q, g> <= <z'_q, z'_g> + |z_q - z'_q| |g| + |z'_q| |z_g - z'_g| + |r_q| |r_g|
@@ -11,9 +11,9 @@ by Cauchy and Schwarz. So a pair whose cheap score lies below a query's floor by
 out for certain; the others get a float32 score and go the way of all candidates. Neighbours and
 scores are therefore those of the plain search, to the bit.
 
-Of 8-bit rows the left ones use 7: sums of two products then fit into the 16 bits that processors
-without 8-bit dot products keep them in. With 7 bits on both sides four products do, which is faster
-by more than the wider bounds cost.
+Processors without 8-bit dot products add products of 8-bit numbers up in 16 bits. The compiled
+loops keep these sums in bounds by the rows' lengths; oneDNN does not, so left rows use only 7 bits
+there.
 """
 
 from __future__ import annotations
@@ -27,30 +27,35 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from noisyml.similarity import kernels
 from noisyml.similarity.tiles import Float32Filter, input_rounding
 
-Format = Literal["int7", "int8", "bfloat16"]
+#: Integers for the compiled loops or for oneDNN, or short floats.
+Format = Literal["int8_loops", "int8_onednn", "bfloat16"]
 
 _LEFT_LIMIT, _RIGHT_LIMIT = 63, 127
 _LEFT_ZERO = 64
 #: More coordinates for what rounding takes from the left rows.
 _SPARE = 4
-#: Clipping points of 7 and 8 bits, in standard deviations, that lose least of normal coordinates.
-_LEFT_CLIP, _RIGHT_CLIP = 3.65, 4.3
+#: Clipping points of 7 and 8 bits, in standard deviations, that lose least of normal coordinates;
+#: and of 8 bits where two neighbours share what one of them may have.
+_LEFT_CLIP, _RIGHT_CLIP, _SHARED_CLIP = 3.65, 4.3, 5.4
 #: Rows that are rounded at once.
 _ROWS_AT_ONCE = 1024
 #: Rows of the trial that decides about the coarse product, and shares of D that it tries.
 TRIAL_QUERIES, TRIAL_GALLERY = 512, 2048
 _SHARES = (0.75, 0.5, 0.375, 0.25, 0.125)
 #: What a candidate costs in multiply-adds of the coarse product.
-_CANDIDATE_COST: dict[Format, int] = {"int7": 20_000, "int8": 50_000, "bfloat16": 50_000}
+_CANDIDATE_COST: dict[Format, int] = {
+    "int8_loops": 20_000,
+    "int8_onednn": 50_000,
+    "bfloat16": 50_000,
+}
 #: How many of them one float32 multiply-add takes.
-_FLOAT32_COST: dict[Format, float] = {"int7": 2.5, "int8": 2.0, "bfloat16": 8.0}
-#: Candidates may be this share of a tile of integer rows; float32 is cheaper beyond.
-_MOST_CANDIDATES = 1 / 16
+_FLOAT32_COST: dict[Format, float] = {"int8_loops": 2.9, "int8_onednn": 2.0, "bfloat16": 8.0}
+#: Pairs of a tile of integer rows that may be looked at; float32 is cheaper beyond.
+_MOST_LOOKS = 1 / 8
 #: Integer scores and bars stay within it, so that sums of three fit into 32 bits.
 _LARGEST_SUM = 2**29
 #: Below this many multiply-adds no trial is worth its time.
@@ -64,12 +69,11 @@ class CoarseRows:
     """Rounded rows and what rounding and cutting took from them.
 
     Attributes:
-        rows: [n, d] int8 (left ones of 8 bits uint8) or bfloat16.
+        rows: [n, d] int8 (left ones for oneDNN uint8) or bfloat16.
         norms: [n] float32, at least the norms of the rows before.
         rounding: [n] float32, at least the norm of what rounding took.
         cut: [n] float32, at least the norm of what was cut off.
         missing: [n] float32, what rounding may take from a score and the cheap score does not add.
-        sums: [n] int32, sums of the whole numbers of 7-bit rows, else None.
         halves: [n] float32, halves of the squared norms (l2), or None.
     """
 
@@ -78,7 +82,6 @@ class CoarseRows:
     rounding: Tensor
     cut: Tensor
     missing: Tensor
-    sums: Tensor | None
     halves: Tensor | None
 
     @classmethod
@@ -149,20 +152,15 @@ class CoarseFilter:
         self._turning = math.sqrt(len(basis)) * relative
         self._norm_error = (self._dim + 8) * 2.0**-24
         self._steps = {"left": 1.0, "right": 1.0}
-        self._limits = {"left": _LEFT_LIMIT, "right": _LEFT_LIMIT}
-        if number_format != "bfloat16":
-            self._steps = dict.fromkeys(self._steps, spread * _LEFT_CLIP / _LEFT_LIMIT)
-        if number_format == "int8":
-            self._limits["right"] = _RIGHT_LIMIT
-            self._steps["right"] = spread * _RIGHT_CLIP / _RIGHT_LIMIT
+        self._limits = {"left": _LEFT_LIMIT, "right": _RIGHT_LIMIT}
+        if number_format == "int8_loops":
+            self._steps = dict.fromkeys(self._steps, spread * _SHARED_CLIP / kernels.LIMIT)
+        if number_format == "int8_onednn":
+            self._steps = {
+                "left": spread * _LEFT_CLIP / _LEFT_LIMIT,
+                "right": spread * _RIGHT_CLIP / _RIGHT_LIMIT,
+            }
         self.unit = self._steps["left"] * self._steps["right"]
-        # For 16 bits: coordinates and inner products of rows, as they are prepared, must fit.
-        longest = max(self._reach.values())
-        if self._distances:
-            longest = math.sqrt(longest**2 + 1.0 + longest**4 / 4)
-        self._short_scale = 32_000.0 / max(longest, 1e-30)
-        lost = 0.51 * math.sqrt(fine.width) / self._short_scale
-        self._short_error = lost * (2 * longest + lost) + 2.02 * relative * longest**2
         # Of the sums: those of integers are exact up to 2^24 and rounded to float32 beyond,
         # bfloat16 ones are summed in float32 and rounded to bfloat16.
         self._summing = 1.01 * 2.0**-8 + relative if number_format == "bfloat16" else 2.0**-20
@@ -187,27 +185,25 @@ class CoarseFilter:
         whole_numbers = None
         if self.number_format == "bfloat16":
             rows = turned.to(torch.bfloat16)
-            lost = turned - rows
+            lost = torch.linalg.vector_norm(turned - rows, dim=1)
+        elif self.number_format == "int8_loops":
+            rows, lost = kernels.rounded(turned, self._steps[role])
         else:
             limit, step = self._limits[role], self._steps[role]
             whole_numbers = (turned / step).round_().clamp_(-limit, limit)
-            lost = turned.sub_(whole_numbers, alpha=step)
-        rounding = torch.linalg.vector_norm(lost, dim=1) * (1 + self._norm_error) + slack
+            lost = torch.linalg.vector_norm(turned.sub_(whole_numbers, alpha=step), dim=1)
+        rounding = lost * (1 + self._norm_error) + slack
         missing = rounding * self._reach["right"]
-        if role == "right" and self.number_format != "int7":
+        if role == "right" and self.number_format != "int8_loops":
             # The left factor is a rounded row, which may be longer than the row.
             missing = rounding * (2 * self._reach["left"])
-        if self.number_format == "int7":
-            assert whole_numbers is not None
-            rows = pad(whole_numbers, (0, -len(self.basis) % kernels.DEPTH_STEP)).to(torch.int8)
-        elif whole_numbers is not None:
+        if whole_numbers is not None:
             rows, missing = self._with_spare(role, whole_numbers, missing)
         # The float32 filter's column holds minus the half.
         halves = None
         if self._distances:
             halves = prepared[:, -1 if role == "left" else -2].neg()
-        sums = rows.sum(1, dtype=torch.int32) if self.number_format == "int7" else None
-        return CoarseRows(rows, norms, rounding, cut, missing, sums, halves)
+        return CoarseRows(rows, norms, rounding, cut, missing, halves)
 
     def _with_spare(
         self, role: Literal["left", "right"], whole_numbers: Tensor, missing: Tensor
@@ -226,22 +222,22 @@ class CoarseFilter:
         return rows, missing
 
     def packed(self, right: CoarseRows) -> Tensor:
-        """Right rows in the form that `products` or, of 7 bits, `hits` takes."""
-        if self.number_format == "int7":
+        """Right rows in the form that `products` or, for the compiled loops, `hits` takes."""
+        if self.number_format == "int8_loops":
             return kernels.packed(right.rows)
-        if self.number_format != "int8":
+        if self.number_format != "int8_onednn":
             return right.rows
         packed: Tensor = torch.ops.onednn.qlinear_prepack(right.rows, None)
         return packed
 
     def products(self, left: CoarseRows, right: CoarseRows, packed: Tensor) -> Tensor:
         """Scores [m, n] in units of `unit`: float32, or bfloat16."""
-        if self.number_format == "int8":
+        if self.number_format == "int8_onednn":
             bias = right.rounding * ((left.norms + left.rounding).max() * (1 + 2.0**-20))
             if right.halves is not None:
                 bias -= right.halves
             scores = int8_product(left.rows, packed, bias / self.unit)
-        elif self.number_format == "int7":
+        elif self.number_format == "int8_loops":
             scores = left.rows.to(torch.float32) @ right.rows.to(torch.float32).T
             lost, lost_too = self._losses(left, right)
             scores += (lost / self.unit)[:, None]
@@ -254,57 +250,49 @@ class CoarseFilter:
             scores.sub_((left.halves / self.unit)[:, None])
         return scores
 
-    def shortened(self, prepared: Tensor) -> Tensor:
-        """Rows as the float32 filter prepares them, rounded to 16 bits: a finer look at pairs."""
-        return kernels.shortened(prepared, self._short_scale)
-
     def hits(
         self,
         left: CoarseRows,
         right: CoarseRows,
         packed: Tensor,
-        short: tuple[Tensor, Tensor],
+        exact: tuple[Tensor, Tensor],
         floors: tuple[Tensor, Tensor],
         keys: tuple[Tensor, Tensor],
     ) -> tuple[kernels.Pairs, kernels.Pairs] | None:
-        """Pairs of 7-bit rows that may reach the floor of the left or right one.
+        """Pairs of integer rows whose float32 score reaches the floor of the left or right one.
 
         Args:
             left, right: the rounded rows; as many count as there are floors.
             packed: the right rows, packed.
-            short: both sides' rows, `shortened`.
-            floors: float32 [m] and [n], of exact scores; +inf where nothing is wanted.
+            exact: both sides' rows [>= m, W] and [>= n, W], as the float32 filter prepares them.
+            floors: float32 [m] and [n]; +inf where nothing is wanted.
             keys: int64 [m] and [n]; pairs of equal keys do not count.
 
         Returns:
-            pairs by left and by right query, without their scores, or None if float32 products are
-            cheaper for so many.
+            pairs by left and by right query, or None if float32 products are cheaper for so many.
         """
         m, n = len(floors[0]), len(floors[1])
         both = left[:m], right[:n]
         sides = []
         for mine, theirs, added, rows, floor, key in zip(
-            both, both[::-1], self._losses(*both), short, floors, keys, strict=True
+            both, both[::-1], self._losses(*both), exact, floors, keys, strict=True
         ):
-            floor = floor.to(torch.float64)
             bias = (added if mine.halves is None else added - mine.halves).to(torch.float64)
             bias = bias.div_(self.unit).ceil_()
             if bool((bias > _LARGEST_SUM).any()):
                 return None
-            assert mine.sums is not None  # always so for 7 bits
             cut = 1.0001 * mine.cut.to(torch.float64) * theirs.cut.max()
             sides.append(
                 kernels.IntegerSide(
                     mine.rows if mine is both[0] else packed,
-                    mine.sums,
                     bias.clamp_(min=-_LARGEST_SUM).to(torch.int32),
-                    _integer_bar((floor - cut) / self.unit, _LARGEST_SUM),
-                    rows,
-                    _integer_bar((floor - self._short_error) * self._short_scale**2, 2**31),
+                    _integer_bar((floor.to(torch.float64) - cut) / self.unit, _LARGEST_SUM),
                     key,
+                    rows,
+                    floor,
                 )
             )
-        return kernels.scan_integers(sides[0], sides[1], int(_MOST_CANDIDATES * m * n))
+        return kernels.scan_integers(sides[0], sides[1], _MOST_LOOKS)
 
     def _losses(self, left: CoarseRows, right: CoarseRows) -> tuple[Tensor, Tensor]:
         """[m] and [n] float32: what rounding may take from a score, in two parts."""
@@ -326,7 +314,7 @@ class CoarseFilter:
         length = (mine.norms + mine.rounding).to(torch.float64)
         longest = (theirs.norms + theirs.rounding).max().to(torch.float64)
         bound = mine.cut.to(torch.float64) * theirs.cut.max()
-        if self.number_format != "int7":  # whose cheap scores hold all of it
+        if self.number_format != "int8_loops":  # whose cheap scores hold all of it
             bound = bound + mine.missing + theirs.missing.max()
         return 1.0001 * bound + self._summing * (length + longest).square()
 
@@ -395,8 +383,8 @@ def number_format_of(device: torch.device) -> Format | None:
     if device.type != "cpu":
         return None
     if kernels.available():
-        return "int7"
-    return "int8" if int8_works() else None
+        return "int8_loops"
+    return "int8_onednn" if int8_works() else None
 
 
 def chosen_filter(

@@ -14,9 +14,8 @@ import ctypes
 import functools
 import logging
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,20 +25,18 @@ log = logging.getLogger(__name__)
 #: Where `scripts/build_kernels.py` puts the compiled loops.
 LIBRARY = Path(__file__).with_name("_kernels.so")
 #: The version of the C functions that this module calls.
-_INTERFACE = 1
-#: Left rows that are multiplied together: a thread gets whole bands.
-_BAND = 4
+_INTERFACE = 2
 #: So much pays for starting a thread.
 _ROWS_PER_THREAD, _PAIRS_PER_THREAD = 64, 4096
 #: Room for pairs, however few are expected.
 _LEAST_ROOM = 4096
 #: Coordinates of integer rows come in multiples of it.
-DEPTH_STEP = 8
-#: Integer rows stay within it on both sides of zero.
-LIMIT = 63
+DEPTH_STEP = 32
+#: Sizes of coordinates 2i and 2i + 1 of an integer row add up to at most this.
+LIMIT = 127
 
 #: As in kernels.c.
-_LEFT_ZERO, _PANEL, _SHORT_STEP = 64, 16, 32
+_PANEL = 16
 _FULL, _NO_MEMORY = 1, 2
 
 
@@ -61,31 +58,88 @@ class Pairs(NamedTuple):
         return Pairs(self.query[stays], self.place[stays], self.score[stays])
 
 
+#: Fields of the structs in kernels.c.
+_Fields = tuple[tuple[str, Any], ...]
+
+
+def _fields(pointers: str = "", numbers: str = "") -> _Fields:
+    named = [(name, ctypes.c_void_p) for name in pointers.split()]
+    return (*named, *((name, ctypes.c_int64) for name in numbers.split()))
+
+
 class _Found(ctypes.Structure):
+    _fields_ = _fields("query place score", "count capacity")
+
+
+class _Side(ctypes.Structure):
+    _fields_ = _fields("rows bias bar key exact floor")
+
+
+class _Lists(ctypes.Structure):
+    _fields_ = _fields("scores index count threshold margin lost", "k capacity")
+
+
+class _Products(ctypes.Structure):
     _fields_ = (
-        ("query", ctypes.c_void_p),
-        ("place", ctypes.c_void_p),
-        ("score", ctypes.c_void_p),
-        ("count", ctypes.c_int64),
-        ("capacity", ctypes.c_int64),
+        *_fields("left right", "width"),
+        *_fields("rows columns", "n"),
+        *_fields("out"),
     )
 
 
-class _Buffer:
-    """Room for pairs, filled by one thread."""
+class _Pack(ctypes.Structure):
+    _fields_ = (*_fields("rows", "n depth"), *_fields("packed"))
 
-    def __init__(self, capacity: int, scored: bool) -> None:
-        self.numbers = torch.empty((2, capacity), dtype=torch.int32)
-        self.scores = torch.empty(capacity if scored else 0)
-        self.found = _Found(
-            self.numbers[0].data_ptr(), self.numbers[1].data_ptr(),
-            self.scores.data_ptr() if scored else None, 0, capacity,
-        )  # fmt: skip
 
-    def pairs(self) -> Pairs:
-        count = int(self.found.count)
-        query, place = self.numbers[:, :count].to(torch.int64)
-        return Pairs(query, place, self.scores[:count].clone())
+class _Round(ctypes.Structure):
+    _fields_ = (*_fields("rows", "n width depth"), ("step", ctypes.c_float), *_fields("out lost"))
+
+
+class _Integers(ctypes.Structure):
+    _fields_ = (
+        ("left", _Side),
+        ("right", _Side),
+        *_fields("", "n_left n_right depth width most_looks"),
+        ("by_left", _Found),
+        ("by_right", _Found),
+    )
+
+
+class _Tile(ctypes.Structure):
+    _fields_ = (
+        *_fields("tile", "n_left n_right stride"),
+        *_fields("left_floor right_floor"),
+        ("by_left", _Found),
+        ("by_right", _Found),
+    )
+
+
+class _Candidates(ctypes.Structure):
+    _fields_ = (
+        ("lists", _Lists),
+        *_fields("query place score", "n first_query first_place part parts"),
+    )
+
+
+_Scan = _Integers | _Tile
+
+
+class _Room:
+    """Room for the pairs that one thread finds on one side."""
+
+    def __init__(self, capacity: int) -> None:
+        self._numbers = torch.empty((2, capacity), dtype=torch.int32)
+        self._scores = torch.empty(capacity)
+
+    def empty(self) -> _Found:
+        """The room as it is handed out."""
+        query, place = self._numbers
+        return _Found(_address(query), _address(place), _address(self._scores), 0, len(query))
+
+    def pairs(self, found: _Found) -> Pairs:
+        """What has been found."""
+        query, place = self._numbers[:, : found.count].to(torch.int64)
+        return Pairs(query, place, self._scores[: found.count].clone())
 
 
 @functools.cache
@@ -106,7 +160,10 @@ def _library() -> ctypes.CDLL | None:
             LIBRARY,
         )
         return None
-    return library if library.noisyml_supported() else None
+    if not library.noisyml_supported():
+        return None
+    library.noisyml_panel_bytes.restype = ctypes.c_int64
+    return library
 
 
 def available() -> bool:
@@ -124,26 +181,22 @@ def products(
         rows, columns: int64 [n].
         in_float64: sum products of float32 rows in float64.
     """
-    library = _library()
-    assert library is not None
-    call = {
-        (torch.float32, False): library.noisyml_products,
-        (torch.float32, True): library.noisyml_products_summed,
-        (torch.float64, True): library.noisyml_products_double,
+    loop = {
+        (torch.float32, False): "products",
+        (torch.float32, True): "products_summed",
+        (torch.float64, True): "products_double",
     }[left.dtype, in_float64 or left.dtype == torch.float64]
     left, right = left.contiguous(), right.contiguous()
     rows, columns = rows.contiguous(), columns.contiguous()
     out = torch.empty(len(rows), dtype=torch.float64 if in_float64 else left.dtype)
-    width = ctypes.c_int64(left.shape[1])
 
-    def work(start: int, stop: int) -> int:
-        call(
-            _pointer(left), _pointer(right), width, _pointer(rows, start), _pointer(columns, start),
-            ctypes.c_int64(stop - start), _pointer(out, start),
+    def job(start: int, stop: int) -> _Products:
+        return _Products(
+            _address(left), _address(right), left.shape[1], _address(rows, start),
+            _address(columns, start), stop - start, _address(out, start),
         )  # fmt: skip
-        return 0
 
-    _in_threads(work, len(rows), _PAIRS_PER_THREAD)
+    _run(loop, [job(*part) for part in _stretches(len(rows), _PAIRS_PER_THREAD)])
     return out
 
 
@@ -152,86 +205,90 @@ def packed(rows: Tensor) -> Tensor:
     library = _library()
     assert library is not None
     n, depth = rows.shape
-    out = torch.empty((n + -n % _PANEL) * depth, dtype=torch.int8)
+    panel = library.noisyml_panel_bytes(ctypes.c_int64(depth))
+    out = torch.empty(-(-n // _PANEL) * panel, dtype=torch.int8)
     rows = rows.contiguous()
-    library.noisyml_pack(_pointer(rows), ctypes.c_int64(n), ctypes.c_int64(depth), _pointer(out))
+
+    def job(start: int, stop: int) -> _Pack:
+        to = _address(out, start // _PANEL * panel)
+        return _Pack(_address(rows, start * depth), stop - start, depth, to)
+
+    _run("pack", [job(*part) for part in _stretches(n, _ROWS_PER_THREAD)])
     return out
 
 
-def shortened(rows: Tensor, scale: float) -> Tensor:
-    """Float32 rows [n, W] times `scale`, rounded to int16: [n, W padded with zeros].
+def rounded(rows: Tensor, step: float) -> tuple[Tensor, Tensor]:
+    """Float32 rows [n, W] in whole multiples of `step`, as `LIMIT` asks.
 
-    No inner product of two rows may leave 32 bits, and no coordinate 16.
+    Returns:
+        int8 [n, W padded with zeros], and the float32 norms [n] of what is lost.
     """
-    library = _library()
-    assert library is not None
     n, width = rows.shape
-    out = torch.empty((n, width + -width % _SHORT_STEP), dtype=torch.int16)
+    depth = width + -width % DEPTH_STEP
+    out, lost = torch.empty((n, depth), dtype=torch.int8), torch.empty(n)
     rows = rows.contiguous()
-    library.noisyml_shorten(
-        _pointer(rows), ctypes.c_int64(n), ctypes.c_int64(width), ctypes.c_int64(out.shape[1]),
-        ctypes.c_float(scale), _pointer(out),
-    )  # fmt: skip
-    return out
+
+    def job(start: int, stop: int) -> _Round:
+        return _Round(
+            _address(rows, start * width), stop - start, width, depth, step,
+            _address(out, start * depth), _address(lost, start),
+        )  # fmt: skip
+
+    _run("round", [job(*part) for part in _stretches(n, _ROWS_PER_THREAD)])
+    return out, lost
 
 
 class IntegerSide(NamedTuple):
     """One side of a tile of integer rows.
 
     Attributes:
-        rows: int8, within `LIMIT` of zero: [n, d], d a multiple of `DEPTH_STEP`; of the right side
-            as `packed` gives them.
-        sums: int32 [n], of the whole numbers of a row.
+        rows: int8 as `rounded` makes them: [n, d]; of the right side as `packed` gives them.
         bias: int32 [n], added to all products of a row.
         bar: int32 [n]: sums above it may reach what the row asks for.
-        short_rows: int16 [>= n, W], see `shortened`.
-        finer: int32 [n]: products of these above it may.
         key: int64 [n]; pairs of equal keys do not count.
+        exact: float32 [>= n, W]: their products are the scores.
+        floor: float32 [n]: the score that the row asks for.
     """
 
     rows: Tensor
-    sums: Tensor
     bias: Tensor
     bar: Tensor
-    short_rows: Tensor
-    finer: Tensor
     key: Tensor
+    exact: Tensor
+    floor: Tensor
+
+    def _from(self, start: int, depth: int) -> _Side:
+        return _Side(
+            _address(self.rows, start * depth), _address(self.bias, start),
+            _address(self.bar, start), _address(self.key, start),
+            _address(self.exact, start * self.exact.shape[1]), _address(self.floor, start),
+        )  # fmt: skip
 
 
 def scan_integers(
-    left: IntegerSide, right: IntegerSide, capacity: int
+    left: IntegerSide, right: IntegerSide, share: float
 ) -> tuple[Pairs, Pairs] | None:
-    """Pairs whose two integer scores exceed both bars of a row.
+    """Pairs whose integer score exceeds the bar of a row and whose float score reaches its floor.
 
     Args:
         left, right: the sides [m] and [n].
-        capacity: most pairs per thread and side.
+        share: largest share of all pairs to look at closely.
 
     Returns:
-        pairs by left and by right query, without scores, or None if there are more than `capacity`.
+        pairs by left and by right query, or None if there are more to look at.
     """
-    library = _library()
-    assert library is not None
     for side in (left, right):
         assert all(part.is_contiguous() for part in side)
-    depth, width = left.rows.shape[1], left.short_rows.shape[1]
-    # The unsigned left rows lie above zero, which adds as many times the right rows' sums.
-    right_bias = right.bias - _LEFT_ZERO * right.sums
+    depth, width, n_right = left.rows.shape[1], left.exact.shape[1], len(right.bar)
 
-    def work(start: int, stop: int, by_left: _Buffer, by_right: _Buffer) -> int:
-        result: int = library.noisyml_scan_integers(
-            _pointer(left.rows, start * depth), ctypes.c_int64(stop - start),
-            _pointer(right.rows), ctypes.c_int64(len(right.sums)), ctypes.c_int64(depth),
-            _pointer(left.bias, start), _pointer(right_bias),
-            _pointer(left.bar, start), _pointer(right.bar),
-            _pointer(left.key, start), _pointer(right.key),
-            _pointer(left.short_rows, start * width), _pointer(right.short_rows),
-            ctypes.c_int64(width), _pointer(left.finer, start), _pointer(right.finer),
-            ctypes.byref(by_left.found), ctypes.byref(by_right.found),
+    def job(start: int, stop: int, by_left: _Found, by_right: _Found) -> _Integers:
+        looks = max(_LEAST_ROOM, int(share * (stop - start) * n_right))
+        return _Integers(
+            left._from(start, depth), right._from(0, depth), stop - start, n_right, depth, width,
+            looks, by_left, by_right,
         )  # fmt: skip
-        return result
 
-    return _scan(work, len(left.rows), capacity, scored=False)
+    return _scan("scan_integers", job, len(left.bar), int(share * len(left.bar) * n_right))
 
 
 def scan_tile(
@@ -247,44 +304,79 @@ def scan_tile(
     Returns:
         pairs by rows and by columns, or None if there are more than `capacity`.
     """
-    library = _library()
-    assert library is not None
     assert tile.stride(1) == 1
     stride = tile.stride(0)
 
-    def work(start: int, stop: int, by_left: _Buffer, by_right: _Buffer) -> int:
-        result: int = library.noisyml_scan_tile(
-            _pointer(tile, start * stride), ctypes.c_int64(stop - start),
-            ctypes.c_int64(len(right_floor)), ctypes.c_int64(stride),
-            _pointer(left_floor, start), _pointer(right_floor),
-            ctypes.byref(by_left.found), ctypes.byref(by_right.found),
+    def job(start: int, stop: int, by_left: _Found, by_right: _Found) -> _Tile:
+        return _Tile(
+            _address(tile, start * stride), stop - start, len(right_floor), stride,
+            _address(left_floor, start), _address(right_floor), by_left, by_right,
         )  # fmt: skip
-        return result
 
-    return _scan(work, len(left_floor), capacity, scored=True)
+    return _scan("scan_tile", job, len(left_floor), capacity)
+
+
+class Lists(NamedTuple):
+    """The lists of a `noisyml.similarity.shortlist.Shortlist`, see there.
+
+    Attributes:
+        scores: float32 [N, C], in descending order.
+        numbers: int32 [N, C], of the gallery.
+        taken: int64 [N]: so many slots of a list hold something; whoever needs more is lost.
+        threshold, margins: float32 [N].
+        lost: bool [N].
+        k: how many are wanted in the end.
+    """
+
+    scores: Tensor
+    numbers: Tensor
+    taken: Tensor
+    threshold: Tensor
+    margins: Tensor
+    lost: Tensor
+    k: int
+
+
+def enter(
+    lists: Lists, queries: Tensor, index: Tensor, scores: Tensor, shift: tuple[int, int]
+) -> None:
+    """Sort candidates into the lists of their queries, as far as they reach the floor.
+
+    Args:
+        lists: all on the CPU.
+        queries, index: int64 [n], query and gallery numbers, less `shift`.
+        scores: float32 [n].
+        shift: what to add to either.
+    """
+    *tensors, k = lists
+    assert all(part.is_contiguous() for part in (*tensors, queries, index, scores))
+    given = _Lists(*(_address(part) for part in tensors), k, lists.scores.shape[1])
+    parts = max(1, min(torch.get_num_threads(), len(queries) // _PAIRS_PER_THREAD))
+    # Every thread goes through all candidates; only what is done to a list takes time.
+    candidates = _address(queries), _address(index), _address(scores), len(queries)
+    _run("enter", [_Candidates(given, *candidates, *shift, part, parts) for part in range(parts)])
+
+
+_Job = TypeVar("_Job", bound=ctypes.Structure)
 
 
 def _scan(
-    work: Callable[[int, int, _Buffer, _Buffer], int], n_left: int, capacity: int, scored: bool
+    loop: str, job: Callable[[int, int, _Found, _Found], _Scan], n_left: int, capacity: int
 ) -> tuple[Pairs, Pairs] | None:
+    """Pairs that the jobs of all stretches of left rows find; None if there are too many."""
     room = max(capacity, _LEAST_ROOM)
-    # Here and not in the threads, whose memory the C library keeps apart when they are gone.
-    buffers = {
-        start: (_Buffer(room, scored), _Buffer(room, scored))
-        for start, _ in _stretches(n_left, _ROWS_PER_THREAD)
-    }
-
-    def part(start: int, stop: int) -> int:
-        return work(start, stop, *buffers[start])
-
-    results = _in_threads(part, n_left, _ROWS_PER_THREAD)
-    if _NO_MEMORY in results:
-        raise MemoryError("no memory for the scan of a tile")
-    if _FULL in results:
+    stretches = _stretches(n_left, _ROWS_PER_THREAD)
+    rooms = [(_Room(room), _Room(room)) for _ in stretches]
+    jobs = [
+        job(*stretch, by_left.empty(), by_right.empty())
+        for stretch, (by_left, by_right) in zip(stretches, rooms, strict=True)
+    ]
+    done = _run(loop, jobs)
+    if done is None:
         return None
     by_left, by_right = [], []
-    for start in sorted(buffers):
-        found, served = (buffer.pairs() for buffer in buffers[start])
+    for (start, _), (left, right), scan in zip(stretches, rooms, done, strict=True):
+        found, served = left.pairs(scan.by_left), right.pairs(scan.by_right)
         by_left.append(Pairs(found.query + start, found.place, found.score))
         by_right.append(Pairs(served.query, served.place + start, served.score))
     return _joined(by_left), _joined(by_right)
@@ -299,24 +391,33 @@ def _joined(parts: list[Pairs]) -> Pairs:
     return Pairs(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _in_threads(work: Callable[[int, int], int], n: int, least: int) -> list[int]:
-    """Results of `work` on the `_stretches` of ``range(n)``, each in a thread of its own."""
-    bounds = _stretches(n, least)
-    if len(bounds) <= 1:
-        return [work(*bound) for bound in bounds]
-    # Threads of their own, not kept: a pool would be dead in forked loader processes.
-    with ThreadPoolExecutor(len(bounds)) as pool:
-        return list(pool.map(lambda bound: work(*bound), bounds))
+def _run(loop: str, jobs: list[_Job]) -> list[_Job] | None:
+    """Run a loop on all jobs at once, each in a thread of its own: the jobs as they are then.
+
+    None if the room of one of them is full.
+    """
+    library = _library()
+    assert library is not None
+    if not jobs:
+        return []
+    array = (type(jobs[0]) * len(jobs))(*jobs)
+    result = library.noisyml_in_threads(
+        getattr(library, f"noisyml_{loop}"), ctypes.byref(array),
+        ctypes.c_int64(ctypes.sizeof(jobs[0])), ctypes.c_int64(len(jobs)),
+    )  # fmt: skip
+    if result == _NO_MEMORY:
+        raise MemoryError(f"no memory for the loop {loop}")
+    return None if result == _FULL else list(array)
 
 
 def _stretches(n: int, least: int) -> list[tuple[int, int]]:
     """``range(n)`` in parts, one per thread that PyTorch may use and that gets at least so much."""
     threads = max(1, min(torch.get_num_threads(), n // least))
     step = max(1, -(-n // threads))
-    step += -step % _BAND
+    step += -step % _PANEL  # whole panels, and whole bands
     return [(start, min(start + step, n)) for start in range(0, n, step)]
 
 
-def _pointer(tensor: Tensor, offset: int = 0) -> ctypes.c_void_p:
+def _address(tensor: Tensor, offset: int = 0) -> int:
     """Where the element number `offset` of a tensor's memory lies."""
-    return ctypes.c_void_p(tensor.data_ptr() + offset * tensor.element_size())
+    return tensor.data_ptr() + offset * tensor.element_size()

@@ -54,7 +54,7 @@ from noisyml.similarity.tiles import (
 #: Working memory unless told otherwise, beside inputs and what is kept per query.
 _BUDGET_BYTES = {"cpu": 2**27, "cuda": 2**31}
 #: Rows and columns of a tile beyond which nothing is gained: 16 MiB on a CPU.
-_LARGEST_TILE = {"cpu": (1024, 4096), "cuda": (8192, 16384)}
+_LARGEST_TILE = {"cpu": (2048, 2048), "cuda": (8192, 16384)}
 #: A coarse product is given up for a tile if more than this share of its groups hold candidates.
 _COARSE_SHARE = 0.5
 #: Items whose float32 scores give a query its first threshold, at least and per neighbour wanted.
@@ -498,7 +498,7 @@ def _pieces(cell: _Cell, shortlist: Shortlist, coarse: CoarseFilter | None) -> l
     first = padded(max(_FIRST_ITEMS, _FIRST_ITEMS_PER_NEIGHBOUR * shortlist.k))
     if (
         coarse is None
-        or coarse.number_format != "int7"
+        or coarse.number_format != "int8_loops"
         or cell.served not in (None, 0)
         or len(cell.right) <= first
         or bool((shortlist.threshold[cell.queries] > -torch.inf).all())
@@ -539,9 +539,10 @@ def _add(shortlist: Shortlist, cell: _Cell, asking: list[_Asking], found: _Pairs
     """Offer the pairs of a cell."""
     for some, pairs in zip(asking, found, strict=False):
         shortlist.add(
-            pairs.query + (some.queries.start - some.offset),
-            pairs.place + some.first_item,
+            pairs.query,
+            pairs.place,
             pairs.score,
+            (some.queries.start - some.offset, some.first_item),
         )
 
 
@@ -633,7 +634,7 @@ class _CoarseScan:
         self._task, self._coarse, self._shortlist = task, coarse, shortlist
         fits = len(task.queries) * (len(coarse.basis) + 16) <= blocks.cache_bytes
         self._queries = _RoundedQueries(len(task.queries)) if fits else None
-        self._pairwise, self._height = coarse.number_format == "int7", blocks.query
+        self._pairwise, self._height = coarse.number_format == "int8_loops", blocks.query
         self._patience = Patience()
 
     def open(self, right: Tensor, panel: slice) -> None:
@@ -641,18 +642,16 @@ class _CoarseScan:
         own, size = self._task.own, self._height
         shared = self._pairwise and own is not None and _is_own(own, panel)
         if self._queries is None or not shared or own is None:
-            self._turn_to(self._coarse.rounded("right", right), right)
+            self._turn_to(self._coarse.rounded("right", right))
             return
         # Both sides are rounded alike, so the queries of this panel need it once.
         first, rounded = panel.start - own.start, partial(self._coarse.rounded, "right")
         for start in range(0, len(right), size):
             self._queries.rows(first + start, right[start : start + size], rounded)
-        self._turn_to(self._queries.stretch(first, len(right)), right)
+        self._turn_to(self._queries.stretch(first, len(right)))
 
-    def _turn_to(self, rounded: CoarseRows, right: Tensor) -> None:
+    def _turn_to(self, rounded: CoarseRows) -> None:
         self._right, self._packed = rounded, self._coarse.packed(rounded)
-        if self._pairwise:
-            self._short = self._coarse.shortened(right)
 
     def scan(self, cell: _Cell) -> bool:
         """Offer the candidates of a cell to the shortlist; False if there are too many of them."""
@@ -683,19 +682,16 @@ class _CoarseScan:
             self._left(cell),
             right,
             coarse.packed(right) if skipped else self._packed,
-            (coarse.shortened(cell.left), self._short[skipped:]),
+            (cell.left, cell.right),
             floors,
             (own, items),
         )
-        if found is None:
-            return None
-        by_left = scored(found[0], cell.left, cell.right, floors[0])
-        if task.exclude is not None:
-            excluded = task.exclude[by_left.query + cell.queries.start]
-            by_left = by_left.where(
-                (excluded != (by_left.place + cell.items.start)[:, None]).all(1)
-            )
-        return by_left, scored(found[1], cell.right, cell.left, floors[1])
+        if found is None or task.exclude is None:
+            return found
+        by_left, by_right = found
+        excluded = task.exclude[by_left.query + cell.queries.start]
+        stays = (excluded != (by_left.place + cell.items.start)[:, None]).all(1)
+        return by_left.where(stays), by_right
 
     def _by_tile(self, cell: _Cell, asking: list[_Asking]) -> _Pairs | None:
         """Pairs by a tile of cheap scores."""
@@ -745,14 +741,6 @@ class _CoarseScan:
         scores = sampled_products(query_rows, other_rows, query, place)
         real = scores >= floor[query]
         return kernels.Pairs(query[real], place[real], scores[real])
-
-
-def scored(
-    pairs: kernels.Pairs, query_rows: Tensor, other_rows: Tensor, floor: Tensor
-) -> kernels.Pairs:
-    """The pairs with their float32 scores, if these reach the floor [n] of the query."""
-    scores = sampled_products(query_rows, other_rows, pairs.query, pairs.place)
-    return kernels.Pairs(pairs.query, pairs.place, scores).where(scores >= floor[pairs.query])
 
 
 def _is_own(own: range, panel: slice) -> bool:

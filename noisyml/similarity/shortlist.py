@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from noisyml.similarity import kernels
+
 #: Queries compacted together: bounds the temporaries.
 _QUERIES_AT_ONCE = 8192
 #: Candidates that may wait before they enter the lists.
@@ -23,9 +25,12 @@ class Shortlist:
         n_gallery: how many candidates a query can have.
         index_dtype: integer type of gallery numbers.
 
+    On a CPU the compiled loops sort each candidate in at once; elsewhere they wait until there are
+    many.
+
     Attributes:
-        scores: [N, C] float32, -inf in free slots.
-        index: [N, C] gallery numbers, -1 in free slots.
+        scores: [N, C] float32.
+        index: [N, C] gallery numbers.
         threshold: [N] float32, a score that k candidates are known to reach.
         lost: bool [N]; more candidates were too close to tell apart than fit: the list of this
             query proves nothing.
@@ -36,7 +41,7 @@ class Shortlist:
         capacity = min(2 * k + 24, max(k, n_gallery))
         shape = (len(margins), capacity)
         self.k = k
-        # What a compaction may keep: room for ties beyond k, and free slots to go on with.
+        # What a compaction of batches may keep: room for ties beyond k, and free slots to go on.
         self._keep = capacity if capacity >= n_gallery else capacity - (capacity - k) // 2
         self.margins = margins
         self.scores = torch.full(shape, -torch.inf, dtype=torch.float32, device=device)
@@ -44,6 +49,7 @@ class Shortlist:
         self.threshold = torch.full_like(margins, -torch.inf)
         self.lost = torch.zeros(len(margins), dtype=torch.bool, device=device)
         self._count = torch.zeros(len(margins), dtype=torch.int64, device=device)
+        self._compiled = device.type == "cpu" and index_dtype == torch.int32 and kernels.available()
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self._n_waiting = 0
         # Counts at which thresholds are raised again.
@@ -60,8 +66,24 @@ class Shortlist:
         part = self.threshold[queries]
         torch.maximum(part, reached, out=part)
 
-    def add(self, queries: Tensor, index: Tensor, scores: Tensor) -> None:
-        """Offer candidates: query numbers, gallery numbers and scores, [n] each."""
+    def add(
+        self, queries: Tensor, index: Tensor, scores: Tensor, shift: tuple[int, int] = (0, 0)
+    ) -> None:
+        """Offer candidates.
+
+        Args:
+            queries, index: int64 [n], query and gallery numbers less `shift`.
+            scores: float32 [n].
+            shift: what to add to either.
+        """
+        if self._compiled:
+            lists = kernels.Lists(
+                self.scores, self.index, self._count, self.threshold, self.margins, self.lost,
+                self.k,
+            )  # fmt: skip
+            kernels.enter(lists, queries, index, scores, shift)
+            return
+        queries, index = queries + shift[0], index + shift[1]
         self._waiting.append((queries, index.to(self.index.dtype), scores))
         self._n_waiting += len(queries)
         if self._n_waiting >= _WAITING_AT_MOST:
@@ -98,19 +120,18 @@ class Shortlist:
             left = scores >= self.floor(queries)
             queries, index, scores = queries[left], index[left], scores[left]
 
-    def compact(self) -> None:
-        """Sort the candidates of all queries, raise thresholds, forget what is out."""
-        self._enter()
-        self._compact(torch.arange(len(self.scores), device=self.scores.device))
-
     def numbers(self) -> Tensor:
         """The candidates' gallery numbers, int64 [N, W]: no wider than the longest list, at least k
         wide; -1 in free slots and for lost queries."""
-        self.compact()
-        kept = self.index >= 0
-        kept &= ~self.lost[:, None]
-        width = max(self.k, int(kept.sum(1).max()) if len(kept) else 0)
-        return torch.where(kept[:, :width], self.index[:, :width], -1).to(torch.int64)
+        self._enter()
+        if not self._compiled:
+            self._compact(torch.arange(len(self.scores), device=self.scores.device))
+        free = torch.arange(self.scores.shape[1], device=self.scores.device)
+        free = free >= self._count[:, None]
+        # Thresholds may have risen since the last candidate.
+        free |= self.scores < self.floor(slice(None))[:, None]  # also true for lost queries
+        width = max(self.k, int((~free).sum(1).max()) if len(free) else 0)
+        return self.index[:, :width].to(torch.int64).masked_fill_(free[:, :width], -1)
 
     def _patience(self) -> int:
         """Candidates that may come before a threshold is raised: few enough to keep it sharp."""

@@ -465,15 +465,15 @@ def test_items_dropped_too_early_are_counted_again(monkeypatch: pytest.MonkeyPat
     np.testing.assert_allclose(cautious["map_at_r"], expected["map_at_r"], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("number_format", ["int7", "int8", "bfloat16"])
+@pytest.mark.parametrize("number_format", ["int8_loops", "int8_onednn", "bfloat16"])
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 @pytest.mark.parametrize("classes", [3, 250])
 def test_a_cheap_filter_before_the_float32_one_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, classes: int, metric: str, number_format: str
 ) -> None:
-    if number_format == "int8" and not coarse.int8_works():
+    if number_format == "int8_onednn" and not coarse.int8_works():
         pytest.skip("no 8-bit products here")
-    if number_format == "int7" and not kernels.available():
+    if number_format == "int8_loops" and not kernels.available():
         pytest.skip("no compiled loops here")
     x, y = clusters(700, classes, dim=24, noise=1.2)
     x[100:180] = x[500]
@@ -488,7 +488,7 @@ def test_a_cheap_filter_before_the_float32_one_changes_nothing(
         for some, more in zip(inputs, extra, strict=True)
     ]
     served = []
-    way = "hits" if number_format == "int7" else "products"
+    way = "hits" if number_format == "int8_loops" else "products"
     cheap = getattr(coarse.CoarseFilter, way)
 
     def counted(self: coarse.CoarseFilter, *arguments: object) -> object:
@@ -505,13 +505,13 @@ def test_a_cheap_filter_before_the_float32_one_changes_nothing(
     # The smallest budget has many tiles, and no room for rounded rows of all of them.
     for budget in (SMALLEST_BUDGET, 2**27):
         if budget == 2**27:  # no tile has too many candidates
-            monkeypatch.setattr(coarse, "_MOST_CANDIDATES", 1.0)
+            monkeypatch.setattr(coarse, "_MOST_LOOKS", 1.0)
         for some, more, (means, per_query) in zip(inputs, extra, expected, strict=True):
             served.clear()
             found = retrieval_metrics(
                 *some, **options, **more, memory_budget_bytes=budget, return_per_query=True
             )
-            if number_format == "int7":
+            if number_format == "int8_loops":
                 assert served
                 assert budget == SMALLEST_BUDGET or all(served)
             else:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisyml.metrics.retrieval import retrieval_metrics
-from noisyml.similarity import coarse, kernels
+from noisyml.similarity import coarse, kernels, shortlist
 from noisyml.similarity.search import self_topk, topk
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,23 +29,53 @@ def true_places(mask):
     return sorted(map(tuple, mask.nonzero().tolist()))
 
 
-def integer_side(rows, bias, bar, short, finer, key, right):
-    sums = rows.sum(1, dtype=torch.int32)
-    stored = kernels.packed(rows) if right else rows
-    return kernels.IntegerSide(stored, sums, bias, bar, short, finer, key)
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+#: Squares that add up to 32,767, the largest sum that 16 bits hold.
+FULL_STRETCH = [49, 35, 56, 46, 61, 16, 76, 40, 63, 12, 49, 36, 55, 10, 40, 1]
+
+
+def integer_rows(kind, n, depth, generator):
+    """Rows whose neighbouring sizes add up to `LIMIT` at most."""
+    limit = kernels.LIMIT
+    if kind == "any":
+        first = torch.randint(-limit, limit + 1, (n, depth // 2), generator=generator)
+        share = torch.rand(n, depth // 2, generator=generator) * 2 - 1
+        rows = torch.stack([first, ((limit - first.abs()) * share).trunc().long()], 2).flatten(1)
+    elif kind == "short":  # all their sums fit into 16 bits
+        rows = torch.randint(-20, 21, (n, depth), generator=generator)
+    else:  # as large as they may be, for sums in 16 bits or at all; of either sign
+        quads = torch.tensor(FULL_STRETCH if kind == "full" else [limit // 2 + 1, limit // 2] * 8)
+        chunk = quads.view(-1, 1, 2).expand(-1, 2, 2).flatten()
+        rows = chunk.repeat(n, depth // len(chunk))
+        rows[torch.rand(n, generator=generator) < 0.5] *= -1
+        rows[torch.rand(n, generator=generator) < 0.1] *= 0
+    return rows.to(torch.int8)
+
+
+KINDS = st.sampled_from(["any", "short", "full", "largest"])
 
 
 @compiled
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.integers(1, 70),
     st.integers(1, 90),
-    st.integers(1, 9),
+    st.integers(1, 5),
     st.integers(1, 70),
     st.sampled_from([1, 3]),
+    st.tuples(KINDS, KINDS),
     st.integers(0, 2**31),
 )
-def test_integer_scans_find_what_both_bars_let_through(m, n, steps, width, threads, seed):
+def test_integer_scans_find_what_bars_and_floors_let_through(
+    m, n, steps, width, threads, kinds, seed
+):
     generator = torch.Generator().manual_seed(seed)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
@@ -53,36 +83,108 @@ def test_integer_scans_find_what_both_bars_let_through(m, n, steps, width, threa
     def numbers(low, high, *shape):
         return torch.randint(low, high, shape, generator=generator, dtype=torch.int32)
 
-    depth = steps * kernels.DEPTH_STEP
-    limit = kernels.LIMIT
-    rows = [numbers(-limit, limit + 1, size, depth).to(torch.int8) for size in (m, n)]
-    if seed % 3 == 0:  # the largest sums there can be
-        rows = [torch.full_like(part, limit) * (-1) ** (seed % 2) for part in rows]
-    short = [
-        kernels.shortened(torch.randn(size, width, generator=generator), 900.0) for size in (m, n)
+    sizes = m, n
+    rows = [
+        integer_rows(kind, size, steps * kernels.DEPTH_STEP, generator)
+        for kind, size in zip(kinds, sizes, strict=True)
     ]
-    bias = [numbers(-1000, 1000, size) for size in (m, n)]
-    key = [numbers(0, 40, size).to(torch.int64) for size in (m, n)]
+    exact = [torch.randn(size, width, generator=generator) for size in sizes]
+    bias = [numbers(-1000, 1000, size) for size in sizes]
+    key = [numbers(0, 40, size).to(torch.int64) for size in sizes]
     scores = rows[0].double() @ rows[1].double().T + bias[0][:, None] + bias[1]
-    finer_scores = short[0].double() @ short[1].double().T
+    places = torch.cartesian_prod(torch.arange(m), torch.arange(n)).view(-1, 2)
+    real = kernels.products(*exact, places[:, 0], places[:, 1]).view(m, n)
     middle = int(scores.median())
-    bar = [middle + numbers(-2000, 2000, size) for size in (m, n)]
-    finer = [numbers(-(10**6), 10**6, size) for size in (m, n)]
+    bar = [middle + numbers(-2000, 2000, size) for size in sizes]
     bar[0][0], bar[1][-1] = 2**31 - 1, -(2**31)
+    floor = [torch.randn(size, generator=generator) for size in sizes]
+    floor[0][-1] = torch.inf
+    stored = rows[0], kernels.packed(rows[1])
     left, right = (
-        integer_side(*column, is_right)
-        for column, is_right in zip(
-            zip(rows, bias, bar, short, finer, key, strict=True), (False, True), strict=True
-        )
+        kernels.IntegerSide(*column)
+        for column in zip(stored, bias, bar, key, exact, floor, strict=True)
     )
     try:
-        by_left, by_right = kernels.scan_integers(left, right, m * n)
+        by_left, by_right = kernels.scan_integers(left, right, 1.0)
     finally:
         torch.set_num_threads(before)
     met = (scores > bar[0][:, None]) | (scores > bar[1])
     met &= key[0][:, None] != key[1]
-    assert found(by_left) == true_places(met & (finer_scores > finer[0][:, None]))
-    assert found(by_right) == true_places((met & (finer_scores > finer[1])).T)
+    assert found(by_left) == true_places(met & (real >= floor[0][:, None]))
+    assert found(by_right) == true_places((met & (real >= floor[1])).T)
+    assert torch.equal(by_left.score, real[by_left.query, by_left.place])
+    assert torch.equal(by_right.score, real[by_right.place, by_right.query])
+
+
+@compiled
+def test_scans_end_where_too_many_pairs_are_to_be_looked_at():
+    m, n = 200, 100  # more than are looked at anyway
+    rows = torch.ones(m, kernels.DEPTH_STEP, dtype=torch.int8)
+    nothing = torch.zeros(m, dtype=torch.int32)
+
+    def side(stored, size, bar, key):
+        floor = torch.full((size,), 4.0)
+        integers = nothing[:size], nothing[:size] + bar, torch.arange(size) + key
+        return kernels.IntegerSide(stored, *integers, torch.ones(size, 3), floor)
+
+    sides = side(rows, m, 31, 0), side(kernels.packed(rows[:n]), n, 99, m)
+    by_left, by_right = kernels.scan_integers(*sides, 1.0)
+    assert not len(by_left.query)
+    assert not len(by_right.query)
+    assert kernels.scan_integers(*sides, 0.5) is None
+
+
+@compiled
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 70), st.floats(0.001, 3.0), st.integers(0, 2**31))
+def test_rounded_rows_keep_their_limits_and_say_what_is_lost(width, step, seed):
+    rows = torch.randn(80, width, generator=torch.Generator().manual_seed(seed))
+    rows[0] = 1000.0 * step
+    whole, lost = kernels.rounded(rows, step)
+    assert whole.shape == (80, width + -width % kernels.DEPTH_STEP)
+    assert not whole[:, width:].any()
+    pairs = whole.to(torch.int32).abs().unflatten(1, (-1, 2)).sum(2)
+    assert int(pairs.max()) <= kernels.LIMIT
+    back = rows.double() - whole[:, :width].double() * torch.tensor(step).float().double()
+    torch.testing.assert_close(lost.double(), back.norm(dim=1), rtol=1e-4, atol=1e-6)
+    wanted = torch.nn.functional.pad((rows / step).round(), (0, -width % kernels.DEPTH_STEP))
+    fits = wanted.abs().unflatten(1, (-1, 2)).sum(2) <= kernels.LIMIT
+    fits = fits.repeat_interleave(2, 1)
+    # A quotient on the edge may go either way.
+    assert (whole - wanted)[fits].abs().max() <= 1
+    assert ((whole != wanted) & fits).float().mean() < 0.01
+    # What does not fit is shortened, never turned round, and no more than it must be.
+    assert (whole[~fits] * wanted[~fits] >= 0).all()
+    assert (pairs.repeat_interleave(2, 1)[~fits] == kernels.LIMIT).all()
+
+
+@compiled
+@pytest.mark.parametrize("k", [1, 5])
+def test_lists_keep_what_a_sort_would(k, two_threads):
+    generator = torch.Generator().manual_seed(k)
+    n, items = 300, 1000
+    margins = torch.rand(n, generator=generator) * 0.005
+    scores = torch.rand(n, items, generator=generator).mul_(500).round_().div_(500)
+    scores[7] = 0.5  # more ties than fit
+    lists = [shortlist.Shortlist(margins, k, items, torch.int32) for _ in range(2)]
+    lists[1]._compiled = False
+    for part in torch.randperm(n * items, generator=generator).split(20_000):
+        query, item = part // items, part % items
+        for one in lists:
+            one.add(query - 5, item - 2, scores[query, item], (5, 2))
+    best = scores.sort(dim=1, descending=True).values[:, k - 1]
+    for one in lists:
+        numbers = one.numbers()
+        assert one.lost[7]
+        assert (numbers[7] == -1).all()
+        for query in (~one.lost).nonzero().flatten().tolist():
+            wanted = (scores[query] >= best[query] - margins[query]).nonzero().flatten()
+            kept = numbers[query][numbers[query] >= 0]
+            assert set(wanted.tolist()) <= set(kept.tolist())
+            assert len(kept) == len(set(kept.tolist()))
+        alive = ~one.lost
+        assert torch.equal(one.threshold[alive], best[alive])
+        assert int(alive.sum()) > n - 10
 
 
 @compiled
@@ -125,15 +227,6 @@ def test_products_of_pairs(width):
     double = kernels.products(left.double(), right.double(), rows, columns)
     torch.testing.assert_close(double, truth, rtol=0, atol=1e-13)
     assert kernels.products(left, right, rows[:0], columns[:0]).shape == (0,)
-
-
-@compiled
-def test_shortened_rows_are_rounded_to_the_nearest():
-    rows = torch.randn(5, 37, generator=torch.Generator().manual_seed(0))
-    short = kernels.shortened(rows, 1000.0)
-    assert short.shape == (5, 64)
-    assert torch.equal(short[:, :37], (rows * 1000).round().to(torch.int16))
-    assert not short[:, 37:].any()
 
 
 @compiled

@@ -361,9 +361,9 @@ def test_memory_stays_within_the_budget():
 def test_blocks_follow_the_budget():
     cpu = torch.device("cpu")
     whole = block_sizes(512, cpu, None, None, None)
-    assert whole[:2] == (1024, 4096)
+    assert whole[:2] == (2048, 2048)
     tight = block_sizes(512, cpu, 2**22, None, None)
-    assert 64 <= tight.query <= tight.gallery < 4096
+    assert 64 <= tight.query <= tight.gallery < 2048
     assert tight.gallery % tight.query == 0
     assert block_sizes(512, cpu, 1, None, None)[:2] == (64, 64)
     assert block_sizes(512, cpu, None, 100, 300)[:2] == (128, 256)

@@ -12,7 +12,7 @@ from noisyml.similarity.search import self_topk, topk
 from noisyml.similarity.tiles import Float32Filter, common_scale
 
 METRICS = ("cosine", "ip", "l2")
-FORMATS = ("int7", "int8", "bfloat16")
+FORMATS = ("int8_loops", "int8_onednn", "bfloat16")
 SMALL = {"query_block": 64, "gallery_block": 256}
 
 needs_int8 = pytest.mark.skipif(not coarse.int8_works(), reason="no 8-bit products here")
@@ -20,9 +20,9 @@ needs_kernels = pytest.mark.skipif(not kernels.available(), reason="no compiled 
 
 
 def skip_what_does_not_work(number_format):
-    if number_format == "int8" and not coarse.int8_works():
+    if number_format == "int8_onednn" and not coarse.int8_works():
         pytest.skip("no 8-bit products here")
-    if number_format == "int7" and not kernels.available():
+    if number_format == "int8_loops" and not kernels.available():
         pytest.skip("no compiled loops here")
 
 
@@ -200,7 +200,7 @@ def test_products_that_saturate_are_not_used(monkeypatch):
         coarse.int8_works.cache_clear()
 
 
-@pytest.mark.parametrize("number_format", ["int7", "int8"])
+@pytest.mark.parametrize("number_format", ["int8_loops", "int8_onednn"])
 def test_tiles_full_of_candidates_go_to_float32(eager, monkeypatch, number_format):
     monkeypatch.setattr(coarse, "number_format_of", lambda device: number_format)
     # In one dimension half of all rows have cosine 1 with a query: nothing can be ruled out.
