@@ -17,7 +17,6 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from noisyml.errors import UserError
 from noisyml.similarity import kernels
@@ -378,12 +377,13 @@ def find(task: Task, blocks: Blocks, progress: Callable[[int, int], None] | None
     _settle(task, blocks, lost.nonzero().flatten(), scores, index)
 
     double = torch.float64 in (task.queries.dtype, task.gallery.dtype)
-    missing = (0, max(0, task.k - index.shape[1]))
-    scores = scores[:, : task.k] * task.query_side.output_scale()
-    return TopK(
-        pad(scores.to(torch.float64 if double else torch.float32), missing, value=-torch.inf),
-        pad(index[:, : task.k], missing, value=-1),
-    )
+    shape = len(index), task.k
+    best = scores.new_full(shape, -torch.inf, dtype=torch.float64 if double else torch.float32)
+    numbers = index.new_full(shape, -1, dtype=torch.int64)
+    width = min(task.k, index.shape[1])
+    best[:, :width] = scores[:, :width].mul_(task.query_side.output_scale())
+    numbers[:, :width] = index[:, :width]
+    return TopK(best, numbers)
 
 
 def _coarse_filter(task: Task, product: Float32Filter) -> CoarseFilter | None:
@@ -774,7 +774,7 @@ def _strike_out(task: Task, scores: Tensor, cell: _Cell) -> None:
 
 
 def _judged(task: Task, blocks: Blocks, index: Tensor) -> tuple[Tensor, Tensor]:
-    """Inner scores float64 and gallery numbers of the candidates `index` int64 [Nq, W], in order.
+    """Inner scores float64 and gallery numbers of the candidates `index` [Nq, W], in order.
 
     Where float64 cannot decide the order, or the float32 nearest to a score, stands the exact one.
     """
@@ -809,13 +809,17 @@ def _pairs(
     """
     panels = list(task.gallery.panels(blocks.gallery))
     ends = torch.tensor([panel.stop for panel in panels], device=index.device)
-    of = torch.where(chosen, torch.searchsorted(ends, index, right=True), len(panels))
-    wanted = torch.bincount(of.flatten(), minlength=len(panels) + 1)[: len(panels)] > 0
-    for number, needed in enumerate(task.gallery.needed(wanted.tolist())):
+    wanted = torch.zeros(len(panels) + 1, dtype=torch.bool, device=index.device)
+    for part in stretches(len(index), _QUERIES_AT_ONCE):  # there may be many millions of pairs
+        of = torch.searchsorted(ends, index[part], right=True)
+        wanted[of.masked_fill_(~chosen[part], len(panels)).unique()] = True
+    for panel, needed in zip(panels, task.gallery.needed(wanted[:-1].tolist()), strict=True):
         if needed:
-            raw = task.gallery.panel(panels[number])
-            rows, slots = (of == number).nonzero(as_tuple=True)
-            yield panels[number], raw, rows, slots
+            raw = task.gallery.panel(panel)
+            here = (index >= panel.start).logical_and_(index < panel.stop).logical_and_(chosen)
+            rows, slots = here.nonzero(as_tuple=True)
+            del here
+            yield panel, raw, rows, slots
 
 
 def _score(task: Task, blocks: Blocks, index: Tensor, scores: Tensor) -> None:
@@ -829,7 +833,7 @@ def _score(task: Task, blocks: Blocks, index: Tensor, scores: Tensor) -> None:
             if first == last:
                 continue
             some, places = rows[first:last], slots[first:last]
-            items = index[some, places]
+            items = index[some, places].to(torch.int64)
             top = block * blocks.query
             part = slice(top, min(top + blocks.query, len(index)))
             left = task.queries.block(part.start, part.stop)
@@ -859,7 +863,7 @@ def _score_exactly(
     """Replace the chosen inner scores by exact ones."""
     for panel, raw, rows, slots in _pairs(task, blocks, index, chosen):
         for part in stretches(len(rows), _EXACT_BLOCK):
-            some, items = rows[part], index[rows[part], slots[part]]
+            some, items = rows[part], index[rows[part], slots[part]].to(torch.int64)
             left = task.query_side.limbs(task.queries.take(some), some)
             right = task.gallery.side.limbs(raw[items - panel.start], items)
             values = _less_halves(task, exact_pairs(left, right), some, items)
@@ -888,7 +892,7 @@ def _doubtful(task: Task, queries: slice, scores: Tensor, index: Tensor) -> Tens
         return real
     errors = double_error(
         side.norms[queries, None],
-        task.gallery.side.norms[index.clamp(min=0)],
+        task.gallery.side.norms[index.clamp(min=0).to(torch.int64)],
         side.metric,
         task.queries.dim,
     )
@@ -925,7 +929,7 @@ def _settle(task: Task, blocks: Blocks, lost: Tensor, scores: Tensor, index: Ten
             for part in stretches(len(lost), _EXACT_BLOCK):
                 block = _exact_block(task, lost[part], stretch, right)
                 _merge(best[part], items[part], block, stretch.start)
-    scores[lost, :k], index[lost, :k] = best, items
+    scores[lost, :k], index[lost, :k] = best, items.to(index.dtype)
 
 
 def _exact_block(task: Task, queries: Tensor, panel: slice, right: tuple[Tensor, Tensor]) -> Tensor:

@@ -38,7 +38,9 @@ class Shortlist:
 
     def __init__(self, margins: Tensor, k: int, n_gallery: int, index_dtype: torch.dtype) -> None:
         device = margins.device
-        capacity = min(2 * k + 24, max(k, n_gallery))
+        self._compiled = device.type == "cpu" and index_dtype == torch.int32 and kernels.available()
+        # Room for ties, and in batches for what waits to be sorted.
+        capacity = min(2 * k + (8 if self._compiled else 24), max(k, n_gallery))
         shape = (len(margins), capacity)
         self.k = k
         # What a compaction of batches may keep: room for ties beyond k, and free slots to go on.
@@ -49,11 +51,12 @@ class Shortlist:
         self.threshold = torch.full_like(margins, -torch.inf)
         self.lost = torch.zeros(len(margins), dtype=torch.bool, device=device)
         self._count = torch.zeros(len(margins), dtype=torch.int64, device=device)
-        self._compiled = device.type == "cpu" and index_dtype == torch.int32 and kernels.available()
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
         self._n_waiting = 0
-        # Counts at which thresholds are raised again.
-        self._stale = torch.full_like(self._count, k + self._patience())
+        # Counts at which thresholds are raised again, where this is not done at once.
+        self._stale = torch.full(
+            (0 if self._compiled else shape[0],), k + self._patience(), device=device
+        )
 
     def floor(self, queries: slice | Tensor) -> Tensor:
         """[n] float32: candidates below it are of no interest; +inf for lost queries."""
@@ -121,17 +124,17 @@ class Shortlist:
             queries, index, scores = queries[left], index[left], scores[left]
 
     def numbers(self) -> Tensor:
-        """The candidates' gallery numbers, int64 [N, W]: no wider than the longest list, at least k
-        wide; -1 in free slots and for lost queries."""
+        """The candidates' gallery numbers, [N, W]: no wider than the longest list, at least k wide;
+        -1 in free slots and for lost queries. The lists are of no use any more after it."""
         self._enter()
         if not self._compiled:
             self._compact(torch.arange(len(self.scores), device=self.scores.device))
-        free = torch.arange(self.scores.shape[1], device=self.scores.device)
-        free = free >= self._count[:, None]
-        # Thresholds may have risen since the last candidate.
-        free |= self.scores < self.floor(slice(None))[:, None]  # also true for lost queries
-        width = max(self.k, int((~free).sum(1).max()) if len(free) else 0)
-        return self.index[:, :width].to(torch.int64).masked_fill_(free[:, :width], -1)
+        free = self.scores < self.floor(slice(None))[:, None]  # true for lost queries
+        slots = torch.arange(free.shape[1], device=free.device)
+        free.logical_or_(slots >= self._count[:, None])
+        longest = free.shape[1] - int(free.sum(1, dtype=torch.int32).min()) if len(free) else 0
+        width = max(self.k, longest)
+        return self.index.masked_fill_(free, -1)[:, :width].clone()
 
     def _patience(self) -> int:
         """Candidates that may come before a threshold is raised: few enough to keep it sharp."""
