@@ -50,6 +50,8 @@ def synthetic_embeddings(
     if classes_of is not None:
         sizes = np.full(-(-n // classes_of), classes_of)
     labels = np.repeat(np.arange(len(sizes)), sizes)[:n]
+    if n > 1 and labels[-1] != labels[-2]:  # a class cut to one item would have nothing to find
+        labels[-1] = labels[-2]
     spectrum = (np.arange(1, dim + 1) ** -0.35).astype(np.float32)
     centres = rng.standard_normal((labels[-1] + 1, dim), dtype=np.float32) * spectrum
     noise = rng.standard_normal((n, dim), dtype=np.float32) * spectrum
