@@ -20,7 +20,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
@@ -58,6 +58,8 @@ _CAUTION = 3.0
 _FIRST_ROWS = 512
 #: Pairs that are judged together, for each group of candidates that may be.
 _PAIRS_PER_HIT = 8
+#: Pairs of a block that wait to be counted together: each time takes many small operations.
+_PAIRS_TOGETHER = 2048
 #: With more groups of candidates per query than this, a few groups first raise the thresholds.
 _MANY_HITS = 2
 
@@ -76,6 +78,8 @@ class QueryBlock:
             [b, R].
         counts: per tie rule, negatives by the number of relevant items that beat them [b, R + 1].
         threshold: score of the lowest relevant item still of interest, +inf if none [b].
+        alive: whether there is any.
+        waiting: negatives to be counted: rows of this block, gallery numbers and filter scores.
     """
 
     query_index: Tensor
@@ -87,6 +91,7 @@ class QueryBlock:
     counts: dict[Ties, Tensor]
     threshold: Tensor
     alive: bool = False
+    waiting: list[Pairs] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         rows = torch.arange(len(self.scores), device=self.scores.device)
@@ -350,16 +355,34 @@ def count_pairs(
     scores: PairScores,
     hits_at_once: int,
     seen: float = 1.0,
+    at_least: int = 0,
 ) -> None:
-    """Count negatives that have been found one by one; args as of `scan_tile`."""
+    """Count negatives that have been found one by one; args as of `scan_tile`.
+
+    Args:
+        at_least: with fewer in all they wait: `count_waiting` or the next call counts them.
+    """
     if not block.alive:
         return
-    error = scores.filter_error(block.query_index, gallery_index)
-    for query, place, found in zip(
-        *(column.split(_PAIRS_PER_HIT * hits_at_once) for column in pairs), strict=True
-    ):
-        block.add(query + first, gallery_index[place], found, error, scores)
+    block.waiting.append(Pairs(pairs.query + first, gallery_index[pairs.place], pairs.score))
+    if at_least and sum(len(some.query) for some in block.waiting) < at_least:
+        return
+    count_waiting(block, scores, hits_at_once)
     block.update_thresholds(seen)
+
+
+def count_waiting(block: QueryBlock, scores: PairScores, hits_at_once: int) -> None:
+    """Count the negatives of `count_pairs` that still wait."""
+    if not block.waiting:
+        return
+    found = Pairs(*(torch.cat(column) for column in zip(*block.waiting, strict=True)))
+    block.waiting.clear()
+    if not len(found.query):
+        return
+    error = scores.filter_error(block.query_index, found.place)
+    parts = (column.split(_PAIRS_PER_HIT * hits_at_once) for column in found)
+    for rows, items, approximate in zip(*parts, strict=True):
+        block.add(rows, items, approximate, error, scores)
 
 
 def _floor(block: QueryBlock, error: Tensor, queries: slice) -> Tensor:
@@ -781,6 +804,7 @@ class Ranking:
             introduced.add((j, start))
             self._meet(_Meeting(first, second, queries, items, start, place, above, new), left)
         for block in blocks:
+            count_waiting(block, self.task.scores, self._hits_at_once)
             block.counts = {ties: self._reduce(counts) for ties, counts in block.counts.items()}
             yield block
 
@@ -822,8 +846,9 @@ class Ranking:
         above = meeting.above - top
         if above < len(queries):
             by_right = by_right.where(by_right.place < above)
-        count_pairs(by_left, first, top, items, scores, self._hits_at_once)
-        count_pairs(by_right, second, start, queries, scores, self._hits_at_once)
+        how = {"hits_at_once": self._hits_at_once, "at_least": _PAIRS_TOGETHER}
+        count_pairs(by_left, first, top, items, scores, **how)
+        count_pairs(by_right, second, start, queries, scores, **how)
         return True
 
     def _met_by_tile(self, meeting: _Meeting, left: _Left, part: slice) -> None:
