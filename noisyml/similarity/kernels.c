@@ -23,7 +23,7 @@
 
 EXPORT int noisyml_interface(void) { return INTERFACE; }
 
-/* Pairs found so far, room for `capacity` of them; their scores if there is room for these. */
+/* Pairs found so far, and room for `capacity` of them. */
 typedef struct {
     int32_t *query;
     int32_t *place;
@@ -115,7 +115,7 @@ static inline int push(Found *found, int64_t query, int64_t place, float score) 
     if (found->count == found->capacity) return FULL;
     found->query[found->count] = (int32_t)query;
     found->place[found->count] = (int32_t)place;
-    if (found->score) found->score[found->count] = score;
+    found->score[found->count] = score;
     found->count++;
     return DONE;
 }
@@ -184,7 +184,8 @@ typedef struct {
     void *out;
 } Products;
 
-AVX2 EXPORT int noisyml_products(const Products *job) {
+AVX2 EXPORT int noisyml_products(void *given) {
+    const Products *job = given;
     const float *left = job->left, *right = job->right;
     float *out = job->out;
     for (int64_t i = 0; i < job->n; i++)
@@ -194,7 +195,8 @@ AVX2 EXPORT int noisyml_products(const Products *job) {
 }
 
 /* The same summed in 64 bits. */
-AVX2 EXPORT int noisyml_products_summed(const Products *job) {
+AVX2 EXPORT int noisyml_products_summed(void *given) {
+    const Products *job = given;
     const float *left = job->left, *right = job->right;
     double *out = job->out;
     for (int64_t i = 0; i < job->n; i++)
@@ -203,7 +205,8 @@ AVX2 EXPORT int noisyml_products_summed(const Products *job) {
     return DONE;
 }
 
-AVX2 EXPORT int noisyml_products_double(const Products *job) {
+AVX2 EXPORT int noisyml_products_double(void *given) {
+    const Products *job = given;
     const double *left = job->left, *right = job->right;
     double *out = job->out;
     for (int64_t i = 0; i < job->n; i++)
@@ -330,7 +333,8 @@ typedef struct {
     int8_t *packed;
 } Pack;
 
-EXPORT int noisyml_pack(const Pack *job) {
+EXPORT int noisyml_pack(void *given) {
+    const Pack *job = given;
     const int64_t n = job->n, depth = job->depth;
     const int64_t chunks = depth / CHUNK_DEPTH, bytes = panel_bytes(depth);
     int8_t *packed = job->packed;
@@ -403,7 +407,8 @@ typedef struct {
     float *lost;
 } Rounding;
 
-AVX2 EXPORT int noisyml_round(const Rounding *job) {
+AVX2 EXPORT int noisyml_round(void *given) {
+    const Rounding *job = given;
     const int64_t width = job->width, depth = job->depth;
     const float *rows = job->rows;
     int8_t *out = job->out;
@@ -453,7 +458,8 @@ typedef struct {
     Found by_left, by_right;
 } Integers;
 
-AVX2 EXPORT int noisyml_scan_integers(Integers *job) {
+AVX2 EXPORT int noisyml_scan_integers(void *given) {
+    Integers *job = given;
     const Side *left = &job->left, *right = &job->right;
     const int64_t n_left = job->n_left, n_right = job->n_right;
     const int64_t depth = job->depth, width = job->width;
@@ -544,7 +550,8 @@ typedef struct {
     Found by_left, by_right;
 } Tile;
 
-AVX2 EXPORT int noisyml_scan_tile(Tile *job) {
+AVX2 EXPORT int noisyml_scan_tile(void *given) {
+    Tile *job = given;
     const int64_t n_right = job->n_right;
     const float *right_floor = job->right_floor;
     for (int64_t i = 0; i < job->n_left; i++) {
@@ -601,7 +608,8 @@ typedef struct {
 /* Neighbouring queries that one thread has, so that threads do not write to the same cache lines. */
 #define TOGETHER 64
 
-EXPORT int noisyml_enter(Candidates *job) {
+EXPORT int noisyml_enter(void *given) {
+    Candidates *job = given;
     Lists *lists = &job->lists;
     const int64_t k = lists->k, capacity = lists->capacity;
     for (int64_t i = 0; i < job->n; i++) {

@@ -58,6 +58,8 @@ _LARGEST_TILE = {"cpu": (2048, 2048), "cuda": (8192, 16384)}
 _COARSE_SHARE = 0.5
 #: Items whose float32 scores give a query its first threshold, at least and per neighbour wanted.
 _FIRST_ITEMS, _FIRST_ITEMS_PER_NEIGHBOUR = 1024, 64
+#: Rows of the steps in which the diagonal of a self-join is gone along.
+_STEP = 512
 #: Room for pairs that one scan of a tile may find per thread: one for so many entries.
 _ENTRIES_PER_PAIR = 64
 #: Rows and columns of a block of exact scores, and pairs scored exactly at once.
@@ -468,7 +470,7 @@ def _collect(
             coarse_scan.open(right, panel)
         for part in column:
             left = product.prepare("left", task.queries.block(part.start, part.stop), part)
-            for cell in _pieces(_cell(task, left, right, part, panel), shortlist, coarse):
+            for cell in _pieces(task, _cell(task, left, right, part, panel), shortlist, coarse):
                 if coarse_scan is None or not coarse_scan.scan(cell):
                     fine_scan.scan(cell)
             done += 1
@@ -489,19 +491,22 @@ def _cell(task: Task, left: Tensor, right: Tensor, queries: slice, panel: slice)
     return _Cell(left, right[skipped:], queries, items, skipped, served)
 
 
-def _pieces(cell: _Cell, shortlist: Shortlist, coarse: CoarseFilter | None) -> list[_Cell]:
-    """The cell, or two stretches of it if the first is enough to give its queries thresholds.
+def _pieces(
+    task: Task, cell: _Cell, shortlist: Shortlist, coarse: CoarseFilter | None
+) -> list[_Cell]:
+    """The cell, or parts of it that take less time.
 
     Only float32 scores give first thresholds. The compiled loops do not mind how many candidates
-    low ones let through, so they get the rest.
+    low ones let through, so if the first items of a cell are enough they get the rest.
     """
+    if bool((shortlist.threshold[cell.queries] > -torch.inf).all()):
+        return _steps(cell) if _on_diagonal(task, cell) else [cell]
     first = padded(max(_FIRST_ITEMS, _FIRST_ITEMS_PER_NEIGHBOUR * shortlist.k))
     if (
         coarse is None
         or coarse.number_format != "int8_loops"
         or cell.served not in (None, 0)
         or len(cell.right) <= first
-        or bool((shortlist.threshold[cell.queries] > -torch.inf).all())
     ):
         return [cell]
     start = cell.items.start
@@ -512,6 +517,30 @@ def _pieces(cell: _Cell, shortlist: Shortlist, coarse: CoarseFilter | None) -> l
         skipped=cell.skipped + first,
     )
     return [near, far]
+
+
+def _on_diagonal(task: Task, cell: _Cell) -> bool:
+    """Whether the first item of a cell is its first query."""
+    return task.own is not None and task.own.start + cell.queries.start == cell.items.start
+
+
+def _steps(cell: _Cell) -> list[_Cell]:
+    """Of a cell on the diagonal of a self-join what lies above it, in steps of a few rows."""
+    cells = []
+    for part in stretches(cell.queries.stop - cell.queries.start, _STEP):
+        items = slice(cell.items.start + part.start, cell.items.stop)
+        left = cell.left[part.start : padded(part.stop)]
+        cells.append(
+            _Cell(
+                left,
+                cell.right[part.start :],
+                slice(cell.queries.start + part.start, cell.queries.start + part.stop),
+                items,
+                cell.skipped + part.start,
+                len(left) if len(left) < items.stop - items.start else None,
+            )
+        )
+    return cells
 
 
 def _asking(task: Task, cell: _Cell) -> list[_Asking]:
@@ -610,13 +639,15 @@ class _RoundedQueries:
     def rows(
         self, start: int, prepared: Tensor, rounded: Callable[[Tensor], CoarseRows]
     ) -> CoarseRows:
-        """Those from number `start` on, given their float32 rows and how to round them."""
+        """Those from number `start` on, given their float32 rows and how to round them; whole
+        groups."""
         part = slice(start, start + len(prepared))
-        if self._all is None or start not in self._known:
+        groups = range(part.start, part.stop, GROUP)
+        if self._all is None or not self._known.issuperset(groups):
             new = rounded(prepared)
             self._all = self._all or new.room_for(self._size)
             self._all[part].fill(new)
-            self._known.add(start)
+            self._known.update(groups)
         return self._all[part]
 
     def stretch(self, start: int, n: int) -> CoarseRows:
@@ -765,7 +796,7 @@ def _strike_out(task: Task, scores: Tensor, cell: _Cell) -> None:
     start, stop = cell.items.start, cell.items.stop
     scores[n_queries:] = -torch.inf
     scores[:, stop - start :] = -torch.inf
-    if task.own is not None and task.own.start + cell.queries.start == start:
+    if _on_diagonal(task, cell):
         scores.fill_diagonal_(-torch.inf)
     if task.exclude is not None:
         excluded = task.exclude[cell.queries]
