@@ -364,7 +364,8 @@ def count_pairs(
     """
     if not block.alive:
         return
-    block.waiting.append(Pairs(pairs.query + first, gallery_index[pairs.place], pairs.score))
+    query, place = pairs.query.to(torch.int64), pairs.place.to(torch.int64)
+    block.waiting.append(Pairs(query + first, gallery_index[place], pairs.score.clone()))
     if at_least and sum(len(some.query) for some in block.waiting) < at_least:
         return
     count_waiting(block, scores, hits_at_once)
@@ -952,7 +953,7 @@ class Ranking:
 
 def _without(pairs: Pairs, rows: Tensor, places: Tensor, n: int) -> Pairs:
     """The pairs, of a tile `n` wide, that are not among (rows, places) [j]."""
-    stays = ~torch.isin(pairs.query * n + pairs.place, rows * n + places)
+    stays = ~torch.isin(pairs.query.to(torch.int64) * n + pairs.place, rows * n + places)
     return pairs.where(stays)
 
 

@@ -19,7 +19,7 @@
 #endif
 
 /* Changes with every change of an entry point; kernels.py knows which one it needs. */
-#define INTERFACE 2
+#define INTERFACE 3
 
 EXPORT int noisyml_interface(void) { return INTERFACE; }
 
@@ -449,12 +449,12 @@ typedef struct {
     const float *floor;
 } Side;
 
-/* Pairs of left and right rows whose integer score exceeds the bar of either, with their float
+/* Pairs of left rows, numbered from `first` on, and right rows whose integer score exceeds the bar of either, with their float
  * scores, if these reach the floor. Keys that are equal mark pairs that do not count. FULL if more
  * than `most_looks` pairs pass the bars. */
 typedef struct {
     Side left, right;
-    int64_t n_left, n_right, depth, width, most_looks;
+    int64_t first, n_left, n_right, depth, width, most_looks;
     Found by_left, by_right;
 } Integers;
 
@@ -527,9 +527,10 @@ AVX2 EXPORT int noisyml_scan_integers(void *given) {
                         if (!looks_left--) result = FULL;
                         const float score =
                             product(left->exact + i * width, right->exact + j * width, width);
-                        if (score >= left->floor[i]) result = push(&job->by_left, i, j, score);
+                        if (score >= left->floor[i])
+                            result = push(&job->by_left, job->first + i, j, score);
                         if (score >= right->floor[j] && result == DONE)
-                            result = push(&job->by_right, j, i, score);
+                            result = push(&job->by_right, j, job->first + i, score);
                     }
                 }
             }
@@ -542,10 +543,11 @@ AVX2 EXPORT int noisyml_scan_integers(void *given) {
     return result;
 }
 
-/* Entries of a float tile that reach the floor of their row or of their column. */
+/* Entries of a float tile, whose rows are numbered from `first` on, that reach the floor of their
+ * row or of their column. */
 typedef struct {
     const float *tile;
-    int64_t n_left, n_right, stride;
+    int64_t first, n_left, n_right, stride;
     const float *left_floor, *right_floor;
     Found by_left, by_right;
 } Tile;
@@ -571,8 +573,8 @@ AVX2 EXPORT int noisyml_scan_tile(void *given) {
             }
             for (; found; found &= found - 1) {
                 const int64_t c = j + __builtin_ctz(found);
-                if (row[c] >= floor && push(&job->by_left, i, c, row[c])) return FULL;
-                if (row[c] >= right_floor[c] && push(&job->by_right, c, i, row[c])) return FULL;
+                if (row[c] >= floor && push(&job->by_left, job->first + i, c, row[c])) return FULL;
+                if (row[c] >= right_floor[c] && push(&job->by_right, c, job->first + i, row[c])) return FULL;
             }
         }
     }
@@ -600,7 +602,7 @@ static inline float floor_of(const Lists *lists, int64_t q) {
 /* Candidates to sort in: those of the queries that number `part` of `parts` has. */
 typedef struct {
     Lists lists;
-    const int64_t *query, *place;
+    const int32_t *query, *place;
     const float *score;
     int64_t n, first_query, first_place, part, parts;
 } Candidates;

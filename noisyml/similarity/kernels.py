@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 #: Where `scripts/build_kernels.py` puts the compiled loops.
 LIBRARY = Path(__file__).with_name("_kernels.so")
 #: The version of the C functions that this module calls.
-_INTERFACE = 2
+_INTERFACE = 3
 #: So much pays for starting a thread.
 _ROWS_PER_THREAD, _PAIRS_PER_THREAD = 64, 4096
 #: Room for pairs, however few are expected.
@@ -44,8 +44,8 @@ class Pairs(NamedTuple):
     """Pairs of a tile that reach the floor of the query: all [h].
 
     Attributes:
-        query: int64, row (column) of the tile that asks.
-        place: int64, column (row) that it found.
+        query: int32 or int64, row (column) of the tile that asks.
+        place: likewise, column (row) that it found.
         score: float32.
     """
 
@@ -99,7 +99,7 @@ class _Integers(ctypes.Structure):
     _fields_ = (
         ("left", _Side),
         ("right", _Side),
-        *_fields("", "n_left n_right depth width most_looks"),
+        *_fields("", "first n_left n_right depth width most_looks"),
         ("by_left", _Found),
         ("by_right", _Found),
     )
@@ -107,7 +107,7 @@ class _Integers(ctypes.Structure):
 
 class _Tile(ctypes.Structure):
     _fields_ = (
-        *_fields("tile", "n_left n_right stride"),
+        *_fields("tile", "first n_left n_right stride"),
         *_fields("left_floor right_floor"),
         ("by_left", _Found),
         ("by_right", _Found),
@@ -138,8 +138,8 @@ class _Room:
 
     def pairs(self, found: _Found) -> Pairs:
         """What has been found."""
-        query, place = self._numbers[:, : found.count].to(torch.int64)
-        return Pairs(query, place, self._scores[: found.count].clone())
+        query, place = self._numbers[:, : found.count]
+        return Pairs(query, place, self._scores[: found.count])
 
 
 @functools.cache
@@ -284,8 +284,8 @@ def scan_integers(
     def job(start: int, stop: int, by_left: _Found, by_right: _Found) -> _Integers:
         looks = max(_LEAST_ROOM, int(share * (stop - start) * n_right))
         return _Integers(
-            left._from(start, depth), right._from(0, depth), stop - start, n_right, depth, width,
-            looks, by_left, by_right,
+            left._from(start, depth), right._from(0, depth), start, stop - start, n_right, depth,
+            width, looks, by_left, by_right,
         )  # fmt: skip
 
     return _scan("scan_integers", job, len(left.bar), int(share * len(left.bar) * n_right))
@@ -309,7 +309,7 @@ def scan_tile(
 
     def job(start: int, stop: int, by_left: _Found, by_right: _Found) -> _Tile:
         return _Tile(
-            _address(tile, start * stride), stop - start, len(right_floor), stride,
+            _address(tile, start * stride), start, stop - start, len(right_floor), stride,
             _address(left_floor, start), _address(right_floor), by_left, by_right,
         )  # fmt: skip
 
@@ -344,7 +344,7 @@ def enter(
 
     Args:
         lists: all on the CPU.
-        queries, index: int64 [n], query and gallery numbers, less `shift`.
+        queries, index: int32 [n], query and gallery numbers, less `shift`.
         scores: float32 [n].
         shift: what to add to either.
     """
@@ -374,17 +374,14 @@ def _scan(
     done = _run(loop, jobs)
     if done is None:
         return None
-    by_left, by_right = [], []
-    for (start, _), (left, right), scan in zip(stretches, rooms, done, strict=True):
-        found, served = left.pairs(scan.by_left), right.pairs(scan.by_right)
-        by_left.append(Pairs(found.query + start, found.place, found.score))
-        by_right.append(Pairs(served.query, served.place + start, served.score))
+    by_left = [left.pairs(scan.by_left) for (left, _), scan in zip(rooms, done, strict=True)]
+    by_right = [right.pairs(scan.by_right) for (_, right), scan in zip(rooms, done, strict=True)]
     return _joined(by_left), _joined(by_right)
 
 
 def _joined(parts: list[Pairs]) -> Pairs:
     if not parts:
-        nobody = torch.empty(0, dtype=torch.int64)
+        nobody = torch.empty(0, dtype=torch.int32)
         return Pairs(nobody, nobody, torch.empty(0))
     if len(parts) == 1:
         return parts[0]

@@ -85,6 +85,13 @@ class RowSource:
         return int(self._array.shape[0])
 
     @property
+    def direct(self) -> bool:
+        """Whether blocks are the rows where they lie, not copies."""
+        if not isinstance(self._array, Tensor):
+            return False
+        return self._array.dtype == self.dtype and self._array.device == self.device
+
+    @property
     def dim(self) -> int:
         """D."""
         return int(self._array.shape[1])

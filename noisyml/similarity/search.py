@@ -720,8 +720,9 @@ class _CoarseScan:
         if found is None or task.exclude is None:
             return found
         by_left, by_right = found
-        excluded = task.exclude[by_left.query + cell.queries.start]
-        stays = (excluded != (by_left.place + cell.items.start)[:, None]).all(1)
+        excluded = task.exclude[by_left.query.to(torch.int64) + cell.queries.start]
+        items = by_left.place.to(torch.int64) + cell.items.start
+        stays = (excluded != items[:, None]).all(1)
         return by_left.where(stays), by_right
 
     def _by_tile(self, cell: _Cell, asking: list[_Asking]) -> _Pairs | None:
@@ -855,9 +856,11 @@ def _pairs(
 
 def _score(task: Task, blocks: Blocks, index: Tensor, scores: Tensor) -> None:
     """Fill in float64 inner scores of all pairs of `index` [Nq, W] that are not -1."""
-    starts = torch.arange(0, len(index) + blocks.query, blocks.query, device=index.device)
     for panel, raw, rows, slots in _pairs(task, blocks, index, index >= 0):
         direct = _multiplied_where_they_lie(task, raw)
+        # Rows that need not be copied may be as many as there are.
+        size = max(1, len(index)) if direct and task.queries.direct else blocks.query
+        starts = torch.arange(0, len(index) + size, size, device=index.device)
         right = raw if direct else task.gallery.side.canonical(raw, panel)
         bounds = torch.searchsorted(rows, starts).tolist()
         for block, (first, last) in enumerate(itertools.pairwise(bounds)):
@@ -865,8 +868,8 @@ def _score(task: Task, blocks: Blocks, index: Tensor, scores: Tensor) -> None:
                 continue
             some, places = rows[first:last], slots[first:last]
             items = index[some, places].to(torch.int64)
-            top = block * blocks.query
-            part = slice(top, min(top + blocks.query, len(index)))
+            top = block * size
+            part = slice(top, min(top + size, len(index)))
             left = task.queries.block(part.start, part.stop)
             which = some - top, items - panel.start
             if direct:

@@ -75,7 +75,7 @@ class Shortlist:
         """Offer candidates.
 
         Args:
-            queries, index: int64 [n], query and gallery numbers less `shift`.
+            queries, index: int32 or int64 [n], query and gallery numbers less `shift`.
             scores: float32 [n].
             shift: what to add to either.
         """
@@ -84,9 +84,9 @@ class Shortlist:
                 self.scores, self.index, self._count, self.threshold, self.margins, self.lost,
                 self.k,
             )  # fmt: skip
-            kernels.enter(lists, queries, index, scores, shift)
+            kernels.enter(lists, queries.to(torch.int32), index.to(torch.int32), scores, shift)
             return
-        queries, index = queries + shift[0], index + shift[1]
+        queries, index = queries.to(torch.int64) + shift[0], index.to(torch.int64) + shift[1]
         self._waiting.append((queries, index.to(self.index.dtype), scores))
         self._n_waiting += len(queries)
         if self._n_waiting >= _WAITING_AT_MOST:
