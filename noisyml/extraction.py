@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from noisyml import distributed
-from noisyml.callbacks.progress import bar
 from noisyml.data.datamodule import DataModule
 from noisyml.data.views import Batch
 from noisyml.embeddings import SplitWriter
 from noisyml.models.backbones import Backbone
 from noisyml.noise.labels import Labels
+from noisyml.progress import bar
 
 #: Seconds between lines of progress where there is no terminal.
 PLAIN_EVERY_SECONDS = 30.0

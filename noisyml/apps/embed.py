@@ -361,12 +361,12 @@ def network(config: DictConfig) -> tuple[DataModule, Encoder | BackboneOnly]:
         UserError: data or weights missing, or parts that do not go together.
     """
     from noisyml.assemble import assemble, build
-    from noisyml.callbacks.progress import announce
     from noisyml.data.datamodule import DataModule
     from noisyml.data.samplers import Shuffle
     from noisyml.extraction import BackboneOnly
     from noisyml.launch import is_main_process
     from noisyml.noise import NoNoise
+    from noisyml.progress import announce
 
     progress = announce if is_main_process() else None
     encoder: Encoder | BackboneOnly

@@ -65,7 +65,7 @@ def evaluate(config: DictConfig, checkpoint: Path) -> dict[str, float]:
 
     from noisyml.apps._quiet import quiet
     from noisyml.assemble import assemble, build
-    from noisyml.callbacks.progress import announce
+    from noisyml.progress import announce
 
     quiet()
     lightning.seed_everything(config.seed, workers=True, verbose=False)

@@ -188,8 +188,7 @@ def write_graph(
         others = "other rows" if gallery is None else "rows of the gallery"
         raise UserError(f"k={k} asks for more neighbours than the {within} {others} there are.")
     folder.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    scores, neighbours, recall = _search(
+    scores, neighbours, recall, seconds = _search(
         rows,
         gallery,
         k,
@@ -200,7 +199,6 @@ def write_graph(
         device=device,
         memory_budget_bytes=memory_budget_bytes,
     )
-    seconds = time.perf_counter() - began
     _save(folder / "neighbours.npy", neighbours.astype(np.int64, copy=False))
     _save(folder / "scores.npy", scores.astype(np.float32, copy=False))
     if csv:
@@ -240,17 +238,18 @@ def _search(
     recall_queries: int,
     device: Device,
     memory_budget_bytes: int | None,
-) -> tuple[NDArray[Any], NDArray[np.int64], float | None]:
-    """Scores, neighbours and, of an approximate search, the recall.
+) -> tuple[NDArray[Any], NDArray[np.int64], float | None, float]:
+    """Scores, neighbours, of an approximate search the recall, and the seconds that it took.
 
     Rows are read in blocks from wherever they lie; nothing is copied whole.
     """
     import numpy as np
 
-    from noisyml.callbacks.progress import bar
+    from noisyml.progress import bar
     from noisyml.similarity.approximate import approximate_topk
     from noisyml.similarity.search import self_topk, topk
 
+    began = time.perf_counter()  # PyTorch has been loaded
     if index != "exact":
         own = np.arange(len(rows)) if gallery is None else None
         found = approximate_topk(
@@ -263,7 +262,8 @@ def _search(
             recall_sample=recall_queries,
             device=device,
         )
-        return found.scores.cpu().numpy(), found.index.cpu().numpy(), found.recall
+        seconds = time.perf_counter() - began
+        return found.scores.cpu().numpy(), found.index.cpu().numpy(), found.recall, seconds
     with bar("rows") as shown:
         task = shown.add_task("searching", total=len(rows), note="")
         settings: dict[str, Any] = {
@@ -279,7 +279,8 @@ def _search(
             exact = self_topk(rows, k, **settings)
         else:
             exact = topk(rows, gallery, k, **settings)
-    return exact.scores.cpu().numpy(), exact.index.cpu().numpy(), None
+    seconds = time.perf_counter() - began
+    return exact.scores.cpu().numpy(), exact.index.cpu().numpy(), None, seconds
 
 
 def _origin(rows: EmbeddedSplit | NDArray[np.floating[Any]]) -> dict[str, Any]:

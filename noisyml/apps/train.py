@@ -310,9 +310,10 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     from noisyml.callbacks.artefacts import describe_run
     from noisyml.callbacks.checkpoint import AtomicCheckpointIO, RunCheckpoints
     from noisyml.callbacks.history import History
-    from noisyml.callbacks.progress import LiveProgress, announce
+    from noisyml.callbacks.progress import LiveProgress
     from noisyml.callbacks.selection_log import SelectionLog
     from noisyml.launch import cluster_environment, handle_termination, is_main_process
+    from noisyml.progress import announce
 
     quiet()
     lightning.seed_everything(config.seed, workers=True, verbose=False)
