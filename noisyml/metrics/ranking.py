@@ -26,7 +26,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from noisyml.metrics.scores import EXACT_PAIR_COST, PairScores, Rows, checked_norms
+from noisyml.metrics.scores import (
+    COMPILED_PAIR_COST,
+    EXACT_PAIR_COST,
+    PairScores,
+    Rows,
+    checked_norms,
+)
 from noisyml.similarity.coarse import (
     TRIAL_GALLERY,
     TRIAL_QUERIES,
@@ -627,13 +633,9 @@ class Ranking:
         for top in range(0, len(query_index), run):
             part = slice(top, top + run)
             first, last = int(start[part].min()), int((start + size)[part].max())
-            if task.scores.compiled:
-                rows, column = relevant[part].nonzero(as_tuple=True)
-                rows += top
-                pairs = query_index[rows], items[rows, column]
-                scores[rows, column] = task.scores.close(*pairs)
-                error[part] = task.scores.close_error(query_index[part], self._gallery_order)
-            elif run * (last - first) <= EXACT_PAIR_COST * int(n_relevant[part].sum()):
+            compiled = task.scores.compiled
+            pair_cost = COMPILED_PAIR_COST if compiled else EXACT_PAIR_COST
+            if run * (last - first) <= pair_cost * int(n_relevant[part].sum()):
                 # The run's whole stretch of the gallery is little more than its pairs.
                 pairs = query_index[part], self._gallery_order[first:last]
                 stretch = task.scores.close_block(*pairs)
@@ -641,10 +643,13 @@ class Ranking:
                 near = (place[part] - first).clamp(max=last - first - 1)
                 found = stretch.gather(1, near)
                 scores[part] = torch.where(relevant[part], found, scores[part])
-            else:
-                rows, column = relevant[part].nonzero(as_tuple=True)
-                rows += top
-                scores[rows, column] = task.scores.exact(query_index[rows], items[rows, column])
+                continue
+            rows, column = relevant[part].nonzero(as_tuple=True)
+            rows += top
+            pairs = query_index[rows], items[rows, column]
+            scores[rows, column] = (task.scores.close if compiled else task.scores.exact)(*pairs)
+            if compiled:
+                error[part] = task.scores.close_error(query_index[part], self._gallery_order)
         scores, by_score = scores.sort(dim=1, descending=True, stable=True)
         scores, items = scores[:, :width].contiguous(), items.gather(1, by_score[:, :width])
         counts: dict[Ties, Tensor] = {

@@ -33,6 +33,8 @@ _NORMS_AT_ONCE = 2048
 _ROWS_AT_ONCE = 512
 #: Scoring one pair by itself costs about as much as this many elements of a float64 product.
 EXACT_PAIR_COST = 64
+#: The same in the compiled loops.
+COMPILED_PAIR_COST = 3
 _NEAR_PAIR_COST = 16
 
 _GRID_BITS = 26
