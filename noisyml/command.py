@@ -99,7 +99,9 @@ def run_jobs(
     try:
         check_types(root, typed)
         if {"-m", "--multirun"} & set(arguments):
-            home, launcher = sweep_settings(root, arguments)
+            home, launcher, brought = sweep_settings(root, arguments)
+            if brought:
+                print(f"noisyml: {brought}", file=sys.stderr)
             arguments = [*arguments, f"hydra.sweep.dir={_quoted(str(home))}"]
     except UserError:
         raise
@@ -207,7 +209,7 @@ def _recorded_ends(home: Path) -> list[JobEnd]:
     return sorted((JobEnd(**json.loads(f.read_text())) for f in files), key=lambda end: end.number)
 
 
-def sweep_settings(root: str, arguments: list[str]) -> tuple[Path, str]:
+def sweep_settings(root: str, arguments: list[str]) -> tuple[Path, str, str]:
     """The folder of a sweep, the same for all its jobs wherever they run, and its launcher.
 
     Where the configured folder is named after a choice that the sweep varies, it is named after
@@ -218,7 +220,8 @@ def sweep_settings(root: str, arguments: list[str]) -> tuple[Path, str]:
         arguments: what was typed after the verb.
 
     Returns:
-        The absolute path, and the import path of the launcher.
+        The absolute path, the import path of the launcher, and a sentence about what is varied
+        though it was not typed, if anything is.
     """
     from hydra import compose, initialize_config_dir
     from hydra._internal.utils import get_args_parser
@@ -254,7 +257,23 @@ def sweep_settings(root: str, arguments: list[str]) -> tuple[Path, str]:
             several = "+".join(values) if len(values) <= 3 else f"{len(values)}_{group}s"
             config.hydra.runtime.choices[group] = several
     HydraConfig.instance().set_config(config)
-    return Path(config.hydra.sweep.dir).absolute(), str(config.hydra.launcher["_target_"])
+    launcher = str(config.hydra.launcher["_target_"])
+    params = config.hydra.sweeper.get("params") or {}
+    return Path(config.hydra.sweep.dir).absolute(), launcher, _brought(params, arguments)
+
+
+def _brought(params: Mapping[str, Any], arguments: list[str]) -> str:
+    """What a configuration varies by itself, which decides over other settings that were typed."""
+    typed = {argument.lstrip("+~").partition("=")[0] for argument in overrides_in(arguments)}
+    varied = swept_keys([], {key: value for key, value in params.items() if key not in typed})
+    if not varied or not any(key != "experiment" and not key.startswith("hydra") for key in typed):
+        return ""  # nothing was typed that might be overruled
+    listed = ", ".join(f"{key} ({n} values)" for key, n in varied.items())
+    first = next(iter(varied))
+    return (
+        f"The configuration brings values for {listed}, which are all run; type {first}=ONE to "
+        "choose."
+    )
 
 
 def _quoted(text: str) -> str:
