@@ -798,7 +798,9 @@ def _axis_label(metric: str) -> str:
     if split == "selection":
         words = {"auroc": "AUROC of p_clean", "kept": "share kept"}
         return f"{words.get(name, f'{label} of kept set')} ({unit})"
-    return f"{'validation ' if split == 'val' else ''}{label} ({unit})"
+    if split == "val":
+        label = f"validation {label.lower() if label.isalpha() and label.istitle() else label}"
+    return f"{label} ({unit})"
 
 
 def _run_name(path: Path) -> str:
