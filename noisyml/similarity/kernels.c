@@ -19,7 +19,7 @@
 #endif
 
 /* Changes with every change of an entry point; kernels.py knows which one it needs. */
-#define INTERFACE 3
+#define INTERFACE 4
 
 EXPORT int noisyml_interface(void) { return INTERFACE; }
 
@@ -35,39 +35,56 @@ typedef struct {
 enum { DONE = 0, FULL = 1, NO_MEMORY = 2 };
 
 typedef int (*Loop)(void *job);
+/* GOMP_parallel(): runs `work` on `threads` threads that it keeps. */
+typedef void (*Team)(void (*work)(void *), void *given, unsigned threads, unsigned flags);
 
 typedef struct {
     Loop loop;
-    void *job;
+    char *jobs;
+    int64_t size, n, taken;
     int result;
-    pthread_t thread;
-    int started;
-} Running;
+} Work;
+
+/* Does jobs until there are none left. */
+static void do_jobs(void *given) {
+    Work *work = given;
+    for (;;) {
+        const int64_t i = __atomic_fetch_add(&work->taken, 1, __ATOMIC_RELAXED);
+        if (i >= work->n) return;
+        const int result = work->loop(work->jobs + i * work->size);
+        int largest = __atomic_load_n(&work->result, __ATOMIC_RELAXED);
+        while (result > largest &&
+               !__atomic_compare_exchange_n(
+                   &work->result, &largest, result, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {
+        }
+    }
+}
 
 static void *started(void *given) {
-    Running *running = given;
-    running->result = running->loop(running->job);
+    do_jobs(given);
     return NULL;
 }
 
-/* Runs `loop` on each of `n` jobs of `size` bytes, each in a thread of its own but for the first;
- * the largest of what they return. The threads are gone when it returns, so that nothing is left
- * behind for a process that forks. */
-EXPORT int noisyml_in_threads(Loop loop, char *jobs, int64_t size, int64_t n) {
-    Running *all = calloc((size_t)n, sizeof *all);
-    if (!all) return NO_MEMORY;
-    for (int64_t i = 0; i < n; i++) all[i].loop = loop, all[i].job = jobs + i * size;
-    for (int64_t i = 1; i < n; i++)
-        all[i].started = !pthread_create(&all[i].thread, NULL, started, &all[i]);
-    for (int64_t i = 0; i < n; i++)
-        if (!all[i].started) started(&all[i]);
-    int result = DONE;
-    for (int64_t i = 0; i < n; i++) {
-        if (all[i].started) pthread_join(all[i].thread, NULL);
-        if (all[i].result > result) result = all[i].result;
+/* Runs `loop` on each of `n` jobs of `size` bytes, by as many threads; the largest of what they
+ * return. The threads are those of `team`: whoever else uses them lets them spin for a while when
+ * he is done, and threads of our own would get less of the processor meanwhile. Without a team they
+ * are our own, and gone when this returns. */
+EXPORT int noisyml_in_threads(Team team, Loop loop, char *jobs, int64_t size, int64_t n) {
+    Work work = {loop, jobs, size, n, 0, DONE};
+    if (n > 1 && team) {
+        team(do_jobs, &work, (unsigned)n, 0);
+        return work.result;
     }
-    free(all);
-    return result;
+    pthread_t *threads = n > 1 ? malloc((size_t)(n - 1) * sizeof *threads) : NULL;
+    int64_t running = 0;
+    /* Where a thread cannot be had the others do its jobs. */
+    while (threads && running < n - 1 &&
+           !pthread_create(&threads[running], NULL, started, &work))
+        running++;
+    do_jobs(&work);
+    for (int64_t i = 0; i < running; i++) pthread_join(threads[i], NULL);
+    free(threads);
+    return work.result;
 }
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 #: Where `scripts/build_kernels.py` puts the compiled loops.
 LIBRARY = Path(__file__).with_name("_kernels.so")
 #: The version of the C functions that this module calls.
-_INTERFACE = 3
+_INTERFACE = 4
 #: So much pays for starting a thread.
 _ROWS_PER_THREAD, _PAIRS_PER_THREAD = 64, 4096
 #: Room for pairs, however few are expected.
@@ -164,6 +165,19 @@ def _library() -> ctypes.CDLL | None:
         return None
     library.noisyml_panel_bytes.restype = ctypes.c_int64
     return library
+
+
+@functools.cache
+def _team() -> int | None:
+    """Where the function lies that runs work on the threads of PyTorch, if they are GNU OpenMP's.
+
+    They wait for more work actively, so two sets of threads would be in each other's way.
+    """
+    try:
+        loaded = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOW | os.RTLD_NOLOAD)
+        return ctypes.cast(loaded.GOMP_parallel, ctypes.c_void_p).value
+    except (OSError, AttributeError):
+        return None
 
 
 def available() -> bool:
@@ -399,7 +413,7 @@ def _run(loop: str, jobs: list[_Job]) -> list[_Job] | None:
         return []
     array = (type(jobs[0]) * len(jobs))(*jobs)
     result = library.noisyml_in_threads(
-        getattr(library, f"noisyml_{loop}"), ctypes.byref(array),
+        ctypes.c_void_p(_team()), getattr(library, f"noisyml_{loop}"), ctypes.byref(array),
         ctypes.c_int64(ctypes.sizeof(jobs[0])), ctypes.c_int64(len(jobs)),
     )  # fmt: skip
     if result == _NO_MEMORY:

@@ -110,9 +110,10 @@ class RowSource:
         if isinstance(part, np.ndarray):
             native = np.float64 if self.dtype == torch.float64 else np.float32
             part = np.ascontiguousarray(part, dtype=native)
-            if not part.flags.writeable:  # torch cannot promise not to write, so it warns
-                part = part.copy()
-            part = torch.from_numpy(part)
+            with warnings.catch_warnings():
+                # PyTorch cannot promise not to write; we do.
+                warnings.filterwarnings("ignore", message=".*not writable.*")
+                part = torch.from_numpy(part)
         return part.to(self.device, self.dtype)
 
 

@@ -71,8 +71,9 @@ class ShardedGallery:
             return self._local.block(which.start, which.stop)
         start = self._starts[owner]
         if owner == distributed.rank():
-            rows = self._local.block(which.start - start, which.stop - start).to(self.dtype)
-            rows = rows.contiguous()
+            # A copy: blocks may lie in a file that is open for reading only.
+            rows = self._local.block(which.start - start, which.stop - start)
+            rows = rows.to(self.dtype, copy=True)
         else:
             shape = (which.stop - which.start, self._local.dim)
             rows = torch.empty(shape, dtype=self.dtype, device=self._local.device)

@@ -253,6 +253,20 @@ def test_without_the_loops_the_answers_are_the_same(monkeypatch, precision):
         assert torch.equal(one.nan_to_num(-1), other.nan_to_num(-1))
 
 
+@compiled
+@pytest.mark.parametrize("team", [True, False])
+def test_threads_of_pytorch_or_of_our_own_do_all_jobs(team, two_threads, monkeypatch):
+    if team and kernels._team() is None:
+        pytest.skip("PyTorch has no GNU OpenMP here")
+    if not team:
+        monkeypatch.setattr(kernels, "_team", lambda: None)
+    torch.set_num_threads(7)  # more than there are processors; the fixture sets them back
+    rows = torch.randn(900, 40, generator=torch.Generator().manual_seed(0))
+    whole, _ = kernels.rounded(rows, 0.05)
+    torch.set_num_threads(1)
+    assert torch.equal(whole, kernels.rounded(rows, 0.05)[0])
+
+
 @pytest.fixture
 def another_library(monkeypatch, tmp_path):
     """A path that the loops are looked for at instead."""
