@@ -201,36 +201,20 @@ typedef struct {
     void *out;
 } Products;
 
-AVX2 EXPORT int noisyml_products(void *given) {
-    const Products *job = given;
-    const float *left = job->left, *right = job->right;
-    float *out = job->out;
-    for (int64_t i = 0; i < job->n; i++)
-        out[i] = product(
-            left + job->rows[i] * job->width, right + job->columns[i] * job->width, job->width);
-    return DONE;
-}
+#define PRODUCTS(name, of, Number, Sum)                                                            \
+    AVX2 EXPORT int name(void *given) {                                                            \
+        const Products *job = given;                                                               \
+        const Number *left = job->left, *right = job->right;                                       \
+        Sum *out = job->out;                                                                       \
+        const int64_t width = job->width;                                                          \
+        for (int64_t i = 0; i < job->n; i++)                                                       \
+            out[i] = of(left + job->rows[i] * width, right + job->columns[i] * width, width);      \
+        return DONE;                                                                               \
+    }
 
-/* The same summed in 64 bits. */
-AVX2 EXPORT int noisyml_products_summed(void *given) {
-    const Products *job = given;
-    const float *left = job->left, *right = job->right;
-    double *out = job->out;
-    for (int64_t i = 0; i < job->n; i++)
-        out[i] = product_summed(
-            left + job->rows[i] * job->width, right + job->columns[i] * job->width, job->width);
-    return DONE;
-}
-
-AVX2 EXPORT int noisyml_products_double(void *given) {
-    const Products *job = given;
-    const double *left = job->left, *right = job->right;
-    double *out = job->out;
-    for (int64_t i = 0; i < job->n; i++)
-        out[i] = product_double(
-            left + job->rows[i] * job->width, right + job->columns[i] * job->width, job->width);
-    return DONE;
-}
+PRODUCTS(noisyml_products, product, float, float)
+PRODUCTS(noisyml_products_summed, product_summed, float, double) /* summed in 64 bits */
+PRODUCTS(noisyml_products_double, product_double, double, double)
 
 /* A register that the compiler must not reorder the sums of: it would keep more of them at once than
  * there are registers. */
