@@ -43,9 +43,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyml.columns import from_column, to_column
 from noisyml.errors import UserError, did_you_mean
 from noisyml.runs import write_atomically
+from noisyml.storage.parquet import from_column, to_column
 
 if TYPE_CHECKING:
     import pyarrow as pa

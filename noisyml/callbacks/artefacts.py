@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from noisyml.callbacks.class_maps import class_map_samples
-from noisyml.columns import last_epoch
 from noisyml.data.base import BrokenImage, ImageSource, Split, as_rgb
 from noisyml.data.datamodule import DataModule
 from noisyml.methods.base import Method
 from noisyml.metrics.label_trust import class_selection, selection_by_class
 from noisyml.noise.labels import label_texts
 from noisyml.runs import RunFolder
+from noisyml.storage.parquet import last_epoch
 
 #: How much is drawn: more would be a grey cloud, or a page nobody scrolls through.
 MAP_CLASSES = 20

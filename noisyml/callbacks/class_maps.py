@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from noisyml.columns import last_epoch
 from noisyml.data.datamodule import DataModule
 from noisyml.losses.eac import class_activation_maps
 from noisyml.methods.base import Method
@@ -18,6 +17,7 @@ from noisyml.methods.classification import Classification
 from noisyml.models.backbones import LAST_MAP
 from noisyml.models.class_maps import obstacle_to_class_maps
 from noisyml.noise.labels import label_texts
+from noisyml.storage.parquet import last_epoch
 
 #: Samples of each kind that are shown, and the longer side of their pictures in pixels.
 SAMPLES_OF_A_KIND = 5

@@ -14,7 +14,6 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from noisyml.callbacks.history import History
-from noisyml.columns import to_column
 from noisyml.metrics.label_trust import (
     class_selection,
     entry_selection_metrics,
@@ -23,6 +22,7 @@ from noisyml.metrics.label_trust import (
     suspicion_precision,
 )
 from noisyml.noise.manifest import NoiseManifest, SampleState
+from noisyml.storage.parquet import to_column
 
 #: Scores are random to the last digit: their bytes compress one place at a time, by no dictionary.
 STORED: dict[str, Any] = {

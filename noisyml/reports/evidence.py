@@ -20,8 +20,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from noisyml.columns import from_column, row_groups
 from noisyml.runs import RunFolder
+from noisyml.storage.parquet import from_column, row_groups
 
 #: One row per image that could not be decoded, where a run was told to skip those.
 BROKEN_IMAGES_FILE = "broken_images.csv"

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from noisyml.callbacks.selection_log import SelectionLog
-from noisyml.columns import last_epoch, row_groups
 from noisyml.noise import MultiLabelMixed, NoNoise
 from noisyml.selectors.base import Selection
+from noisyml.storage.parquet import last_epoch, row_groups
 
 
 def test_only_samples_of_known_truth_are_scored(tmp_path):

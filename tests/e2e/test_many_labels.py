@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from noisyml.columns import from_column
 from noisyml.data.datamodule import DataModule
 from noisyml.embeddings import EmbeddingStore
 from noisyml.noise.manifest import NoiseManifest
 from noisyml.reports.evidence import read_judgements, read_manifest, read_thumbnails
 from noisyml.runs import RunFolder
 from noisyml.selectors.base import Selection, Selector
+from noisyml.storage.parquet import from_column
 
 MOSAICS = [
     "method=multilabel",
