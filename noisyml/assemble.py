@@ -23,7 +23,7 @@ from noisyml.models.backbones import Backbone
 from noisyml.models.encoder import Encoder
 from noisyml.models.teacher import Teacher
 from noisyml.noise.labels import KIND_WORDS
-from noisyml.runs import locate_checkpoint
+from noisyml.runs.folder import locate_checkpoint
 from noisyml.selectors.base import Selector
 from noisyml.selectors.keep_all import KeepAll
 

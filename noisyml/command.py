@@ -20,8 +20,8 @@ from noisyml import __version__
 from noisyml.config import conf_dir, register_resolvers
 from noisyml.errors import EXIT_USER_ERROR, SweepError, UserError
 from noisyml.explain import as_user_error, check_flags, check_types
-from noisyml.launch import is_main_process, started_elsewhere
-from noisyml.runs import write_atomically
+from noisyml.runs.folder import write_atomically
+from noisyml.runs.processes import is_main_process, started_elsewhere
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -44,7 +44,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.errors import UserError, did_you_mean
-from noisyml.runs import write_atomically
+from noisyml.runs.folder import write_atomically
 from noisyml.storage.parquet import from_column, to_column
 
 if TYPE_CHECKING:

@@ -29,7 +29,7 @@ from noisyml.data.views import Batch
 from noisyml.embeddings import SplitWriter
 from noisyml.models.backbones import Backbone
 from noisyml.noise.labels import Labels
-from noisyml.progress import bar
+from noisyml.runs.progress import bar
 
 #: Seconds between lines of progress where there is no terminal.
 PLAIN_EVERY_SECONDS = 30.0

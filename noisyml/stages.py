@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from noisyml.errors import UserError
-from noisyml.runs import STAGES_FOLDER
+from noisyml.runs.folder import STAGES_FOLDER
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -10,10 +10,10 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from noisyml import launch
 from noisyml.command import sweep_settings
 from noisyml.config import register_resolvers
 from noisyml.errors import UserError
+from noisyml.runs.folder import processes as launch
 
 TORCHRUN = {"RANK": "3", "LOCAL_RANK": "1", "WORLD_SIZE": "4"}
 SRUN = {

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from noisyml.errors import UserError
-from noisyml.runs import RunFolder, write_atomically
+from noisyml.runs.folder import RunFolder, write_atomically
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,7 +40,7 @@ def write_inputs(
     """Write what a run is made from; ``config.yaml`` last, for it makes the folder a run."""
     from omegaconf import OmegaConf
 
-    from noisyml.environment import describe_environment
+    from noisyml.runs.environment import describe_environment
 
     folder.path.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.overrides_file, OmegaConf.to_yaml(OmegaConf.create(list(overrides))))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from noisyml.apps._folder import record_death, recorded, refuse_foreign, write_inputs
 from noisyml.errors import UserError, did_you_mean
-from noisyml.runs import RunFolder, locate_checkpoint, write_atomically
+from noisyml.runs.folder import RunFolder, locate_checkpoint, write_atomically
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from noisyml.data.datamodule import DataModule
     from noisyml.embeddings import SplitWriter
     from noisyml.extraction import BackboneOnly
-    from noisyml.launch import Followers
     from noisyml.models.encoder import Encoder
+    from noisyml.runs.processes import Followers
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ FREE = ("knn", "name", "paths", "run_dir", "resume", "trainer", "data.num_worker
 def main(arguments: list[str]) -> int:
     """Run ``noisyml embed [checkpoint=RUN_DIR] [overrides]`` or ``noisyml embed resume=DIR``."""
     from noisyml.command import overrides_in, run_hydra
-    from noisyml.launch import Followers, follow, is_main_process, started_elsewhere
+    from noisyml.runs.processes import Followers, follow, is_main_process, started_elsewhere
 
     if started_elsewhere() and not is_main_process():
         return follow(join)
@@ -88,7 +88,7 @@ def job(
         settings: those that belong to the run whose checkpoint embeds.
         followers: the ranks that wait for a folder to work on.
     """
-    from noisyml.launch import follow, is_main_process
+    from noisyml.runs.processes import follow, is_main_process
 
     if not is_main_process():
         # A launcher that starts several tasks for a job, as submitit can.
@@ -105,7 +105,7 @@ def lead(
     from hydra.core.hydra_config import HydraConfig
 
     from noisyml.embeddings import EMBEDDINGS_FOLDER, PLAN_FILE
-    from noisyml.launch import check_ranks
+    from noisyml.runs.processes import check_ranks
 
     hydra = HydraConfig.get()
     folder = RunFolder(Path(hydra.runtime.output_dir))
@@ -130,7 +130,7 @@ def lead(
 
 def join(path: Path) -> None:
     """Work as a further rank on the embeddings in the folder `path`."""
-    from noisyml.launch import Followers
+    from noisyml.runs.processes import Followers
 
     folder = RunFolder(path)
     run(_read_config(folder), folder, Followers())
@@ -138,8 +138,8 @@ def join(path: Path) -> None:
 
 def continue_run(path: Path, overrides: list[str], followers: Followers) -> int:
     """``noisyml embed resume=DIR [trainer.devices=...] [knn=...]``: compute what is missing."""
-    from noisyml.launch import check_ranks, is_main_process
     from noisyml.overrides import apply_overrides
+    from noisyml.runs.processes import check_ranks, is_main_process
 
     folder = RunFolder(path)
     if not folder.is_run():
@@ -263,7 +263,7 @@ def _write_config(config: DictConfig, folder: RunFolder) -> None:
 
 def run(config: DictConfig, folder: RunFolder, followers: Followers) -> dict[str, float]:
     """Embed with all processes, then (if asked for) write the graph of neighbours."""
-    from noisyml.launch import is_main_process, other_ranks, processes_here
+    from noisyml.runs.processes import is_main_process, other_ranks, processes_here
 
     command = ["embed", f"resume={folder.path}"]
     here = other_ranks(processes_here(config), command, partial(record_death, folder))
@@ -305,7 +305,7 @@ def extract(config: DictConfig, folder: RunFolder) -> dict[str, float]:
     from noisyml.apps._quiet import quiet
     from noisyml.assemble import build
     from noisyml.extraction import Extractor, ShardLoaders, ShardWriting, observed_labels
-    from noisyml.launch import cluster_environment, is_main_process
+    from noisyml.runs.processes import cluster_environment, is_main_process
 
     quiet()
     # Everything may be there already; the other processes must meet all the same.
@@ -364,9 +364,9 @@ def network(config: DictConfig) -> tuple[DataModule, Encoder | BackboneOnly]:
     from noisyml.data.datamodule import DataModule
     from noisyml.data.samplers import Shuffle
     from noisyml.extraction import BackboneOnly
-    from noisyml.launch import is_main_process
     from noisyml.noise import NoNoise
-    from noisyml.progress import announce
+    from noisyml.runs.processes import is_main_process
+    from noisyml.runs.progress import announce
 
     progress = announce if is_main_process() else None
     encoder: Encoder | BackboneOnly

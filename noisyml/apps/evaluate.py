@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from noisyml.runs import RunFolder, locate_checkpoint, write_atomically
+from noisyml.runs.folder import RunFolder, locate_checkpoint, write_atomically
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -65,7 +65,7 @@ def evaluate(config: DictConfig, checkpoint: Path) -> dict[str, float]:
 
     from noisyml.apps._quiet import quiet
     from noisyml.assemble import assemble, build
-    from noisyml.progress import announce
+    from noisyml.runs.progress import announce
 
     quiet()
     lightning.seed_everything(config.seed, workers=True, verbose=False)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from noisyml.apps._folder import recorded, refuse_foreign, write_inputs
 from noisyml.errors import UserError
-from noisyml.runs import RunFolder, write_atomically
+from noisyml.runs.folder import RunFolder, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -245,7 +245,7 @@ def _search(
     """
     import numpy as np
 
-    from noisyml.progress import bar
+    from noisyml.runs.progress import bar
     from noisyml.similarity.approximate import approximate_topk
     from noisyml.similarity.search import self_topk, topk
 

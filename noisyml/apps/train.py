@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 from noisyml.apps._folder import record_death, recorded, write_inputs
 from noisyml.errors import SweepError, UserError
-from noisyml.runs import RunFolder
+from noisyml.runs.folder import RunFolder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from noisyml.launch import Followers
+    from noisyml.runs.processes import Followers
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 def main(arguments: list[str]) -> int:
     """Run ``noisyml train [overrides]``."""
     from noisyml.command import run_jobs
-    from noisyml.launch import Followers, follow, is_main_process, started_elsewhere
+    from noisyml.runs.processes import Followers, follow, is_main_process, started_elsewhere
 
     if started_elsewhere() and not is_main_process():
         return follow(join)
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
 
 def _conclude(home: Path, folders: list[Path]) -> None:
     """What a user sees last: table and page of a run or sweep, or at least where it lies."""
-    from noisyml.launch import is_main_process
+    from noisyml.runs.processes import is_main_process
 
     if not folders or not is_main_process():
         return
@@ -74,7 +74,7 @@ def job(config: DictConfig, arguments: list[str], followers: Followers) -> dict[
         arguments: what was typed after the verb.
         followers: the ranks that wait for a run.
     """
-    from noisyml.launch import follow, is_main_process
+    from noisyml.runs.processes import follow, is_main_process
 
     if not is_main_process():
         # A launcher that starts several tasks for a job, as submitit can.
@@ -90,7 +90,7 @@ def lead(config: DictConfig, arguments: list[str], followers: Followers) -> dict
     from hydra.types import RunMode
 
     from noisyml.command import swept_keys
-    from noisyml.launch import check_ranks
+    from noisyml.runs.processes import check_ranks
 
     hydra = HydraConfig.get()
     folder = RunFolder(Path(hydra.runtime.output_dir))
@@ -124,7 +124,7 @@ def join(path: Path) -> None:
     """Work as a further rank on the run in the folder `path`."""
     from omegaconf import DictConfig, OmegaConf
 
-    from noisyml.launch import Followers
+    from noisyml.runs.processes import Followers
 
     folder = RunFolder(path)
     config = OmegaConf.load(folder.config_file)
@@ -170,9 +170,9 @@ def continue_run(path: Path, overrides: list[str], followers: Followers) -> int:
     """``noisyml train resume=RUN_DIR [overrides]``: go on where the last checkpoint was written."""
     from omegaconf import DictConfig, OmegaConf
 
-    from noisyml.launch import check_ranks, is_main_process
     from noisyml.overrides import apply_overrides
-    from noisyml.runs import write_atomically
+    from noisyml.runs.folder import write_atomically
+    from noisyml.runs.processes import check_ranks, is_main_process
 
     folder = RunFolder(path)
     if not folder.is_run():
@@ -233,7 +233,7 @@ def _write_stages(
     """Compose the runs that go before this one and write their configurations."""
     from omegaconf import open_dict
 
-    from noisyml.launch import check_ranks
+    from noisyml.runs.processes import check_ranks
     from noisyml.stages import compose_stages, stage_folders
 
     previous = None
@@ -270,7 +270,7 @@ def train(
     config: DictConfig, folder: RunFolder, title: str, followers: Followers
 ) -> dict[str, float]:
     """Run the recipe with its other processes, and keep the folder's status true."""
-    from noisyml.launch import interruptible, is_main_process, other_ranks, processes_here
+    from noisyml.runs.processes import interruptible, is_main_process, other_ranks, processes_here
 
     command = ["train", f"resume={folder.path}"]
     here = other_ranks(processes_here(config), command, partial(record_death, folder))
@@ -312,8 +312,8 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     from noisyml.callbacks.history import History
     from noisyml.callbacks.progress import LiveProgress
     from noisyml.callbacks.selection_log import SelectionLog
-    from noisyml.launch import cluster_environment, handle_termination, is_main_process
-    from noisyml.progress import announce
+    from noisyml.runs.processes import cluster_environment, handle_termination, is_main_process
+    from noisyml.runs.progress import announce
 
     quiet()
     lightning.seed_everything(config.seed, workers=True, verbose=False)

@@ -18,7 +18,7 @@ from noisyml.data.datamodule import DataModule
 from noisyml.methods.base import Method
 from noisyml.metrics.label_trust import class_selection, selection_by_class
 from noisyml.noise.labels import label_texts
-from noisyml.runs import RunFolder
+from noisyml.runs.folder import RunFolder
 from noisyml.storage.parquet import last_epoch
 
 #: How much is drawn: more would be a grey cloud, or a page nobody scrolls through.

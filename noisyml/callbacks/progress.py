@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
-from noisyml.progress import bar
+from noisyml.runs.progress import bar
 
 
 class LiveProgress(ProgressBar):

@@ -35,7 +35,7 @@ from noisyml.optim import (
     multistep,
     plateau_history,
 )
-from noisyml.runs import RunFolder
+from noisyml.runs.folder import RunFolder
 from noisyml.selectors.base import Selector
 from noisyml.similarity.memory_bank import MemoryBank
 

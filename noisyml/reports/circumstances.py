@@ -16,7 +16,7 @@ import pandas as pd
 from noisyml.reports.evidence import fingerprints
 from noisyml.reports.tables import FINISHED, text_of
 from noisyml.reports.variation import decides_data, typed_settings
-from noisyml.runs import RunFolder
+from noisyml.runs.folder import RunFolder
 
 _VERSIONS = re.compile(r"^((versions?|packages)\.|python$)")
 _COMMIT = re.compile(r"(^|[._])commit$")

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from noisyml.runs import RunFolder
+from noisyml.runs.folder import RunFolder
 from noisyml.storage.parquet import from_column, row_groups
 
 #: One row per image that could not be decoded, where a run was told to skip those.

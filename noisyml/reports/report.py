@@ -61,7 +61,7 @@ from noisyml.reports.variation import (
     is_rate,
     values_of,
 )
-from noisyml.runs import RunFolder, write_atomically
+from noisyml.runs.folder import RunFolder, write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

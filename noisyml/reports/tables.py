@@ -25,7 +25,7 @@ from noisyml.reports.variation import (
     values_of,
     varied_keys,
 )
-from noisyml.runs import RunFolder, find_runs
+from noisyml.runs.folder import RunFolder, find_runs
 
 FINISHED = "finished"
 

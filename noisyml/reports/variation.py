@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from noisyml.runs import RunFolder
+from noisyml.runs.folder import RunFolder
 
 #: Settings that say where or how fast a run ran, or which repetition it was, not what it studied.
 INCIDENTAL = re.compile(

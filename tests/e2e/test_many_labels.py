@@ -15,7 +15,7 @@ from noisyml.data.datamodule import DataModule
 from noisyml.embeddings import EmbeddingStore
 from noisyml.noise.manifest import NoiseManifest
 from noisyml.reports.evidence import read_judgements, read_manifest, read_thumbnails
-from noisyml.runs import RunFolder
+from noisyml.runs.folder import RunFolder
 from noisyml.selectors.base import Selection, Selector
 from noisyml.storage.parquet import from_column
 

@@ -171,7 +171,7 @@ def test_ctrl_c_leaves_a_run_that_can_go_on(shell):
 
 def test_two_processes_do_not_share_a_folder(shell):
     from noisyml.errors import UserError
-    from noisyml.runs import RunFolder
+    from noisyml.runs.folder import RunFolder
 
     folder = RunFolder(shell.folder / "run")
     with (

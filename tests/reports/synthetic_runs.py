@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from noisyml.runs import RunFolder
+from noisyml.runs.folder import RunFolder
 
 N_TRAIN, N_CLASSES = 400, 10
 

@@ -25,7 +25,7 @@ from noisyml.reports.evidence import (
     read_thumbnails,
 )
 from noisyml.reports.tables import load_runs
-from noisyml.runs import RunFolder
+from noisyml.runs.folder import RunFolder
 
 
 @pytest.fixture

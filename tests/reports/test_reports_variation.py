@@ -6,7 +6,7 @@ import yaml
 from synthetic_runs import RunMaker
 
 from noisyml.reports.variation import Settings, repetitions, values_of, varied_keys
-from noisyml.runs import RunFolder
+from noisyml.runs.folder import RunFolder
 
 
 def read(*runs: RunFolder) -> list[Settings]:
