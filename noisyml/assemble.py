@@ -22,10 +22,10 @@ from noisyml.metrics.base import Evaluator
 from noisyml.models.backbones import Backbone
 from noisyml.models.encoder import Encoder
 from noisyml.models.teacher import Teacher
-from noisyml.noise.labels import KIND_WORDS
 from noisyml.runs.folder import locate_checkpoint
 from noisyml.selectors.base import Selector
 from noisyml.selectors.keep_all import KeepAll
+from noisyml.targets.labels import KIND_WORDS
 
 
 def build(config: DictConfig, **available: Any) -> Any:

@@ -28,8 +28,8 @@ from noisyml.data.datamodule import DataModule
 from noisyml.data.views import Batch
 from noisyml.embeddings import SplitWriter
 from noisyml.models.backbones import Backbone
-from noisyml.noise.labels import Labels
 from noisyml.runs.progress import bar
+from noisyml.targets.labels import Labels
 
 #: Seconds between lines of progress where there is no terminal.
 PLAIN_EVERY_SECONDS = 30.0

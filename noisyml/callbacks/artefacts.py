@@ -17,9 +17,9 @@ from noisyml.data.base import BrokenImage, ImageSource, Split, as_rgb
 from noisyml.data.datamodule import DataModule
 from noisyml.methods.base import Method
 from noisyml.metrics.label_trust import class_selection, selection_by_class
-from noisyml.noise.labels import label_texts
 from noisyml.runs.folder import RunFolder
 from noisyml.storage.parquet import last_epoch
+from noisyml.targets.labels import label_texts
 
 #: How much is drawn: more would be a grey cloud, or a page nobody scrolls through.
 MAP_CLASSES = 20

@@ -16,8 +16,8 @@ from noisyml.methods.base import Method
 from noisyml.methods.classification import Classification
 from noisyml.models.backbones import LAST_MAP
 from noisyml.models.class_maps import obstacle_to_class_maps
-from noisyml.noise.labels import label_texts
 from noisyml.storage.parquet import last_epoch
+from noisyml.targets.labels import label_texts
 
 #: Samples of each kind that are shown, and the longer side of their pictures in pixels.
 SAMPLES_OF_A_KIND = 5

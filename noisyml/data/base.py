@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 if TYPE_CHECKING:
     # The package around it loads pandas and SciPy, which no data set needs.
-    from noisyml.noise.labels import Labels
+    from noisyml.targets.labels import Labels
 
 
 #: In the extra ``clean_label``: nobody knows the true class; known to be wrong, but no more.

@@ -25,7 +25,7 @@ from noisyml.data.base import (
     as_rgb,
     class_counts,
 )
-from noisyml.noise.labels import Labels, label_texts
+from noisyml.targets.labels import Labels, label_texts
 
 #: Images given to the threads at a time: bounds the memory that waiting results take.
 BLOCK = 2048

@@ -15,7 +15,7 @@ from noisyml.data.base import BrokenImage, Split, sentence_of
 from noisyml.data.samplers import DrawnBatch
 from noisyml.data.transforms import ViewMaker
 from noisyml.errors import UserError
-from noisyml.noise.labels import Labels
+from noisyml.targets.labels import Labels
 
 OnBroken = Literal["error", "skip"]
 

@@ -17,8 +17,8 @@ from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss, Loss
 from noisyml.metrics.base import Evaluator, SplitRole
 from noisyml.models.encoder import Encoder
-from noisyml.noise.labels import LabelKind
 from noisyml.optim import OptimizerFactory, Plateau, SchedulerFactory, parameter_groups
+from noisyml.targets.labels import LabelKind
 
 #: Prefix of metrics of the test split when a run may choose its model by them.
 ON_TEST = "on_test"

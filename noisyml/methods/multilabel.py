@@ -16,9 +16,9 @@ from noisyml.losses.multilabel import MultiLabelLoss
 from noisyml.methods.classification import Classification
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder
-from noisyml.noise.labels import LabelKind
 from noisyml.optim import OptimizerFactory, SchedulerFactory
 from noisyml.selectors.base import Selector
+from noisyml.targets.labels import LabelKind
 
 
 class MultiLabel(Classification):

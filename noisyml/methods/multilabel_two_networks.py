@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from noisyml.methods.two_networks import TwoNetworks
-from noisyml.noise.labels import LabelKind
+from noisyml.targets.labels import LabelKind
 
 
 def mean_probability_logits(first: Tensor, second: Tensor) -> Tensor:

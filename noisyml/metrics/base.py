@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from noisyml.noise.labels import LabelKind
+from noisyml.targets.labels import LabelKind
 
 SplitRole = Literal["pool", "query", "gallery"]
 

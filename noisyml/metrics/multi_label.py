@@ -40,7 +40,7 @@ from torch import Tensor
 from noisyml.distributed import collective_device, gather
 from noisyml.errors import UserError
 from noisyml.metrics.base import Evaluator, SplitRole
-from noisyml.noise.labels import LabelKind
+from noisyml.targets.labels import LabelKind
 
 #: Comparisons of pairs of classes held at a time.
 _BLOCK = 1 << 22

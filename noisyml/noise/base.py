@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from noisyml.errors import UserError
-from noisyml.noise.labels import LabelKind, Labels, as_labels, as_multi_hot, kind_of
 from noisyml.noise.manifest import NoiseManifest
 from noisyml.noise.random import ClassOrder, Draws, sample_ids
+from noisyml.targets.labels import LabelKind, Labels, as_labels, as_multi_hot, kind_of
 
 #: What an injector wants as features: raw pixels 0..255, network embeddings, class probabilities.
 FeatureKind = Literal["none", "pixels", "embeddings", "probabilities"]

@@ -15,7 +15,6 @@ from numpy.typing import ArrayLike, NDArray
 
 from noisyml.errors import UserError
 from noisyml.noise.base import Injector, Outcome, Samples, SplitInjector, check_choice
-from noisyml.noise.labels import LabelKind, Labels, as_labels, as_multi_hot, kind_of
 from noisyml.noise.lists import (
     ListName,
     check_official_list,
@@ -23,6 +22,7 @@ from noisyml.noise.lists import (
     official_table,
 )
 from noisyml.noise.manifest import NoiseManifest
+from noisyml.targets.labels import LabelKind, Labels, as_labels, as_multi_hot, kind_of
 
 #: MD5 of the CIFAR-N label files (Wei et al., ICLR 2022).
 CIFAR_N_MD5 = {

@@ -18,9 +18,9 @@ from numpy.typing import ArrayLike, NDArray
 
 import noisyml
 from noisyml.errors import UserError
-from noisyml.noise.labels import KIND_WORDS, LabelKind, Labels, kind_of
 from noisyml.noise.random import GENERATOR
 from noisyml.storage.parquet import from_column, to_column
+from noisyml.targets.labels import KIND_WORDS, LabelKind, Labels, kind_of
 
 FORMAT = 1
 _METADATA_KEY = b"noisyml.noise"

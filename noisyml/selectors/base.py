@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from noisyml.noise.labels import LabelKind
+from noisyml.targets.labels import LabelKind
 
 if TYPE_CHECKING:
     from noisyml.similarity.memory_bank import MemoryBank

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import torch
 
-from noisyml.noise.labels import LabelKind
 from noisyml.selectors.base import Evidence, Selection, Selector
+from noisyml.targets.labels import LabelKind
 
 
 class KeepAll(Selector):

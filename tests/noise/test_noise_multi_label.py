@@ -21,7 +21,7 @@ from noisyml.noise import (
     SampleState,
     Symmetric,
 )
-from noisyml.noise.labels import label_texts
+from noisyml.targets.labels import label_texts
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 N, C = 200, 6

@@ -24,7 +24,7 @@ from noisyml.data.datasets.partition import (
 from noisyml.errors import UserError
 
 if TYPE_CHECKING:
-    from noisyml.noise.labels import Labels
+    from noisyml.targets.labels import Labels
 
 logger = logging.getLogger(__name__)
 

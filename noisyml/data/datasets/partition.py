@@ -14,7 +14,7 @@ from noisyml.errors import UserError
 
 if TYPE_CHECKING:
     # The package around it loads pandas and SciPy, which no data set needs.
-    from noisyml.noise.labels import Labels
+    from noisyml.targets.labels import Labels
 
 SplitKind = Literal["zero_shot", "closed_set"]
 SPLIT_KINDS: tuple[str, ...] = ("zero_shot", "closed_set")
