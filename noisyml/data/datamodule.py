@@ -34,8 +34,8 @@ from noisyml.data.views import (
 )
 from noisyml.errors import UserError
 from noisyml.noise.base import Injector
+from noisyml.noise.injectors.open_set import OpenSet
 from noisyml.noise.manifest import NoiseManifest
-from noisyml.noise.open_set import OpenSet
 from noisyml.targets.labels import LabelKind, Labels
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from noisyml.errors import UserError
 from noisyml.losses.classification import ClassificationLoss
-from noisyml.noise.class_conditional import read_matrix
+from noisyml.noise.injectors.class_conditional import read_matrix
 from noisyml.noise.transition import check_matrix, map_matrix, pair_map, symmetric_matrix
 
 Transition = Literal["estimated", "symmetric", "pair", "file"]

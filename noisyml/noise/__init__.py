@@ -8,14 +8,22 @@ In a notebook::
 """
 
 from noisyml.noise.base import FeatureKind, Injector, NoNoise
-from noisyml.noise.class_conditional import Asymmetric, Matrix, Pair, Symmetric
-from noisyml.noise.files import FromManifest, HumanLabels, LabelList
-from noisyml.noise.instance import ClassificationBased, PartDependent, PolynomialMarginDiminishing
-from noisyml.noise.lists import check_official_list, manifest_from_list, read_list
+from noisyml.noise.injectors.class_conditional import Asymmetric, Matrix, Pair, Symmetric
+from noisyml.noise.injectors.files import FromManifest, HumanLabels, LabelList
+from noisyml.noise.injectors.instance import (
+    ClassificationBased,
+    PartDependent,
+    PolynomialMarginDiminishing,
+)
+from noisyml.noise.injectors.multilabel import (
+    MultiLabelMixed,
+    MultiLabelPerSample,
+    MultiLabelUniform,
+)
+from noisyml.noise.injectors.open_set import OpenSet
+from noisyml.noise.injectors.small_cluster import SmallCluster
 from noisyml.noise.manifest import NoiseManifest, SampleState
-from noisyml.noise.multi_label import MultiLabelMixed, MultiLabelPerSample, MultiLabelUniform
-from noisyml.noise.open_set import OpenSet
-from noisyml.noise.small_cluster import SmallCluster
+from noisyml.noise.released.lists import check_official_list, manifest_from_list, read_list
 
 __all__ = [
     "Asymmetric",

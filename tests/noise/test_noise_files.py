@@ -13,9 +13,15 @@ import torch
 import yaml
 
 from noisyml.errors import UserError
-from noisyml.noise import HumanLabels, LabelList, files
+from noisyml.noise import HumanLabels, LabelList
 from noisyml.noise.base import Injector
-from noisyml.noise.files import CIFAR_N_MD5, CIFAR_N_WRONG, RAF_DB_LISTS, read_label_columns
+from noisyml.noise.injectors import files
+from noisyml.noise.injectors.files import (
+    CIFAR_N_MD5,
+    CIFAR_N_WRONG,
+    RAF_DB_LISTS,
+    read_label_columns,
+)
 
 CLEAN = np.array([0, 1, 2, 0, 1])
 NOISY = np.array([0, 2, 2, 1, 1])

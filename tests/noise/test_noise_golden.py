@@ -17,9 +17,9 @@ from noisyml.noise import (
     SampleState,
     Symmetric,
 )
-from noisyml.noise import legacy as released
 from noisyml.noise.base import Injector
-from noisyml.noise.instance import part_dependent_probabilities, pmd_levels
+from noisyml.noise.injectors.instance import part_dependent_probabilities, pmd_levels
+from noisyml.noise.released import single_label as released
 from noisyml.noise.transition import (
     CIFAR100_FINE_TO_COARSE,
     class_map,

@@ -15,7 +15,7 @@ from noisyml.noise import (
     SampleState,
 )
 from noisyml.noise.base import Injector
-from noisyml.noise.instance import flip_probabilities
+from noisyml.noise.injectors.instance import flip_probabilities
 
 N, C = 4000, 5
 RNG = np.random.default_rng(0)

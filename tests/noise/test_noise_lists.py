@@ -10,8 +10,8 @@ import pytest
 
 from noisyml.errors import UserError
 from noisyml.noise import FromManifest, SampleState, manifest_from_list, read_list
-from noisyml.noise import lists as module
-from noisyml.noise.lists import (
+from noisyml.noise.released import lists as module
+from noisyml.noise.released.lists import (
     ListName,
     check_official_list,
     join_key,

@@ -10,7 +10,7 @@ import pytest
 from noisyml.errors import UserError
 from noisyml.noise import SampleState, SmallCluster
 from noisyml.noise.base import Samples
-from noisyml.noise.small_cluster import Removal, compact_labels, num_clusters, replay
+from noisyml.noise.injectors.small_cluster import Removal, compact_labels, num_clusters, replay
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "prism"
 

@@ -31,7 +31,7 @@ def read_path_list(path: Path, folders: Sequence[str]) -> Rows:
     Raises:
         UserError: a line is not ``path,label``, or its path goes through none of the folders.
     """
-    from noisyml.noise.lists import read_list
+    from noisyml.noise.released.lists import read_list
 
     listed = read_list(path)
     paths = []

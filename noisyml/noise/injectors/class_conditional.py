@@ -12,7 +12,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from noisyml.errors import UserError
-from noisyml.noise import legacy
 from noisyml.noise.base import (
     Outcome,
     Samples,
@@ -20,6 +19,7 @@ from noisyml.noise.base import (
     check_choice,
     check_rate,
 )
+from noisyml.noise.released import single_label as legacy
 from noisyml.noise.transition import (
     MATRIX_PRESETS,
     check_matrix,

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 
 from noisyml.errors import UserError
-from noisyml.noise import legacy
 from noisyml.noise.base import (
     FeatureKind,
     Outcome,
@@ -20,6 +19,7 @@ from noisyml.noise.base import (
     check_choice,
     check_rate,
 )
+from noisyml.noise.released import single_label as legacy
 
 
 def flip_probabilities(

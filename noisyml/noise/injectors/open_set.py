@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from noisyml.errors import UserError
-from noisyml.noise import legacy
 from noisyml.noise.base import Outcome, Samples, SeededInjector, check_choice, check_rate
+from noisyml.noise.released import single_label as legacy
 
 
 @dataclass(frozen=True, kw_only=True)

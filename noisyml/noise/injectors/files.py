@@ -15,13 +15,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from noisyml.errors import UserError
 from noisyml.noise.base import Injector, Outcome, Samples, SplitInjector, check_choice
-from noisyml.noise.lists import (
+from noisyml.noise.manifest import NoiseManifest
+from noisyml.noise.released.lists import (
     ListName,
     check_official_list,
     manifest_from_list,
     official_table,
 )
-from noisyml.noise.manifest import NoiseManifest
 from noisyml.targets.labels import LabelKind, Labels, as_labels, as_multi_hot, kind_of
 
 #: MD5 of the CIFAR-N label files (Wei et al., ICLR 2022).

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.errors import UserError, did_you_mean
-from noisyml.noise import multi_label_legacy as legacy
 from noisyml.noise.base import Outcome, Samples, SeededInjector, check_choice, check_rate
+from noisyml.noise.released import multilabel as legacy
 from noisyml.targets.labels import LabelKind
 
 #: One rate for all classes, one per class, or by class name (others: 0).

@@ -218,7 +218,7 @@ def part_dependent(
     """
     from scipy.stats import truncnorm
 
-    from noisyml.noise.instance import part_dependent_probabilities
+    from noisyml.noise.injectors.instance import part_dependent_probabilities
 
     generator = _legacy_generator(seed)
     flip_rate = truncnorm(-rate / norm_std, (1 - rate) / norm_std, loc=rate, scale=norm_std).rvs(
@@ -249,7 +249,7 @@ def cifar_n_instance(
         num_classes: number of classes; the projection D x C is shared by them.
         seed: seed of NumPy's legacy generator (0 in the release).
     """
-    from noisyml.noise.instance import flip_probabilities
+    from noisyml.noise.injectors.instance import flip_probabilities
 
     generator = _legacy_generator(seed)
     flip_rate = generator.normal(loc=rate, scale=0.1, size=1_000_000)
