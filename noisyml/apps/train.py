@@ -202,7 +202,7 @@ def resolve(config: DictConfig, folder: RunFolder) -> DictConfig:
     """The configuration with every interpolation replaced by its value."""
     from omegaconf import OmegaConf, open_dict
 
-    from noisyml.stages import stage_folders
+    from noisyml.stages.plan import stage_folders
 
     before = stage_folders(folder.path, config)
     with open_dict(config):
@@ -234,7 +234,7 @@ def _write_stages(
     from omegaconf import open_dict
 
     from noisyml.runs.processes import check_ranks
-    from noisyml.stages import compose_stages, stage_folders
+    from noisyml.stages.plan import compose_stages, stage_folders
 
     previous = None
     paths = stage_folders(folder.path, config)
@@ -255,7 +255,7 @@ def train_stages(
     """Train what goes before the run, as far as it is not finished, and then the run itself."""
     from omegaconf import DictConfig, OmegaConf
 
-    from noisyml.stages import stage_folders
+    from noisyml.stages.plan import stage_folders
 
     for path in stage_folders(folder.path, config):
         stage = RunFolder(path)

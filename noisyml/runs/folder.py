@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 METRICS_FILE = "metrics.json"
 CONFIG_FILE = "config.yaml"
-#: Runs that went before a run, see `noisyml.stages`.
+#: Runs that went before a run, see `noisyml.stages.plan`.
 STAGES_FOLDER = "stages"
 
 
