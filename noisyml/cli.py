@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> int:
         print(__version__)
         return 0
     if arguments[0] in {"-sc", "--shell-completion"}:
-        from noisyml.command import complete_shell
+        from noisyml.command.hydra import complete_shell
 
         return complete_shell(arguments, list(verbs()))
     verb, *rest = arguments

@@ -45,7 +45,7 @@ from torch import Tensor, nn
 
 from noisyml.apps._quiet import quiet
 from noisyml.assemble import Assembly, assemble, build
-from noisyml.config import compose
+from noisyml.command.config import compose
 from noisyml.data.base import ArrayImages, DatasetSource, Split
 from noisyml.embeddings import EmbeddingPlan, SplitWriter
 from noisyml.extraction import Extractor, ShardLoaders, ShardWriting

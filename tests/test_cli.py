@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from noisyml import cli
-from noisyml.command import overrides_in, swept_keys
+from noisyml.command.hydra import overrides_in, swept_keys
 
 
 def run(*arguments, **env):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from noisyml.command import sweep_settings
-from noisyml.config import register_resolvers
+from noisyml.command.config import register_resolvers
+from noisyml.command.hydra import sweep_settings
 from noisyml.errors import UserError
 from noisyml.runs.folder import processes as launch
 
@@ -203,7 +203,7 @@ def test_values_that_an_experiment_brings_are_named_where_more_is_typed(tmp_path
 
 
 def test_a_missing_launcher_is_named(monkeypatch):
-    from noisyml import command
+    from noisyml.command.hydra import hydra as command
 
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs the package hydra-submitit-launcher: pip install"):
@@ -213,7 +213,7 @@ def test_a_missing_launcher_is_named(monkeypatch):
 def test_paths_survive_the_grammar_of_overrides():
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from noisyml.command import _quoted
+    from noisyml.command.hydra import _quoted
 
     for path in ("a b", "it's", "back\\slash", "end\\", "x=1,y=2", "a\\'b", "ünï"):
         (parsed,) = OverridesParser.create().parse_overrides([f"key={_quoted(path)}"])

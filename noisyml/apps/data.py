@@ -30,7 +30,7 @@ NAMED = 20
 
 def main(arguments: list[str]) -> int:
     """Run ``noisyml data check|show [overrides]``; 1 if a check finds broken images."""
-    from noisyml.command import run_hydra
+    from noisyml.command.hydra import run_hydra
     from noisyml.errors import did_you_mean
 
     if not arguments or arguments[0] in {"-h", "--help"}:

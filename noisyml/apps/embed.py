@@ -53,7 +53,7 @@ FREE = ("knn", "name", "paths", "run_dir", "resume", "trainer", "data.num_worker
 
 def main(arguments: list[str]) -> int:
     """Run ``noisyml embed [checkpoint=RUN_DIR] [overrides]`` or ``noisyml embed resume=DIR``."""
-    from noisyml.command import overrides_in, run_hydra
+    from noisyml.command.hydra import overrides_in, run_hydra
     from noisyml.runs.processes import Followers, follow, is_main_process, started_elsewhere
 
     if started_elsewhere() and not is_main_process():
@@ -138,7 +138,7 @@ def join(path: Path) -> None:
 
 def continue_run(path: Path, overrides: list[str], followers: Followers) -> int:
     """``noisyml embed resume=DIR [trainer.devices=...] [knn=...]``: compute what is missing."""
-    from noisyml.overrides import apply_overrides
+    from noisyml.command.overrides import apply_overrides
     from noisyml.runs.processes import check_ranks, is_main_process
 
     folder = RunFolder(path)
@@ -178,8 +178,8 @@ def configuration(
     import yaml
     from omegaconf import DictConfig, OmegaConf, open_dict
 
-    from noisyml.config import group_names
-    from noisyml.overrides import apply_overrides
+    from noisyml.command.config import group_names
+    from noisyml.command.overrides import apply_overrides
 
     if config.checkpoint is not None:
         run, file = locate_checkpoint(Path(config.checkpoint), config.which)
@@ -239,7 +239,7 @@ def _is_free(key: str) -> bool:
 
 def _changed(config: DictConfig, folder: RunFolder) -> str | None:
     """The first setting in which the folder's configuration differs, if it changes rows."""
-    from noisyml.config import flatten
+    from noisyml.command.config import flatten
 
     wanted = dict(flatten(config))
     there = dict(flatten(folder.config()))

@@ -26,7 +26,7 @@ OWN = ("checkpoint", "which", "name", "paths.", "hydra")
 
 def main(arguments: list[str]) -> int:
     """Run ``noisyml evaluate checkpoint=RUN_DIR [which=last|best] [settings of the run]``."""
-    from noisyml.command import overrides_in, run_hydra
+    from noisyml.command.hydra import overrides_in, run_hydra
 
     settings = [o for o in overrides_in(arguments) if not o.lstrip("+").startswith(OWN)]
     own = [argument for argument in arguments if argument not in settings]
@@ -38,7 +38,7 @@ def job(config: DictConfig, settings: list[str]) -> dict[str, float]:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
-    from noisyml.overrides import apply_overrides
+    from noisyml.command.overrides import apply_overrides
 
     run, file = locate_checkpoint(Path(config.checkpoint), config.which)
     trained = OmegaConf.load(run.config_file)

@@ -36,7 +36,7 @@ Device = Literal["cpu", "cuda"]
 
 def main(arguments: list[str]) -> int:
     """Run ``noisyml knn embeddings=DIR_OR_NPY [overrides]``."""
-    from noisyml.command import run_hydra
+    from noisyml.command.hydra import run_hydra
 
     return run_hydra(job, "knn", "knn", arguments)
 

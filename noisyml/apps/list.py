@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
 
 def entries(group: str) -> list[dict[str, Any]]:
     """Name and description of each choice; for data sets also ``files``: present or missing."""
-    from noisyml.config import options
+    from noisyml.command.config import options
 
     rows: list[dict[str, Any]] = []
     for option in options(GROUPS[group]):
@@ -79,7 +79,7 @@ def _presence(name: str) -> str:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    from noisyml.config import conf_dir
+    from noisyml.command.config import conf_dir
 
     folder = conf_dir()
     config = OmegaConf.create(

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 def main(arguments: list[str]) -> int:
     """Run ``noisyml train [overrides]``."""
-    from noisyml.command import run_jobs
+    from noisyml.command.hydra import run_jobs
     from noisyml.runs.processes import Followers, follow, is_main_process, started_elsewhere
 
     if started_elsewhere() and not is_main_process():
@@ -89,7 +89,7 @@ def lead(config: DictConfig, arguments: list[str], followers: Followers) -> dict
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from noisyml.command import swept_keys
+    from noisyml.command.hydra import swept_keys
     from noisyml.runs.processes import check_ranks
 
     hydra = HydraConfig.get()
@@ -170,7 +170,7 @@ def continue_run(path: Path, overrides: list[str], followers: Followers) -> int:
     """``noisyml train resume=RUN_DIR [overrides]``: go on where the last checkpoint was written."""
     from omegaconf import DictConfig, OmegaConf
 
-    from noisyml.overrides import apply_overrides
+    from noisyml.command.overrides import apply_overrides
     from noisyml.runs.folder import write_atomically
     from noisyml.runs.processes import check_ranks, is_main_process
 

@@ -233,7 +233,7 @@ def test_verb_without_action_prints_its_usage(noisyml):
 def test_every_configuration_builds_its_data_set(monkeypatch):
     from hydra.utils import instantiate
 
-    from noisyml.config import compose, conf_dir
+    from noisyml.command.config import compose, conf_dir
 
     monkeypatch.setenv("NOISYML_DATA", os.devnull)
     names = sorted(path.stem for path in (conf_dir() / "dataset").glob("*.yaml"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from noisyml.config import (
+from noisyml.command.config import (
     choices_in,
     compose_defaults,
     flatten,

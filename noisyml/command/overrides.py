@@ -6,9 +6,9 @@ import copy
 
 from omegaconf import DictConfig, OmegaConf
 
-from noisyml.config import conf_dir, flatten, group_names
+from noisyml.command.config import conf_dir, flatten, group_names
+from noisyml.command.mistakes import suggest_key
 from noisyml.errors import UserError, did_you_mean
-from noisyml.explain import suggest_key
 
 
 def apply_overrides(config: DictConfig, overrides: list[str], *, groups: bool) -> DictConfig:

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisyml import __version__
-from noisyml.config import conf_dir, register_resolvers
+from noisyml.command.config import conf_dir, register_resolvers
+from noisyml.command.mistakes import as_user_error, check_flags, check_types
 from noisyml.errors import EXIT_USER_ERROR, SweepError, UserError
-from noisyml.explain import as_user_error, check_flags, check_types
 from noisyml.runs.folder import write_atomically
 from noisyml.runs.processes import is_main_process, started_elsewhere
 
