@@ -44,7 +44,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from noisyml.apps._quiet import quiet
-from noisyml.assemble import Assembly, assemble, build
+from noisyml.assembly.build import Assembly, assemble, build
 from noisyml.command.config import compose
 from noisyml.data.base import ArrayImages, DatasetSource, Split
 from noisyml.embeddings import EmbeddingPlan, SplitWriter

@@ -303,7 +303,7 @@ def extract(config: DictConfig, folder: RunFolder) -> dict[str, float]:
     import torch.distributed as dist
 
     from noisyml.apps._quiet import quiet
-    from noisyml.assemble import build
+    from noisyml.assembly.build import build
     from noisyml.extraction import Extractor, ShardLoaders, ShardWriting, observed_labels
     from noisyml.runs.processes import cluster_environment, is_main_process
 
@@ -360,7 +360,7 @@ def network(config: DictConfig) -> tuple[DataModule, Encoder | BackboneOnly]:
     Raises:
         UserError: data or weights missing, or parts that do not go together.
     """
-    from noisyml.assemble import assemble, build
+    from noisyml.assembly.build import assemble, build
     from noisyml.data.datamodule import DataModule
     from noisyml.data.samplers import Shuffle
     from noisyml.extraction import BackboneOnly

@@ -64,7 +64,7 @@ def evaluate(config: DictConfig, checkpoint: Path) -> dict[str, float]:
     import lightning
 
     from noisyml.apps._quiet import quiet
-    from noisyml.assemble import assemble, build
+    from noisyml.assembly.build import assemble, build
     from noisyml.runs.progress import announce
 
     quiet()
