@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from noisyml import distributed
 from noisyml.data.base import DatasetSource, ImageSource, Picture, Split
-from noisyml.data.datasets.layout import check_choice
 from noisyml.data.features import CachedFeatures, Progress, cached_features
+from noisyml.data.readers.layout import check_choice
 from noisyml.data.samplers import EMPTY, BatchPlan, DrawnBatch, PlannedBatches
 from noisyml.data.subset import subset
 from noisyml.data.transforms import ViewMaker

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from noisyml.data.base import Picture
-from noisyml.data.datasets.layout import check_choice
+from noisyml.data.readers.layout import check_choice
 from noisyml.data.transforms import ImageTransform, check_range
 from noisyml.errors import UserError
 

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.data.base import ImageSource, Picture, Split
-from noisyml.data.datasets.partition import hash_ranks
+from noisyml.data.readers.partition import hash_ranks
 from noisyml.errors import UserError
 
 

@@ -22,10 +22,10 @@ from noisyml.data.datasets.fashion_mnist import FashionMNIST
 from noisyml.data.datasets.food101n import Food101N
 from noisyml.data.datasets.inshop import InShop
 from noisyml.data.datasets.mnist import read_idx
-from noisyml.data.datasets.partition import held_out_classes
-from noisyml.data.datasets.path_lists import read_path_list
 from noisyml.data.datasets.sop import StanfordOnlineProducts
 from noisyml.data.datasets.vehicle_id import VehicleID
+from noisyml.data.readers.partition import held_out_classes
+from noisyml.data.readers.path_lists import read_path_list
 from noisyml.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset"

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noisyml.data.datasets.partition import (
+from noisyml.data.readers.partition import (
     arrange,
     carve_classes,
     carve_samples,

@@ -15,9 +15,9 @@ from noisyml.data.datasets import glyphs
 from noisyml.data.datasets.csv_table import CsvTable
 from noisyml.data.datasets.digits import Digits
 from noisyml.data.datasets.glyphs import Character, Glyphs
-from noisyml.data.datasets.layout import array_split
 from noisyml.data.datasets.mosaic import Mosaic
-from noisyml.data.datasets.partition import carve_multi_label
+from noisyml.data.readers.layout import array_split
+from noisyml.data.readers.partition import carve_multi_label
 from noisyml.data.samplers import MPerClass, Shuffle
 from noisyml.data.transforms import ImageTransform
 from noisyml.data.views import FeatureView, labels_of

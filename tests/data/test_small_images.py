@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 
 from noisyml.data.datasets.cifar import CIFAR10_CLASSES, Cifar10, Cifar100
 from noisyml.data.datasets.mnist import MNIST
-from noisyml.data.datasets.partition import bare_protocol
+from noisyml.data.readers.partition import bare_protocol
 from noisyml.errors import UserError
 from noisyml.noise import Asymmetric, HumanLabels
 from noisyml.noise.transition import CIFAR100_FINE_TO_COARSE, PRESET_CLASS_NAMES

@@ -13,16 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.data.base import Split
-from noisyml.data.datasets import cache
-from noisyml.data.datasets.band_images import (
+from noisyml.data.readers import cache
+from noisyml.data.readers.band_images import (
     RESAMPLINGS,
     Band,
     BandImages,
     band_limits,
     choose_bands,
 )
-from noisyml.data.datasets.closed_set import ClosedSetFiles, Listed
-from noisyml.data.datasets.layout import (
+from noisyml.data.readers.closed_set import ClosedSetFiles, Listed
+from noisyml.data.readers.layout import (
     at_once,
     check_choice,
     files_digest,

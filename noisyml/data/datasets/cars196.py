@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from noisyml.data.datasets.layout import check_choice, first_missing, image_files
-from noisyml.data.datasets.zero_shot import DevelopmentSplit, Rows, ZeroShotFiles
+from noisyml.data.readers.layout import check_choice, first_missing, image_files
+from noisyml.data.readers.zero_shot import DevelopmentSplit, Rows, ZeroShotFiles
 from noisyml.errors import UserError
 
 Layout = Literal["auto", "folders", "annos", "devkit"]

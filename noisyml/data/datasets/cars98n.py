@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from noisyml.data.datasets.layout import first_missing
-from noisyml.data.datasets.path_lists import CrawledFiles, read_path_list
-from noisyml.data.datasets.zero_shot import Rows
+from noisyml.data.readers.layout import first_missing
+from noisyml.data.readers.path_lists import CrawledFiles, read_path_list
+from noisyml.data.readers.zero_shot import Rows
 
 LISTS = {"train": "CARSN_train.csv", "test": "CARS_test.csv"}
 FOLDERS = ("cars_noise", "cars196")

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyml.data.datasets.array_benchmark import ArrayBenchmark, ArraySplit, LabelledArrays
-from noisyml.data.datasets.layout import check_choice, first_missing, read_lines
+from noisyml.data.readers.array_benchmark import ArrayBenchmark, ArraySplit, LabelledArrays
+from noisyml.data.readers.layout import check_choice, first_missing, read_lines
 from noisyml.errors import UserError
 
 SIDE = 32

@@ -11,21 +11,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.data.base import UNKNOWN
-from noisyml.data.datasets.closed_set import (
+from noisyml.data.readers.closed_set import (
     ClosedSetFiles,
     Listed,
     available,
     check_range,
     check_share,
 )
-from noisyml.data.datasets.layout import (
+from noisyml.data.readers.layout import (
     check_choice,
     first_missing,
     read_columns,
     read_lines,
     whole_numbers,
 )
-from noisyml.data.datasets.partition import hash_ranks
+from noisyml.data.readers.partition import hash_ranks
 from noisyml.errors import UserError
 
 CLASS_NAMES = (

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from noisyml.data.base import DatasetSource, Split
-from noisyml.data.datasets.layout import (
+from noisyml.data.readers.layout import (
     check_choice,
     parts_to_splits,
     require_files,
     stat_files,
 )
-from noisyml.data.datasets.partition import (
+from noisyml.data.readers.partition import (
     SPLIT_KINDS,
     SPLIT_NAMES,
     SplitKind,

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from noisyml.data.datasets.layout import first_missing, read_columns, whole_numbers
-from noisyml.data.datasets.zero_shot import Rows, ZeroShotFiles
+from noisyml.data.readers.layout import first_missing, read_columns, whole_numbers
+from noisyml.data.readers.zero_shot import Rows, ZeroShotFiles
 from noisyml.errors import UserError
 
 

@@ -7,8 +7,8 @@ from typing import ClassVar
 import numpy as np
 
 from noisyml.data.base import DatasetSource, Split
-from noisyml.data.datasets.layout import array_split, check_choice
-from noisyml.data.datasets.partition import (
+from noisyml.data.readers.layout import array_split, check_choice
+from noisyml.data.readers.partition import (
     SPLIT_KINDS,
     SplitKind,
     carve,

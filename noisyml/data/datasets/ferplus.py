@@ -10,8 +10,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyml.data.datasets.closed_set import ClosedSetFiles, Listed
-from noisyml.data.datasets.layout import check_choice, check_count, first_missing, whole_numbers
+from noisyml.data.readers.closed_set import ClosedSetFiles, Listed
+from noisyml.data.readers.layout import check_choice, check_count, first_missing, whole_numbers
 from noisyml.errors import UserError
 
 CLASS_NAMES = (

@@ -10,16 +10,16 @@ from typing import ClassVar
 import numpy as np
 
 from noisyml.data.base import UNKNOWN, WRONG
-from noisyml.data.datasets.closed_set import ClosedSetFiles, Listed, available, check_share
-from noisyml.data.datasets.layout import (
+from noisyml.data.readers.closed_set import ClosedSetFiles, Listed, available, check_share
+from noisyml.data.readers.layout import (
     IMAGE_SUFFIXES,
     check_count,
     first_missing,
     read_columns,
     read_lines,
 )
-from noisyml.data.datasets.path_lists import CrawledFiles, read_path_list
-from noisyml.data.datasets.zero_shot import Rows
+from noisyml.data.readers.path_lists import CrawledFiles, read_path_list
+from noisyml.data.readers.zero_shot import Rows
 from noisyml.errors import UserError
 
 LISTS = {"train": "FOOD_train.csv", "test": "FOOD_test.csv"}

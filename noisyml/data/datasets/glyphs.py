@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont, features
 
 from noisyml.data.base import DatasetSource, Split
-from noisyml.data.datasets import cache
-from noisyml.data.datasets.layout import array_split, check_choice, require_files
-from noisyml.data.datasets.partition import (
+from noisyml.data.readers import cache
+from noisyml.data.readers.layout import array_split, check_choice, require_files
+from noisyml.data.readers.partition import (
     SPLIT_KINDS,
     SplitKind,
     carve_samples,

@@ -10,13 +10,13 @@ from typing import ClassVar
 import numpy as np
 
 from noisyml.data.base import DatasetSource, Split
-from noisyml.data.datasets.layout import (
+from noisyml.data.readers.layout import (
     IMAGE_SUFFIXES,
     check_choice,
     parts_to_splits,
     require_files,
 )
-from noisyml.data.datasets.partition import (
+from noisyml.data.readers.partition import (
     SPLIT_KINDS,
     SplitKind,
     arrange,

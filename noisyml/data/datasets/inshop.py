@@ -8,14 +8,14 @@ from typing import ClassVar
 import numpy as np
 
 from noisyml.data.base import DatasetSource, Split
-from noisyml.data.datasets.layout import (
+from noisyml.data.readers.layout import (
     check_count,
     parts_to_splits,
     read_columns,
     require_files,
 )
-from noisyml.data.datasets.partition import held_out_classes
-from noisyml.data.datasets.zero_shot import DevelopmentSplit
+from noisyml.data.readers.partition import held_out_classes
+from noisyml.data.readers.zero_shot import DevelopmentSplit
 from noisyml.errors import UserError
 
 LIST = "list_eval_partition.txt"

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyml.data.datasets.array_benchmark import ArrayBenchmark, LabelledArrays
+from noisyml.data.readers.array_benchmark import ArrayBenchmark, LabelledArrays
 from noisyml.errors import UserError
 
 PREFIXES = {"train": "train", "test": "t10k"}

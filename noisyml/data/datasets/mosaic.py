@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.data.base import DatasetSource, Split
-from noisyml.data.datasets.layout import array_split, require_files
+from noisyml.data.readers.layout import array_split, require_files
 from noisyml.errors import UserError
 
 

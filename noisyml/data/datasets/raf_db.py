@@ -8,8 +8,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from noisyml.data.datasets.closed_set import ClosedSetFiles, Listed, check_range
-from noisyml.data.datasets.layout import first_missing, read_columns, whole_numbers
+from noisyml.data.readers.closed_set import ClosedSetFiles, Listed, check_range
+from noisyml.data.readers.layout import first_missing, read_columns, whole_numbers
 from noisyml.errors import UserError
 
 CLASS_NAMES = ("Surprise", "Fear", "Disgust", "Happiness", "Sadness", "Anger", "Neutral")

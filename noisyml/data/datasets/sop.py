@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from noisyml.data.datasets.layout import first_missing, read_columns, whole_numbers
-from noisyml.data.datasets.zero_shot import Rows, ZeroShotFiles
+from noisyml.data.readers.layout import first_missing, read_columns, whole_numbers
+from noisyml.data.readers.zero_shot import Rows, ZeroShotFiles
 
 LISTS = {"train": "Ebay_train.txt", "test": "Ebay_test.txt"}
 

@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from noisyml.data.datasets.closed_set import ClosedSetFiles, Listed
-from noisyml.data.datasets.layout import first_missing, image_files, read_columns, read_lines
+from noisyml.data.readers.closed_set import ClosedSetFiles, Listed
+from noisyml.data.readers.layout import first_missing, image_files, read_columns, read_lines
 from noisyml.errors import UserError
 
 

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from noisyml.data.base import Split
 from noisyml.data.datasets import bigearthnet
-from noisyml.data.datasets.band_images import Band, BandImages, band_limits, choose_bands
-from noisyml.data.datasets.closed_set import ClosedSetFiles, Listed, check_share
-from noisyml.data.datasets.layout import check_choice, check_count, first_missing, read_lines
+from noisyml.data.readers.band_images import Band, BandImages, band_limits, choose_bands
+from noisyml.data.readers.closed_set import ClosedSetFiles, Listed, check_share
+from noisyml.data.readers.layout import check_choice, check_count, first_missing, read_lines
 from noisyml.errors import UserError
 
 GENERA = (

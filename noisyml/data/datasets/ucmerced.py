@@ -7,14 +7,14 @@ from typing import ClassVar
 
 import numpy as np
 
-from noisyml.data.datasets.closed_set import ClosedSetFiles, Listed
-from noisyml.data.datasets.layout import (
+from noisyml.data.readers.closed_set import ClosedSetFiles, Listed
+from noisyml.data.readers.layout import (
     check_count,
     first_missing,
     read_lines,
     whole_numbers,
 )
-from noisyml.data.datasets.partition import carving, check_fractions
+from noisyml.data.readers.partition import carving, check_fractions
 from noisyml.errors import UserError
 
 TABLE = "LandUse_Multilabeled.txt"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.data.base import DatasetSource, Split
-from noisyml.data.datasets.layout import (
+from noisyml.data.readers.layout import (
     check_choice,
     check_count,
     first_missing,
@@ -18,8 +18,8 @@ from noisyml.data.datasets.layout import (
     require_files,
     whole_numbers,
 )
-from noisyml.data.datasets.partition import hash_ranks, held_out_classes
-from noisyml.data.datasets.zero_shot import DevelopmentSplit
+from noisyml.data.readers.partition import hash_ranks, held_out_classes
+from noisyml.data.readers.zero_shot import DevelopmentSplit
 from noisyml.errors import UserError
 
 Protocol = Literal["query_gallery", "self"]

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.data.base import DatasetSource, Split
-from noisyml.data.datasets.layout import check_count, file_split, require_files, stat_files
-from noisyml.data.datasets.partition import (
+from noisyml.data.readers.layout import check_count, file_split, require_files, stat_files
+from noisyml.data.readers.partition import (
     carve_multi_label,
     carve_samples,
     carving,

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.data.base import DatasetSource, Split
-from noisyml.data.datasets.layout import (
+from noisyml.data.readers.layout import (
     check_archives,
     check_count,
     file_split,
     require_files,
 )
-from noisyml.data.datasets.partition import held_out_classes
+from noisyml.data.readers.partition import held_out_classes
 
 DevelopmentSplit = Literal["official", "dev"]
 

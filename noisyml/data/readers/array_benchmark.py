@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.data.base import DatasetSource, Split
-from noisyml.data.datasets.layout import array_split, check_choice, check_count, require_files
-from noisyml.data.datasets.partition import bare_protocol, carve_samples, carving, check_fractions
+from noisyml.data.readers.layout import array_split, check_choice, check_count, require_files
+from noisyml.data.readers.partition import bare_protocol, carve_samples, carving, check_fractions
 
 ArraySplit = Literal["official", "bare"]
 #: How ``val`` is taken from the training half.

@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from noisyml.data.datasets.layout import stat_files
-from noisyml.data.datasets.zero_shot import Rows, ZeroShotFiles
+from noisyml.data.readers.layout import stat_files
+from noisyml.data.readers.zero_shot import Rows, ZeroShotFiles
 from noisyml.errors import UserError
 
 logger = logging.getLogger(__name__)
