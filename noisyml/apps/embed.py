@@ -362,7 +362,7 @@ def network(config: DictConfig) -> tuple[DataModule, Encoder | BackboneOnly]:
     """
     from noisyml.assembly.build import assemble, build
     from noisyml.data.datamodule import DataModule
-    from noisyml.data.samplers import Shuffle
+    from noisyml.data.samplers.plans import Shuffle
     from noisyml.extraction import BackboneOnly
     from noisyml.noise import NoNoise
     from noisyml.runs.processes import is_main_process

@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from noisyml.data.base import Split
 from noisyml.data.datamodule import DataModule
-from noisyml.data.transforms import ViewMaker
+from noisyml.data.transforms.image import ViewMaker
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss
 from noisyml.methods.base import Method, load_encoder

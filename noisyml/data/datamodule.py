@@ -20,9 +20,9 @@ from noisyml import distributed
 from noisyml.data.base import DatasetSource, ImageSource, Picture, Split
 from noisyml.data.features import CachedFeatures, Progress, cached_features
 from noisyml.data.readers.layout import check_choice
-from noisyml.data.samplers import EMPTY, BatchPlan, DrawnBatch, PlannedBatches
+from noisyml.data.samplers.plans import EMPTY, BatchPlan, DrawnBatch, PlannedBatches
 from noisyml.data.subset import subset
-from noisyml.data.transforms import ViewMaker
+from noisyml.data.transforms.image import ViewMaker
 from noisyml.data.views import (
     EvaluationView,
     FeatureView,

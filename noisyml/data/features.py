@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from noisyml.data.base import Split
-from noisyml.data.transforms import ViewMaker
+from noisyml.data.transforms.image import ViewMaker
 from noisyml.data.views import EvaluationView, whole
 from noisyml.errors import UserError
 

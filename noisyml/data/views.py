@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from noisyml.data.base import BrokenImage, Split, sentence_of
-from noisyml.data.samplers import DrawnBatch
-from noisyml.data.transforms import ViewMaker
+from noisyml.data.samplers.plans import DrawnBatch
+from noisyml.data.transforms.image import ViewMaker
 from noisyml.errors import UserError
 from noisyml.targets.labels import Labels
 

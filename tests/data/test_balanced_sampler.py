@@ -9,9 +9,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from noisyml.data.balanced_sampler import ClassBalanced, RandomClasses
 from noisyml.data.datamodule import _OnSubset
-from noisyml.data.samplers import EMPTY, PlannedBatches
+from noisyml.data.samplers.balanced import ClassBalanced, RandomClasses
+from noisyml.data.samplers.plans import EMPTY, PlannedBatches
 from noisyml.errors import UserError
 
 ROOT = Path(__file__).parents[2]

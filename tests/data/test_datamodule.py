@@ -9,8 +9,8 @@ import torch
 from noisyml import distributed
 from noisyml.data.base import ArrayImages, BrokenImage, DatasetSource, Split
 from noisyml.data.datamodule import DataModule
-from noisyml.data.samplers import Shuffle
-from noisyml.data.transforms import ImageTransform
+from noisyml.data.samplers.plans import Shuffle
+from noisyml.data.transforms.image import ImageTransform
 from noisyml.errors import UserError
 from noisyml.models.backbones import mlp
 from noisyml.noise import (

@@ -8,7 +8,7 @@ import torch
 
 from noisyml.data.base import ArrayImages, BrokenImage, Split
 from noisyml.data.features import cached_features
-from noisyml.data.transforms import ImageTransform
+from noisyml.data.transforms.image import ImageTransform
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 6, 6), dtype=np.uint8)
 

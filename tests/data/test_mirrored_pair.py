@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from noisyml.data.base import ArrayImages, BrokenImage, Split
-from noisyml.data.mirrored_pair import MirroredPair, add_noise, erase, random_box
-from noisyml.data.samplers import DrawnBatch
-from noisyml.data.transforms import ImageTransform
+from noisyml.data.samplers.plans import DrawnBatch
+from noisyml.data.transforms.image import ImageTransform
+from noisyml.data.transforms.mirrored_pair import MirroredPair, add_noise, erase, random_box
 from noisyml.data.views import EvaluationView, TrainingView
 from noisyml.errors import UserError
 from noisyml.models.backbones import Backbone

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image
 
-from noisyml.data.balanced_sampler import ClassBalanced, RandomClasses
 from noisyml.data.checks import check_images, contact_sheet, find_duplicates
 from noisyml.data.datamodule import DataModule
 from noisyml.data.datasets import glyphs
@@ -18,8 +17,9 @@ from noisyml.data.datasets.glyphs import Character, Glyphs
 from noisyml.data.datasets.mosaic import Mosaic
 from noisyml.data.readers.layout import array_split
 from noisyml.data.readers.partition import carve_multi_label
-from noisyml.data.samplers import MPerClass, Shuffle
-from noisyml.data.transforms import ImageTransform
+from noisyml.data.samplers.balanced import ClassBalanced, RandomClasses
+from noisyml.data.samplers.plans import MPerClass, Shuffle
+from noisyml.data.transforms.image import ImageTransform
 from noisyml.data.views import FeatureView, labels_of
 from noisyml.embeddings import EmbeddingPlan, EmbeddingStore, SplitWriter
 from noisyml.errors import UserError

@@ -27,7 +27,7 @@ from noisyml.data.datasets.treesatai import GENERA, SPECIES, TreeSatAI
 from noisyml.data.datasets.ucmerced import UCMercedMultiLabel
 from noisyml.data.readers.band_images import Band, BandImages, choose_bands, read_tiff
 from noisyml.data.readers.layout import at_once, stat_files
-from noisyml.data.transforms import ImageTransform
+from noisyml.data.transforms.image import ImageTransform
 from noisyml.data.views import EvaluationView
 from noisyml.errors import UserError
 from noisyml.models.backbones import resnet, timm_model

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from noisyml.data.samplers import MPerClass, PlannedBatches, Shuffle
+from noisyml.data.samplers.plans import MPerClass, PlannedBatches, Shuffle
 from noisyml.errors import UserError
 
 LABELS = np.random.default_rng(0).integers(0, 12, 203)

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
-from noisyml.data.transforms import ImageTransform
+from noisyml.data.transforms.image import ImageTransform
 from noisyml.errors import UserError
 
 CONF = Path(__file__).parents[2] / "conf" / "transform"

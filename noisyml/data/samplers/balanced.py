@@ -2,7 +2,7 @@
 
 `ClassBalanced` is the sampler of ProxyNCA++ (Teh, DeVries and Taylor, ECCV 2020, arXiv 2004.01113),
 draw for draw; `RandomClasses` follows that of RKD (Park et al., CVPR 2019, arXiv 1904.05068).
-`noisyml.data.samplers.MPerClass` shows every sample of an epoch more evenly.
+`noisyml.data.samplers.plans.MPerClass` shows every sample of an epoch more evenly.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyml.data.samplers import EMPTY, check_batch, check_one_label
+from noisyml.data.samplers.plans import EMPTY, check_batch, check_one_label
 from noisyml.errors import UserError
 
 

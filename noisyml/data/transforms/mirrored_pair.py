@@ -18,7 +18,7 @@ from torch import Tensor
 
 from noisyml.data.base import Picture
 from noisyml.data.readers.layout import check_choice
-from noisyml.data.transforms import ImageTransform, check_range
+from noisyml.data.transforms.image import ImageTransform, check_range
 from noisyml.errors import UserError
 
 PairMode = Literal["independent", "mirrored"]
