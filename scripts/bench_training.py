@@ -47,8 +47,8 @@ from noisyml.apps._quiet import quiet
 from noisyml.assembly.build import Assembly, assemble, build
 from noisyml.command.config import compose
 from noisyml.data.base import ArrayImages, DatasetSource, Split
-from noisyml.embeddings import EmbeddingPlan, SplitWriter
-from noisyml.extraction import Extractor, ShardLoaders, ShardWriting
+from noisyml.embeddings.extraction import Extractor, ShardLoaders, ShardWriting
+from noisyml.embeddings.store import EmbeddingPlan, SplitWriter
 
 
 class RandomPhotos(DatasetSource):

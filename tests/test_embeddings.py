@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noisyml.embeddings import (
+from noisyml.embeddings.store import (
     MAPPED_SHARDS,
     EmbeddedSplit,
     EmbeddingPlan,
@@ -241,7 +241,7 @@ def test_reading_needs_neither_torch_nor_lightning():
     import sys
 
     code = (
-        "import sys, noisyml.embeddings\n"
+        "import sys, noisyml.embeddings.store\n"
         "assert not {'torch', 'lightning', 'hydra', 'pandas'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

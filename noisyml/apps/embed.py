@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from noisyml.data.datamodule import DataModule
-    from noisyml.embeddings import SplitWriter
-    from noisyml.extraction import BackboneOnly
+    from noisyml.embeddings.extraction import BackboneOnly
+    from noisyml.embeddings.store import SplitWriter
     from noisyml.models.encoder import Encoder
     from noisyml.runs.processes import Followers
 
@@ -104,7 +104,7 @@ def lead(
     """A job on rank 0, which alone writes configurations."""
     from hydra.core.hydra_config import HydraConfig
 
-    from noisyml.embeddings import EMBEDDINGS_FOLDER, PLAN_FILE
+    from noisyml.embeddings.store import EMBEDDINGS_FOLDER, PLAN_FILE
     from noisyml.runs.processes import check_ranks
 
     hydra = HydraConfig.get()
@@ -281,7 +281,7 @@ def run(config: DictConfig, folder: RunFolder, followers: Followers) -> dict[str
 def _conclude(config: DictConfig, folder: RunFolder) -> dict[str, float]:
     """Say what there is, and write the graphs; metrics of these."""
     from noisyml.apps.knn import Device, write_graph
-    from noisyml.embeddings import EmbeddingStore
+    from noisyml.embeddings.store import EmbeddingStore
 
     metrics: dict[str, float] = {}
     store = EmbeddingStore(folder.path)
@@ -304,7 +304,7 @@ def extract(config: DictConfig, folder: RunFolder) -> dict[str, float]:
 
     from noisyml.apps._quiet import quiet
     from noisyml.assembly.build import build
-    from noisyml.extraction import Extractor, ShardLoaders, ShardWriting, observed_labels
+    from noisyml.embeddings.extraction import Extractor, ShardLoaders, ShardWriting, observed_labels
     from noisyml.runs.processes import cluster_environment, is_main_process
 
     quiet()
@@ -363,7 +363,7 @@ def network(config: DictConfig) -> tuple[DataModule, Encoder | BackboneOnly]:
     from noisyml.assembly.build import assemble, build
     from noisyml.data.datamodule import DataModule
     from noisyml.data.samplers.plans import Shuffle
-    from noisyml.extraction import BackboneOnly
+    from noisyml.embeddings.extraction import BackboneOnly
     from noisyml.noise import NoNoise
     from noisyml.runs.processes import is_main_process
     from noisyml.runs.progress import announce
@@ -412,8 +412,8 @@ def split_writers(
     Raises:
         UserError: a split that the data set lacks, or fewer samples than neighbours.
     """
-    from noisyml.embeddings import EMBEDDINGS_FOLDER, EmbeddingPlan, SplitWriter
-    from noisyml.extraction import fingerprint, observed_labels
+    from noisyml.embeddings.extraction import fingerprint, observed_labels
+    from noisyml.embeddings.store import EMBEDDINGS_FOLDER, EmbeddingPlan, SplitWriter
 
     for name in config.splits or ():
         if name not in data.splits:
@@ -457,7 +457,7 @@ def split_writers(
 
 def _list_broken(data: DataModule, writers: dict[str, SplitWriter], folder: RunFolder) -> None:
     """Write ``broken_images.csv`` if any image was left out."""
-    from noisyml.embeddings import EmbeddedSplit
+    from noisyml.embeddings.store import EmbeddedSplit
 
     rows = [
         (name, position, data.splits[name].keys[position])

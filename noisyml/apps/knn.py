@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from omegaconf import DictConfig
 
-    from noisyml.embeddings import EmbeddedSplit
+    from noisyml.embeddings.store import EmbeddedSplit
 
 #: Raise when the meaning of the files changes.
 FORMAT = 1
@@ -112,7 +112,7 @@ def open_rows(
     """
     import numpy as np
 
-    from noisyml.embeddings import EmbeddingStore
+    from noisyml.embeddings.store import EmbeddingStore
 
     place = Path(path)
     if place.is_dir():

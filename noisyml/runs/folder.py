@@ -19,7 +19,7 @@ Layout of ``outputs/<verb>/<name>/<timestamp or sweep number>/``:
 ``thumbnails.npz``       images of the least trusted training samples (see `Thumbnails` in reports)
 ``class_maps.npz``       where a classifier looks in training samples (see `ClassMaps` in reports)
 ``checkpoints/``         ``last.ckpt``, ``best.ckpt`` and perhaps ``epoch_NNNN.ckpt``
-``embeddings/SPLIT/``    rows of ``noisyml embed``, see `noisyml.embeddings`
+``embeddings/SPLIT/``    rows of ``noisyml embed``, see `noisyml.embeddings.store`
 ``knn/SPLIT/``           neighbours of ``noisyml knn``
 ``stages/NAME/``         runs that went before this one (a teacher), each with all of the above
 ``plots/*.png``          pictures

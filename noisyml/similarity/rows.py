@@ -62,7 +62,7 @@ class RowSource:
         if isinstance(array, Tensor):
             floating = array.dtype.is_floating_point
             double = array.dtype == torch.float64
-        else:  # an array, or what reads like one (noisyml.embeddings)
+        else:  # an array, or what reads like one (noisyml.embeddings.store)
             floating = array.dtype.kind == "f" and array.dtype.itemsize <= 8
             double = array.dtype.itemsize == 8
         if array.ndim != 2 or not floating:

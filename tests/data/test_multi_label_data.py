@@ -21,7 +21,7 @@ from noisyml.data.samplers.balanced import ClassBalanced, RandomClasses
 from noisyml.data.samplers.plans import MPerClass, Shuffle
 from noisyml.data.transforms.image import ImageTransform
 from noisyml.data.views import FeatureView, labels_of
-from noisyml.embeddings import EmbeddingPlan, EmbeddingStore, SplitWriter
+from noisyml.embeddings.store import EmbeddingPlan, EmbeddingStore, SplitWriter
 from noisyml.errors import UserError
 from noisyml.noise import MultiLabelMixed, Symmetric
 

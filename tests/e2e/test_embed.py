@@ -13,7 +13,7 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from noisyml.embeddings import EmbeddingStore
+from noisyml.embeddings.store import EmbeddingStore
 
 #: The backbone alone, of random weights: one second of work.
 SMALL = [

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from noisyml.data.datamodule import DataModule
-from noisyml.embeddings import EmbeddingStore
+from noisyml.embeddings.store import EmbeddingStore
 from noisyml.noise.manifest import NoiseManifest
 from noisyml.reports.evidence import read_judgements, read_manifest, read_thumbnails
 from noisyml.runs.folder import RunFolder

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import yaml
 
-from noisyml.embeddings import EmbeddingStore
+from noisyml.embeddings.store import EmbeddingStore
 from noisyml.reports import aggregate, load_runs
 from noisyml.reports.tables import markdown_table, result_table
 

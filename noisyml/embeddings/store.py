@@ -2,7 +2,7 @@
 
 Only NumPy (and pyarrow for the table of samples) is needed to read them::
 
-    from noisyml.embeddings import EmbeddingStore
+    from noisyml.embeddings.store import EmbeddingStore
 
     store = EmbeddingStore("outputs/embed/NAME/TIME")
     test = store.split("test")

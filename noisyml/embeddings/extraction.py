@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 from noisyml import distributed
 from noisyml.data.datamodule import DataModule
 from noisyml.data.views import Batch
-from noisyml.embeddings import SplitWriter
+from noisyml.embeddings.store import SplitWriter
 from noisyml.models.backbones import Backbone
 from noisyml.runs.progress import bar
 from noisyml.targets.labels import Labels
