@@ -61,7 +61,7 @@ def proxynca_pp(device: torch.device) -> Row:
     """ProxyNCA++ at the size of Stanford Online Products (Teh et al., ECCV 2020)."""
     from pytorch_metric_learning.losses import ProxyNCALoss
 
-    from noisyml.losses.proxy_nca_pp import ProxyNCAPPLoss
+    from noisyml.losses.metric_learning.proxy_nca_pp import ProxyNCAPPLoss
 
     batch, classes, dim, scale = 192, 11_318, 2_048, 3.0
     ours = ProxyNCAPPLoss(classes, dim, scale=scale).to(device)
@@ -96,7 +96,7 @@ def released_angle(student: Tensor, teacher: Tensor) -> Tensor:
 
 def rkd_angle(device: torch.device) -> Row:
     """RKD-A at the batch size of the paper, self-distillation (Park et al., CVPR 2019)."""
-    from noisyml.losses import relational
+    from noisyml.losses.distillation.classical import relational
 
     n, dim = 128, 512
     rows, teacher = torch.randn(n, dim, device=device), unit_rows(n, dim, device)
@@ -113,7 +113,7 @@ def rkd_angle(device: torch.device) -> Row:
 
 def rkd_angle_small_student(device: torch.device) -> Row:
     """RKD-A with a student of 128 dimensions."""
-    from noisyml.losses import relational
+    from noisyml.losses.distillation.classical import relational
 
     n = 128
     rows, teacher = torch.randn(n, 128, device=device), unit_rows(n, 512, device)
@@ -130,7 +130,7 @@ def rkd_angle_small_student(device: torch.device) -> Row:
 
 def triplet_all(device: torch.device) -> Row:
     """All triplets of an RKD teacher's batch (25 classes of 5 and one of 3)."""
-    from noisyml.losses.triplet import TripletLoss
+    from noisyml.losses.metric_learning.triplet import TripletLoss
 
     n, dim = 128, 512
     labels = torch.arange(n, device=device) // 5
@@ -156,7 +156,7 @@ def triplet_all(device: torch.device) -> Row:
 
 def rcml_discrepancy(device: torch.device) -> Row:
     """Squared MMD of two networks' early activations at the size of RCML on BigEarthNet's batch."""
-    from noisyml.losses.rcml import squared_mmd
+    from noisyml.losses.multilabel.rcml import squared_mmd
 
     n, dim, sigma = 256, 65_536, 1e4
     x = torch.rand(n, dim, device=device)
@@ -184,7 +184,7 @@ def rcml_discrepancy(device: torch.device) -> Row:
 
 def rcml_ranking(device: torch.device) -> Row:
     """RCML's ranking of a batch of BigEarthNet with 43 classes, without gradient as in training."""
-    from noisyml.losses.rcml import ranking_errors
+    from noisyml.losses.multilabel.rcml import ranking_errors
 
     n, classes = 256, 43
     p = torch.rand(n, classes, device=device)
@@ -248,7 +248,7 @@ def cbml_by_anchor(raw: Tensor, labels: Tensor) -> Tensor:
 
 def cbml(device: torch.device) -> Row:
     """CBML at the batch of its recipe for CUB-200 (Kan et al., TPAMI 2023)."""
-    from noisyml.losses.cbml import CBMLLoss
+    from noisyml.losses.metric_learning.cbml import CBMLLoss
 
     classes, per_class, dim = 15, 8, 512
     labels = torch.arange(classes, device=device).repeat_interleave(per_class)
@@ -270,7 +270,7 @@ def multi_similarity(device: torch.device) -> Row:
     from pytorch_metric_learning.losses import MultiSimilarityLoss as LibraryLoss
     from pytorch_metric_learning.miners import MultiSimilarityMiner
 
-    from noisyml.losses.pair_losses import MultiSimilarityLoss
+    from noisyml.losses.metric_learning.pair_losses import MultiSimilarityLoss
 
     classes, per_class, dim = 15, 8, 512
     labels = torch.arange(classes, device=device).repeat_interleave(per_class)
@@ -318,8 +318,8 @@ def augmented_by_anchor(raw: Tensor, labels: Tensor, variance: Tensor, noise: Te
 
 def iaa(device: torch.device) -> Row:
     """IAA's copies and loss at the batch of its recipe for CUB-200 (Fu et al., IEEE TMM 2022)."""
-    from noisyml.losses.iaa import ClassCovariance, augmented_loss
-    from noisyml.losses.pair_losses import MultiSimilarityLoss
+    from noisyml.losses.metric_learning.iaa import ClassCovariance, augmented_loss
+    from noisyml.losses.metric_learning.pair_losses import MultiSimilarityLoss
 
     classes, per_class, dim, copies = 100, 4, 512, 3
     labels = torch.randperm(classes, device=device)[:32].repeat_interleave(per_class)
@@ -349,7 +349,7 @@ def iaa(device: torch.device) -> Row:
 
 def eac(device: torch.device) -> Row:
     """EAC's consistency of 100 classes on ResNet-50's last map (Zhang et al., ECCV 2022)."""
-    from noisyml.losses.eac import attention_consistency
+    from noisyml.losses.classification.eac import attention_consistency
 
     batch, classes, channels, side = 32, 100, 2_048, 7
     weight = torch.randn(classes, channels, device=device) / channels**0.5

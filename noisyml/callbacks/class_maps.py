@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from noisyml.data.datamodule import DataModule
-from noisyml.losses.eac import class_activation_maps
+from noisyml.losses.classification.eac import class_activation_maps
 from noisyml.methods.base import Method
 from noisyml.methods.classification import Classification
 from noisyml.models.backbones import LAST_MAP

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from noisyml.errors import UserError
-from noisyml.losses.classification import ClassificationLoss
+from noisyml.losses.classification.base import ClassificationLoss
 from noisyml.methods.classification import Classification, OnEmpty
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder

@@ -21,7 +21,7 @@ from noisyml import distributed
 from noisyml.data.views import Batch, labels_of
 from noisyml.errors import UserError
 from noisyml.losses.base import Loss, ScoreLoss
-from noisyml.losses.classification import ClassificationLoss, CrossEntropy
+from noisyml.losses.classification.base import ClassificationLoss, CrossEntropy
 from noisyml.methods.base import Method, Outputs
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder

@@ -20,7 +20,7 @@ from noisyml import distributed
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.base import ScoreLoss
-from noisyml.losses.eac import attention_consistency
+from noisyml.losses.classification.eac import attention_consistency
 from noisyml.methods.classification import Classification, Classified, OnEmpty
 from noisyml.metrics.base import Evaluator
 from noisyml.models.backbones import LAST_MAP

@@ -21,7 +21,7 @@ from noisyml import distributed
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss
-from noisyml.losses.iaa import (
+from noisyml.losses.metric_learning.iaa import (
     AugmentationSchedule,
     ClassCovariance,
     augmented_loss,

@@ -12,7 +12,7 @@ from typing import Any
 
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
-from noisyml.losses.jocor import joint_loss
+from noisyml.losses.classification.jocor import joint_loss
 from noisyml.methods.classification import kept_mean
 from noisyml.methods.small_loss import SmallLoss
 from noisyml.methods.two_networks import Predict

@@ -16,7 +16,7 @@ import torch
 
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
-from noisyml.losses.multilabel_jocor import (
+from noisyml.losses.multilabel.jocor import (
     Divergence,
     Unit,
     jocor_loss,

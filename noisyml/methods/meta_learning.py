@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from noisyml import distributed
 from noisyml.data.views import Batch, labels_of
 from noisyml.errors import UserError
-from noisyml.losses.classification import ClassificationLoss
+from noisyml.losses.classification.base import ClassificationLoss
 from noisyml.methods.classification import Classification, Classified
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder

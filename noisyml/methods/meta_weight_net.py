@@ -20,7 +20,7 @@ from torch.func import functional_call
 from noisyml import distributed
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
-from noisyml.losses.classification import ClassificationLoss
+from noisyml.losses.classification.base import ClassificationLoss
 from noisyml.methods.meta_learning import MetaLearning, Parameters
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder

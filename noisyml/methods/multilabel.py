@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 from noisyml.data.views import Batch
 from noisyml.losses.base import Loss
-from noisyml.losses.multilabel import MultiLabelLoss
+from noisyml.losses.multilabel.base import MultiLabelLoss
 from noisyml.methods.classification import Classification
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder

@@ -22,8 +22,8 @@ from noisyml import distributed
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.base import Loss
-from noisyml.losses.multilabel import MultiLabelLoss
-from noisyml.losses.rcml import (
+from noisyml.losses.multilabel.base import MultiLabelLoss
+from noisyml.losses.multilabel.rcml import (
     Bandwidth,
     Ranking,
     flip_agreed,

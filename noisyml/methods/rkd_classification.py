@@ -16,8 +16,8 @@ from typing import Any
 from noisyml import distributed
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
-from noisyml.losses.classification import ClassificationLoss
-from noisyml.losses.distillation import DistillationSum, Features
+from noisyml.losses.classification.base import ClassificationLoss
+from noisyml.losses.distillation.classical import DistillationSum, Features
 from noisyml.methods.classification import Classification, Classified, OnEmpty
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from noisyml.errors import UserError
-from noisyml.losses.cbml import CBMLLoss, _most_similar, cbml_loss
-from noisyml.losses.pairs import cosine_pairs, mine_pairs
+from noisyml.losses.metric_learning.cbml import CBMLLoss, _most_similar, cbml_loss
+from noisyml.losses.metric_learning.pairs import cosine_pairs, mine_pairs
 from noisyml.metrics.retrieval import retrieval_metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "cbml"

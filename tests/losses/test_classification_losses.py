@@ -10,20 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisyml.errors import UserError
-from noisyml.losses.classification import (
+from noisyml.losses.classification.base import (
     CrossEntropy,
     GeneralisedCrossEntropy,
     generalised_cross_entropy,
 )
-from noisyml.losses.elr import EarlyLearningRegularisation
-from noisyml.losses.loss_correction import (
+from noisyml.losses.classification.elr import EarlyLearningRegularisation
+from noisyml.losses.classification.loss_correction import (
     BackwardCorrection,
     ForwardCorrection,
     anchor_transition,
     backward_correction,
     forward_correction,
 )
-from noisyml.losses.sat import SelfAdaptiveTraining
+from noisyml.losses.classification.sat import SelfAdaptiveTraining
 from noisyml.losses.target_memory import TargetMemory, last_of_equal
 from noisyml.noise.transition import symmetric_matrix
 

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisyml.errors import UserError
-from noisyml.losses.contrastive import (
+from noisyml.losses.metric_learning.contrastive import (
     ContrastiveLoss,
     MemoryContrastiveLoss,
     contrastive_loss,

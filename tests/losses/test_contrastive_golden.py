@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from noisyml.losses.contrastive import (
+from noisyml.losses.metric_learning.contrastive import (
     ContrastiveLoss,
     contrastive_loss,
     memory_contrastive_loss,
 )
-from noisyml.losses.pml import PMLLoss
+from noisyml.losses.metric_learning.pml import PMLLoss
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "prism"
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from noisyml.losses.eac import attention_consistency, class_activation_maps
+from noisyml.losses.classification.eac import attention_consistency, class_activation_maps
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "eac"
 

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisyml.errors import UserError
-from noisyml.losses.cbml import CBMLLoss
-from noisyml.losses.contrastive import ContrastiveLoss
-from noisyml.losses.iaa import (
+from noisyml.losses.metric_learning.cbml import CBMLLoss
+from noisyml.losses.metric_learning.contrastive import ContrastiveLoss
+from noisyml.losses.metric_learning.iaa import (
     AugmentationSchedule,
     ClassCovariance,
     augmented_loss,
@@ -20,7 +20,7 @@ from noisyml.losses.iaa import (
     full_class_moments,
     neighbor_covariance,
 )
-from noisyml.losses.pair_losses import (
+from noisyml.losses.metric_learning.pair_losses import (
     HardestNegativeTripletLoss,
     MultiSimilarityLoss,
     TwoMarginContrastiveLoss,

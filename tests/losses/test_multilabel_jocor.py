@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from noisyml.losses.multilabel_jocor import jocor_loss, joint_losses, keep_rate, small_losses
+from noisyml.losses.multilabel.jocor import jocor_loss, joint_losses, keep_rate, small_losses
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mlnoise"
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisyml.errors import UserError
-from noisyml.losses.multilabel import (
+from noisyml.losses.multilabel.base import (
     BinaryCrossEntropy,
     Focal,
     bce_entries,

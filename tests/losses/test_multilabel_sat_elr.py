@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from noisyml.errors import UserError
-from noisyml.losses.multilabel_elr import MultiLabelELR
-from noisyml.losses.multilabel_sat import MultiLabelSAT
+from noisyml.losses.multilabel.elr import MultiLabelELR
+from noisyml.losses.multilabel.sat import MultiLabelSAT
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "mlnoise"
 

@@ -10,14 +10,20 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from noisyml.errors import UserError
-from noisyml.losses.cbml import CBMLLoss
-from noisyml.losses.pair_losses import (
+from noisyml.losses.metric_learning.cbml import CBMLLoss
+from noisyml.losses.metric_learning.pair_losses import (
     HardestNegativeTripletLoss,
     MultiSimilarityLoss,
     TwoMarginContrastiveLoss,
 )
-from noisyml.losses.pairs import cosine_pairs, log1p_sum_exp, row_max, row_mean, row_min
-from noisyml.losses.pml import PMLLoss
+from noisyml.losses.metric_learning.pairs import (
+    cosine_pairs,
+    log1p_sum_exp,
+    row_max,
+    row_mean,
+    row_min,
+)
+from noisyml.losses.metric_learning.pml import PMLLoss
 
 CONF = Path(__file__).parents[2] / "conf" / "loss"
 LOSSES = [

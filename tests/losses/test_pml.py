@@ -6,7 +6,7 @@ import yaml
 from pytorch_metric_learning import losses, miners
 
 from noisyml.errors import UserError
-from noisyml.losses.pml import PMLLoss, _loss_classes
+from noisyml.losses.metric_learning.pml import PMLLoss, _loss_classes
 
 CONF = Path(__file__).parents[2] / "conf" / "loss"
 CLASSES, DIM = 6, 8
@@ -151,7 +151,7 @@ def test_mistakes_get_a_sentence(arguments, hint):
 )
 def test_configs_build_and_learn(name):
     config = yaml.safe_load((CONF / f"{name}.yaml").read_text())
-    assert config.pop("_target_") == "noisyml.losses.pml.PMLLoss"
+    assert config.pop("_target_") == "noisyml.losses.metric_learning.pml.PMLLoss"
     assert config.pop("_convert_") == "all"
     torch.manual_seed(0)
     loss = PMLLoss(num_classes=CLASSES, embedding_size=DIM, **config)

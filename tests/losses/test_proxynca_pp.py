@@ -14,7 +14,7 @@ from scipy.stats import hmean
 from torch import nn
 
 from noisyml.errors import UserError
-from noisyml.losses.proxy_nca_pp import ProxyNCAPPLoss, proxynca_pp_loss
+from noisyml.losses.metric_learning.proxy_nca_pp import ProxyNCAPPLoss, proxynca_pp_loss
 from noisyml.metrics.clustering import nmi
 from noisyml.metrics.retrieval import retrieval_metrics
 from noisyml.models.heads import EmbeddingHead

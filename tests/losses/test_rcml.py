@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noisyml.losses.rcml import (
+from noisyml.losses.multilabel.rcml import (
     flip_agreed,
     kept_count,
     ranking_errors,

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from noisyml.errors import UserError
-from noisyml.losses.distances import pair_distances
-from noisyml.losses.distillation import (
+from noisyml.losses.distillation.classical import (
     AttentionTransfer,
     DistillationSum,
     Features,
@@ -23,7 +22,7 @@ from noisyml.losses.distillation import (
     fitnet_loss,
     softened_divergence,
 )
-from noisyml.losses.relational import (
+from noisyml.losses.distillation.relational import (
     HardDarkRank,
     RKDAngle,
     RKDDistance,
@@ -31,6 +30,7 @@ from noisyml.losses.relational import (
     rkd_angle,
     rkd_distance,
 )
+from noisyml.losses.metric_learning.distances import pair_distances
 from noisyml.metrics.retrieval import retrieval_metrics
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "rkd"
@@ -397,14 +397,14 @@ def test_softened_divergence_by_definition():
 def test_a_sum_is_composed_in_yaml():
     node = OmegaConf.create(
         """
-        _target_: noisyml.losses.distillation.DistillationSum
+        _target_: noisyml.losses.distillation.classical.DistillationSum
         terms:
-          distance: {_target_: noisyml.losses.relational.RKDDistance, tuples: distinct}
-          angle: {_target_: noisyml.losses.relational.RKDAngle, group_size: 3}
+          distance: {_target_: noisyml.losses.distillation.relational.RKDDistance, tuples: distinct}
+          angle: {_target_: noisyml.losses.distillation.relational.RKDAngle, group_size: 3}
           attention:
-            _target_: noisyml.losses.distillation.AttentionTransfer
+            _target_: noisyml.losses.distillation.classical.AttentionTransfer
             layers: [block3]
-          hinton: {_target_: noisyml.losses.distillation.HintonDistillation, temperature: 2.0}
+          hinton: {_target_: noisyml.losses.distillation.classical.HintonDistillation, temperature: 2.0}
         weights: {distance: 3.0, attention: 0.0, hinton: 0.5}
         """
     )

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
 from noisyml.errors import UserError
-from noisyml.losses.distances import pair_distances
-from noisyml.losses.triplet import (
+from noisyml.losses.metric_learning.distances import pair_distances
+from noisyml.losses.metric_learning.triplet import (
     TripletLoss,
     Triplets,
     all_triplets,

@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from noisyml.errors import UserError
-from noisyml.losses.classification import GeneralisedCrossEntropy, generalised_cross_entropy
-from noisyml.losses.distillation import DistillationSum, Features, HintonDistillation
-from noisyml.losses.relational import RKDDistance
+from noisyml.losses.classification.base import GeneralisedCrossEntropy, generalised_cross_entropy
+from noisyml.losses.distillation.classical import DistillationSum, Features, HintonDistillation
+from noisyml.losses.distillation.relational import RKDDistance
 from noisyml.methods.classification import Classification, kept_mean, load_classifier
 from noisyml.methods.rkd_classification import RKDClassification
 from noisyml.metrics.classification import ClassificationEvaluator
@@ -266,7 +266,7 @@ def test_a_student_follows_labels_and_teacher(kept_only):
 
 
 def test_feature_maps_are_compared_where_a_loss_reads_them():
-    from noisyml.losses.distillation import AttentionTransfer
+    from noisyml.losses.distillation.classical import AttentionTransfer
 
     def network(seed):
         torch.manual_seed(seed)

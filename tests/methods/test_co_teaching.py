@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from noisyml.errors import UserError
-from noisyml.losses.jocor import joint_loss
+from noisyml.losses.classification.jocor import joint_loss
 from noisyml.methods.classification import kept_mean
 from noisyml.methods.co_teaching import CoTeaching, CoTeachingPlus, disagreement
 from noisyml.methods.jocor import JoCoR

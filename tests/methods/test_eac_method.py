@@ -11,13 +11,13 @@ from test_classification import Fixed, gradients, optimizer
 from torch import nn
 
 from noisyml.errors import UserError
-from noisyml.losses.eac import attention_consistency
-from noisyml.losses.elr import (
+from noisyml.losses.classification.eac import attention_consistency
+from noisyml.losses.classification.elr import (
     EarlyLearningRegularisation,
     clamped_softmax,
     early_learning_regulariser,
 )
-from noisyml.losses.sat import SelfAdaptiveTraining, weighted_soft_cross_entropy
+from noisyml.losses.classification.sat import SelfAdaptiveTraining, weighted_soft_cross_entropy
 from noisyml.methods.eac import EAC
 from noisyml.metrics.classification import ClassificationEvaluator
 from noisyml.models.backbones import Backbone, mlp, resnet, small_cnn, timm_model

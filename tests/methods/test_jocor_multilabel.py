@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from noisyml.errors import UserError
-from noisyml.losses.multilabel_jocor import joint_losses
+from noisyml.losses.multilabel.jocor import joint_losses
 from noisyml.methods.jocor_multilabel import JoCoRMultiLabel
 from noisyml.metrics.multi_label import MultiLabelEvaluator
 from noisyml.models.backbones import mlp

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from noisyml.losses.multilabel import BinaryCrossEntropy, Focal
+from noisyml.losses.multilabel.base import BinaryCrossEntropy, Focal
 from noisyml.methods.multilabel import MultiLabel
 from noisyml.metrics.multi_label import MultiLabelEvaluator
 from noisyml.models.backbones import mlp

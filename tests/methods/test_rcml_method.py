@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from noisyml.errors import UserError
-from noisyml.losses.multilabel import BinaryCrossEntropy
-from noisyml.losses.multilabel_elr import MultiLabelELR
-from noisyml.losses.multilabel_sat import MultiLabelSAT
-from noisyml.losses.rcml import kept_count, ranking_errors
+from noisyml.losses.multilabel.base import BinaryCrossEntropy
+from noisyml.losses.multilabel.elr import MultiLabelELR
+from noisyml.losses.multilabel.rcml import kept_count, ranking_errors
+from noisyml.losses.multilabel.sat import MultiLabelSAT
 from noisyml.methods.rcml import RCML
 from noisyml.methods.two_networks import Seen, View, better
 from noisyml.metrics.multi_label import MultiLabelEvaluator

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from noisyml.losses.contrastive import ContrastiveLoss, MemoryContrastiveLoss
+from noisyml.losses.metric_learning.contrastive import ContrastiveLoss, MemoryContrastiveLoss
 from noisyml.selectors.base import Evidence
 from noisyml.selectors.prism import (
     PrismAverage,

@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from noisyml.errors import UserError
-from noisyml.losses.pairs import PairLoss, cosine_pairs, log1p_sum_exp, mine_pairs, row_min
+from noisyml.losses.metric_learning.pairs import (
+    PairLoss,
+    cosine_pairs,
+    log1p_sum_exp,
+    mine_pairs,
+    row_min,
+)
 
 
 def multi_similarity_loss(
@@ -36,7 +42,7 @@ def multi_similarity_loss(
     Args:
         anchors: [B, A] float, unit norm; computed in float32 at least.
         labels: [B] int64.
-        columns: [N, A], see `noisyml.losses.pairs.cosine_pairs`; None: the anchors.
+        columns: [N, A], see `noisyml.losses.metric_learning.pairs.cosine_pairs`; None: the anchors.
         column_labels: [N] int64.
         anchor_id: [B] int64.
         column_id: [N] int64.
@@ -84,7 +90,7 @@ def two_margin_contrastive_loss(
     Args:
         anchors: [B, A] float, unit norm; computed in float32 at least.
         labels: [B] int64.
-        columns: [N, A], see `noisyml.losses.pairs.cosine_pairs`; None: the anchors.
+        columns: [N, A], see `noisyml.losses.metric_learning.pairs.cosine_pairs`; None: the anchors.
         column_labels: [N] int64.
         anchor_id: [B] int64.
         column_id: [N] int64.
@@ -117,7 +123,7 @@ def hardest_negative_triplet_loss(
     Args:
         anchors: [B, A] float, unit norm; computed in float32 at least.
         labels: [B] int64.
-        columns: [N, A], see `noisyml.losses.pairs.cosine_pairs`; None: the anchors.
+        columns: [N, A], see `noisyml.losses.metric_learning.pairs.cosine_pairs`; None: the anchors.
         column_labels: [N] int64.
         anchor_id: [B] int64.
         column_id: [N] int64.

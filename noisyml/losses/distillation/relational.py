@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from noisyml.errors import UserError
-from noisyml.losses.distances import centred, pair_distances
-from noisyml.losses.distillation import DistillationLoss, Features
+from noisyml.losses.distillation.classical import DistillationLoss, Features
+from noisyml.losses.metric_learning.distances import centred, pair_distances
 
 #: Tuples the mean runs over: all indices, repeated ones included (they add 0), or distinct ones.
 Tuples = Literal["all", "distinct"]

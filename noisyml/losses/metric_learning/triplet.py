@@ -17,7 +17,7 @@ from torch import Tensor
 
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss
-from noisyml.losses.distances import pair_distances
+from noisyml.losses.metric_learning.distances import pair_distances
 from noisyml.similarity.memory_bank import MemoryBank
 
 #: Which negatives meet a pair of anchor and positive.

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from noisyml.errors import UserError
-from noisyml.losses.classification import ClassificationLoss
+from noisyml.losses.classification.base import ClassificationLoss
 from noisyml.losses.target_memory import TargetMemory
 
 

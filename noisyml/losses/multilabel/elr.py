@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from noisyml.errors import UserError
-from noisyml.losses.multilabel import MultiLabelLoss, Reduction, bce_entries
+from noisyml.losses.multilabel.base import MultiLabelLoss, Reduction, bce_entries
 from noisyml.losses.target_memory import TargetMemory
 
 #: Probabilities are kept this far from 0 and 1; beyond, they carry no gradient.

@@ -33,7 +33,7 @@ from torch.nn import functional
 
 from noisyml.errors import UserError, did_you_mean
 from noisyml.losses.base import EmbeddingLoss
-from noisyml.losses.pairs import PairLoss
+from noisyml.losses.metric_learning.pairs import PairLoss
 from noisyml.similarity.pinned_buffers import PinnedBuffers
 
 if TYPE_CHECKING:

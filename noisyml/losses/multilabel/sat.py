@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from noisyml.errors import UserError
-from noisyml.losses.multilabel import MultiLabelLoss, Reduction, bce_entries
+from noisyml.losses.multilabel.base import MultiLabelLoss, Reduction, bce_entries
 from noisyml.losses.target_memory import TargetMemory
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from noisyml.errors import UserError
-from noisyml.losses.classification import ClassificationLoss
+from noisyml.losses.classification.base import ClassificationLoss
 from noisyml.losses.target_memory import TargetMemory
 
 #: Probabilities are kept this far from 0 and 1; beyond, they carry no gradient.

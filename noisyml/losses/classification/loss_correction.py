@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisyml.errors import UserError
-from noisyml.losses.classification import ClassificationLoss
+from noisyml.losses.classification.base import ClassificationLoss
 from noisyml.noise.injectors.class_conditional import read_matrix
 from noisyml.noise.transition import check_matrix, map_matrix, pair_map, symmetric_matrix
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from noisyml.errors import UserError, did_you_mean
-from noisyml.losses.pairs import (
+from noisyml.losses.metric_learning.pairs import (
     PairLoss,
     Pairs,
     cosine_pairs,
@@ -70,7 +70,7 @@ def cbml_loss(
     Args:
         anchors: [B, A] float, unit norm; computed in float32 at least.
         labels: [B] int64.
-        columns: [N, A], see `noisyml.losses.pairs.cosine_pairs`; None: the anchors.
+        columns: [N, A], see `noisyml.losses.metric_learning.pairs.cosine_pairs`; None: the anchors.
         column_labels: [N] int64.
         anchor_id: [B] int64.
         column_id: [N] int64.
