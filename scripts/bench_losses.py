@@ -393,7 +393,7 @@ ROWS: dict[str, Callable[[torch.device], Row]] = {
 
 def bare_selection(device: torch.device) -> Row:
     """BARE's selection and loss at the size of Food-101N (Patel and Sastry, WACV 2023)."""
-    from noisyml.methods.classification import kept_mean
+    from noisyml.methods.classification.base import kept_mean
     from noisyml.selectors.bare import Bare
     from noisyml.selectors.base import Evidence
 

@@ -17,7 +17,7 @@ from noisyml.data.transforms.image import ViewMaker
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss
 from noisyml.methods.base import Method, load_encoder
-from noisyml.methods.classification import load_classifier
+from noisyml.methods.classification.base import load_classifier
 from noisyml.metrics.base import Evaluator
 from noisyml.models.backbones import Backbone
 from noisyml.models.encoder import Encoder

@@ -13,7 +13,7 @@ from PIL import Image
 from noisyml.data.datamodule import DataModule
 from noisyml.losses.classification.eac import class_activation_maps
 from noisyml.methods.base import Method
-from noisyml.methods.classification import Classification
+from noisyml.methods.classification.base import Classification
 from noisyml.models.backbones import LAST_MAP
 from noisyml.models.class_maps import obstacle_to_class_maps
 from noisyml.storage.parquet import last_epoch

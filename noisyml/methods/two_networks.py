@@ -34,7 +34,7 @@ from noisyml.methods.base import (
     load_encoder,
     restore_frozen_backbone,
 )
-from noisyml.methods.classification import class_scores, load_classifier
+from noisyml.methods.classification.base import class_scores, load_classifier
 from noisyml.metrics.base import Evaluator, SplitRole
 from noisyml.models.encoder import Encoder
 from noisyml.optim import OptimizerFactory, SchedulerFactory

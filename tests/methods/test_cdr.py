@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from noisyml.errors import UserError
-from noisyml.methods.cdr import CDR, keep_critical_gradients
+from noisyml.methods.classification.cdr import CDR, keep_critical_gradients
 from noisyml.metrics.classification import ClassificationEvaluator
 from noisyml.models.backbones import small_cnn
 from noisyml.models.encoder import Encoder

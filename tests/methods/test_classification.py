@@ -11,8 +11,8 @@ from noisyml.errors import UserError
 from noisyml.losses.classification.base import GeneralisedCrossEntropy, generalised_cross_entropy
 from noisyml.losses.distillation.classical import DistillationSum, Features, HintonDistillation
 from noisyml.losses.distillation.relational import RKDDistance
-from noisyml.methods.classification import Classification, kept_mean, load_classifier
-from noisyml.methods.rkd_classification import RKDClassification
+from noisyml.methods.classification.base import Classification, kept_mean, load_classifier
+from noisyml.methods.classification.rkd import RKDClassification
 from noisyml.metrics.classification import ClassificationEvaluator
 from noisyml.metrics.retrieval import RetrievalEvaluator
 from noisyml.models.backbones import mlp, small_cnn

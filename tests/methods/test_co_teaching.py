@@ -11,10 +11,10 @@ import torch.nn.functional as F
 
 from noisyml.errors import UserError
 from noisyml.losses.classification.jocor import joint_loss
-from noisyml.methods.classification import kept_mean
-from noisyml.methods.co_teaching import CoTeaching, CoTeachingPlus, disagreement
-from noisyml.methods.jocor import JoCoR
-from noisyml.methods.small_loss import SmallLoss
+from noisyml.methods.classification.base import kept_mean
+from noisyml.methods.classification.co_teaching import CoTeaching, CoTeachingPlus, disagreement
+from noisyml.methods.classification.jocor import JoCoR
+from noisyml.methods.classification.small_loss import SmallLoss
 from noisyml.metrics.classification import ClassificationEvaluator
 from noisyml.models.backbones import mlp
 from noisyml.models.encoder import Encoder

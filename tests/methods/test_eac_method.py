@@ -18,7 +18,7 @@ from noisyml.losses.classification.elr import (
     early_learning_regulariser,
 )
 from noisyml.losses.classification.sat import SelfAdaptiveTraining, weighted_soft_cross_entropy
-from noisyml.methods.eac import EAC
+from noisyml.methods.classification.eac import EAC
 from noisyml.metrics.classification import ClassificationEvaluator
 from noisyml.models.backbones import Backbone, mlp, resnet, small_cnn, timm_model
 from noisyml.models.class_maps import obstacle_to_class_maps

@@ -9,8 +9,8 @@ from torch import nn
 from torch.func import functional_call
 
 from noisyml.errors import UserError
-from noisyml.methods.meta_reweighting import MetaReweighting, positive_shares
-from noisyml.methods.meta_weight_net import MetaWeightNet
+from noisyml.methods.classification.meta_reweighting import MetaReweighting, positive_shares
+from noisyml.methods.classification.meta_weight_net import MetaWeightNet
 from noisyml.metrics.classification import ClassificationEvaluator
 from noisyml.models.backbones import Backbone, small_cnn
 from noisyml.models.encoder import Encoder

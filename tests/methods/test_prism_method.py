@@ -6,7 +6,7 @@ from torch import nn
 
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss
-from noisyml.methods.prism import Prism
+from noisyml.methods.metric_learning.prism import Prism
 from noisyml.metrics.retrieval import RetrievalEvaluator
 from noisyml.selectors.base import Selection, Selector
 from noisyml.similarity.memory_bank import MemoryBank

@@ -13,7 +13,7 @@ from noisyml.losses.multilabel.base import BinaryCrossEntropy
 from noisyml.losses.multilabel.elr import MultiLabelELR
 from noisyml.losses.multilabel.rcml import kept_count, ranking_errors
 from noisyml.losses.multilabel.sat import MultiLabelSAT
-from noisyml.methods.rcml import RCML
+from noisyml.methods.multilabel.rcml import RCML
 from noisyml.methods.two_networks import Seen, View, better
 from noisyml.metrics.multi_label import MultiLabelEvaluator
 from noisyml.models.backbones import mlp

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from noisyml.errors import UserError
-from noisyml.methods.small_loss import mean_log_probability
+from noisyml.methods.classification.small_loss import mean_log_probability
 from noisyml.methods.two_networks import TwoNetworks, better
 from noisyml.metrics.classification import ClassificationEvaluator
 from noisyml.metrics.retrieval import RetrievalEvaluator

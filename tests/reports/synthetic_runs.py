@@ -49,7 +49,7 @@ class RunMaker:
         folder.path.mkdir(parents=True)
         config = {
             "seed": seed,
-            "method": {"_target_": "noisyml.methods.prism.Prism"},
+            "method": {"_target_": "noisyml.methods.metric_learning.prism.Prism"},
             "dataset": {"_target_": "noisyml.data.datasets.glyphs.Glyphs", "classes": N_CLASSES},
             "noise": {"_target_": "noisyml.noise.Symmetric", "rate": rate, "seed": seed},
             "selector": {

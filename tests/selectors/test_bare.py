@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from noisyml.errors import UserError
-from noisyml.methods.classification import Classification
+from noisyml.methods.classification.base import Classification
 from noisyml.metrics.classification import ClassificationEvaluator
 from noisyml.selectors.bare import Bare, bare_statistics, posteriors
 from noisyml.selectors.base import Evidence

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from noisyml.methods.classification import kept_mean
+from noisyml.methods.classification.base import kept_mean
 from noisyml.selectors.small_loss import exchange, forget_rate, quota, small_loss
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "bare" / "baseline_selectors_f32.npz"

@@ -3,7 +3,7 @@
 Aksoy, Ravanbakhsh and Demir, "Multi-Label Noise Robust Collaborative Learning for Remote Sensing
 Image Classification", IEEE TNNLS 2022 (arXiv 2012.10715), and its predecessor CCML (Aksoy et al.,
 ICIP 2021, arXiv 2105.05496). Everything here is a function of tensors; the step that puts them
-together is `noisyml.methods.rcml`.
+together is `noisyml.methods.multilabel.rcml`.
 """
 
 from __future__ import annotations

@@ -13,8 +13,8 @@ from typing import Any
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.classification.jocor import joint_loss
-from noisyml.methods.classification import kept_mean
-from noisyml.methods.small_loss import SmallLoss
+from noisyml.methods.classification.base import kept_mean
+from noisyml.methods.classification.small_loss import SmallLoss
 from noisyml.methods.two_networks import Predict
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder

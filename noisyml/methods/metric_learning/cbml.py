@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from noisyml.data.views import Batch
-from noisyml.methods.metric_learning import MetricLearning
+from noisyml.methods.metric_learning.base import MetricLearning
 
 
 class CBML(MetricLearning):

@@ -29,7 +29,7 @@ from noisyml import distributed
 from noisyml.data.views import Batch, labels_of
 from noisyml.errors import UserError
 from noisyml.losses.classification.base import ClassificationLoss
-from noisyml.methods.classification import Classification, Classified
+from noisyml.methods.classification.base import Classification, Classified
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder
 from noisyml.models.norm import GlobalBatchNorm1d

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from noisyml.data.views import Batch
 from noisyml.losses.base import Loss
 from noisyml.losses.multilabel.base import MultiLabelLoss
-from noisyml.methods.classification import Classification
+from noisyml.methods.classification.base import Classification
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder
 from noisyml.optim import OptimizerFactory, SchedulerFactory

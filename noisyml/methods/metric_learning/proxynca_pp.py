@@ -23,8 +23,8 @@ from torch.optim import Optimizer
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss
-from noisyml.methods.metric_learning import MetricLearning
-from noisyml.methods.pseudo_labels import PseudoLabels
+from noisyml.methods.metric_learning.base import MetricLearning
+from noisyml.methods.metric_learning.pseudo_labels import PseudoLabels
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder
 from noisyml.optim import (

@@ -21,7 +21,7 @@ from noisyml import distributed
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.classification.base import ClassificationLoss
-from noisyml.methods.meta_learning import MetaLearning, Parameters
+from noisyml.methods.classification.meta_learning import MetaLearning, Parameters
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder
 from noisyml.optim import OptimizerFactory, SchedulerFactory

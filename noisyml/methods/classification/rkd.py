@@ -18,7 +18,7 @@ from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.classification.base import ClassificationLoss
 from noisyml.losses.distillation.classical import DistillationSum, Features
-from noisyml.methods.classification import Classification, Classified, OnEmpty
+from noisyml.methods.classification.base import Classification, Classified, OnEmpty
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder
 from noisyml.models.teacher import Teacher

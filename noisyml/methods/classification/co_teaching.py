@@ -22,8 +22,8 @@ from torch import Tensor
 
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
-from noisyml.methods.classification import kept_mean
-from noisyml.methods.small_loss import SmallLoss
+from noisyml.methods.classification.base import kept_mean
+from noisyml.methods.classification.small_loss import SmallLoss
 from noisyml.methods.two_networks import Predict, Seen
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder

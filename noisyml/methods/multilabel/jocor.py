@@ -24,7 +24,7 @@ from noisyml.losses.multilabel.jocor import (
     keep_rate,
     small_losses,
 )
-from noisyml.methods.multilabel_two_networks import MultiLabelTwoNetworks
+from noisyml.methods.multilabel.two_networks import MultiLabelTwoNetworks
 from noisyml.methods.two_networks import Predict
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from noisyml.errors import UserError
 from noisyml.losses.classification.base import ClassificationLoss
-from noisyml.methods.classification import Classification, OnEmpty
+from noisyml.methods.classification.base import Classification, OnEmpty
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder
 from noisyml.optim import OptimizerFactory, SchedulerFactory

@@ -32,7 +32,7 @@ from noisyml.losses.multilabel.rcml import (
     squared_mmd,
     swap_rate,
 )
-from noisyml.methods.multilabel_two_networks import MultiLabelTwoNetworks
+from noisyml.methods.multilabel.two_networks import MultiLabelTwoNetworks
 from noisyml.methods.two_networks import NETWORKS, Predict, Seen
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from noisyml.data.views import Batch
-from noisyml.methods.meta_learning import MetaLearning
+from noisyml.methods.classification.meta_learning import MetaLearning
 from noisyml.selectors.base import Selection
 
 

@@ -19,7 +19,7 @@ from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss
 from noisyml.losses.distillation.classical import DistillationSum, Features
-from noisyml.methods.metric_learning import MetricLearning
+from noisyml.methods.metric_learning.base import MetricLearning
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder
 from noisyml.models.teacher import Teacher

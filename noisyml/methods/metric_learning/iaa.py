@@ -27,8 +27,8 @@ from noisyml.losses.metric_learning.iaa import (
     augmented_loss,
     full_class_moments,
 )
-from noisyml.methods.metric_learning import MetricLearning
-from noisyml.methods.pseudo_labels import PseudoLabels
+from noisyml.methods.metric_learning.base import MetricLearning
+from noisyml.methods.metric_learning.pseudo_labels import PseudoLabels
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder
 from noisyml.optim import OptimizerFactory, SchedulerFactory

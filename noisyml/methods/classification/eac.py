@@ -21,7 +21,7 @@ from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.base import ScoreLoss
 from noisyml.losses.classification.eac import attention_consistency
-from noisyml.methods.classification import Classification, Classified, OnEmpty
+from noisyml.methods.classification.base import Classification, Classified, OnEmpty
 from noisyml.metrics.base import Evaluator
 from noisyml.models.backbones import LAST_MAP
 from noisyml.models.class_maps import obstacle_to_class_maps

@@ -18,8 +18,8 @@ from typing import Any, Literal
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss
-from noisyml.methods.metric_learning import MetricLearning
-from noisyml.methods.pseudo_labels import PseudoLabels
+from noisyml.methods.metric_learning.base import MetricLearning
+from noisyml.methods.metric_learning.pseudo_labels import PseudoLabels
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder
 from noisyml.optim import OptimizerFactory, SchedulerFactory

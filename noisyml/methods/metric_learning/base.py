@@ -11,7 +11,7 @@ from noisyml import distributed
 from noisyml.data.views import Batch
 from noisyml.losses.base import EmbeddingLoss
 from noisyml.methods.base import Method
-from noisyml.methods.pseudo_labels import PseudoLabels
+from noisyml.methods.metric_learning.pseudo_labels import PseudoLabels
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder
 from noisyml.optim import OptimizerFactory, SchedulerFactory
