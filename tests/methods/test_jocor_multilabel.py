@@ -8,7 +8,7 @@ import torch
 from noisyml.errors import UserError
 from noisyml.losses.multilabel.jocor import joint_losses
 from noisyml.methods.multilabel.jocor import JoCoRMultiLabel
-from noisyml.metrics.multi_label import MultiLabelEvaluator
+from noisyml.metrics.multilabel import MultiLabelEvaluator
 from noisyml.models.backbones import mlp
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import IdentityHead

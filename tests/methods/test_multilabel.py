@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from noisyml.losses.multilabel.base import BinaryCrossEntropy, Focal
 from noisyml.methods.multilabel.base import MultiLabel
-from noisyml.metrics.multi_label import MultiLabelEvaluator
+from noisyml.metrics.multilabel import MultiLabelEvaluator
 from noisyml.models.backbones import mlp
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import IdentityHead

@@ -15,7 +15,7 @@ from noisyml.losses.multilabel.rcml import kept_count, ranking_errors
 from noisyml.losses.multilabel.sat import MultiLabelSAT
 from noisyml.methods.multilabel.rcml import RCML
 from noisyml.methods.two_networks import Seen, View, better
-from noisyml.metrics.multi_label import MultiLabelEvaluator
+from noisyml.metrics.multilabel import MultiLabelEvaluator
 from noisyml.models.backbones import mlp
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import IdentityHead

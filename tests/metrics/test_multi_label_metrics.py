@@ -24,7 +24,7 @@ from noisyml.metrics.label_trust import (
     selection_by_class,
     selection_metrics,
 )
-from noisyml.metrics.multi_label import (
+from noisyml.metrics.multilabel import (
     MultiLabelEvaluator,
     average_precisions,
     f1_scores,
