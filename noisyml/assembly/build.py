@@ -19,7 +19,7 @@ from noisyml.losses.base import EmbeddingLoss
 from noisyml.methods.base import Method, load_encoder
 from noisyml.methods.classification.base import load_classifier
 from noisyml.metrics.base import Evaluator
-from noisyml.models.backbones import Backbone
+from noisyml.models.backbones.base import Backbone
 from noisyml.models.encoder import Encoder
 from noisyml.models.teacher import Teacher
 from noisyml.runs.folder import locate_checkpoint

@@ -14,7 +14,7 @@ from noisyml.data.datamodule import DataModule
 from noisyml.losses.classification.eac import class_activation_maps
 from noisyml.methods.base import Method
 from noisyml.methods.classification.base import Classification
-from noisyml.models.backbones import LAST_MAP
+from noisyml.models.backbones.base import LAST_MAP
 from noisyml.models.class_maps import obstacle_to_class_maps
 from noisyml.storage.parquet import last_epoch
 from noisyml.targets.labels import label_texts

@@ -27,7 +27,7 @@ from noisyml import distributed
 from noisyml.data.datamodule import DataModule
 from noisyml.data.views import Batch
 from noisyml.embeddings.store import SplitWriter
-from noisyml.models.backbones import Backbone
+from noisyml.models.backbones.base import Backbone
 from noisyml.runs.progress import bar
 from noisyml.targets.labels import Labels
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from noisyml.models.backbones import LAST_MAP
+from noisyml.models.backbones.base import LAST_MAP
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import IdentityHead
 

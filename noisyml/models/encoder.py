@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from noisyml.errors import UserError
-from noisyml.models.backbones import Backbone
+from noisyml.models.backbones.base import Backbone
 from noisyml.models.heads import Head
 
 #: The embeddings, where a layer is named.

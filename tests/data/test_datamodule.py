@@ -12,7 +12,7 @@ from noisyml.data.datamodule import DataModule
 from noisyml.data.samplers.plans import Shuffle
 from noisyml.data.transforms.image import ImageTransform
 from noisyml.errors import UserError
-from noisyml.models.backbones import mlp
+from noisyml.models.backbones.base import mlp
 from noisyml.noise import (
     ClassificationBased,
     NoNoise,

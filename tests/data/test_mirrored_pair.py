@@ -13,7 +13,7 @@ from noisyml.data.transforms.image import ImageTransform
 from noisyml.data.transforms.mirrored_pair import MirroredPair, add_noise, erase, random_box
 from noisyml.data.views import EvaluationView, TrainingView
 from noisyml.errors import UserError
-from noisyml.models.backbones import Backbone
+from noisyml.models.backbones.base import Backbone
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "eac" / "input_pair.npz")
 RGB = np.ascontiguousarray(GOLDEN["image_bgr"][:, :, ::-1])

@@ -30,7 +30,7 @@ from noisyml.data.readers.layout import at_once, stat_files
 from noisyml.data.transforms.image import ImageTransform
 from noisyml.data.views import EvaluationView
 from noisyml.errors import UserError
-from noisyml.models.backbones import resnet, timm_model
+from noisyml.models.backbones.base import resnet, timm_model
 
 CONF = Path(__file__).parents[2] / "conf" / "dataset"
 FILES = {

@@ -8,7 +8,7 @@ from torch import nn
 from noisyml.errors import UserError
 from noisyml.methods.classification.cdr import CDR, keep_critical_gradients
 from noisyml.metrics.classification import ClassificationEvaluator
-from noisyml.models.backbones import small_cnn
+from noisyml.models.backbones.base import small_cnn
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import IdentityHead
 from noisyml.selectors.keep_all import KeepAll

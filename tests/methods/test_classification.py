@@ -15,7 +15,7 @@ from noisyml.methods.classification.base import Classification, kept_mean, load_
 from noisyml.methods.classification.rkd import RKDClassification
 from noisyml.metrics.classification import ClassificationEvaluator
 from noisyml.metrics.retrieval import RetrievalEvaluator
-from noisyml.models.backbones import mlp, small_cnn
+from noisyml.models.backbones.base import mlp, small_cnn
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import IdentityHead
 from noisyml.models.teacher import Teacher

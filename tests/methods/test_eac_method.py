@@ -20,7 +20,7 @@ from noisyml.losses.classification.elr import (
 from noisyml.losses.classification.sat import SelfAdaptiveTraining, weighted_soft_cross_entropy
 from noisyml.methods.classification.eac import EAC
 from noisyml.metrics.classification import ClassificationEvaluator
-from noisyml.models.backbones import Backbone, mlp, resnet, small_cnn, timm_model
+from noisyml.models.backbones.base import Backbone, mlp, resnet, small_cnn, timm_model
 from noisyml.models.class_maps import obstacle_to_class_maps
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import EmbeddingHead, IdentityHead

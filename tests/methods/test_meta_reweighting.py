@@ -12,7 +12,7 @@ from noisyml.errors import UserError
 from noisyml.methods.classification.meta_reweighting import MetaReweighting, positive_shares
 from noisyml.methods.classification.meta_weight_net import MetaWeightNet
 from noisyml.metrics.classification import ClassificationEvaluator
-from noisyml.models.backbones import Backbone, small_cnn
+from noisyml.models.backbones.base import Backbone, small_cnn
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import EmbeddingHead
 

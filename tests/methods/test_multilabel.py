@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from noisyml.losses.multilabel.base import BinaryCrossEntropy, Focal
 from noisyml.methods.multilabel.base import MultiLabel
 from noisyml.metrics.multilabel import MultiLabelEvaluator
-from noisyml.models.backbones import mlp
+from noisyml.models.backbones.base import mlp
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import IdentityHead
 from noisyml.selectors.base import Selection, Selector

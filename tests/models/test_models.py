@@ -10,8 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from noisyml.errors import UserError
-from noisyml.models import backbones
-from noisyml.models.backbones import (
+from noisyml.models.backbones.base import (
     Backbone,
     bn_inception,
     efficientnet_lite0,
@@ -21,6 +20,7 @@ from noisyml.models.backbones import (
     small_cnn,
     timm_model,
 )
+from noisyml.models.backbones.base import base as backbones
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import EmbeddingHead, Head, unit_norm
 

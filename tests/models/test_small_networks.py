@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from noisyml.errors import UserError
-from noisyml.models.small_networks import (
+from noisyml.models.backbones.literature import (
     _PreActivated,
     _Residual,
     bare_cnn,

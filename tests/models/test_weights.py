@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from noisyml.errors import UserError
-from noisyml.models.backbones import bn_inception, googlenet, resnet
+from noisyml.models.backbones.base import bn_inception, googlenet, resnet
 from noisyml.models.weights import fetch_weights, load_into, read_weights
 
 

@@ -23,7 +23,7 @@ from noisyml.losses.base import ScoreLoss
 from noisyml.losses.classification.eac import attention_consistency
 from noisyml.methods.classification.base import Classification, Classified, OnEmpty
 from noisyml.metrics.base import Evaluator
-from noisyml.models.backbones import LAST_MAP
+from noisyml.models.backbones.base import LAST_MAP
 from noisyml.models.class_maps import obstacle_to_class_maps
 from noisyml.models.encoder import Encoder
 from noisyml.optim import OptimizerFactory, SchedulerFactory

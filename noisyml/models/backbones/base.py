@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from noisyml.errors import UserError
-from noisyml.models.bn_inception import OUT_FEATURES as BN_INCEPTION_FEATURES
-from noisyml.models.bn_inception import BNInception
+from noisyml.models.backbones.bn_inception import OUT_FEATURES as BN_INCEPTION_FEATURES
+from noisyml.models.backbones.bn_inception import BNInception
 from noisyml.models.pooling import Pooling, global_pooling
 from noisyml.models.weights import fetch_weights, load_into, read_weights
 

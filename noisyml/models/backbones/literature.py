@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noisyml.errors import UserError
-from noisyml.models.backbones import Backbone
+from noisyml.models.backbones.base import Backbone
 from noisyml.models.pooling import Pooling, global_pooling
 
 Block = Callable[[int, int, int], nn.Module]
