@@ -21,7 +21,7 @@ import pandas as pd
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from noisyml.reports.evidence import ClassMaps
+from noisyml.reports.artefacts import ClassMaps
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

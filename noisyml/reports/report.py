@@ -17,16 +17,7 @@ import pandas as pd
 from noisyml import __version__
 from noisyml.errors import UserError
 from noisyml.reports import plots
-from noisyml.reports.circumstances import (
-    Fact,
-    data_warnings,
-    environment_facts,
-    environment_warnings,
-    rate_warnings,
-    repetition_warnings,
-    rerun_commands,
-)
-from noisyml.reports.evidence import (
+from noisyml.reports.artefacts import (
     BROKEN_IMAGES_FILE,
     Judgements,
     Unreadable,
@@ -41,6 +32,23 @@ from noisyml.reports.evidence import (
     read_thumbnails,
 )
 from noisyml.reports.plots import Line, Panel
+from noisyml.reports.provenance import (
+    Fact,
+    data_warnings,
+    environment_facts,
+    environment_warnings,
+    rate_warnings,
+    repetition_warnings,
+    rerun_commands,
+)
+from noisyml.reports.settings import (
+    ABSENT,
+    DESCRIBING,
+    Settings,
+    decides_data,
+    is_rate,
+    values_of,
+)
 from noisyml.reports.tables import (
     FINISHED,
     Column,
@@ -52,14 +60,6 @@ from noisyml.reports.tables import (
     metric_names,
     result_table,
     text_of,
-)
-from noisyml.reports.variation import (
-    ABSENT,
-    DESCRIBING,
-    Settings,
-    decides_data,
-    is_rate,
-    values_of,
 )
 from noisyml.runs.folder import RunFolder, write_atomically
 

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from noisyml.errors import UserError
-from noisyml.reports.variation import (
+from noisyml.reports.settings import (
     ABSENT,
     Settings,
     decides_data,

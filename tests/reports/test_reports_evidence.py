@@ -7,15 +7,7 @@ import pandas as pd
 import pytest
 from synthetic_runs import RunMaker
 
-from noisyml.reports.circumstances import (
-    data_warnings,
-    environment_facts,
-    environment_warnings,
-    rate_warnings,
-    repetition_warnings,
-    rerun_commands,
-)
-from noisyml.reports.evidence import (
+from noisyml.reports.artefacts import (
     Unreadable,
     png_data_uri,
     read_class_maps,
@@ -23,6 +15,14 @@ from noisyml.reports.evidence import (
     read_judgements,
     read_manifest,
     read_thumbnails,
+)
+from noisyml.reports.provenance import (
+    data_warnings,
+    environment_facts,
+    environment_warnings,
+    rate_warnings,
+    repetition_warnings,
+    rerun_commands,
 )
 from noisyml.reports.tables import load_runs
 from noisyml.runs.folder import RunFolder

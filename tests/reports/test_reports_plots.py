@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from noisyml.reports import plots
-from noisyml.reports.evidence import ClassMaps
+from noisyml.reports.artefacts import ClassMaps
 from noisyml.reports.plots import Line, Panel
 
 

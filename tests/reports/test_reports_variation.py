@@ -5,7 +5,7 @@ from __future__ import annotations
 import yaml
 from synthetic_runs import RunMaker
 
-from noisyml.reports.variation import Settings, repetitions, values_of, varied_keys
+from noisyml.reports.settings import Settings, repetitions, values_of, varied_keys
 from noisyml.runs.folder import RunFolder
 
 

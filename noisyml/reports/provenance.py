@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from noisyml.reports.evidence import fingerprints
+from noisyml.reports.artefacts import fingerprints
+from noisyml.reports.settings import decides_data, typed_settings
 from noisyml.reports.tables import FINISHED, text_of
-from noisyml.reports.variation import decides_data, typed_settings
 from noisyml.runs.folder import RunFolder
 
 _VERSIONS = re.compile(r"^((versions?|packages)\.|python$)")
