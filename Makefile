@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(READY): pyproject.toml scripts/build_kernels.py noisyml/similarity/kernels.c
+$(READY): pyproject.toml scripts/build_kernels.py noisyml/similarity/exact/kernels.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev,pretrained]'

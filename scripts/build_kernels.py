@@ -1,7 +1,7 @@
 """Compiles the search loops when the package is built or installed (a hatchling build hook).
 
 Without a C compiler the package still installs: the search then does without, as
-`noisyml.similarity.kernels` says. By hand: ``python scripts/build_kernels.py``.
+`noisyml.similarity.exact.kernels` says. By hand: ``python scripts/build_kernels.py``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ try:
 except ModuleNotFoundError:  # called by hand
     BuildHookInterface = object
 
-FOLDER = Path("noisyml/similarity")
+FOLDER = Path("noisyml/similarity/exact")
 SOURCE, LIBRARY = FOLDER / "kernels.c", FOLDER / "_kernels.so"
 OPTIONS = ["-O2", "-fPIC", "-shared", "-fvisibility=hidden"]
 #: Behind the source, as linkers want them.

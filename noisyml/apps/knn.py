@@ -216,7 +216,7 @@ def write_graph(
     }
     write_atomically(folder / "index.json", json.dumps(facts, indent=2) + "\n")
     # PyTorch is only there once something is searched.
-    from noisyml.similarity import kernels
+    from noisyml.similarity.exact import kernels
 
     rate = len(rows) / seconds
     said = f"{k} neighbours of {len(rows):,} rows among {within:,} in {seconds:.1f} s"

@@ -43,7 +43,7 @@ from noisyml.distributed import (
 from noisyml.errors import UserError
 from noisyml.metrics.base import Evaluator, SplitRole
 from noisyml.metrics.clustering import ami, cluster_embeddings, nmi
-from noisyml.metrics.ranking import QueryBlock, Ranking, Ties, ranking_task
+from noisyml.similarity.ranks.walk import QueryBlock, Ranking, Ties, ranking_task
 
 Lone = Literal["exclude", "zero"]
 Average = Literal["micro", "macro"]
@@ -201,7 +201,7 @@ def retrieval_metrics(
     """Retrieval metrics by name, plus ``queries`` and ``lone_queries``.
 
     Scores are exact inner products of rows rounded to a grid finer than float32 arithmetic (see
-    `noisyml.metrics.ranking`), so results do not depend on the block size, the number of processes
+    `noisyml.similarity.ranks.walk`), so results do not depend on the block size, the number of processes
     or the matrix library. Time O(Nq Ng D), halved where queries are the gallery.
 
     Args:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisyml.errors import UserError
-from noisyml.similarity.rows import Array, RowSource, checked_metric
+from noisyml.similarity.exact.arithmetic import Array, RowSource, checked_metric
 from noisyml.similarity.search import check_request, topk
 
 IndexKind = Literal["ivf", "ivfpq", "hnsw"]

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from noisyml import distributed
 from noisyml.errors import UserError
-from noisyml.similarity.rows import Array, RowSource, Side, centre_of, checked_metric
+from noisyml.similarity.exact.arithmetic import Array, RowSource, Side, centre_of, checked_metric
 from noisyml.similarity.search import (
     Task,
     TopK,

@@ -5,7 +5,7 @@ import torch
 import torch.multiprocessing as mp
 
 from noisyml.errors import UserError
-from noisyml.similarity import coarse
+from noisyml.similarity.exact import quantised as coarse
 from noisyml.similarity.search import self_topk, topk
 from noisyml.similarity.sharded import sharded_self_topk, sharded_topk
 

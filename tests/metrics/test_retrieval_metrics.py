@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from noisyml.errors import UserError
-from noisyml.metrics import ranking
 from noisyml.metrics.retrieval import DEFAULT_METRICS as DEFAULT
 from noisyml.metrics.retrieval import RetrievalEvaluator, retrieval_metrics
-from noisyml.similarity import coarse, kernels
+from noisyml.similarity.exact import kernels
+from noisyml.similarity.exact import quantised as coarse
+from noisyml.similarity.ranks import walk as ranking
 
 ALL = (
     "precision_at_1",

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisyml.metrics.retrieval import retrieval_metrics
-from noisyml.similarity import coarse, kernels, shortlist
+from noisyml.similarity.exact import kernels, shortlist
+from noisyml.similarity.exact import quantised as coarse
 from noisyml.similarity.search import self_topk, topk
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisyml.errors import UserError
-from noisyml.similarity import rows as rows_module
+from noisyml.similarity.exact import arithmetic as rows_module
 from noisyml.similarity.search import block_sizes, self_topk, topk
 
 METRICS = ("cosine", "ip", "l2")

@@ -6,10 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisyml.errors import UserError
-from noisyml.similarity import coarse, kernels, search
-from noisyml.similarity.rows import RowSource, Side, centre_of
+from noisyml.similarity import search
+from noisyml.similarity.exact import kernels
+from noisyml.similarity.exact import quantised as coarse
+from noisyml.similarity.exact.arithmetic import RowSource, Side, centre_of
+from noisyml.similarity.exact.tiles import Float32Filter, common_scale
 from noisyml.similarity.search import self_topk, topk
-from noisyml.similarity.tiles import Float32Filter, common_scale
 
 METRICS = ("cosine", "ip", "l2")
 FORMATS = ("int8_loops", "int8_onednn", "bfloat16")

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from noisyml.similarity.rows import Side
+from noisyml.similarity.exact.arithmetic import Side
 
 #: Tile edges are multiples of it; also how many entries of a row share one maximum in the search
 #: for candidates.

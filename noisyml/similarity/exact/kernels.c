@@ -1,4 +1,4 @@
-/* Loops of the exact search that no PyTorch operation covers: see noisyml/similarity/kernels.py.
+/* Loops of the exact search that no PyTorch operation covers: see noisyml/similarity/exact/kernels.py.
  *
  * Plain C without Python's headers, for x86-64 with AVX2; elsewhere nothing is offered and the
  * caller takes its other way. Every loop takes one job, a struct, and touches only what stands in

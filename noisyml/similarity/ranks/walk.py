@@ -10,7 +10,7 @@ relevant item of a query. Three observations make that table cheap.
 * The product is only a filter. Its rounding error has a proven bound, so a candidate that is
   farther than this bound from every relevant score is placed without further work; the rest are
   scored again more closely and, if that does not tell them apart either, exactly
-  (`noisyml.metrics.scores`). Where it pays, a cheaper filter (`noisyml.similarity.coarse`) goes
+  (`noisyml.similarity.ranks.scores`). Where it pays, a cheaper filter (`noisyml.similarity.exact.quantised`) goes
   before it, and only what passes gets its float32 score.
 * When the queries are the gallery, the product of two blocks serves both of them: half the work.
 """
@@ -26,14 +26,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from noisyml.metrics.scores import (
-    COMPILED_PAIR_COST,
-    EXACT_PAIR_COST,
-    PairScores,
-    Rows,
-    checked_norms,
-)
-from noisyml.similarity.coarse import (
+from noisyml.similarity.exact.arithmetic import sampled_products
+from noisyml.similarity.exact.kernels import Pairs
+from noisyml.similarity.exact.quantised import (
     TRIAL_GALLERY,
     TRIAL_QUERIES,
     CoarseFilter,
@@ -41,10 +36,15 @@ from noisyml.similarity.coarse import (
     Patience,
     chosen_filter,
 )
-from noisyml.similarity.kernels import Pairs
-from noisyml.similarity.rows import sampled_products
+from noisyml.similarity.exact.tiles import GROUP, group_maxima, reaching
+from noisyml.similarity.ranks.scores import (
+    COMPILED_PAIR_COST,
+    EXACT_PAIR_COST,
+    PairScores,
+    Rows,
+    checked_norms,
+)
 from noisyml.similarity.search import spread_out
-from noisyml.similarity.tiles import GROUP, group_maxima, reaching
 
 Ties = Literal["index", "optimistic", "pessimistic"]
 

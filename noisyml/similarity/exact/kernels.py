@@ -331,7 +331,7 @@ def scan_tile(
 
 
 class Lists(NamedTuple):
-    """The lists of a `noisyml.similarity.shortlist.Shortlist`, see there.
+    """The lists of a `noisyml.similarity.exact.shortlist.Shortlist`, see there.
 
     Attributes:
         scores: float32 [N, C], in descending order.

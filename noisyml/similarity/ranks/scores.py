@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from noisyml.errors import UserError
-from noisyml.similarity import kernels
-from noisyml.similarity.rows import Side
-from noisyml.similarity.tiles import Float32Filter, input_rounding
+from noisyml.similarity.exact import kernels
+from noisyml.similarity.exact.arithmetic import Side
+from noisyml.similarity.exact.tiles import Float32Filter, input_rounding
 
 #: Rows whose norms are computed at once.
 _NORMS_AT_ONCE = 2048

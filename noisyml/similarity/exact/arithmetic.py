@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from noisyml.errors import UserError
-from noisyml.similarity import kernels
+from noisyml.similarity.exact import kernels
 
 Metric = Literal["cosine", "ip", "l2"]
 

@@ -28,8 +28,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from noisyml.similarity import kernels
-from noisyml.similarity.tiles import Float32Filter, input_rounding
+from noisyml.similarity.exact import kernels
+from noisyml.similarity.exact.tiles import Float32Filter, input_rounding
 
 #: Integers for the compiled loops or for oneDNN, or short floats.
 Format = Literal["int8_loops", "int8_onednn", "bfloat16"]

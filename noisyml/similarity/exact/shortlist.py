@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from noisyml.similarity import kernels
+from noisyml.similarity.exact import kernels
 
 #: Queries compacted together: bounds the temporaries.
 _QUERIES_AT_ONCE = 8192
