@@ -1,1 +1,1 @@
-"""TODO"""
+"""From what was typed to a composed configuration."""

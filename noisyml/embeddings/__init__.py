@@ -1,1 +1,1 @@
-"""TODO"""
+"""Embeddings on disk: storing, extracting and searching them."""

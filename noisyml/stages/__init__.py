@@ -1,1 +1,1 @@
-"""TODO"""
+"""Runs made of stages."""

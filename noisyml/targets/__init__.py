@@ -1,1 +1,1 @@
-"""TODO"""
+"""Kinds of labels: everything that depends on what a label is."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Readers of formats and layouts that several data sets share."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Random and fixed transforms of images."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Losses on class scores."""

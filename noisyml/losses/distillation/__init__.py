@@ -1,1 +1,1 @@
-"""TODO"""
+"""Losses between a student and its teacher."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Losses on several labels per sample."""

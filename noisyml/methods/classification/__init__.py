@@ -1,1 +1,1 @@
-"""TODO"""
+"""Methods that classify."""

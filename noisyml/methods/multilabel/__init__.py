@@ -1,1 +1,1 @@
-"""TODO"""
+"""Methods for several labels per sample."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Networks from images to features."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Injectors of label noise, one module per kind."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Noise as published code drew it, bit for bit, and published noisy lists."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Exact search: fast filters, their bounds, and final scores."""

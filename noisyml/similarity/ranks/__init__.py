@@ -1,1 +1,1 @@
-"""TODO"""
+"""Ranks of the positives of each query, without sorting the gallery."""
