@@ -7,7 +7,13 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from reference_vectors import OPENED, unused_vectors
+from support import paths
+from support.reference_vectors import OPENED, unused_vectors
+
+# Commands that a test starts run this checkout, and find the callbacks of `support`.
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(paths.ROOT), str(paths.TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+)
 
 
 @pytest.hookimpl(optionalhook=True)

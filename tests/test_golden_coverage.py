@@ -1,6 +1,6 @@
 """Reference vectors: where they come from, and that an unused one would be found."""
 
-from reference_vectors import GOLDEN, unused_vectors
+from support.reference_vectors import GOLDEN, unused_vectors
 
 
 def test_a_vector_that_no_test_opened_is_found():

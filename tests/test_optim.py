@@ -1,19 +1,19 @@
 """Schedules and parameter groups."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from support import paths
 from torch import nn
 
 from noisyml import optim
 from noisyml.errors import UserError
 
-ROOT = Path(__file__).parents[1]
+ROOT = paths.ROOT
 
 
 def load(name):

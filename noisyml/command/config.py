@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def conf_dir() -> Path:
     """The folder of YAML files: inside an installed package, beside it in a checkout."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     for candidate in (package / "conf", package.parent / "conf"):
         if (candidate / "train.yaml").is_file():
             return candidate

@@ -201,8 +201,8 @@ def retrieval_metrics(
     """Retrieval metrics by name, plus ``queries`` and ``lone_queries``.
 
     Scores are exact inner products of rows rounded to a grid finer than float32 arithmetic (see
-    `noisyml.similarity.ranks.walk`), so results do not depend on the block size, the number of processes
-    or the matrix library. Time O(Nq Ng D), halved where queries are the gallery.
+    `noisyml.similarity.ranks.walk`), so results do not depend on the block size, the number of
+    processes or the matrix library. Time O(Nq Ng D), halved where queries are the gallery.
 
     Args:
         query: [Nq, D] floating point.

@@ -53,7 +53,7 @@ def describe_environment() -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit of the checkout, ``-dirty`` if files differ from it."""
-    here = Path(__file__).resolve().parent.parent
+    here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
     try:

@@ -3,9 +3,9 @@
 A float32 product over blocks is only a filter: its rounding error has a proven bound, so a gallery
 item that stays behind the k-th best by more than this bound is out, and one maximum per group of 64
 scores finds the few that are not. What is left, k and a few more per query, is scored in float64,
-and where even that is too close to call, exactly (see `noisyml.similarity.exact.arithmetic`). So neighbours and
-scores depend neither on block sizes nor on threads, devices or processes, and equal rows tie
-exactly.
+and where even that is too close to call, exactly (see
+`noisyml.similarity.exact.arithmetic`). So neighbours and scores depend neither on block sizes nor
+on threads, devices or processes, and equal rows tie exactly.
 """
 
 from __future__ import annotations
@@ -193,8 +193,8 @@ def topk(
         metric: ``cosine`` (a zero row scores 0 with everything), ``ip`` (inner product) or ``l2``
             (squared Euclidean distance).
         precision: ``exact``: float32 products. ``fast``: the same answer, to the bit, with cheaper
-            products before them (see `noisyml.similarity.exact.quantised`) where a trial on a sample says
-            that they pay; much depends on the data, and on small ones they never do.
+            products before them (see `noisyml.similarity.exact.quantised`) where a trial on a
+            sample says that they pay; much depends on the data, and on small ones they never do.
         exclude: int64 [Nq] or [Nq, m], gallery rows to leave out per query; -1 for none.
         memory_budget_bytes: working memory beside the inputs and about 100 k bytes per query; it
             decides the block sizes. Default 128 MiB, on CUDA 2 GiB.

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import TINY
 from PIL import Image
+from support.shell import TINY
 
 from noisyml.embeddings.store import EmbeddingStore
 

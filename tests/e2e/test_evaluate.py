@@ -4,8 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from conftest import TINY
 from PIL import Image
+from support.shell import TINY
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import TINY
+from support.shell import TINY
 
 METHOD = '''
 """A method of one page: the plain loss."""

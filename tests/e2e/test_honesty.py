@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
-from conftest import TINY
+from support.shell import TINY
 
 from noisyml.data.datamodule import DataModule
 from noisyml.data.views import Batch, FeatureView

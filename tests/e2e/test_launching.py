@@ -13,8 +13,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from conftest import TINY
 from lightning import Callback
+from support.shell import TINY
 
 ENDLESS = [*TINY, "trainer.max_epochs=100000", "callbacks.checkpoint.every_n_steps=5"]
 #: Two processes on the CPU, as two machines of one process would be.
@@ -38,11 +38,10 @@ def start(shell, tmp_path):
     started = []
 
     def begin(*arguments, log, **env):
-        here = str(Path(__file__).parent)
         process = subprocess.Popen(
             [sys.executable, "-m", *arguments],
             cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": here, "OMP_NUM_THREADS": "1", **env},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
             stdout=(tmp_path / log).open("w"),
             stderr=subprocess.STDOUT,
         )
@@ -146,7 +145,7 @@ def test_srun_makes_one_run_or_one_sentence(shell, start, mistake):
 
 
 def test_a_killed_rank_ends_the_run_which_then_goes_on(shell):
-    kill = "+callbacks.kill={_target_: test_launching.KillRank, rank: 1, step: 20}"
+    kill = "+callbacks.kill={_target_: e2e.test_launching.KillRank, rank: 1, step: 20}"
     done = shell.apart("train", *TINY, "trainer=ddp_cpu", kill)
     (run,) = shell.runs()
     sentence = "Rank 1 of the run was killed by SIGKILL (by the system, if memory ran out)"

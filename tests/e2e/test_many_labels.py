@@ -35,8 +35,8 @@ MOSAICS = [
 ]
 QUIET = "report=false"
 FEW = ["dataset.num_train=200", "dataset.num_test=60", "trainer.max_epochs=2"]
-ENTRIES = "selector._target_=test_many_labels.SmallEntries"
-SAMPLES = "selector._target_=test_many_labels.SmallSamples"
+ENTRIES = "selector._target_=e2e.test_many_labels.SmallEntries"
+SAMPLES = "selector._target_=e2e.test_many_labels.SmallSamples"
 
 
 class SmallEntries(Selector):

@@ -1,7 +1,7 @@
 """What a user can get wrong ends in one sentence and status 2, without a traceback."""
 
 import pytest
-from conftest import TINY
+from support.shell import TINY
 
 
 @pytest.mark.parametrize(

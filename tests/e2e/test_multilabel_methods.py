@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from remote_sensing_trees import earth_tree, merced_tree
+from support.remote_sensing_trees import earth_tree, merced_tree
 
 from noisyml.data.datamodule import DataModule
 from noisyml.noise.manifest import NoiseManifest

@@ -1,10 +1,9 @@
 """Every recipe of a comparison trains, and a sweep over them is told apart by name."""
 
-from pathlib import Path
-
 import yaml
+from support import paths
 
-RECIPES = sorted(file.stem for file in (Path(__file__).parents[2] / "conf/recipe").glob("*.yaml"))
+RECIPES = sorted(file.stem for file in (paths.CONF / "recipe").glob("*.yaml"))
 
 
 #: Needs a network that tells classes apart, or a matrix that is given.

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import TINY
+from support.shell import TINY
 
 SETTINGS = [
     *TINY,
@@ -74,7 +74,7 @@ def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(shell, killed_at, p
     assert status == 0, said
     (whole,) = shell.runs()
 
-    victim = f"+callbacks.kill={{_target_: saboteur.KillAt, step: {killed_at}}}"
+    victim = f"+callbacks.kill={{_target_: support.saboteur.KillAt, step: {killed_at}}}"
     killed = shell.apart(*typed, "name=killed", victim)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (broken,) = [run for run in shell.runs() if run != whole]
@@ -160,7 +160,7 @@ def test_a_resumed_run_keeps_its_parts_but_may_train_longer(shell):
 
 def test_ctrl_c_leaves_a_run_that_can_go_on(shell):
     """The second run is interrupted from inside, as the terminal would."""
-    stop = "+callbacks.stop={_target_: saboteur.InterruptAt, step: 9}"
+    stop = "+callbacks.stop={_target_: support.saboteur.InterruptAt, step: 9}"
     done = shell.apart("train", *TINY, stop)
     assert done.returncode == 130, done.stderr
     assert "Go on with: noisyml train resume=" in done.stderr

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import TINY
+from support.shell import TINY
 
 ZERO_SHOT = [*TINY, "dataset.split=zero_shot", "callbacks.history.every_n_steps=1"]
 
@@ -36,7 +36,7 @@ def test_generations_teach_each_other_and_a_killed_one_goes_on(shell):
     assert not any(name.startswith("teacher.") for name in taught["state_dict"])
     assert taught["teacher"] != state(generation)["teacher"]
 
-    victim = "+callbacks.kill={_target_: saboteur.KillAt, step: 9}"
+    victim = "+callbacks.kill={_target_: support.saboteur.KillAt, step: 9}"
     killed = shell.apart(*typed, "name=killed", victim)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     broken = next(run for run in shell.runs() if run.parent.name == "killed")

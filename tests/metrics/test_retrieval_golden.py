@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
+from support import paths
 
 from noisyml.metrics.clustering import ami, nmi
 from noisyml.metrics.retrieval import retrieval_metrics
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "retrieval_metrics"
+GOLDEN = paths.GOLDEN / "retrieval_metrics"
 METRICS = ("precision_at_1", "r_precision", "map_at_r", "map", "mrr", "mean_precision_1_to_100")
 RECALL_AT = (1, 2, 4, 8, 10)
 #: Our name -> the golden field's.

@@ -1,15 +1,15 @@
 """Backbones and heads: input conventions, freezing, weight files."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from support import paths
 from torch import nn
 
 from noisyml.errors import UserError
+from noisyml.models.backbones import base as backbones
 from noisyml.models.backbones.base import (
     Backbone,
     bn_inception,
@@ -20,14 +20,13 @@ from noisyml.models.backbones.base import (
     small_cnn,
     timm_model,
 )
-from noisyml.models.backbones.base import base as backbones
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import EmbeddingHead, Head, unit_norm
 
-CONF = Path(__file__).parents[2] / "conf"
-HEAD_VECTORS = Path(__file__).parents[1] / "golden" / "proxynca_pp" / "head.npz"
+CONF = paths.CONF
+HEAD_VECTORS = paths.GOLDEN / "proxynca_pp" / "head.npz"
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "pretrained"
+GOLDEN = paths.GOLDEN / "pretrained"
 IMAGES = torch.randint(0, 256, (3, 1, 32, 32), dtype=torch.uint8)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from synthetic_runs import RunMaker
+from support.synthetic_runs import RunMaker
 
 
 @pytest.fixture

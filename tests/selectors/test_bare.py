@@ -1,13 +1,12 @@
 """BARE against the released code and the paper's rule; what its description warns of."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import paths
 from torch import nn
 
 from noisyml.errors import UserError
@@ -16,7 +15,7 @@ from noisyml.metrics.classification import ClassificationEvaluator
 from noisyml.selectors.bare import Bare, bare_statistics, posteriors
 from noisyml.selectors.base import Evidence
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "bare"
+GOLDEN = paths.GOLDEN / "bare"
 RELEASED = {"stats_scope": "batch", "std": "unbiased"}
 
 

@@ -1,18 +1,17 @@
 """The curriculum rule: the released code, and what the bound means."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import paths
 
 from noisyml.errors import UserError
 from noisyml.selectors.base import Evidence
 from noisyml.selectors.curriculum import Curriculum, curriculum_keep
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "bare"
+GOLDEN = paths.GOLDEN / "bare"
 
 
 def test_released_rule():

@@ -1,11 +1,11 @@
 """Traces of the released code (AvgSim) and of plain-loop references (vMF), step by step."""
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from support import paths
 
 from noisyml.losses.metric_learning.contrastive import ContrastiveLoss, MemoryContrastiveLoss
 from noisyml.selectors.base import Evidence
@@ -26,7 +26,7 @@ from noisyml.selectors.von_mises_fisher import (
 )
 from noisyml.similarity.memory_bank import MemoryBank
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "prism"
+GOLDEN = paths.GOLDEN / "prism"
 
 
 def load(name):

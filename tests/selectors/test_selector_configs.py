@@ -1,8 +1,7 @@
-from pathlib import Path
-
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from support import paths
 
 from noisyml.selectors.bare import Bare
 from noisyml.selectors.curriculum import Curriculum
@@ -11,7 +10,7 @@ from noisyml.selectors.prism import PrismAverage, PrismProxy, PrismVonMisesFishe
 
 #: What the root configuration shares among selectors.
 SHARED = {"selection": {"warmup_steps": 0}}
-CONF = Path(__file__).parents[2] / "conf"
+CONF = paths.CONF
 
 
 @pytest.mark.parametrize(

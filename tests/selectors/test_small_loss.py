@@ -1,18 +1,17 @@
 """Quotas of small losses: the release's vectors, ties, and what the device alone knows."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from support import paths
 
 from noisyml.methods.classification.base import kept_mean
 from noisyml.selectors.small_loss import exchange, forget_rate, quota, small_loss
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "bare" / "baseline_selectors_f32.npz"
+GOLDEN = paths.GOLDEN / "bare" / "baseline_selectors_f32.npz"
 
 
 @pytest.fixture(scope="module")

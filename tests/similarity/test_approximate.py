@@ -9,12 +9,13 @@ import faiss
 import numpy as np
 import pytest
 import torch
+from support import paths
 from torch import Tensor
 
 from noisyml.errors import UserError
 from noisyml.similarity.approximate import approximate_topk
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "tldr"
+GOLDEN = paths.GOLDEN / "tldr"
 KINDS = ("ivf", "ivfpq", "hnsw")
 
 

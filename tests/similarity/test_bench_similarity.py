@@ -4,11 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from support import paths
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "bench_similarity.py"
+SCRIPT = paths.ROOT / "scripts" / "bench_similarity.py"
 
 
 @pytest.mark.parametrize("row", ["cuda", "memory"])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import paths
 from torch import Tensor
 
 from noisyml.similarity import graph as graphs
@@ -27,7 +27,7 @@ from noisyml.similarity.graph import (
     transpose,
 )
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "promptcal"
+GOLDEN = paths.GOLDEN / "promptcal"
 CASES = ("graph_a.npz", "graph_b.npz", "graph_c.npz", "graph_d.npz")
 
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support import paths
 from torch import Tensor
 
 from noisyml.errors import UserError
 from noisyml.similarity.kmeans import KMeans, kmeans, plus_plus_centroids
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "promptcal"
+GOLDEN = paths.GOLDEN / "promptcal"
 CASES = ("sskmeans_a.npz", "sskmeans_b.npz", "sskmeans_c.npz")
 
 

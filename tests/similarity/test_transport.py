@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import paths
 from torch import Tensor
 
 from noisyml.errors import UserError
 from noisyml.similarity.transport import sinkhorn
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "otter"
+GOLDEN = paths.GOLDEN / "otter"
 
 
 def load(name: str) -> dict[str, Tensor]:

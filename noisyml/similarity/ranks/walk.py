@@ -10,8 +10,9 @@ relevant item of a query. Three observations make that table cheap.
 * The product is only a filter. Its rounding error has a proven bound, so a candidate that is
   farther than this bound from every relevant score is placed without further work; the rest are
   scored again more closely and, if that does not tell them apart either, exactly
-  (`noisyml.similarity.ranks.scores`). Where it pays, a cheaper filter (`noisyml.similarity.exact.quantised`) goes
-  before it, and only what passes gets its float32 score.
+  (`noisyml.similarity.ranks.scores`). Where it pays, a cheaper filter
+  (`noisyml.similarity.exact.quantised`) goes before it, and only what passes gets its float32
+  score.
 * When the queries are the gallery, the product of two blocks serves both of them: half the work.
 """
 

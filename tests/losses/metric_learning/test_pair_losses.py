@@ -1,0 +1,226 @@
+"""Losses on anchors and columns: against their definitions and the library's."""
+
+import pytest
+import torch
+from hydra.utils import instantiate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from omegaconf import OmegaConf
+from support import paths
+
+from noisyml.errors import UserError
+from noisyml.losses.metric_learning.cbml import CBMLLoss
+from noisyml.losses.metric_learning.pair_losses import (
+    HardestNegativeTripletLoss,
+    MultiSimilarityLoss,
+    TwoMarginContrastiveLoss,
+)
+from noisyml.losses.metric_learning.pairs import (
+    cosine_pairs,
+    log1p_sum_exp,
+    row_max,
+    row_mean,
+    row_min,
+)
+from noisyml.losses.metric_learning.pml import PMLLoss
+
+CONF = paths.CONF / "loss"
+LOSSES = [
+    CBMLLoss(),
+    CBMLLoss(adaptive_negatives=False, fixed_negatives=3),
+    MultiSimilarityLoss(),
+    TwoMarginContrastiveLoss(),
+    HardestNegativeTripletLoss(),
+]
+IDS = ["cbml", "cbml_fixed", "multi_similarity", "contrastive", "triplet"]
+
+
+def batch(seed, n=24, dim=6, classes=4, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(n, dim, generator=generator, dtype=dtype)
+    labels = torch.randint(classes, (n,), generator=generator)
+    return torch.nn.functional.normalize(rows, dim=1), labels, torch.rand(n, generator=generator)
+
+
+def definition(loss, anchors, labels, columns, column_labels, anchor_id, column_id):
+    """Anchor by anchor, from lists of its cosines."""
+    total = (anchors * 0).sum() + (columns * 0).sum()
+    for anchor, label, number in zip(anchors, labels, anchor_id, strict=True):
+        cosines = columns @ anchor
+        positives = cosines[(column_labels == label) & (column_id != number)]
+        negatives = cosines[column_labels != label]
+        if isinstance(loss, TwoMarginContrastiveLoss):
+            total = total + (0.8 - positives[positives < 0.8]).sum()
+            total = total + (negatives[negatives > 0.5] - 0.5).sum()
+            continue
+        if len(positives) == 0 or len(negatives) == 0:
+            continue
+        if isinstance(loss, HardestNegativeTripletLoss):
+            nearest = (2 - 2 * negatives).sqrt().min()
+            total = total + ((2 - 2 * positives).sqrt() - nearest + 0.2).clamp(min=0).sum()
+            continue
+        least, most = positives.min(), negatives.max()
+        positives, negatives = positives[positives - 0.1 < most], negatives[negatives + 0.1 > least]
+        if len(positives) and len(negatives):
+            total = total + torch.log1p(torch.exp(-2 * (positives - 0.5)).sum()) / 2
+            total = total + torch.log1p(torch.exp(40 * (negatives - 0.5)).sum()) / 40
+    return total / max(1, len(anchors))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    n=st.integers(1, 14),
+    copies=st.integers(0, 2),
+    loss=st.sampled_from(LOSSES[2:]),
+)
+def test_equals_its_definition(seed, n, copies, loss):
+    """Columns in any order: instance numbers alone tell own copies."""
+    generator = torch.Generator().manual_seed(seed)
+    originals, labels, _ = batch(seed, n)
+    shifted = originals.repeat(copies, 1)
+    shifted = shifted + 0.5 * torch.randn(shifted.shape, generator=generator).double()
+    order = torch.randperm(n * (copies + 1), generator=generator)
+    columns = torch.nn.functional.normalize(torch.cat([originals, shifted]), dim=1)[order]
+    number = torch.arange(n)
+    numbers, column_labels = number.repeat(copies + 1)[order], labels.repeat(copies + 1)[order]
+
+    gradients, values = [], []
+    for function in (loss.between, lambda *pairs: definition(loss, *pairs)):
+        anchors, others = originals.clone().requires_grad_(), columns.clone().requires_grad_()
+        value = function(anchors, labels, others, column_labels, number, numbers)
+        value.backward()
+        values.append(value.detach())
+        gradients.append((anchors.grad, others.grad))
+    torch.testing.assert_close(values[0], values[1])
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=IDS)
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**16), n=st.integers(1, 24))
+def test_dropped_samples_leave_no_trace(loss, seed, n):
+    embeddings, labels, draw = batch(seed, n)
+    keep = draw < 0.6
+    alone = embeddings[keep].requires_grad_()
+    expected = loss(alone, labels[keep])
+    expected.backward()
+    whole = torch.where(keep[:, None], embeddings, torch.nan).requires_grad_()
+    value = loss(whole, labels, keep=keep)
+    value.backward()
+    assert torch.equal(value, expected)
+    assert torch.equal(whole.grad[keep], alone.grad)
+    assert not whole.grad[~keep].any()
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=IDS)
+def test_parts_of_the_anchors_add_up(loss):
+    """Anchors of two processes against all columns: the same loss as in one."""
+    embeddings, labels, _ = batch(1)
+    number = torch.arange(len(labels))
+    parts = [
+        loss.between(embeddings[part], labels[part], embeddings, labels, number[part], number)
+        for part in (slice(0, 12), slice(12, 24))
+    ]
+    torch.testing.assert_close(sum(parts) / 2, loss(embeddings, labels))
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=IDS)
+def test_coinciding_rows_have_finite_gradients(loss):
+    embeddings, _, _ = batch(2, n=8)
+    leaf = embeddings.repeat_interleave(2, dim=0).requires_grad_()
+    for labels in (torch.arange(8).repeat_interleave(2) % 4, torch.arange(16) % 2):
+        value = loss(leaf, labels)
+        value.backward()
+        assert value.isfinite()
+        assert leaf.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", LOSSES, ids=IDS)
+def test_autocast_changes_nothing(loss):
+    embeddings, labels, _ = batch(3, dtype=torch.float32)
+    expected = loss(embeddings, labels)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(loss(embeddings, labels), expected)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 2**16))
+def test_multi_similarity_of_the_library(seed):
+    """Same loss as pytorch-metric-learning's with its miner, once beta is the same."""
+    embeddings, labels, _ = batch(seed)
+    library = PMLLoss(
+        "MultiSimilarityLoss",
+        num_classes=4,
+        embedding_size=6,
+        params={"alpha": 2, "beta": 40, "base": 0.5},
+        miner="MultiSimilarityMiner",
+        miner_params={"epsilon": 0.1},
+    )
+    torch.testing.assert_close(
+        MultiSimilarityLoss()(embeddings, labels), library(embeddings, labels)
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 2**16), n=st.integers(0, 9))
+def test_row_functions(seed, n):
+    generator = torch.Generator().manual_seed(seed)
+    x = 200 * torch.randn(5, n, generator=generator).double()
+    mask = torch.rand(5, n, generator=generator) < 0.5
+    for i in range(5):
+        chosen = x[i][mask[i]]
+        some = len(chosen) > 0
+        assert row_min(x, mask, 7.0)[i] == (chosen.min() if some else 7.0)
+        assert row_max(x, mask, 7.0)[i] == (chosen.max() if some else 7.0)
+        torch.testing.assert_close(row_mean(x, mask)[i], chosen.mean() if some else x.sum() * 0)
+        with_one = torch.cat([chosen, torch.zeros(1, dtype=x.dtype)])
+        torch.testing.assert_close(log1p_sum_exp(x, mask)[i], with_one.logsumexp(0))
+
+
+def test_columns_come_whole():
+    embeddings, labels, _ = batch(0)
+    number = torch.arange(len(labels))
+    with pytest.raises(ValueError, match="go together"):
+        cosine_pairs(embeddings, labels, embeddings, labels, number)
+    with pytest.raises(ValueError, match="anchors"):
+        cosine_pairs(embeddings, labels[:3], embeddings, labels, number, number)
+    with pytest.raises(ValueError, match="columns"):
+        cosine_pairs(embeddings, labels, embeddings, labels[:3], number, number)
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong", "sentence"),
+    [
+        (MultiSimilarityLoss, {"alpha": 0.0}, "loss.alpha"),
+        (MultiSimilarityLoss, {"beta": -1.0}, "loss.beta"),
+        (MultiSimilarityLoss, {"positive_cutoff": -1.0}, "loss.positive_cutoff"),
+        (TwoMarginContrastiveLoss, {"positive_margin": 1.5}, "loss.positive_margin"),
+        (TwoMarginContrastiveLoss, {"negative_margin": -2.0}, "loss.negative_margin"),
+        (HardestNegativeTripletLoss, {"margin": -0.1}, "loss.margin"),
+    ],
+)
+def test_mistakes(kind, wrong, sentence):
+    with pytest.raises(UserError, match=sentence):
+        kind(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("iaa_multi_similarity", MultiSimilarityLoss),
+        ("iaa_contrastive", TwoMarginContrastiveLoss),
+        ("iaa_triplet", HardestNegativeTripletLoss),
+    ],
+)
+def test_configs_state_the_defaults_of_the_code(name, kind):
+    node = OmegaConf.load(CONF / f"{name}.yaml")
+    built = instantiate(node)
+    assert type(built) is kind
+    written = {key: value for key, value in node.items() if key != "_target_"}
+    defaults = {
+        key: value
+        for key, value in vars(kind()).items()
+        if not key.startswith("_") and key != "training"
+    }
+    assert written == defaults

@@ -1,0 +1,732 @@
+"""The retrieval metrics against plain loops, the peer library, and themselves cut differently."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
+from support import paths
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from noisyml.errors import UserError
+from noisyml.metrics.retrieval import DEFAULT_METRICS as DEFAULT
+from noisyml.metrics.retrieval import RetrievalEvaluator, retrieval_metrics
+from noisyml.similarity.exact import kernels
+from noisyml.similarity.exact import quantised as coarse
+from noisyml.similarity.ranks import walk as ranking
+
+ALL = (
+    "precision_at_1",
+    "precision_at_3",
+    "r_precision",
+    "map_at_r",
+    "map",
+    "map_at_5",
+    "mrr",
+    "recall_margin_at_2",
+    "mean_precision_1_to_100",
+    "map_trapezoid",
+)
+SMALLEST_BUDGET = 2**20
+
+
+def loop_metrics(
+    scores: np.ndarray,
+    query_labels: np.ndarray,
+    labels: np.ndarray,
+    own: np.ndarray,
+    ties: str,
+    junk: np.ndarray | None = None,
+) -> dict[str, np.ndarray]:
+    """Per-query metrics from a full float64 score matrix, one query at a time."""
+    rows: dict[str, list[float]] = {}
+    for i, y in enumerate(query_labels):
+        ignored = {own[i]} if junk is None else {own[i], *np.flatnonzero(junk[i])}
+        others = np.array([j for j in range(len(labels)) if j not in ignored], dtype=int)
+        relevant = labels[others] == y
+        second = {"index": others, "optimistic": ~relevant, "pessimistic": relevant}[ties]
+        order = np.lexsort((second, -scores[i, others]))
+        hit = relevant[order].astype(float)
+        r, n = int(hit.sum()), len(hit)
+        precision = np.cumsum(hit) / np.arange(1, n + 1)
+        if r == 0:
+            values = dict.fromkeys([*ALL, "recall_at_1", "recall_at_4"], np.nan)
+        else:
+            first = int(np.argmax(hit))
+            best = scores[i, others][relevant].max()
+            values = {
+                "precision_at_1": hit[0],
+                "precision_at_3": hit[:3].sum() / 3,
+                "r_precision": precision[r - 1],
+                "map_at_r": (precision * hit)[:r].sum() / r,
+                "map": (precision * hit).sum() / r,
+                "map_at_5": (precision * hit)[:5].sum() / r,
+                "mrr": 1 / (first + 1),
+                "recall_margin_at_2": float((scores[i, others][~relevant] > best).sum() < 2),
+                "mean_precision_1_to_100": precision[:100].mean() if n >= 100 else np.nan,
+                "map_trapezoid": trapezoid_average_precision(np.flatnonzero(hit)),
+                "recall_at_1": hit[0],
+                "recall_at_4": float(hit[:4].any()),
+            }
+        for name, value in values.items():
+            rows.setdefault(name, []).append(float(value))
+    return {name: np.array(column) for name, column in rows.items()}
+
+
+def trapezoid_average_precision(positions: np.ndarray) -> float:
+    """From the places of the relevant items, counted from 0."""
+    total = 0.0
+    for m, r in enumerate(positions):
+        total += ((1.0 if r == 0 else m / r) + (m + 1) / (r + 1)) / 2
+    return total / len(positions)
+
+
+def compare_with_loop(
+    per_query: dict[str, Tensor],
+    scores: np.ndarray,
+    *rest: np.ndarray,
+    junk: np.ndarray | None = None,
+) -> None:
+    for ties in ("index", "optimistic", "pessimistic"):
+        expected = loop_metrics(scores, *rest, ties, junk)
+        for name, column in expected.items():
+            if ties != "index" and name.startswith("recall_margin"):
+                continue
+            ours = name if ties == "index" else f"{name}_{ties}"
+            np.testing.assert_allclose(
+                per_query[ours].numpy(), column, rtol=0, atol=1e-12, err_msg=ours
+            )
+
+
+def squared_distance_scores(query: Tensor, gallery: Tensor) -> np.ndarray:
+    difference = query.double().numpy()[:, None] - gallery.double().numpy()[None]
+    return -(difference**2).sum(2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    n=st.integers(2, 40),
+    classes=st.integers(1, 12),
+    values=st.integers(1, 4),
+    double=st.booleans(),
+)
+def test_self_search_with_many_ties_equals_loops(
+    seed: int, n: int, classes: int, values: int, double: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = torch.from_numpy(rng.integers(-values, values + 1, (n, 3))).to(
+        torch.float64 if double else torch.float32
+    )
+    y = torch.from_numpy(rng.integers(0, classes, n))
+    _, per_query = retrieval_metrics(
+        x, y, metrics=ALL, recall_at=(1, 4), metric="l2", tie_bounds=True, return_per_query=True
+    )
+    compare_with_loop(per_query, squared_distance_scores(x, x), y.numpy(), y.numpy(), np.arange(n))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    n_query=st.integers(1, 20),
+    n_gallery=st.integers(1, 60),
+    classes=st.integers(1, 9),
+)
+def test_separate_gallery_with_own_numbers_equals_loops(
+    seed: int, n_query: int, n_gallery: int, classes: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = torch.from_numpy(rng.integers(-2, 3, (n_query, 2))).float()
+    g = torch.from_numpy(rng.integers(-2, 3, (n_gallery, 2))).float()
+    y, z = (torch.from_numpy(rng.integers(0, classes, k)) for k in (n_query, n_gallery))
+    # -1: not in the gallery; the item left out need not even carry the query's label.
+    own = torch.from_numpy(rng.integers(-1, n_gallery, n_query))
+    _, per_query = retrieval_metrics(
+        x,
+        y,
+        g,
+        z,
+        metrics=ALL,
+        recall_at=(1, 4),
+        metric="l2",
+        query_index_in_gallery=own,
+        tie_bounds=True,
+        return_per_query=True,
+    )
+    compare_with_loop(per_query, squared_distance_scores(x, g), y.numpy(), z.numpy(), own.numpy())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    n_query=st.integers(1, 20),
+    n_gallery=st.integers(1, 60),
+    classes=st.integers(1, 6),
+    share=st.sampled_from([0.0, 0.1, 0.6, 1.0]),
+    as_mask=st.booleans(),
+    alone=st.booleans(),
+)
+def test_junk_equals_loops(
+    seed: int,
+    n_query: int,
+    n_gallery: int,
+    classes: int,
+    share: float,
+    as_mask: bool,
+    alone: bool,
+) -> None:
+    rng = np.random.default_rng(seed)
+    x = torch.from_numpy(rng.integers(-2, 3, (n_query, 2))).float()
+    y = torch.from_numpy(rng.integers(0, classes, n_query))
+    g, z, own = x, y, np.arange(n_query)
+    if not alone:
+        g = torch.from_numpy(rng.integers(-2, 3, (n_gallery, 2))).float()
+        z = torch.from_numpy(rng.integers(0, classes, n_gallery))
+        own = rng.integers(-1, n_gallery, n_query)
+    mask = rng.random((len(x), len(g))) < share
+    junk = torch.from_numpy(mask) if as_mask else ragged(mask, rng)
+    sets = (x, y) if alone else (x, y, g, z)
+    _, per_query = retrieval_metrics(
+        *sets,
+        metrics=ALL,
+        recall_at=(1, 4),
+        metric="l2",
+        query_index_in_gallery=None if alone else torch.from_numpy(own),
+        junk=junk,
+        tie_bounds=True,
+        return_per_query=True,
+    )
+    compare_with_loop(
+        per_query, squared_distance_scores(x, g), y.numpy(), z.numpy(), own, junk=mask
+    )
+
+
+def ragged(mask: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Lists in any order, with repetitions."""
+    lists = [np.flatnonzero(row) for row in mask]
+    lists = [rng.permutation(np.concatenate([items, items[:2]])) for items in lists]
+    offsets = np.cumsum([0, *(len(items) for items in lists)])
+    return torch.from_numpy(np.concatenate(lists)), torch.from_numpy(offsets)
+
+
+def test_junk_over_several_tiles_equals_loops_and_a_gallery_without_it() -> None:
+    x, y = clusters(700, 90)
+    rng = np.random.default_rng(0)
+    mask = rng.random((700, 700)) < 0.2
+    options = {
+        "metrics": ALL,
+        "recall_at": (1, 4),
+        "memory_budget_bytes": SMALLEST_BUDGET,
+        "tie_bounds": True,
+        "return_per_query": True,
+    }
+    _, per_query = retrieval_metrics(x, y, junk=ragged(mask, rng), **options)
+    unit = (x.double() / x.double().norm(dim=1, keepdim=True)).numpy()
+    scores = unit @ unit.T
+    compare_with_loop(per_query, scores, y.numpy(), y.numpy(), np.arange(700), junk=mask)
+
+    # What is junk for everyone might as well not be in the gallery.
+    mask = np.tile(rng.random(300) < 0.3, (400, 1))
+    kept = torch.from_numpy(~mask[0])
+    gallery, labels = x[400:], y[400:]
+    means, _ = retrieval_metrics(
+        x[:400], y[:400], gallery, labels, junk=torch.from_numpy(mask), **options
+    )
+    without, _ = retrieval_metrics(x[:400], y[:400], gallery[kept], labels[kept], **options)
+    assert means == without
+
+
+def test_wrong_junk_is_a_programming_error() -> None:
+    x, y = clusters(4, 2)
+    offsets = torch.tensor([0, 1, 1, 1, 2])
+    with pytest.raises(ValueError, match=r"bool \[4, 4\]"):
+        retrieval_metrics(x, y, junk=torch.zeros(4, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="bool"):
+        retrieval_metrics(x, y, junk=torch.zeros(4, 4))
+    for wrong in (offsets[:-1], offsets + 1, torch.tensor([0, 2, 1, 1, 2]), offsets * 2):
+        with pytest.raises(ValueError, match="ascending from 0 to J"):
+            retrieval_metrics(x, y, junk=(torch.tensor([1, 2]), wrong))
+    for numbers in ([1, 4], [-1, 2]):
+        with pytest.raises(ValueError, match=r"0 \.\. 3"):
+            retrieval_metrics(x, y, junk=(torch.tensor(numbers), offsets))
+
+
+REVISITED = paths.GOLDEN / "insclr"
+
+
+@pytest.mark.parametrize("name", ["revisitop_map.npz", "revisitop_map_distractors.npz"])
+@pytest.mark.parametrize(
+    ("setup", "positive", "ignored"),
+    [
+        ("E", ("easy",), ("junk", "hard")),
+        ("M", ("easy", "hard"), ("junk",)),
+        ("H", ("hard",), ("junk", "easy")),
+    ],
+)
+def test_revisited_oxford_protocol_equals_the_official_code(
+    name: str, setup: str, positive: tuple[str, ...], ignored: tuple[str, ...]
+) -> None:
+    with np.load(REVISITED / name, allow_pickle=False) as file:
+        case = dict(file)
+    query, gallery = torch.from_numpy(case["query"]), torch.from_numpy(case["database"])
+    if "distractors" in case:
+        gallery = torch.cat([gallery, torch.from_numpy(case["distractors"])])
+
+    def listed(groups: tuple[str, ...], i: int) -> np.ndarray:
+        parts = []
+        for group in groups:
+            start, stop = case[f"{group}_offsets"][i : i + 2]
+            parts.append(case[f"{group}_flat"][start:stop])
+        return np.concatenate(parts)
+
+    found = []
+    for i in range(len(query)):
+        labels = torch.zeros(len(gallery), dtype=torch.int64)
+        labels[listed(positive, i)] = 1
+        junk = torch.from_numpy(listed(ignored, i))
+        means = retrieval_metrics(
+            query[i : i + 1],
+            torch.tensor([1]),
+            gallery,
+            labels,
+            metrics=["map_trapezoid"],
+            junk=(junk, torch.tensor([0, len(junk)])),
+        )
+        found.append(means["map_trapezoid"])
+    np.testing.assert_allclose(found, case[f"ap_{setup}"], rtol=0, atol=1e-12)
+
+
+def clusters(
+    n: int, classes: int, dim: int = 16, seed: int = 0, noise: float = 0.8
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    y = torch.randint(classes, (n,), generator=generator)
+    centres = torch.randn(classes, dim, generator=generator)
+    return centres[y] + noise * torch.randn(n, dim, generator=generator), y
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cosine_over_several_tiles_equals_loops(dtype: torch.dtype) -> None:
+    x, y = clusters(600, 90)
+    x = x.to(dtype)
+    _, per_query = retrieval_metrics(
+        x,
+        y,
+        metrics=ALL,
+        recall_at=(1, 4),
+        memory_budget_bytes=SMALLEST_BUDGET,
+        tie_bounds=True,
+        return_per_query=True,
+    )
+    unit = (x.double() / x.double().norm(dim=1, keepdim=True)).numpy()
+    compare_with_loop(per_query, unit @ unit.T, y.numpy(), y.numpy(), np.arange(len(x)))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize("classes", [3, 400])
+def test_block_size_and_path_do_not_change_a_bit(classes: int, metric: str) -> None:
+    # Three classes of 300 do not fit a small budget at once: queries are then taken block by block.
+    x, y = clusters(900, classes, noise=1.5)
+    x[100:200] = x[500:600]
+    options = {
+        "metrics": ALL,
+        "recall_at": (1, 10),
+        "metric": metric,
+        "tie_bounds": True,
+        "return_per_query": True,
+    }
+    means, reference = retrieval_metrics(x, y, **options)
+    for other in (
+        retrieval_metrics(x, y, memory_budget_bytes=SMALLEST_BUDGET, **options),
+        retrieval_metrics(x, y, x.clone(), y.clone(), exclude_self=True, **options),
+    ):
+        assert other[0] == means
+        for name, values in reference.items():
+            assert torch.equal(other[1][name].nan_to_num(-1), values.nan_to_num(-1)), name
+
+
+@settings(max_examples=10, deadline=None)
+@given(seed=st.integers(0, 1000))
+def test_permuting_the_gallery_changes_no_bound(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randint(-2, 3, (30, 4), generator=generator).float()
+    g = torch.randint(-2, 3, (80, 4), generator=generator).float()
+    y, z = (torch.randint(6, (n,), generator=generator) for n in (30, 80))
+    order = torch.randperm(80, generator=generator)
+    options = {"metrics": ("r_precision", "map_at_r", "map"), "metric": "l2", "tie_bounds": True}
+    one = retrieval_metrics(x, y, g, z, **options)
+    two = retrieval_metrics(x, y, g[order], z[order], **options)
+    for name, value in one.items():
+        if name.endswith("tic"):
+            assert two[name] == value, name
+        elif f"{name}_optimistic" in one:
+            assert one[f"{name}_pessimistic"] <= value <= one[f"{name}_optimistic"]
+
+
+@pytest.mark.parametrize("average", ["micro", "macro"])
+@pytest.mark.parametrize("protocol", ["self", "separate", "distractors"])
+def test_agrees_with_the_installed_accuracy_calculator(protocol: str, average: str) -> None:
+    x, y = clusters(300, 60, seed=3)
+    x = torch.nn.functional.normalize(x, dim=1)
+    names = {
+        "precision_at_1": "precision_at_1",
+        "r_precision": "r_precision",
+        "map_at_r": "mean_average_precision_at_r",
+        "map": "mean_average_precision",
+        "mrr": "mean_reciprocal_rank",
+    }
+    peer = AccuracyCalculator(
+        include=tuple(names.values()),
+        avg_of_avgs=average == "macro",
+        device=torch.device("cpu"),
+    )
+    if protocol == "self":
+        expected = peer.get_accuracy(x, y)
+        found = retrieval_metrics(x, y, metrics=list(names), average=average)
+    elif protocol == "separate":
+        expected = peer.get_accuracy(x[:100], y[:100], x[100:], y[100:])
+        found = retrieval_metrics(
+            x[:100], y[:100], x[100:], y[100:], metrics=list(names), average=average
+        )
+    else:
+        expected = peer.get_accuracy(x[:100], y[:100], x, y, ref_includes_query=True)
+        found = retrieval_metrics(
+            x[:100], y[:100], x, y, exclude_self=True, metrics=list(names), average=average
+        )
+    for ours, theirs in names.items():
+        assert found[ours] == pytest.approx(expected[theirs], abs=1e-6), ours
+
+
+def test_average_precision_at_k_agrees_with_the_installed_accuracy_calculator() -> None:
+    x, y = clusters(200, 20, seed=4)
+    x = torch.nn.functional.normalize(x, dim=1)
+    peer = AccuracyCalculator(
+        include=("mean_average_precision",), k=7, device=torch.device("cpu")
+    ).get_accuracy(x, y)
+    found = retrieval_metrics(x, y, metrics=["map_at_7"])
+    assert found["map_at_7"] == pytest.approx(peer["mean_average_precision"], abs=1e-6)
+
+
+def test_collapsed_embeddings_tie_exactly_and_rank_by_number() -> None:
+    y = torch.arange(700) % 7
+    x = torch.full((700, 5), 0.3)
+    found = retrieval_metrics(x, y, tie_bounds=True, memory_budget_bytes=SMALLEST_BUDGET)
+    assert found["precision_at_1_optimistic"] == found["map_at_r_optimistic"] == 1.0
+    assert found["precision_at_1_pessimistic"] == found["map_at_r_pessimistic"] == 0.0
+    # Everyone's first neighbour is item 0 of class 0, whose own is item 1.
+    assert found["precision_at_1"] == pytest.approx(99 / 700)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_nearly_collapsed_embeddings_equal_loops(metric: str) -> None:
+    # All scores lie within the rounding error of a float32 product.
+    generator = torch.Generator().manual_seed(0)
+    x = 1 + 1e-4 * torch.randn(150, 8, generator=generator)
+    y = torch.randint(10, (150,), generator=generator)
+    _, per_query = retrieval_metrics(
+        x, y, metrics=("map",), metric=metric, return_per_query=True, recall_at=()
+    )
+    rows = x.double()
+    if metric == "cosine":
+        rows = rows / rows.norm(dim=1, keepdim=True)
+    expected = loop_metrics(
+        squared_distance_scores(rows, rows), y.numpy(), y.numpy(), np.arange(150), "index"
+    )
+    np.testing.assert_allclose(per_query["map"].numpy(), expected["map"], rtol=0, atol=1e-12)
+
+
+def test_items_dropped_too_early_are_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Classes this large are ranked against samples of the gallery first. Without any caution many
+    # relevant items are dropped wrongly; the result must not notice.
+    x, y = clusters(1500, 3, noise=3.0)
+    options = {"memory_budget_bytes": SMALLEST_BUDGET, "return_per_query": True}
+    _, cautious = retrieval_metrics(x, y, **options)
+    again = []
+
+    def unsettled(block: ranking.QueryBlock) -> Tensor:
+        found = original(block)
+        again.append(int(found.sum()))
+        return found
+
+    original = ranking.QueryBlock.unsettled
+    monkeypatch.setattr(ranking.QueryBlock, "unsettled", unsettled)
+    monkeypatch.setattr(ranking, "_CAUTION", -8.0)
+    _, careless = retrieval_metrics(x, y, **options)
+    assert sum(again) > 100
+    for name, values in cautious.items():
+        assert torch.equal(careless[name], values), name
+    unit = (x.double() / x.double().norm(dim=1, keepdim=True)).numpy()
+    expected = loop_metrics(unit @ unit.T, y.numpy(), y.numpy(), np.arange(1500), "index")
+    np.testing.assert_allclose(cautious["map_at_r"], expected["map_at_r"], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("number_format", ["int8_loops", "int8_onednn", "bfloat16"])
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+@pytest.mark.parametrize("classes", [3, 250])
+def test_a_cheap_filter_before_the_float32_one_changes_nothing(
+    monkeypatch: pytest.MonkeyPatch, classes: int, metric: str, number_format: str
+) -> None:
+    if number_format == "int8_onednn" and not coarse.int8_works():
+        pytest.skip("no 8-bit products here")
+    if number_format == "int8_loops" and not kernels.available():
+        pytest.skip("no compiled loops here")
+    x, y = clusters(700, classes, dim=24, noise=1.2)
+    x[100:180] = x[500]
+    x[200:220] = 0
+    x[300] *= 40
+    options = {"metric": metric, "metrics": DEFAULT, "recall_at": (1, 5), "tie_bounds": True}
+    queries = torch.arange(0, 700, 3)
+    inputs = ((x, y), (x[queries], y[queries], x, y))
+    extra = ({}, {"query_index_in_gallery": queries})
+    expected = [
+        retrieval_metrics(*some, **options, **more, return_per_query=True)
+        for some, more in zip(inputs, extra, strict=True)
+    ]
+    served = []
+    way = "hits" if number_format == "int8_loops" else "products"
+    cheap = getattr(coarse.CoarseFilter, way)
+
+    def counted(self: coarse.CoarseFilter, *arguments: object) -> object:
+        found = cheap(self, *arguments)
+        served.append(found is not None)
+        return found
+
+    monkeypatch.setattr(coarse.CoarseFilter, way, counted)
+    monkeypatch.setattr(coarse, "number_format_of", lambda device: number_format)
+    monkeypatch.setattr(coarse, "LEAST_WORK", 0)
+    monkeypatch.setattr(coarse, "_AXES_WORK", 0)
+    monkeypatch.setattr(coarse, "_CANDIDATE_COST", {number_format: 1})
+    monkeypatch.setattr(ranking, "_FIRST_ROWS", 64)
+    # The smallest budget has many tiles, and no room for rounded rows of all of them.
+    for budget in (SMALLEST_BUDGET, 2**27):
+        if budget == 2**27:  # no tile has too many candidates
+            monkeypatch.setattr(coarse, "_MOST_LOOKS", 1.0)
+        for some, more, (means, per_query) in zip(inputs, extra, expected, strict=True):
+            served.clear()
+            found = retrieval_metrics(
+                *some, **options, **more, memory_budget_bytes=budget, return_per_query=True
+            )
+            if number_format == "int8_loops":
+                assert served
+                assert budget == SMALLEST_BUDGET or all(served)
+            else:
+                assert len(served) > 2  # the trial takes two products of its own
+            assert found[0] == means
+            for name, values in per_query.items():
+                assert torch.equal(found[1][name].nan_to_num(-1), values.nan_to_num(-1)), name
+
+
+def test_float64_embeddings_are_told_apart_below_float32() -> None:
+    angle = torch.tensor([0.5, 0.5 + 1e-11], dtype=torch.float64)
+    gallery = torch.stack([angle.cos(), angle.sin()], dim=1)
+    query = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    for labels, hit in (([0, 1], 1.0), ([1, 0], 0.0)):
+        found = retrieval_metrics(
+            query, torch.tensor([0]), gallery, torch.tensor(labels), tie_bounds=True
+        )
+        assert found["precision_at_1_pessimistic"] == found["precision_at_1_optimistic"] == hit
+
+
+def test_a_lower_matmul_precision_does_not_change_the_metrics() -> None:
+    x, y = clusters(400, 80)
+    reference = retrieval_metrics(x, y)
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision in ("high", "medium"):
+            torch.set_float32_matmul_precision(precision)
+            assert retrieval_metrics(x, y) == reference
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_an_outlier_does_not_blur_the_other_distances() -> None:
+    x, y = clusters(300, 30, seed=5)
+    alone = retrieval_metrics(x, y, metric="l2")
+    with_outlier = retrieval_metrics(
+        torch.cat([x, torch.full((1, 16), 1e6)]),
+        torch.cat([y, torch.tensor([99])]),
+        metric="l2",
+    )
+    assert with_outlier.pop("lone_queries") == alone.pop("lone_queries") + 1
+    assert with_outlier.pop("queries") == alone.pop("queries") + 1
+    assert with_outlier == alone
+
+
+def test_labels_beyond_float32_stay_apart() -> None:
+    x = torch.tensor([[1.0, 0.0], [1.0, 0.01], [0.0, 1.0], [0.01, 1.0]])
+    y = torch.tensor([16_777_216, 16_777_217, 16_777_217, 16_777_216])
+    assert retrieval_metrics(x, y)["precision_at_1"] == 0.0
+
+
+def test_half_precision_embeddings_are_read_as_they_are() -> None:
+    x, y = clusters(200, 40)
+    half = x.to(torch.bfloat16)
+    assert retrieval_metrics(half, y) == retrieval_metrics(half.float(), y)
+
+
+def test_a_zero_row_is_as_far_as_orthogonal_under_cosine() -> None:
+    gallery = torch.tensor([[0.0, 0.0], [1.0, 0.0], [-1.0, 0.0]])
+    found = retrieval_metrics(
+        torch.tensor([[1.0, 0.0]]), torch.tensor([0]), gallery, torch.tensor([0, 1, 2]),
+        metrics=("mrr",),
+    )  # fmt: skip
+    assert found["mrr"] == 0.5
+
+
+def test_the_query_may_stay_in_the_gallery_if_asked() -> None:
+    x, y = clusters(50, 10)
+    assert retrieval_metrics(x, y, exclude_self=False)["precision_at_1"] == 1.0
+    assert retrieval_metrics(x, y)["precision_at_1"] < 1.0
+
+
+def test_empty_sets_give_nan() -> None:
+    x, y = clusters(5, 2)
+    nobody = retrieval_metrics(x[:0], y[:0])
+    assert np.isnan(nobody["precision_at_1"])
+    assert nobody["queries"] == nobody["lone_queries"] == 0
+    nothing = retrieval_metrics(x, y, x[:0], y[:0])
+    assert np.isnan(nothing["map_at_r"])
+    assert nothing["lone_queries"] == 5
+
+
+class _LargestTensor(TorchDispatchMode):
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for value in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(value, Tensor):
+                self.numel = max(self.numel, value.numel())
+        return out
+
+
+def test_no_tensor_grows_with_the_square_of_the_set() -> None:
+    x, y = clusters(3000, 700, dim=4)
+    with _LargestTensor() as largest:
+        retrieval_metrics(x, y, memory_budget_bytes=SMALLEST_BUDGET)
+    assert 0 < largest.numel < 3000**2 / 30
+
+
+def test_broken_embeddings_are_named() -> None:
+    x, y = clusters(10, 3)
+    x[4, 2] = torch.nan
+    with pytest.raises(UserError, match="1 of 10 query embeddings hold NaN"):
+        retrieval_metrics(x, y)
+    good, _ = clusters(10, 3)
+    with pytest.raises(UserError, match="gallery embeddings"):
+        retrieval_metrics(good, y, x, y)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"metrics": ["map@r"]}, "Unknown retrieval metric 'map@r'"),
+        ({"recall_at": [0]}, "recall_at_0"),
+        ({"metric": "dot"}, "metric='dot'"),
+        ({"lone": "drop"}, "lone='drop'"),
+        ({"average": "mean"}, "average='mean'"),
+        ({"memory_budget_bytes": 10}, "memory_budget_bytes"),
+    ],
+)
+def test_wrong_options_get_one_sentence(options: dict, words: str) -> None:
+    x, y = clusters(10, 3)
+    with pytest.raises(UserError, match=words) as caught:
+        retrieval_metrics(x, y, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_arguments_are_programming_errors() -> None:
+    x, y = clusters(10, 3)
+    with pytest.raises(TypeError, match="labels must be integers"):
+        retrieval_metrics(x, y.float())
+    with pytest.raises(TypeError, match="floating point"):
+        retrieval_metrics(x.long(), y)
+    with pytest.raises(ValueError, match=r"must be \[N, D\] and \[N\]"):
+        retrieval_metrics(x, y[:5])
+    with pytest.raises(ValueError, match="together"):
+        retrieval_metrics(x, y, x)
+    with pytest.raises(ValueError, match="dimensions"):
+        retrieval_metrics(x, y, x[:, :3], y)
+    with pytest.raises(ValueError, match="begins with the queries"):
+        retrieval_metrics(x, y, x[:5], y[:5], exclude_self=True)
+    with pytest.raises(ValueError, match="behind the end"):
+        retrieval_metrics(x, y, x[:5], y[:5], query_index_in_gallery=torch.arange(10))
+
+
+def feed(evaluator: RetrievalEvaluator, x: Tensor, y: Tensor, **role: str) -> None:
+    for part in torch.arange(len(x)).split(17):
+        evaluator.update(index=part, labels=y[part], embeddings=x[part], **role)
+
+
+def test_the_evaluator_counts_repeated_samples_once() -> None:
+    x, y = clusters(100, 20)
+    evaluator = RetrievalEvaluator(metrics=("precision_at_1", "map"), recall_at=(1, 10))
+    feed(evaluator, x, y)
+    evaluator.update(index=torch.arange(30), labels=y[:30], embeddings=x[:30])
+    expected = retrieval_metrics(x, y, metrics=("precision_at_1", "map"), recall_at=(1, 10))
+    assert evaluator.compute() == expected
+    assert evaluator.compute() == expected
+    evaluator.reset()
+    feed(evaluator, x[:50], y[:50])
+    assert evaluator.compute()["queries"] == 50
+
+
+def test_the_evaluator_keeps_query_and_gallery_apart() -> None:
+    x, y = clusters(100, 10)
+    evaluator = RetrievalEvaluator()
+    feed(evaluator, x[:40], y[:40], split_role="query")
+    feed(evaluator, x[40:], y[40:], split_role="gallery")
+    found = evaluator.compute()
+    assert found == retrieval_metrics(x[:40], y[:40], x[40:], y[40:], recall_at=(1, 2, 4, 8))
+
+
+def test_the_evaluator_adds_distractors_to_a_pool() -> None:
+    x, y = clusters(100, 10)
+    evaluator = RetrievalEvaluator()
+    feed(evaluator, x[:40], y[:40])
+    feed(evaluator, x[40:], y[40:], split_role="gallery")
+    expected = retrieval_metrics(x[:40], y[:40], x, y, exclude_self=True, recall_at=(1, 2, 4, 8))
+    assert evaluator.compute() == expected
+
+
+def test_the_evaluator_clusters_on_request() -> None:
+    x, y = clusters(200, 5, noise=0.1)
+    evaluator = RetrievalEvaluator(clustering=True)
+    feed(evaluator, x, y)
+    found = evaluator.compute()
+    assert found["nmi"] > 0.85
+    assert found["ami"] > 0.8
+    assert evaluator.compute() == found
+
+
+def test_the_evaluator_says_what_it_lacks() -> None:
+    x, y = clusters(10, 3)
+    index = torch.arange(10)
+    evaluator = RetrievalEvaluator()
+    with pytest.raises(UserError, match="needs embeddings"):
+        evaluator.update(index=index, labels=y, logits=x)
+    with pytest.raises(UserError, match="one integer label per sample"):
+        evaluator.update(index=index, labels=torch.ones(10, 4), embeddings=x)
+    with pytest.raises(ValueError, match="same length"):
+        evaluator.update(index=index[:3], labels=y, embeddings=x)
+    with pytest.raises(UserError, match="has nothing"):
+        evaluator.compute()
+    evaluator.update(index=index, labels=y, embeddings=x, split_role="query")
+    with pytest.raises(UserError, match="has query;"):
+        evaluator.compute()
+    with pytest.raises(UserError, match="Unknown retrieval metric"):
+        RetrievalEvaluator(metrics=["precision"])
+
+
+def test_the_config_names_every_argument_with_its_default() -> None:
+    path = paths.CONF / "evaluator" / "retrieval.yaml"
+    config = yaml.safe_load(path.read_text())
+    assert config.pop("_target_") == "noisyml.metrics.retrieval.RetrievalEvaluator"
+    configured, default = RetrievalEvaluator(**config), RetrievalEvaluator()
+    assert vars(configured) == vars(default)
+    assert set(config) | {"_shards"} == set(vars(default))

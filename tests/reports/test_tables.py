@@ -1,0 +1,233 @@
+"""The table of results: numbers, groups, what is best, what is missing."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.synthetic_runs import RunMaker
+
+from noisyml.errors import UserError
+from noisyml.reports import aggregate, load_runs, markdown_table, result_table
+from noisyml.reports.tables import Column
+
+P1 = "test/precision_at_1"
+
+
+def three_seeds(maker: RunMaker) -> None:
+    for seed, value in enumerate((0.70, 0.72, 0.77)):
+        maker.run(f"s/{seed}", "prism_avg", 0.3, seed, metrics={P1: value}, files=False)
+    maker.run("s/3", "keep_all", 0.3, 0, metrics={P1: 0.61}, files=False)
+    maker.run("s/4", "keep_all", 0.5, 0, metrics={P1: None}, files=False)
+
+
+def test_mean_and_deviation_over_seeds_are_those_computed_by_hand(maker: RunMaker) -> None:
+    three_seeds(maker)
+    figures = aggregate(load_runs([maker.root / "s"]))
+    row = figures.loc[(0.3, "prism_avg")]
+    # mean 2.19 / 3; deviations -.03, -.01, .04: variance (.0009 + .0001 + .0016) / 2 = .0013
+    assert row[P1, "mean"] == pytest.approx(0.73)
+    assert row[P1, "std"] == pytest.approx(math.sqrt(0.0013))
+    assert row[P1, "n"] == 3
+    single = figures.loc[(0.3, "keep_all")]
+    assert single[P1, "mean"] == pytest.approx(0.61)
+    assert np.isnan(single[P1, "std"])
+
+
+def test_the_table_prints_a_lone_seed_without_deviation_and_a_missing_value_as_dash(
+    maker: RunMaker,
+) -> None:
+    three_seeds(maker)
+    table = result_table(load_runs([maker.root / "s"]))
+    assert table.keys == ("noise.rate", "selector")
+    texts = {row.values: (row.runs, *map(str, row.cells)) for row in table.rows}
+    assert texts == {
+        ("0.3", "prism_avg"): ("3", "0.7300 ± 0.0361"),
+        ("0.3", "keep_all"): ("1", "0.6100"),
+        ("0.5", "keep_all"): ("1", "–"),
+    }
+
+
+def test_markdown_of_a_table(maker: RunMaker) -> None:
+    three_seeds(maker)
+    assert markdown_table(result_table(load_runs([maker.root / "s"]))) == (
+        "| noise.rate | selector | runs | P@1 (last) |\n"
+        "| --- | --- | ---: | ---: |\n"
+        "| 0.3 | prism_avg | 3 | **0.7300 ± 0.0361** |\n"
+        "| 0.3 | keep_all | 1 | 0.6100 |\n"
+        "| 0.5 | keep_all | 1 | – |\n"
+    )
+
+
+def test_markdown_keeps_names_harmless(maker: RunMaker) -> None:
+    maker.run("s/0", "a|b", metrics={P1: 0.5}, files=False)
+    maker.run("s/1", "<img src=x>", metrics={P1: 0.5}, files=False)
+    text = markdown_table(result_table(load_runs([maker.root / "s"])))
+    assert r"| a\|b |" in text
+    assert r"| \<img src=x\> |" in text
+
+
+def test_best_is_marked_within_the_same_noise_rate_only(maker: RunMaker) -> None:
+    values = {
+        ("prism_avg", 0.3): (0.80, 0.03, 0.9),
+        ("keep_all", 0.3): (0.75, 0.01, 1.0),
+        ("prism_avg", 0.5): (0.60, 0.03, 0.9),
+        ("keep_all", 0.5): (0.60001, 0.03, 1.0),
+    }
+    for number, ((selector, rate), (p1, seconds, kept)) in enumerate(values.items()):
+        metrics = {
+            P1: p1,
+            "time/step_seconds": seconds,
+            "selection/kept": kept,
+            "selection/recall": 1.0 if kept == 1 else 0.95,
+        }
+        maker.run(f"s/{number}", selector, rate, 0, metrics=metrics, files=False)
+    table = result_table(load_runs([maker.root / "s"]))
+    columns = [column.metric for column in table.columns]
+    best = {
+        row.values: {m for m, cell in zip(columns, row.cells, strict=True) if cell.best}
+        for row in table.rows
+    }
+    # Keeping everything is no achievement of recall, and what prints alike is alike.
+    assert best == {
+        ("0.3", "prism_avg"): {P1},
+        ("0.3", "keep_all"): {"time/step_seconds"},
+        ("0.5", "prism_avg"): {P1, "time/step_seconds"},
+        ("0.5", "keep_all"): {P1, "time/step_seconds"},
+    }
+
+
+def test_rows_are_sorted_by_noise_rate_then_as_the_sweep_went(sweep: Path) -> None:
+    table = result_table(load_runs([sweep]))
+    assert [row.values for row in table.rows] == [
+        ("0.3", "keep_all"),
+        ("0.3", "prism_avg"),
+        ("0.5", "keep_all"),
+        ("0.5", "prism_avg"),
+    ]
+    assert [row.block for row in table.rows] == [0, 0, 1, 1]
+    assert {row.runs for row in table.rows} == {"3"}
+
+
+def test_columns_stand_in_a_fixed_order_and_say_how_the_checkpoint_was_chosen(
+    maker: RunMaker,
+) -> None:
+    metrics = {
+        "chosen_on_test/test/precision_at_1": 0.9,
+        "time/step_seconds": 0.1,
+        "best/test/precision_at_1": 0.8,
+        P1: 0.7,
+        "test/loss": 3.0,
+        "noise/nominal_rate": 0.5,
+        "noise/actual_rate": 0.48,
+        "selection/auroc": 0.9,
+    }
+    maker.run("a", metrics=metrics, files=False)
+    columns = result_table(load_runs([maker.root])).columns
+    assert [column.heading for column in columns] == [
+        "Noise rate: nominal",
+        "Noise rate: realised",
+        "P@1 (last)",
+        "P@1 (best on validation)",
+        "P@1 (CHOSEN ON TEST)",
+        "Kept set: AUROC",
+        "Time: s / step",
+    ]
+
+
+def test_unfinished_runs_count_nowhere_but_are_not_forgotten(maker: RunMaker) -> None:
+    maker.run("s/0", seed=0, metrics={P1: 0.7}, files=False)
+    maker.run("s/1", seed=1, status={"state": "failed", "error": "NaN loss"}, files=False)
+    maker.run("s/2", seed=2, status={"state": "running"}, files=False)
+    broken = maker.run("s/3", seed=3, files=False)
+    broken.metrics_file.write_text("{")
+    lost = maker.run("s/4", seed=4, files=False)
+    lost.metrics_file.unlink()
+    runs = load_runs([maker.root / "s"])
+    assert runs["state"].tolist() == [
+        "finished",
+        "failed",
+        "running",
+        "unreadable",
+        "incomplete",
+    ]
+    assert runs["problem"][1] == "NaN loss"
+    table = result_table(runs)
+    assert table.rows[0].runs == "1 of 5"
+    assert str(table.rows[0].cells[0]) == "0.7000"
+
+
+def test_grouping_by_other_settings(sweep: Path) -> None:
+    table = result_table(load_runs([sweep], by=["selector"]))
+    assert [(row.values, row.runs) for row in table.rows] == [
+        (("keep_all",), "6"),
+        (("prism_avg",), "6"),
+    ]
+
+
+def test_metrics_by_name(sweep: Path) -> None:
+    runs = load_runs([sweep])
+    table = result_table(runs, metrics=["selection/auroc", "map_at_r"])
+    assert [column.metric for column in table.columns] == [
+        "selection/auroc",
+        "test/map_at_r",
+        "best/test/map_at_r",
+    ]
+    with pytest.raises(UserError, match="No finished run has a metric 'mapr'; there are: test/"):
+        result_table(runs, metrics=["mapr"])
+
+
+def test_an_unknown_setting_to_group_by_is_a_sentence(sweep: Path) -> None:
+    with pytest.raises(UserError, match=r"No run has a setting 'noise\.rat' to group by"):
+        load_runs([sweep], by=["noise.rat"])
+
+
+def test_a_broken_configuration_is_a_sentence(maker: RunMaker) -> None:
+    run = maker.run("a", files=False)
+    run.config_file.write_text("seed: [")
+    with pytest.raises(UserError, match=r"configuration of the run .* cannot be read"):
+        load_runs([maker.root])
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "text"),
+    [
+        ("test/map_at_r", 0.123456, "0.1235"),
+        ("selection/auroc", 0.98765, "0.988"),
+        ("time/step_seconds", 0.012345, "0.0123"),
+        ("time/step_seconds", 0.081, "0.0810"),
+        ("time/train_seconds", 123.6, "124"),
+        ("best/epoch", 12.0, "12"),
+        ("test/recall_at_10", math.nan, "–"),
+    ],
+)
+def test_digits(metric: str, value: float, text: str) -> None:
+    assert Column.of(metric).text(value) == text
+
+
+def test_names_of_the_field() -> None:
+    assert Column.of("test/recall_at_10").label == "R@10"
+    assert Column.of("test/precision_at_1").label == "P@1"
+    assert Column.of("best/test/map_macro").section == "Test, best on validation"
+    assert Column.of("something").label == "something"
+
+
+def test_of_equal_runs_only_the_newest_counts(maker: RunMaker) -> None:
+    for number, (seed, ended, value) in enumerate(((0, 20.0, 0.7), (0, 10.0, 0.1), (1, 5.0, 0.8))):
+        run = maker.run(f"s/{number}", seed=seed, metrics={P1: value}, files=False)
+        run.write_status("finished", ended=ended)
+    maker.run("s/3", seed=0, status={"state": "failed"}, files=False)
+    runs = load_runs([maker.root / "s"])
+    assert [Path(path).name for path in runs["run"]] == ["0", "2", "3"]
+    assert [Path(path).name for path in runs.attrs["left_out"]] == ["1"]
+    row = result_table(runs).rows[0]
+    assert (row.runs, row.cells[0].mean) == ("2 of 3", "0.7500")
+
+
+def test_an_interrupted_run_says_how_to_go_on(maker: RunMaker) -> None:
+    run = maker.run("a", files=False, status={"state": "interrupted"})
+    runs = load_runs([maker.root])
+    assert runs["state"].tolist() == ["interrupted"]
+    assert runs["problem"][0] == f"Continue with noisyml train resume={run.path}"
