@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from noisyml.errors import UserError
-from noisyml.runs.folder import RunFolder, write_atomically
+from noisyml.runs.folder import RunFolder
+from noisyml.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

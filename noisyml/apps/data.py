@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from noisyml.errors import UserError
-from noisyml.runs.folder import write_atomically
+from noisyml.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 
 from noisyml.apps._folder import record_death, recorded, refuse_foreign, write_inputs
 from noisyml.errors import UserError, did_you_mean
-from noisyml.runs.folder import RunFolder, locate_checkpoint, write_atomically
+from noisyml.runs.folder import RunFolder, locate_checkpoint
+from noisyml.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

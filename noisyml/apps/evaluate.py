@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from noisyml.runs.folder import RunFolder, locate_checkpoint, write_atomically
+from noisyml.runs.folder import RunFolder, locate_checkpoint
+from noisyml.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

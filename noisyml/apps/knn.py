@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from noisyml.apps._folder import recorded, refuse_foreign, write_inputs
 from noisyml.errors import UserError
-from noisyml.runs.folder import RunFolder, write_atomically
+from noisyml.runs.folder import RunFolder
+from noisyml.storage.files import atomic, write_atomically
 
 if TYPE_CHECKING:
     import numpy as np
@@ -302,10 +303,8 @@ def _save(path: Path, array: NDArray[Any]) -> None:
     """Write an array so that a kill leaves all of it or nothing."""
     import numpy as np
 
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as file:
+    with atomic(path, sole_writer=True) as temporary, temporary.open("wb") as file:
         np.save(file, array, allow_pickle=False)
-    temporary.replace(path)
 
 
 def _write_csv(
@@ -321,22 +320,18 @@ def _write_csv(
     scores = np.load(path.with_name("scores.npy"), mmap_mode="r", allow_pickle=False)
     queries, candidates = _names(rows), _names(gallery)
     n, k = neighbours.shape
-    temporary = path.with_name(f".{path.name}.tmp")
-    for start in range(0, n, CSV_ROWS):
-        part = slice(start, min(start + CSV_ROWS, n))
-        table = pd.DataFrame(
-            {
-                "query": np.repeat(queries[part], k),
-                "rank": np.tile(np.arange(1, k + 1), part.stop - part.start),
-                "neighbour": _called(candidates, neighbours[part].ravel()),
-                "score": scores[part].ravel(),
-            }
-        )
-        first = start == 0
-        table.to_csv(
-            temporary, mode="w" if first else "a", header=first, index=False, float_format="%.6g"
-        )
-    temporary.replace(path)
+    with atomic(path, sole_writer=True) as temporary, temporary.open("w", newline="") as file:
+        for start in range(0, n, CSV_ROWS):
+            part = slice(start, min(start + CSV_ROWS, n))
+            table = pd.DataFrame(
+                {
+                    "query": np.repeat(queries[part], k),
+                    "rank": np.tile(np.arange(1, k + 1), part.stop - part.start),
+                    "neighbour": _called(candidates, neighbours[part].ravel()),
+                    "score": scores[part].ravel(),
+                }
+            )
+            table.to_csv(file, header=start == 0, index=False, float_format="%.6g")
 
 
 def _called(names: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[Any]:

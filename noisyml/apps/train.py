@@ -171,8 +171,8 @@ def continue_run(path: Path, overrides: list[str], followers: Followers) -> int:
     from omegaconf import DictConfig, OmegaConf
 
     from noisyml.command.overrides import apply_overrides
-    from noisyml.runs.folder import write_atomically
     from noisyml.runs.processes import check_ranks, is_main_process
+    from noisyml.storage.files import write_atomically
 
     folder = RunFolder(path)
     if not folder.is_run():

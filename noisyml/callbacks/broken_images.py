@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
-from noisyml.runs.folder import write_atomically
+from noisyml.storage.files import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import random
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +14,7 @@ from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
 from noisyml.errors import UserError
+from noisyml.storage.files import atomic
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -24,14 +24,12 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
     ) -> None:
         """Write `checkpoint` to `path`."""
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.tmp")
-        with temporary.open("wb") as file:
+        # The next attempt writes over what a kill left behind: checkpoints are large.
+        with (
+            atomic(Path(path), durable=True, sole_writer=True) as temporary,
+            temporary.open("wb") as file,
+        ):
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(target)
 
 
 def random_state() -> dict[str, Any]:

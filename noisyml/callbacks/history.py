@@ -11,7 +11,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 
 from noisyml.errors import UserError
-from noisyml.runs.folder import write_atomically
+from noisyml.storage.files import write_atomically
 
 
 class History(Callback):

@@ -22,6 +22,7 @@ from noisyml.metrics.label_trust import (
     suspicion_precision,
 )
 from noisyml.noise.manifest import NoiseManifest, SampleState
+from noisyml.storage.files import atomic
 from noisyml.storage.parquet import to_column
 
 #: Scores are random to the last digit: their bytes compress one place at a time, by no dictionary.
@@ -86,12 +87,10 @@ class SelectionLog(Callback):
         if trainer.is_global_zero:
             columns = {name: to_column(values.numpy()) for name, values in judged.items()}
             epoch = np.full(len(judged["index"]), trainer.current_epoch, dtype=np.int32)
-            self.parts.mkdir(parents=True, exist_ok=True)
             part = self.parts / f"{trainer.current_epoch:06d}.parquet"
-            temporary = part.with_suffix(".tmp")
             table = pa.table({**columns, "epoch": epoch})
-            pq.write_table(table, temporary, row_group_size=len(table), **STORED)
-            temporary.replace(part)
+            with atomic(part, sole_writer=True) as temporary:
+                pq.write_table(table, temporary, row_group_size=len(table), **STORED)
 
     def _metrics(self, judged: Mapping[str, Tensor]) -> dict[str, float]:
         kept = {"selection/kept": float(judged["kept"].double().mean())}
@@ -132,8 +131,10 @@ class SelectionLog(Callback):
         parts = sorted(self.parts.glob("*.parquet"))
         # An interrupted run may have stored epochs that its checkpoint does not know: they were
         # trained again and overwritten, and nothing lies beyond the last epoch.
-        temporary = self.file.with_suffix(".tmp")
-        with pq.ParquetWriter(temporary, pq.read_schema(parts[0]), **STORED) as writer:
+        with (
+            atomic(self.file, sole_writer=True) as temporary,
+            pq.ParquetWriter(temporary, pq.read_schema(parts[0]), **STORED) as writer,
+        ):
             if self.file.is_file():
                 # A finished run that trains on keeps the epochs it had.
                 first = int(parts[0].stem)
@@ -145,7 +146,6 @@ class SelectionLog(Callback):
             for part in parts:
                 epoch = pq.read_table(part)
                 writer.write_table(epoch, row_group_size=len(epoch))
-        temporary.replace(self.file)
         for part in parts:
             part.unlink()
         self.parts.rmdir()

@@ -20,8 +20,8 @@ from noisyml import __version__
 from noisyml.command.config import conf_dir, register_resolvers
 from noisyml.command.mistakes import as_user_error, check_flags, check_types
 from noisyml.errors import EXIT_USER_ERROR, SweepError, UserError
-from noisyml.runs.folder import write_atomically
 from noisyml.runs.processes import is_main_process, started_elsewhere
+from noisyml.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

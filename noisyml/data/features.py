@@ -11,7 +11,6 @@ import contextlib
 import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from noisyml.data.base import Split
 from noisyml.data.transforms.image import ViewMaker
 from noisyml.data.views import EvaluationView, whole
 from noisyml.errors import UserError
+from noisyml.storage.files import atomic, write_atomically
 
 #: Raise when the meaning of the stored numbers changes.
 FORMAT = 1
@@ -130,33 +130,33 @@ def _compute(
         collate_fn=whole,
         num_workers=num_workers,
     )
-    temporary = data_file.with_name(f".{data_file.name}.{os.getpid()}.tmp")
     stored: np.memmap[Any, np.dtype[np.float32]] | None = None
     broken: list[int] = []
     done = 0
-    for batch in loader:
-        index = batch["index"].numpy()
-        if len(index):
-            features = encode(batch["image"]).float().numpy()
-            if stored is None:
-                stored = np.lib.format.open_memmap(
-                    temporary, mode="w+", dtype=np.float32, shape=(len(split), features.shape[1])
-                )
-            stored[index] = features
-        broken += batch["broken"].tolist()
-        done += len(index) + len(batch["broken"])
-        if progress is not None:
-            progress(done, len(split))
-    if stored is None:
-        raise UserError(
-            f"None of the {len(split)} images of the {split.name} split can be decoded; "
-            "`noisyml data check` says why."
-        )
-    stored.flush()
-    del stored
-    temporary.replace(data_file)
+    with atomic(data_file) as temporary:
+        for batch in loader:
+            index = batch["index"].numpy()
+            if len(index):
+                features = encode(batch["image"]).float().numpy()
+                if stored is None:
+                    stored = np.lib.format.open_memmap(
+                        temporary,
+                        mode="w+",
+                        dtype=np.float32,
+                        shape=(len(split), features.shape[1]),
+                    )
+                stored[index] = features
+            broken += batch["broken"].tolist()
+            done += len(index) + len(batch["broken"])
+            if progress is not None:
+                progress(done, len(split))
+        if stored is None:
+            raise UserError(
+                f"None of the {len(split)} images of the {split.name} split can be decoded; "
+                "`noisyml data check` says why."
+            )
+        stored.flush()
+        del stored
     facts = {"broken": broken, "split": split.name, "samples": len(split)}
     # Written last: its presence says that the array is whole.
-    temporary_facts = facts_file.with_name(f".{facts_file.name}.{os.getpid()}.tmp")
-    temporary_facts.write_text(json.dumps(facts))
-    temporary_facts.replace(facts_file)
+    write_atomically(facts_file, json.dumps(facts))

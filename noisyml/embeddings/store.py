@@ -32,7 +32,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -44,7 +43,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.errors import UserError, did_you_mean
-from noisyml.runs.folder import write_atomically
+from noisyml.storage.files import atomic, write_atomically
 from noisyml.storage.parquet import from_column, to_column
 
 if TYPE_CHECKING:
@@ -198,9 +197,9 @@ class SplitWriter:
             "broken": np.setdiff1d(covered, positions).tolist(),
             "sha256": hashlib.sha256(content).hexdigest(),
         }
-        _replace(self.folder / _shard_file(number), content)
+        write_atomically(self.folder / _shard_file(number), content, durable=True)
         # Second: its presence says that the shard is whole.
-        _replace(self._facts_file(number), json.dumps(facts).encode())
+        write_atomically(self._facts_file(number), json.dumps(facts), durable=True)
 
     def finish(
         self, labels: NDArray[Any], names: Sequence[str], class_names: Sequence[str]
@@ -464,16 +463,6 @@ def _shard_file(number: int) -> str:
     return f"{number:05d}.npy"
 
 
-def _replace(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that a kill or a power cut leaves all of it or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-
-
 def _write_samples(
     path: Path,
     kept: NDArray[np.int64],
@@ -507,6 +496,5 @@ def _write_samples(
             "label_name": words,
         }
     )
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(table, temporary)
-    temporary.replace(path)
+    with atomic(path) as temporary:
+        pq.write_table(table, temporary)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -19,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 import noisyml
 from noisyml.errors import UserError
 from noisyml.noise.random import GENERATOR
+from noisyml.storage.files import atomic
 from noisyml.storage.parquet import from_column, to_column
 from noisyml.targets.labels import KIND_WORDS, LabelKind, Labels, kind_of
 
@@ -323,11 +323,8 @@ class NoiseManifest:
         table = pa.table(columns).replace_schema_metadata(
             {_METADATA_KEY: json.dumps(self.summary()).encode()}
         )
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        pq.write_table(table, temporary)
-        temporary.replace(path)
+        with atomic(Path(path)) as temporary:
+            pq.write_table(table, temporary)
 
     @classmethod
     def load(cls, path: str | Path) -> NoiseManifest:

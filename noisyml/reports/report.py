@@ -61,7 +61,8 @@ from noisyml.reports.tables import (
     result_table,
     text_of,
 )
-from noisyml.runs.folder import RunFolder, write_atomically
+from noisyml.runs.folder import RunFolder
+from noisyml.storage.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -33,13 +33,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisyml.errors import UserError
+from noisyml.storage.files import write_atomically
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -48,14 +48,6 @@ METRICS_FILE = "metrics.json"
 CONFIG_FILE = "config.yaml"
 #: Runs that went before a run, see `noisyml.stages.plan`.
 STAGES_FOLDER = "stages"
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that a reader (or a kill) sees the old file or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def _finite(value: Any) -> Any:

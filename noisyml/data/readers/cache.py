@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.errors import UserError
+from noisyml.storage.files import atomic
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -50,18 +49,13 @@ def write(path: Path, content: bytes | NDArray[Any]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    temporary = None
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "wb") as file:
+        with atomic(path) as temporary, temporary.open("wb") as file:
             if isinstance(content, bytes):
                 file.write(content)
             else:
                 np.save(file, content, allow_pickle=False)
-        os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)
         raise _unwritable(path.parent, error) from error
 
 
