@@ -12,7 +12,8 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 
-from noisyml.metrics.retrieval import RetrievalEvaluator, retrieval_metrics
+from noisyml.metrics.retrieval import retrieval_metrics
+from noisyml.metrics.retrieval_evaluator import RetrievalEvaluator
 
 METRICS = ("precision_at_1", "r_precision", "map_at_r", "map", "recall_margin_at_2")
 N = 330

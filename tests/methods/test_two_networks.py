@@ -11,7 +11,7 @@ from noisyml.errors import UserError
 from noisyml.methods.classification.small_loss import mean_log_probability
 from noisyml.methods.two_networks import TwoNetworks, better
 from noisyml.metrics.classification import ClassificationEvaluator
-from noisyml.metrics.retrieval import RetrievalEvaluator
+from noisyml.metrics.retrieval_evaluator import RetrievalEvaluator
 from noisyml.models.backbones.base import mlp, small_cnn
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import EmbeddingHead, IdentityHead

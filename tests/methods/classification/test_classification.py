@@ -14,7 +14,7 @@ from noisyml.losses.distillation.relational import RKDDistance
 from noisyml.methods.classification.base import Classification, kept_mean, load_classifier
 from noisyml.methods.classification.rkd import RKDClassification
 from noisyml.metrics.classification import ClassificationEvaluator
-from noisyml.metrics.retrieval import RetrievalEvaluator
+from noisyml.metrics.retrieval_evaluator import RetrievalEvaluator
 from noisyml.models.backbones.base import mlp, small_cnn
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import IdentityHead

@@ -7,7 +7,7 @@ from torch import nn
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss
 from noisyml.methods.metric_learning.prism import Prism
-from noisyml.metrics.retrieval import RetrievalEvaluator
+from noisyml.metrics.retrieval_evaluator import RetrievalEvaluator
 from noisyml.selectors.base import Selection, Selector
 from noisyml.similarity.memory_bank import MemoryBank
 

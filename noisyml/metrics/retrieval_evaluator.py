@@ -1,0 +1,222 @@
+"""Retrieval metrics of a whole split, streamed batch by batch and gathered from all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from noisyml.distributed import all_reduce_sum, collective_device, gather, rank
+from noisyml.errors import UserError
+from noisyml.metrics.base import Evaluator, SplitRole
+from noisyml.metrics.clustering import ami, cluster_embeddings, nmi
+from noisyml.metrics.retrieval import (
+    DEFAULT_MEMORY_BUDGET,
+    DEFAULT_METRICS,
+    Average,
+    Distance,
+    Lone,
+    RankMetric,
+    retrieval_metrics,
+)
+
+
+@dataclass
+class _Shard:
+    """What this rank has taken in under one role."""
+
+    index: list[Tensor]
+    labels: list[Tensor]
+    embeddings: list[Tensor]
+
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+class RetrievalEvaluator(Evaluator):
+    """Retrieval (and clustering) metrics over the whole split, exact under DDP.
+
+    Roles: ``pool`` alone: queries are their own gallery, each left out for itself. ``query`` and
+    ``gallery``: two sets, nothing left out. ``pool`` and ``gallery``: the pool is searched together
+    with a gallery of distractors.
+
+    Args:
+        metrics: names from the table in `noisyml.metrics.retrieval`.
+        recall_at: every K here adds ``recall_at_K``.
+        metric: ``cosine`` or ``l2``.
+        average: ``micro`` (mean over queries) or ``macro`` (mean over classes of class means).
+        lone: ``exclude`` queries without a relevant item, or count them as ``zero``.
+        clustering: add ``nmi`` and ``ami`` of k-means with as many clusters as query labels.
+        tie_bounds: add ``_optimistic`` and ``_pessimistic`` values.
+        memory_budget_bytes: aim of the working memory beyond the embeddings.
+        seed: of the k-means initialisation.
+
+    Raises:
+        UserError: an unknown metric.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[str] = DEFAULT_METRICS,
+        recall_at: Sequence[int] = (1, 2, 4, 8),
+        metric: Distance = "cosine",
+        average: Average = "micro",
+        lone: Lone = "exclude",
+        clustering: bool = False,
+        tie_bounds: bool = False,
+        memory_budget_bytes: int = DEFAULT_MEMORY_BUDGET,
+        seed: int = 0,
+    ) -> None:
+        self.metrics = list(metrics)
+        self.recall_at = list(recall_at)
+        for name in [*self.metrics, *(f"recall_at_{k}" for k in self.recall_at)]:
+            RankMetric.parse(name)
+        self.metric: Distance = metric
+        self.average: Average = average
+        self.lone: Lone = lone
+        self.clustering = clustering
+        self.tie_bounds = tie_bounds
+        self.memory_budget_bytes = memory_budget_bytes
+        self.seed = seed
+        self._shards: dict[SplitRole, _Shard] = {}
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self._shards = {role: _Shard([], [], []) for role in get_args(SplitRole)}
+
+    def update(
+        self,
+        *,
+        index: Tensor,
+        labels: Tensor,
+        embeddings: Tensor | None = None,
+        logits: Tensor | None = None,
+        split_role: SplitRole = "pool",
+    ) -> None:
+        """Take in one batch: `index` [b], `labels` [b], `embeddings` [b, D]; `logits` are not used.
+
+        Raises:
+            UserError: no embeddings, or labels that are not one integer per sample.
+        """
+        if embeddings is None:
+            raise UserError(
+                "The retrieval evaluator needs embeddings, but the method gives none; choose "
+                "another evaluator=… or a method with an embedding."
+            )
+        if labels.ndim != 1 or labels.is_floating_point():
+            raise UserError(
+                f"The retrieval evaluator needs one integer label per sample, but got labels of "
+                f"shape {list(labels.shape)} and type {labels.dtype}; choose another evaluator=…."
+            )
+        if not len(index) == len(labels) == len(embeddings):
+            raise ValueError("index, labels and embeddings must have the same length")
+        shard = self._shards[split_role]
+        shard.index.append(index.detach().to(torch.int64))
+        shard.labels.append(labels.detach().to(torch.int64))
+        shard.embeddings.append(embeddings.detach())
+
+    @torch.no_grad()
+    def compute(self) -> dict[str, float]:
+        """The metrics over all batches of all ranks, each sample counted once.
+
+        Raises:
+            UserError: nothing taken in, ``query`` without ``gallery`` or mixed with ``pool``, or
+                NaN embeddings.
+        """
+        pool, query, gallery = (self._whole(role) for role in ("pool", "query", "gallery"))
+        queries = query if pool is None else pool
+        alone = pool is None and gallery is None
+        if queries is None or alone or (pool is not None and query is not None):
+            raise UserError(
+                "The retrieval evaluator needs a pool, a pool and a gallery, or a query and a "
+                f"gallery set, but has {self._present(pool, query, gallery)}; check the splits "
+                "that the data set names."
+            )
+        embeddings, labels = queries
+        other, other_labels, own = None, None, None
+        if gallery is not None:
+            other, other_labels = gallery
+            if pool is not None:
+                own = torch.arange(len(labels), device=labels.device)
+                other = torch.cat([embeddings, other])
+                other_labels = torch.cat([labels, other_labels])
+        result = retrieval_metrics(
+            embeddings,
+            labels,
+            other,
+            other_labels,
+            metrics=self.metrics,
+            recall_at=self.recall_at,
+            metric=self.metric,
+            query_index_in_gallery=own,
+            lone=self.lone,
+            average=self.average,
+            tie_bounds=self.tie_bounds,
+            memory_budget_bytes=self.memory_budget_bytes,
+            share_over_ranks=True,
+        )
+        if self.clustering:
+            result |= self._clustering(embeddings, labels)
+        return result
+
+    def _clustering(self, embeddings: Tensor, labels: Tensor) -> dict[str, float]:
+        scores = embeddings.new_zeros(2, dtype=torch.float64)
+        # On one rank only: k-means need not give the same clusters twice on different machines.
+        if rank() == 0:
+            rows = embeddings
+            if self.metric == "cosine":
+                rows = torch.nn.functional.normalize(embeddings.to(torch.float32), dim=1)
+            clusters = cluster_embeddings(rows, len(labels.unique()), seed=self.seed)
+            scores[0] = nmi(labels, clusters)
+            scores[1] = ami(labels, clusters)
+        scores = all_reduce_sum(scores)
+        return {"nmi": float(scores[0]), "ami": float(scores[1])}
+
+    @staticmethod
+    def _present(*sets: tuple[Tensor, Tensor] | None) -> str:
+        roles = [r for r, s in zip(get_args(SplitRole), sets, strict=True) if s is not None]
+        return " and ".join(roles) or "nothing"
+
+    def _whole(self, role: SplitRole) -> tuple[Tensor, Tensor] | None:
+        """Embeddings and labels of a role from all ranks, ordered by index without repetitions."""
+        shard = self._shards[role]
+        index, labels, embeddings = self._joined(shard)
+        if embeddings is None:
+            return None
+        index, labels, embeddings = gather(index), gather(labels), gather(embeddings)
+        order = index.argsort(stable=True)
+        index = index[order]
+        first = torch.ones_like(index, dtype=torch.bool)
+        first[1:] = index[1:] != index[:-1]
+        order = order[first]
+        if torch.equal(order, torch.arange(len(labels), device=order.device)):
+            return embeddings, labels
+        return embeddings[order], labels[order]
+
+    def _joined(self, shard: _Shard) -> tuple[Tensor, Tensor, Tensor | None]:
+        """This rank's shard in one piece; None embeddings if no rank has any.
+
+        A rank without a batch learns the embeddings' width and type from the others.
+        """
+        device = shard.index[0].device if shard.index else collective_device()
+        kind = [0, 0]
+        if shard.embeddings:
+            kind = [shard.embeddings[0].shape[1], _DTYPES.index(shard.embeddings[0].dtype)]
+            # One piece from here on, so that a second `compute` does not join again.
+            shard.index = [torch.cat(shard.index)]
+            shard.labels = [torch.cat(shard.labels)]
+            shard.embeddings = [torch.cat(shard.embeddings)]
+        kinds = gather(torch.tensor([kind], device=device))
+        width = int(kinds[:, 0].max())
+        if width == 0:
+            empty = torch.empty(0, dtype=torch.int64, device=device)
+            return empty, empty, None
+        if shard.embeddings:
+            return shard.index[0], shard.labels[0], shard.embeddings[0]
+        empty = torch.empty(0, dtype=torch.int64, device=device)
+        dtype = _DTYPES[int(kinds[:, 1].max())]
+        return empty, empty, torch.empty((0, width), dtype=dtype, device=device)
