@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from noisyml.errors import UserError
-from noisyml.similarity.exact.arithmetic import Array, RowSource, checked_metric
-from noisyml.similarity.search import check_request, topk
+from noisyml.similarity.exact.arithmetic import checked_metric
+from noisyml.similarity.exact.plan import check_request
+from noisyml.similarity.exact.sources import Array, RowSource
+from noisyml.similarity.search import topk
 
 IndexKind = Literal["ivf", "ivfpq", "hnsw"]
 

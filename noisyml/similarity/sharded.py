@@ -18,19 +18,20 @@ from torch import Tensor
 
 from noisyml import distributed
 from noisyml.errors import UserError
-from noisyml.similarity.exact.arithmetic import Array, RowSource, Side, centre_of, checked_metric
-from noisyml.similarity.search import (
+from noisyml.similarity.exact.arithmetic import Side, centre_of, checked_metric
+from noisyml.similarity.exact.plan import (
     Task,
     TopK,
     block_sizes,
     check_request,
     checked_exclude,
     device_of,
-    find,
     positions,
     spread_out,
     stretches,
 )
+from noisyml.similarity.exact.sources import Array, RowSource
+from noisyml.similarity.search import find
 
 T = TypeVar("T")
 

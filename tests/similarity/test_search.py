@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisyml.errors import UserError
-from noisyml.similarity.exact import arithmetic as rows_module
+from noisyml.similarity.exact import arithmetic
+from noisyml.similarity.exact.sources import RowSource
 from noisyml.similarity.search import block_sizes, self_topk, topk
 
 METRICS = ("cosine", "ip", "l2")
@@ -307,7 +308,7 @@ def test_pairs_are_scored_alike_with_and_without_gathering():
     rows = torch.randint(20, (200,), generator=generator).sort().values
     columns = torch.randint(50, (200,), generator=generator)
     expected = (left @ right.T)[rows, columns]
-    for products in (rows_module.sampled_products, rows_module._gathered_products):
+    for products in (arithmetic.sampled_products, arithmetic._gathered_products):
         torch.testing.assert_close(products(left, right, rows, columns), expected)
 
 
@@ -315,17 +316,17 @@ def test_pairs_are_scored_alike_with_and_without_gathering():
 def test_exact_scores_do_not_depend_on_the_way_they_are_computed(metric):
     generator = torch.Generator().manual_seed(13)
     x = torch.randn(60, 700, generator=generator, dtype=torch.float64)
-    source = rows_module.RowSource(x, "given", torch.device("cpu"))
-    centre = rows_module.centre_of(x) if metric == "l2" else None
-    side = rows_module.Side.of(source, metric, centre)
+    source = RowSource(x, "given", torch.device("cpu"))
+    centre = arithmetic.centre_of(x) if metric == "l2" else None
+    side = arithmetic.Side.of(source, metric, centre)
     limbs = side.limbs(x, slice(0, 60))
-    whole = rows_module.exact_products(limbs, limbs)
+    whole = arithmetic.exact_products(limbs, limbs)
     assert torch.equal(whole, whole.T)
     row, column = torch.randint(60, (2, 300), generator=generator)
-    pairs = rows_module.exact_pairs([y[row] for y in limbs], [y[column] for y in limbs])
+    pairs = arithmetic.exact_pairs([y[row] for y in limbs], [y[column] for y in limbs])
     assert torch.equal(pairs, whole[row, column])
     canonical = side.canonical(x, slice(0, 60))
-    bound = rows_module.double_error(side.norms[:, None], side.norms, metric, 700)
+    bound = arithmetic.double_error(side.norms[:, None], side.norms, metric, 700)
     assert ((canonical @ canonical.T - whole).abs() <= bound).all()
 
 

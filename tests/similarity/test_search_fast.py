@@ -6,11 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from noisyml.errors import UserError
-from noisyml.similarity import search
-from noisyml.similarity.exact import kernels
+from noisyml.similarity.exact import kernels, scan
 from noisyml.similarity.exact import quantised as coarse
-from noisyml.similarity.exact.arithmetic import RowSource, Side, centre_of
-from noisyml.similarity.exact.tiles import Float32Filter, common_scale
+from noisyml.similarity.exact.arithmetic import Side, centre_of
+from noisyml.similarity.exact.float32 import Float32Filter, common_scale
+from noisyml.similarity.exact.plan import spread_out
+from noisyml.similarity.exact.sources import RowSource
 from noisyml.similarity.search import self_topk, topk
 
 METRICS = ("cosine", "ip", "l2")
@@ -42,18 +43,18 @@ def costs(of_a_candidate):
 def eager(monkeypatch):
     """Take the coarse way whatever the size of the task; says how many tiles it served."""
     served = {True: 0, False: 0}
-    scan = search._CoarseScan.scan
+    whole = scan._CoarseScan.scan
 
     def counted(self, cell):
-        done = scan(self, cell)
+        done = whole(self, cell)
         served[done] += 1
         return done
 
-    monkeypatch.setattr(search._CoarseScan, "scan", counted)
+    monkeypatch.setattr(scan._CoarseScan, "scan", counted)
     monkeypatch.setattr(coarse, "LEAST_WORK", 0)
     monkeypatch.setattr(coarse, "_AXES_WORK", 0)
     monkeypatch.setattr(coarse, "_CANDIDATE_COST", costs(50))
-    monkeypatch.setattr(search, "_COARSE_SHARE", 1.0)
+    monkeypatch.setattr(scan, "_COARSE_SHARE", 1.0)
     return served
 
 
@@ -158,8 +159,8 @@ def test_a_coarse_score_and_its_error_are_never_below_the_truth(
 def chosen(x, k=5):
     n = len(x)
     fine, _ = sides("cosine", x, x)
-    some = search.spread_out(n, 512)
-    items = search.spread_out(n, 4096)
+    some = spread_out(n, 512)
+    items = spread_out(n, 4096)
     return coarse.chosen_filter(fine, (some, x[some]), (items, x[items]), k, n * n, True, 0)
 
 
@@ -209,7 +210,7 @@ def test_tiles_full_of_candidates_go_to_float32(eager, monkeypatch, number_forma
     x = torch.randn(1500, 8, generator=torch.Generator().manual_seed(4))
     x[:, 1:] *= 1e-3
     monkeypatch.setattr(coarse, "_FLOAT32_COST", dict.fromkeys(FORMATS, 1e9))
-    monkeypatch.setattr(search, "_COARSE_SHARE", 0.5)
+    monkeypatch.setattr(scan, "_COARSE_SHARE", 0.5)
     monkeypatch.setattr(kernels, "_LEAST_ROOM", 64)
     expected = self_topk(x, 3, metric="l2", **SMALL)
     assert same(self_topk(x, 3, metric="l2", precision="fast", **SMALL), expected)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from noisyml.similarity.exact import kernels
-from noisyml.similarity.exact.tiles import Float32Filter, input_rounding
+from noisyml.similarity.exact.float32 import Float32Filter, input_rounding
 
 #: Integers for the compiled loops or for oneDNN, or short floats.
 Format = Literal["int8_loops", "int8_onednn", "bfloat16"]

@@ -1,14 +1,11 @@
-"""Blocks of approximate scores with a proven error, and the search for candidates in them."""
+"""Blocks of scores, and the search for candidates in them."""
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
 from torch import Tensor
-
-from noisyml.similarity.exact.arithmetic import Side
 
 #: Tile edges are multiples of it; also how many entries of a row share one maximum in the search
 #: for candidates.
@@ -20,87 +17,6 @@ _COLUMN_GROUP = 32
 def padded(n: int) -> int:
     """`n` rounded up to whole groups."""
     return -(-n // GROUP) * GROUP
-
-
-def input_rounding() -> float:
-    """Relative rounding of the inputs that the current float32 matmul precision allows.
-
-    PyTorch may lower the precision of float32 products process-wide; the filter's error bound
-    follows it, so the results do not change. If its two ways of asking are mixed it refuses to
-    answer, and the coarsest is assumed.
-    """
-    try:
-        precision = torch.get_float32_matmul_precision()
-    except RuntimeError:
-        precision = "medium"
-    return {"highest": 0.0, "high": 2.0**-11}.get(precision, 2.0**-8)
-
-
-class Float32Filter:
-    """Scores by a float32 product.
-
-    For l2, two more columns carry the halves of the squared norms, so that the product of a left
-    and a right row is minus half their squared distance.
-
-    Args:
-        query: the left side.
-        gallery: the right side (or, in a self-join, the same).
-        dim: D.
-        scale: a power of two not below any norm; scores are in units of its square.
-    """
-
-    def __init__(self, query: Side, gallery: Side, dim: int, scale: float) -> None:
-        self.query, self.gallery = query, gallery
-        self.scale = scale
-        self.width = dim + (2 if query.metric == "l2" else 0)
-        # Factors that float32 cannot hold with room to spare are applied in float64.
-        self._single = all(_moderate(side.factor / scale) for side in (query, gallery))
-
-    def errors(self) -> Tensor:
-        """[Nq] float64: how far a query's scores may lie from the exact ones.
-
-        Higham, Accuracy and Stability of Numerical Algorithms, eq. 3.5: an inner product of length
-        n in any order errs by at most n u / (1 - n u) times that of the absolute values. 32 more u
-        pay for the rounding of the inputs and for the grid of the exact scores, the last term for
-        underflow.
-        """
-        relative = 1.01 * ((self.width + 32) * 2.0**-24 + 2.1 * input_rounding())
-        norms = self.query.norms / self.scale
-        largest = self.gallery.norms.max() / self.scale if len(self.gallery.norms) else 0.0
-        if self.query.metric == "l2":
-            return relative * 0.5 * (norms + largest) ** 2 + 2.0**-100
-        return relative * norms * largest + 2.0**-100
-
-    def prepare(self, role: Literal["left", "right"], raw: Tensor, which: slice | Tensor) -> Tensor:
-        """Rows `which`, whose content is `raw` [n, D]: float32 [n padded, width]."""
-        side = self.query if role == "left" else self.gallery
-        rows = raw.new_empty((padded(len(raw)), self.width), dtype=torch.float32)
-        rows[len(raw) :] = 0.0
-        if side.metric != "l2":
-            factor = side.factor[which, None] / self.scale
-            if self._single:
-                factor = factor.to(raw.dtype)
-            torch.mul(raw, factor, out=rows[: len(raw)])
-            return rows
-        rows[: len(raw), :-2] = side.canonical(raw, which).div_(self.scale)
-        assert side.half_squares is not None  # always so for l2
-        one, half = (-2, -1) if role == "left" else (-1, -2)
-        rows[: len(raw), one] = 1.0
-        rows[: len(raw), half] = (side.half_squares[which] / -(self.scale**2)).to(torch.float32)
-        return rows
-
-
-def _moderate(factors: Tensor) -> bool:
-    alive = factors[factors > 0]
-    return not len(alive) or bool((alive.min() > 2.0**-60) & (alive.max() < 2.0**60))
-
-
-def common_scale(query: Side, gallery: Side) -> float:
-    """A power of two not below any norm of either side; 1 for cosine."""
-    if query.metric == "cosine":
-        return 1.0
-    largest = max((float(s.norms.max()) for s in (query, gallery) if len(s.norms)), default=0.0)
-    return 2.0 ** math.frexp(largest)[1]
 
 
 def group_maxima(scores: Tensor, queries: Literal["rows", "columns"], size: int) -> Tensor:

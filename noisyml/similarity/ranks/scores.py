@@ -25,7 +25,7 @@ from torch import Tensor
 from noisyml.errors import UserError
 from noisyml.similarity.exact import kernels
 from noisyml.similarity.exact.arithmetic import Side
-from noisyml.similarity.exact.tiles import Float32Filter, input_rounding
+from noisyml.similarity.exact.float32 import Float32Filter, input_rounding
 
 #: Rows whose norms are computed at once.
 _NORMS_AT_ONCE = 2048

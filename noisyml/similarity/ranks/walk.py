@@ -29,6 +29,7 @@ from torch import Tensor
 
 from noisyml.similarity.exact.arithmetic import sampled_products
 from noisyml.similarity.exact.kernels import Pairs
+from noisyml.similarity.exact.plan import spread_out
 from noisyml.similarity.exact.quantised import (
     TRIAL_GALLERY,
     TRIAL_QUERIES,
@@ -45,7 +46,6 @@ from noisyml.similarity.ranks.scores import (
     Rows,
     checked_norms,
 )
-from noisyml.similarity.search import spread_out
 
 Ties = Literal["index", "optimistic", "pessimistic"]
 
