@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from lightning import LightningModule
@@ -18,7 +18,13 @@ from noisyml.losses.base import EmbeddingLoss, Loss
 from noisyml.metrics.base import Evaluator, SplitRole
 from noisyml.models.encoder import Encoder
 from noisyml.optim import OptimizerFactory, Plateau, SchedulerFactory, parameter_groups
+from noisyml.runs.artefacts import Artefact
 from noisyml.targets.labels import LabelKind
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from noisyml.data.datamodule import DataModule
 
 #: Prefix of metrics of the test split when a run may choose its model by them.
 ON_TEST = "on_test"
@@ -78,6 +84,7 @@ class Method(LightningModule):
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
         self._plateau: Plateau | None = None
+        self.evaluation_artefacts: list[Artefact] = []
 
     # -- training ----------------------------------------------------------------------------
 
@@ -130,6 +137,18 @@ class Method(LightningModule):
         """What an evaluator is shown of this rank's batch, in evaluation mode."""
         return Outputs(self.encoder(batch))
 
+    def artefacts(self, data: DataModule, trust: pd.Series | None) -> Iterable[Artefact]:
+        """Pictures and tables for the run folder and its report; here none.
+
+        Called after training, on the first rank alone.
+
+        Args:
+            data: of the run.
+            trust: the selector's mean ``p_clean`` by position in the training split, the lowest
+                first; None where no samples were judged.
+        """
+        return ()
+
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation."""
         self.evaluator.reset()
@@ -181,6 +200,11 @@ class Method(LightningModule):
 
     def _report(self, evaluator: Evaluator, prefix: str) -> dict[str, float]:
         values = evaluator.compute()
+        if prefix == "test":
+            # Of several models tested, the first counts: it is the one reported by default.
+            known = {artefact.file for artefact in self.evaluation_artefacts}
+            offered = evaluator.artefacts()
+            self.evaluation_artefacts += [a for a in offered if a.file not in known]
         evaluator.reset()
         return self._log_metrics(values, prefix)
 

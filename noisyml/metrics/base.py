@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from noisyml.runs.artefacts import Artefact
 from noisyml.targets.labels import LabelKind
 
 SplitRole = Literal["pool", "query", "gallery"]
@@ -56,6 +57,13 @@ class Evaluator(ABC):
 
         Names carry no split prefix (``precision_at_1``); fractions of 1; NaN where undefined.
         """
+
+    def artefacts(self) -> Iterable[Artefact]:
+        """Pictures and tables for the run folder and its report; here none.
+
+        Called on every rank between `compute` and `reset` of a test.
+        """
+        return ()
 
     @abstractmethod
     def reset(self) -> None:

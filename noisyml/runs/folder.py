@@ -16,8 +16,11 @@ Layout of ``outputs/<verb>/<name>/<timestamp or sweep number>/``:
 ``selection_by_class.csv``  kept, precision and recall of each class in the last epoch
 ``broken_images.csv``    images that could not be decoded and were left out, if there were any
 ``embedding_map.parquet``  ``x, y, label, label_name``: two principal axes of the test embeddings
-``thumbnails.npz``       images of the least trusted training samples (see `Thumbnails` in reports)
-``class_maps.npz``       where a classifier looks in training samples (see `ClassMaps` in reports)
+``thumbnails.npz``       images of the least trusted training samples, see `noisyml.audit.trust`
+``class_maps.npz``       where a classifier looks in training samples, see
+                         `noisyml.methods.classification.class_maps`
+``artefacts.json``       title and caption of each of these pictures and tables, see
+                         `noisyml.runs.artefacts`
 ``checkpoints/``         ``last.ckpt``, ``best.ckpt`` and perhaps ``epoch_NNNN.ckpt``
 ``embeddings/SPLIT/``    rows of ``noisyml embed``, see `noisyml.embeddings.store`
 ``knn/SPLIT/``           neighbours of ``noisyml knn``
@@ -127,8 +130,13 @@ class RunFolder:
         return self.path / "class_maps.npz"
 
     @property
+    def artefacts_file(self) -> Path:
+        """Titles and captions of artefacts (JSON), see `noisyml.runs.artefacts`."""
+        return self.path / "artefacts.json"
+
+    @property
     def status_file(self) -> Path:
-        """Whether the run is running, finished or failed (JSON)."""
+        """State of the run: running, finished, interrupted or failed (JSON)."""
         return self.path / "status.json"
 
     @property

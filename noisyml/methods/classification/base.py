@@ -8,10 +8,10 @@ noisy-label literature; methods that weigh, correct or exchange samples start fr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +23,19 @@ from noisyml.errors import UserError
 from noisyml.losses.base import Loss, ScoreLoss
 from noisyml.losses.classification.base import ClassificationLoss, CrossEntropy
 from noisyml.methods.base import Method, Outputs
+from noisyml.methods.classification.class_maps import class_map_samples
 from noisyml.metrics.base import Evaluator
+from noisyml.models.class_maps import obstacle_to_class_maps
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import unit_norm
 from noisyml.optim import OptimizerFactory, SchedulerFactory
+from noisyml.runs.artefacts import Artefact
 from noisyml.selectors.base import Evidence, Selection, Selector
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from noisyml.data.datamodule import DataModule
 
 OnEmpty = Literal["skip", "keep_all"]
 
@@ -214,6 +222,13 @@ class Classification(Method):
         return distributed.gather(torch.cat(found))
 
     # -- evaluation and checkpoints ----------------------------------------------------------
+
+    def artefacts(self, data: DataModule, trust: pd.Series | None) -> Iterable[Artefact]:
+        """Class activation maps, if the classifier reads averages of the network's last map."""
+        if data.label_kind != "single" or obstacle_to_class_maps(self.encoder):
+            return
+        if arrays := class_map_samples(self, data, trust):
+            yield Artefact("class_maps.npz", arrays, "Class activation maps")
 
     def outputs(self, batch: Batch) -> Outputs:
         """Embeddings and class scores of this rank's batch."""

@@ -1,8 +1,8 @@
-"""Where a classifier looks: class activation maps of a few training samples, for the report."""
+"""Class activation maps of a few training samples: the places a classifier looks at."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -12,12 +12,11 @@ from PIL import Image
 
 from noisyml.data.datamodule import DataModule
 from noisyml.losses.classification.eac import class_activation_maps
-from noisyml.methods.base import Method
-from noisyml.methods.classification.base import Classification
 from noisyml.models.backbones.base import LAST_MAP
-from noisyml.models.class_maps import obstacle_to_class_maps
-from noisyml.storage.parquet import last_epoch
 from noisyml.targets.labels import label_texts
+
+if TYPE_CHECKING:
+    from noisyml.methods.classification.base import Classification
 
 #: Samples of each kind that are shown, and the longer side of their pictures in pixels.
 SAMPLES_OF_A_KIND = 5
@@ -25,21 +24,26 @@ LARGEST_SIDE = 160
 
 
 @torch.no_grad()
-def class_map_samples(method: Method, data: DataModule, selection_file: Path, file: Path) -> None:
-    """Write images and class activation maps, if the network has such maps.
+def class_map_samples(
+    method: Classification, data: DataModule, trust: pd.Series | None
+) -> dict[str, NDArray]:
+    """Images and class activation maps of samples of one label each.
 
     Shown are samples with right and with wrong labels where the truth is known, otherwise those
-    trusted most and least, otherwise any. Arrays: ``images`` uint8 [n, h, w] or [n, h, w, 3], as
-    evaluation shows them to the network; ``given_maps`` and ``answer_maps`` float32 [n, H, W], of
-    the observed label and of the network's answer, less the mean over all classes, which cancels in
-    their probabilities; ``given_name``, ``answer_name``, ``true_name`` (empty where unknown),
-    ``kind``, ``key``.
+    trusted most and least, otherwise any.
+
+    Args:
+        method: whose encoder has such maps, see `obstacle_to_class_maps`.
+        data: with one label per sample.
+        trust: see `Method.artefacts`.
+
+    Returns:
+        Arrays ``images`` uint8 [n, h, w] or [n, h, w, 3], as evaluation shows them to the network;
+        ``given_maps`` and ``answer_maps`` float32 [n, H, W], of the observed label and of the
+        network's answer, less the mean over all classes, which cancels in their probabilities;
+        ``given_name``, ``answer_name``, ``true_name`` (empty where unknown), ``kind``, ``key``.
     """
-    if not isinstance(method, Classification) or data.label_kind != "single":
-        return
-    if obstacle_to_class_maps(method.encoder):
-        return
-    kinds = _chosen(data, selection_file)
+    kinds = _chosen(data, trust)
     kind_of = {int(i): kind for kind, positions in kinds.items() for i in positions}
     loader = data.predict_dataloader("train", np.fromiter(kind_of, dtype=np.int64))
     training = method.training
@@ -61,24 +65,23 @@ def class_map_samples(method: Method, data: DataModule, selection_file: Path, fi
         answers.append(answer.cpu().numpy())
     method.train(training)
     if not found["index"]:
-        return
+        return {}
     index = np.concatenate(found["index"])
     split, manifest = data.splits["train"], data.manifest
     names = np.asarray(data.class_names)
-    np.savez_compressed(
-        file,
-        images=np.stack(found["images"]),
-        given_maps=np.concatenate(found["given"]),
-        answer_maps=np.concatenate(found["answer"]),
-        given_name=names[manifest.observed[index]],
-        answer_name=names[np.concatenate(answers)],
-        true_name=np.asarray(label_texts(manifest.clean[index], split.class_names)),
-        kind=np.asarray([kind_of[int(i)] for i in index]),
-        key=np.asarray([split.keys[i] for i in index]),
-    )
+    return {
+        "images": np.stack(found["images"]),
+        "given_maps": np.concatenate(found["given"]),
+        "answer_maps": np.concatenate(found["answer"]),
+        "given_name": names[manifest.observed[index]],
+        "answer_name": names[np.concatenate(answers)],
+        "true_name": np.asarray(label_texts(manifest.clean[index], split.class_names)),
+        "kind": np.asarray([kind_of[int(i)] for i in index]),
+        "key": np.asarray([split.keys[i] for i in index]),
+    }
 
 
-def _chosen(data: DataModule, selection_file: Path) -> dict[str, NDArray[np.int64]]:
+def _chosen(data: DataModule, trust: pd.Series | None) -> dict[str, NDArray[np.int64]]:
     """Positions to show by kind; the same in every run on the same labels."""
     manifest = data.manifest
     order = np.random.default_rng(0).permutation(len(manifest.observed))
@@ -88,15 +91,12 @@ def _chosen(data: DataModule, selection_file: Path) -> dict[str, NDArray[np.int6
             "label right": order[~wrong][:SAMPLES_OF_A_KIND],
             "label wrong": order[wrong][:SAMPLES_OF_A_KIND],
         }
-    if selection_file.is_file():
-        judged = pd.DataFrame(last_epoch(selection_file, ["index", "p_clean"])).dropna()
-        trust = judged.groupby("index")["p_clean"].mean().sort_values(kind="stable")
-        if len(trust) >= 2 * SAMPLES_OF_A_KIND and trust.nunique() > 1:
-            by_trust = trust.index.to_numpy(dtype=np.int64)
-            return {
-                "trusted most": by_trust[-SAMPLES_OF_A_KIND:],
-                "trusted least": by_trust[:SAMPLES_OF_A_KIND],
-            }
+    if trust is not None and len(trust) >= 2 * SAMPLES_OF_A_KIND and trust.nunique() > 1:
+        by_trust = trust.index.to_numpy(dtype=np.int64)
+        return {
+            "trusted most": by_trust[-SAMPLES_OF_A_KIND:],
+            "trusted least": by_trust[:SAMPLES_OF_A_KIND],
+        }
     return {"": order[: 2 * SAMPLES_OF_A_KIND]}
 
 

@@ -1,0 +1,1 @@
+"""Audit of labels: the ones that a run did not trust."""

@@ -1,0 +1,182 @@
+"""Trust in labels after training: the samples trusted least, a list of suspects, trust by class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from noisyml.data.base import BrokenImage, ImageSource, as_rgb
+from noisyml.data.datamodule import DataModule
+from noisyml.metrics.label_trust import class_selection, selection_by_class
+from noisyml.runs.artefacts import Artefact
+from noisyml.storage.parquet import last_epoch
+from noisyml.targets.labels import label_texts
+
+#: How many pictures are kept, and their side in pixels.
+THUMBNAILS = 48
+THUMBNAIL_SIDE = 64
+#: Where a selector judges entries there are N * C of them to list.
+LISTED_ENTRIES = 100_000
+
+
+def trust_artefacts(data: DataModule, selection_file: Path) -> Iterator[Artefact]:
+    """Pictures and tables that a file of judgements (``selection.parquet``) allows.
+
+    Yields:
+        ``thumbnails.npz``, ``suspects.csv`` and ``selection_by_class.csv``, each if there is
+        something in it.
+    """
+    if arrays := least_trusted(data, selection_file):
+        yield Artefact("thumbnails.npz", arrays, "Trusted least")
+    for file, table in (
+        ("suspects.csv", suspects(data, selection_file)),
+        ("selection_by_class.csv", trust_by_class(data, selection_file)),
+    ):
+        if len(table):
+            yield Artefact(file, table)
+
+
+def least_trusted(data: DataModule, selection_file: Path) -> dict[str, NDArray]:
+    """Images and labels of the training samples with the lowest mean `p_clean`.
+
+    The mean runs over the judgements of the last epoch.
+
+    Returns:
+        Arrays ``images`` uint8 [n, s, s, 3], ``index``, ``p_clean``, ``observed_name``,
+        ``clean_name`` (empty where unknown), ``key``; none where nothing was scored.
+    """
+    means, classes = mean_trust(selection_file)
+    if means.empty:
+        return {}
+    lowest = means.iloc[:THUMBNAILS]
+    split, manifest = data.splits["train"], data.manifest
+    index, entry = _positions(lowest, classes)
+    if entry is not None:
+        observed = _entry_texts(manifest.observed[index, entry], entry, data.class_names)
+        clean = _entry_texts(manifest.clean[index, entry], entry, data.class_names)
+    else:
+        observed = label_texts(manifest.observed[index], data.class_names)
+        clean = label_texts(manifest.clean[index], split.class_names)
+    return {
+        "images": np.stack([_thumbnail(split.images, int(i)) for i in index]),
+        "index": index,
+        "p_clean": lowest["p_clean"].to_numpy(dtype=np.float64),
+        "observed_name": np.asarray(observed),
+        "clean_name": np.asarray(clean),
+        "key": np.asarray([split.keys[i] for i in index]),
+    }
+
+
+def mean_trust(selection_file: Path) -> tuple[pd.DataFrame, int]:
+    """Means of ``p_clean`` and ``kept`` over the scored judgements of the last epoch, lowest first.
+
+    Returns:
+        A row per sample, numbered by its position, and 0; or a row per entry, numbered
+        ``position * C + class``, and C.
+    """
+    index, kept, p_clean = _judged_last(selection_file)
+    classes = 0
+    if kept.ndim == 2:
+        classes = kept.shape[1]
+        index = (index[:, None] * classes + np.arange(classes)).ravel()
+    judged = pd.DataFrame({"index": index, "p_clean": p_clean.ravel(), "kept": kept.ravel()})
+    means = judged.dropna().groupby("index")[["p_clean", "kept"]].mean()
+    return means.sort_values("p_clean", kind="stable"), classes
+
+
+def _judged_last(selection_file: Path) -> tuple[NDArray[np.int64], NDArray, NDArray]:
+    """Positions [n] and the marks kept and p_clean, both [n] or [n, C], of the last epoch."""
+    found = last_epoch(selection_file, ["index", "kept", "p_clean"])
+    return found["index"], found["kept"], found["p_clean"]
+
+
+def _positions(
+    means: pd.DataFrame, classes: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Position and, of entries, class of the rows of `mean_trust`."""
+    number = means.index.to_numpy()
+    return (number // classes, number % classes) if classes else (number, None)
+
+
+def _entry_texts(
+    marks: NDArray[Any], entry: NDArray[np.int64], class_names: Sequence[str]
+) -> list[str]:
+    """Texts of entries [n] of classes [n]: the name of the class, or "no" and that name."""
+    words = {1: "", 0: "no "}
+    return [
+        "" if mark < 0 else words[mark] + str(class_names[label])
+        for mark, label in zip(marks.tolist(), entry.tolist(), strict=True)
+    ]
+
+
+def _thumbnail(images: ImageSource, index: int) -> np.ndarray:
+    try:
+        picture = as_rgb(images.load(index))
+    except BrokenImage:
+        picture = Image.new("RGB", (1, 1))
+    scale = THUMBNAIL_SIDE / max(picture.size)
+    size = [max(1, round(side * scale)) for side in picture.size]
+    # Small pictures are enlarged pixel by pixel, large ones reduced smoothly.
+    way = Image.Resampling.NEAREST if scale > 1 else Image.Resampling.LANCZOS
+    picture = picture.resize((size[0], size[1]), way)
+    canvas = Image.new("RGB", (THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+    canvas.paste(
+        picture, ((THUMBNAIL_SIDE - picture.width) // 2, (THUMBNAIL_SIDE - picture.height) // 2)
+    )
+    return np.asarray(canvas)
+
+
+def suspects(data: DataModule, selection_file: Path) -> pd.DataFrame:
+    """Every judged training sample, the least trusted first.
+
+    Returns:
+        Columns ``key`` (path or id), ``label`` (observed, by name), ``p_clean`` (mean of the last
+        epoch's judgements) and ``kept`` (share of them that kept the sample). Where entries were
+        judged, a row for each of the `LISTED_ENTRIES` least trusted: ``label`` is its class, and
+        ``marked`` says whether the data have it there. True labels are left out: this is the list
+        for someone who does not know them.
+    """
+    means, classes = mean_trust(selection_file)
+    means = means.iloc[: LISTED_ENTRIES if classes else None]
+    index, entry = _positions(means, classes)
+    keys, observed = data.splits["train"].keys, data.manifest.observed
+    columns: dict[str, Any] = {"key": [keys[i] for i in index]}
+    if entry is None:
+        columns["label"] = label_texts(observed[index], data.class_names)
+    else:
+        columns["label"] = [data.class_names[label] for label in entry]
+        columns["marked"] = observed[index, entry] == 1
+    columns |= {name: means[name].to_numpy() for name in ("p_clean", "kept")}
+    return pd.DataFrame(columns)
+
+
+def trust_by_class(data: DataModule, selection_file: Path) -> pd.DataFrame:
+    """Treatment of each class by the selector in the last epoch; shows classes that died out.
+
+    Returns:
+        Columns ``label`` (by name) and ``kept`` (share), and where true labels are known
+        ``precision`` and ``recall``; of samples of one label also ``samples``, of entries also
+        ``auroc``. Empty where whole samples of several labels were judged.
+    """
+    index, kept, p_clean = _judged_last(selection_file)
+    manifest = data.manifest
+    wrong = torch.from_numpy(manifest.changed[index])
+    keep = torch.from_numpy(np.array(kept))
+    if keep.ndim == 2:
+        found = selection_by_class(keep, torch.from_numpy(np.array(p_clean)), wrong)
+    elif manifest.kind == "single":
+        observed = torch.from_numpy(manifest.observed[index])
+        shares = class_selection(keep, wrong, observed, data.num_classes)
+        found = {name: values.tolist() for name, values in shares.items()}
+    else:
+        return pd.DataFrame()
+    known = {"samples", "kept"} if not manifest.truth_known else found.keys()
+    columns = {name: values for name, values in found.items() if name in known}
+    return pd.DataFrame({"label": data.class_names, **columns})
