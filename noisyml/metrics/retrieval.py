@@ -39,7 +39,9 @@ from noisyml.distributed import (
     world_size,
 )
 from noisyml.errors import UserError
-from noisyml.similarity.ranks.walk import QueryBlock, Ranking, Ties, ranking_task
+from noisyml.similarity.ranks.block import QueryBlock, Ties
+from noisyml.similarity.ranks.task import ranking_task
+from noisyml.similarity.ranks.walk import Ranking
 
 Lone = Literal["exclude", "zero"]
 Average = Literal["micro", "macro"]

@@ -18,7 +18,7 @@ from noisyml.metrics.retrieval import DEFAULT_METRICS as DEFAULT
 from noisyml.metrics.retrieval import retrieval_metrics
 from noisyml.similarity.exact import kernels
 from noisyml.similarity.exact import quantised as coarse
-from noisyml.similarity.ranks import walk as ranking
+from noisyml.similarity.ranks import block, walk
 
 ALL = (
     "precision_at_1",
@@ -439,14 +439,14 @@ def test_items_dropped_too_early_are_counted_again(monkeypatch: pytest.MonkeyPat
     _, cautious = retrieval_metrics(x, y, **options)
     again = []
 
-    def unsettled(block: ranking.QueryBlock) -> Tensor:
-        found = original(block)
+    def unsettled(queries: block.QueryBlock) -> Tensor:
+        found = original(queries)
         again.append(int(found.sum()))
         return found
 
-    original = ranking.QueryBlock.unsettled
-    monkeypatch.setattr(ranking.QueryBlock, "unsettled", unsettled)
-    monkeypatch.setattr(ranking, "_CAUTION", -8.0)
+    original = block.QueryBlock.unsettled
+    monkeypatch.setattr(block.QueryBlock, "unsettled", unsettled)
+    monkeypatch.setattr(block, "_CAUTION", -8.0)
     _, careless = retrieval_metrics(x, y, **options)
     assert sum(again) > 100
     for name, values in cautious.items():
@@ -492,7 +492,7 @@ def test_a_cheap_filter_before_the_float32_one_changes_nothing(
     monkeypatch.setattr(coarse, "LEAST_WORK", 0)
     monkeypatch.setattr(coarse, "_AXES_WORK", 0)
     monkeypatch.setattr(coarse, "_CANDIDATE_COST", {number_format: 1})
-    monkeypatch.setattr(ranking, "_FIRST_ROWS", 64)
+    monkeypatch.setattr(walk, "_FIRST_ROWS", 64)
     # The smallest budget has many tiles, and no room for rounded rows of all of them.
     for budget in (SMALLEST_BUDGET, 2**27):
         if budget == 2**27:  # no tile has too many candidates

@@ -14,6 +14,9 @@ relevant item of a query. Three observations make that table cheap.
   (`noisyml.similarity.exact.quantised`) goes before it, and only what passes gets its float32
   score.
 * When the queries are the gallery, the product of two blocks serves both of them: half the work.
+
+The steps: `task` relates queries to a gallery, `walk` leads blocks of queries past it, `tile` finds
+the candidates of one meeting, `block` counts them, `scores` settles close cases.
 """
 
 from __future__ import annotations
@@ -21,13 +24,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from noisyml.similarity.exact.arithmetic import sampled_products
 from noisyml.similarity.exact.kernels import Pairs
 from noisyml.similarity.exact.plan import spread_out
 from noisyml.similarity.exact.quantised import (
@@ -38,16 +40,11 @@ from noisyml.similarity.exact.quantised import (
     Patience,
     chosen_filter,
 )
-from noisyml.similarity.exact.tiles import GROUP, group_maxima, reaching
-from noisyml.similarity.ranks.scores import (
-    COMPILED_PAIR_COST,
-    EXACT_PAIR_COST,
-    PairScores,
-    Rows,
-    checked_norms,
-)
-
-Ties = Literal["index", "optimistic", "pessimistic"]
+from noisyml.similarity.exact.tiles import GROUP
+from noisyml.similarity.ranks.block import QueryBlock, Ties
+from noisyml.similarity.ranks.scores import COMPILED_PAIR_COST, EXACT_PAIR_COST
+from noisyml.similarity.ranks.task import RankingTask
+from noisyml.similarity.ranks.tile import Tile, count_pairs, count_waiting, scan_tile, score_floor
 
 #: Most elements of a tile, and its height over its width: 4096 x 1024 float32 are 16 MiB. The tall
 #: shape is the fastest product, and its narrow side is the one to be prepared for every tile.
@@ -57,437 +54,10 @@ _TILE_ASPECT = 4
 _RUN = 64
 #: The same where classes are large.
 _LONG_RUN = 512
-#: Spacing of rows in the sort key that packs (row, score) into one float64; scores lie in [-2, 2].
-_KEY_STRIDE = 8.0
-#: Standard deviations by which a count must exceed its cap to be extrapolated from a sample.
-_CAUTION = 3.0
 #: Rows by which queries that have met few items are introduced.
 _FIRST_ROWS = 512
-#: Pairs that are judged together, for each group of candidates that may be.
-_PAIRS_PER_HIT = 8
 #: Pairs of a block that wait to be counted together: each time takes many small operations.
 _PAIRS_TOGETHER = 2048
-#: With more groups of candidates per query than this, a few groups first raise the thresholds.
-_MANY_HITS = 2
-
-
-@dataclass
-class QueryBlock:
-    """Consecutive queries (in class order) and what is known about their relevant items.
-
-    Attributes:
-        query_index: original query numbers [b].
-        scores: scores of the relevant items, descending, -inf in the padding [b, R].
-        score_error: how far they may be from the exact ones [b].
-        gallery_index: their original gallery numbers; ascending among equal scores [b, R].
-        n_relevant: [b].
-        caps: how many negatives before the m-th relevant item leave it of interest, int32
-            [b, R].
-        counts: per tie rule, negatives by the number of relevant items that beat them [b, R + 1].
-        threshold: score of the lowest relevant item still of interest, +inf if none [b].
-        alive: whether there is any.
-        waiting: negatives to be counted: rows of this block, gallery numbers and filter scores.
-    """
-
-    query_index: Tensor
-    scores: Tensor
-    score_error: Tensor
-    gallery_index: Tensor
-    n_relevant: Tensor
-    caps: Tensor
-    counts: dict[Ties, Tensor]
-    threshold: Tensor
-    alive: bool = False
-    waiting: list[Pairs] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        rows = torch.arange(len(self.scores), device=self.scores.device)
-        self._keys = self._keys_of(rows, self.scores).flatten()
-        self._key_slack = 4 * _KEY_STRIDE * max(1, len(self.scores)) * 2.0**-52
-        self._touched = torch.full_like(rows, self.scores.shape[1] > 0, dtype=torch.bool)
-        self._kept = self.n_relevant.clone()
-        self._useless: set[int] = set()
-        self.update_thresholds()
-
-    @staticmethod
-    def _keys_of(rows: Tensor, scores: Tensor) -> Tensor:
-        return rows[:, None] * _KEY_STRIDE - scores.clamp(min=-_KEY_STRIDE / 2)
-
-    def negatives_before(self, ties: Ties) -> Tensor:
-        """How many negatives stand before the m-th relevant item, int64 [b, R]; if more than its
-        cap, some number above the cap."""
-        return self.counts[ties].cumsum(1)[:, :-1]
-
-    def update_thresholds(self, seen: float = 1.0) -> None:
-        """Drop relevant items that no requested metric can see any more.
-
-        Args:
-            seen: share of the gallery that the counts stand for. Below 1 what has been counted is
-                taken for an even sample, and items that will very likely be dropped in the end are
-                dropped already; `unsettled` tells for which queries that was wrong.
-        """
-        touched = self._touched.nonzero().flatten()
-        if not len(touched):
-            return
-        self._touched.zero_()
-        rows = slice(None) if len(touched) == len(self.scores) else touched
-        before = self._negatives_at_least(rows)
-        living = (before <= self.caps[rows]).sum(1)
-        if seen < 1.0:
-            expected = before.to(torch.float32)
-            expected = (expected - _CAUTION * expected.sqrt()) / seen
-            living = torch.minimum(living, (expected <= self.caps[rows]).sum(1))
-        self._kept[rows] = torch.minimum(living, self._kept[rows])
-        self._set_thresholds(rows)
-        self.alive = bool((self.threshold < torch.inf).any())
-
-    def _set_thresholds(self, rows: Tensor | slice) -> None:
-        kept = self._kept[rows]
-        last = self.scores[rows].gather(1, (kept - 1).clamp(min=0)[:, None]).squeeze(1)
-        self.threshold[rows] = last.masked_fill_(kept == 0, torch.inf)
-
-    def unsettled(self) -> Tensor:
-        """Queries of which an item was dropped that is of interest after all, bool [b].
-
-        The counts of dropped items may lack negatives. If even so the first of them exceeds its
-        cap, then all of them do, for caps fall and counts rise along a row.
-        """
-        if not self.scores.shape[1]:
-            return torch.zeros_like(self.threshold, dtype=torch.bool)
-        return (self._negatives_at_least() <= self.caps).sum(1) > self._kept
-
-    def _negatives_at_least(self, rows: Tensor | slice = slice(None)) -> Tensor:
-        """The smallest of the counts before each relevant item of `rows` [n]: int32 [n, R].
-
-        What it declares dead is dead under every tie rule.
-        """
-        ties: Ties = "optimistic" if "optimistic" in self.counts else next(iter(self.counts))
-        return self.counts[ties][rows].cumsum(1, dtype=torch.int32)[:, :-1]
-
-    def add(
-        self,
-        rows: Tensor,
-        gallery_index: Tensor,
-        approximate: Tensor,
-        error: Tensor,
-        scores: PairScores,
-    ) -> None:
-        """Count negatives; `update_thresholds` takes them into account.
-
-        Args:
-            rows: row of this block [n].
-            gallery_index: gallery number of the negative [n].
-            approximate: its filter score [n].
-            error: how far the filter may be from the truth, float64 [b].
-            scores: the judge of close cases.
-        """
-        slots, open_cases = self._place(rows, approximate.to(torch.float64), error[rows])
-        by_rule = dict.fromkeys(self.counts, slots)
-        judges = ((scores.near, scores.near_error), (scores.close, scores.close_error))
-        for level, (judge, judge_error) in enumerate(judges):
-            if level in self._useless or not len(open_cases):
-                continue
-            row, item = rows[open_cases], gallery_index[open_cases]
-            closer = judge(self.query_index[row], item)
-            closer_error = judge_error(self.query_index, item)[row]
-            slots[open_cases], still_open = self._place(row, closer, closer_error)
-            if 2 * len(still_open) > len(open_cases):
-                # Duplicates or collapsed embeddings: go to the exact scores at once from now on.
-                self._useless.add(level)
-            open_cases = open_cases[still_open]
-        if len(open_cases):
-            row, item = rows[open_cases], gallery_index[open_cases]
-            self._make_exact(row.unique(), scores)
-            score = scores.exact(self.query_index[row], item)
-            for rule in self.counts:
-                by_rule[rule] = slots.clone()
-                by_rule[rule][open_cases] = self._beaten_by(row, item, score, rule)
-        width = self.scores.shape[1] + 1
-        ones = torch.ones_like(rows, dtype=torch.int32)
-        for rule, slot in by_rule.items():
-            self.counts[rule].view(-1).index_add_(0, rows * width + slot, ones)
-        self._touched[rows] = True
-
-    def _place(self, rows: Tensor, scores: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
-        """Number of relevant items surely before each negative [n]; which of them are not sure."""
-        width = self.scores.shape[1]
-        middle = rows * _KEY_STRIDE - scores
-        margin = error + self.score_error[rows] + self._key_slack
-        following = torch.searchsorted(self._keys, middle - margin)
-        slots = following - rows * width
-        # A case is open if the next relevant item is not surely worse.
-        reached = self._keys[following.clamp_(max=len(self._keys) - 1)] <= middle + margin
-        return slots, (reached & (slots < self.n_relevant[rows])).nonzero().flatten()
-
-    def _make_exact(self, rows: Tensor, scores: PairScores) -> None:
-        """Score the relevant items of `rows` [n] exactly and put them in order again.
-
-        What has been counted stays valid: it was surely before or behind whatever moves.
-        """
-        rows = rows[self.score_error[rows] > 0]
-        if not len(rows):
-            return
-        width = self.scores.shape[1]
-        row, column = (
-            torch.arange(width, device=rows.device) < self.n_relevant[rows, None]
-        ).nonzero(as_tuple=True)
-        found = torch.full_like(self.scores[rows], -torch.inf)
-        items = self.gallery_index[rows]
-        found[row, column] = scores.exact(self.query_index[rows[row]], items[row, column])
-        items, order = items.sort(dim=1)
-        found, by_score = found.gather(1, order).sort(dim=1, descending=True, stable=True)
-        self.scores[rows], self.gallery_index[rows] = found, items.gather(1, by_score)
-        self._keys.view(-1, width)[rows] = self._keys_of(rows, found)
-        self.score_error[rows] = 0.0
-        self._set_thresholds(rows)
-
-    def _beaten_by(self, row: Tensor, item: Tensor, score: Tensor, ties: Ties) -> Tensor:
-        """Number of relevant items ranked before each negative: bisection over the block's rows."""
-        low = torch.zeros_like(row)
-        high = self.n_relevant[row]
-        width = self.scores.shape[1]
-        for _ in range(width.bit_length()):
-            middle = ((low + high) // 2).clamp(max=width - 1)
-            rival = self.scores[row, middle]
-            if ties == "optimistic":
-                wins = rival >= score
-            elif ties == "pessimistic":
-                wins = rival > score
-            else:
-                wins = (rival > score) | (
-                    (rival == score) & (self.gallery_index[row, middle] < item)
-                )
-            searching = low < high
-            low = torch.where(searching & wins, middle + 1, low)
-            high = torch.where(searching & ~wins, middle, high)
-        return low
-
-
-@dataclass(frozen=True)
-class Tile:
-    """Filter scores of all pairs of two blocks.
-
-    Attributes:
-        scores: [m, n], multiples of the group size, -inf where nothing is to be counted; float32
-            products, or the cheap scores of `coarse` in its unit.
-        left, right: the filter's float32 rows, [m, W] and [n, W].
-        coarse: the filter that the scores come from and its rows of both sides; None: float32.
-    """
-
-    scores: Tensor
-    left: Tensor
-    right: Tensor
-    coarse: tuple[CoarseFilter, CoarseRows, CoarseRows] | None = None
-
-    def top(self, rows: int) -> Tile:
-        """The first `rows` rows."""
-        coarse = self.coarse and (self.coarse[0], self.coarse[1][:rows], self.coarse[2])
-        return Tile(self.scores[:rows], self.left[:rows], self.right, coarse)
-
-    def bar(self, side: Literal["rows", "columns"], floor: Tensor) -> Tensor:
-        """What a query's entries must reach for their float32 score to reach `floor` [n]."""
-        if self.coarse is None:
-            return floor
-        coarse, left, right = self.coarse
-        return coarse.bar(floor, *((left, right) if side == "rows" else (right, left)))
-
-    def scored(
-        self, side: Literal["rows", "columns"], query: Tensor, place: Tensor, entries: Tensor
-    ) -> Tensor:
-        """Float32 scores [h] of the entries of queries `query` [h] at `place` [h]."""
-        if self.coarse is None:
-            return entries
-        mine, theirs = (self.left, self.right) if side == "rows" else (self.right, self.left)
-        return sampled_products(mine, theirs, query, place)
-
-
-def scan_tile(
-    tile: Tile,
-    side: Literal["rows", "columns"],
-    block: QueryBlock,
-    first: int,
-    gallery_index: Tensor,
-    scores: PairScores,
-    hits_at_once: int,
-    seen: float = 1.0,
-) -> None:
-    """Count the negatives of one tile of filter scores that stand before relevant items.
-
-    Args:
-        tile: filter scores.
-        side: whether the queries of `block` are the tile's rows or its columns.
-        block: the queries.
-        first: number within the block of the query in the tile's first row (column).
-        gallery_index: original gallery numbers along the other side.
-        scores: the judge of close cases.
-        hits_at_once: groups of candidates to expand together.
-        seen: share of the gallery seen after this tile, if the tiles are even samples of it.
-    """
-    if not block.alive or not tile.scores.numel():
-        return
-    peaks = group_maxima(tile.scores, side, GROUP)
-    n_queries = min(len(peaks), len(block.query_index) - first)
-    queries = slice(first, first + n_queries)
-    peaks = peaks[:n_queries]
-    error = scores.filter_error(block.query_index, gallery_index)
-    floor = _floor(block, error, queries)
-    bar = tile.bar(side, floor)
-    hits = (peaks >= bar[:, None]).nonzero()
-    stages = [slice(None)]
-    if seen == 1.0 and len(hits) > _MANY_HITS * n_queries and peaks.shape[1] > 4:
-        stages = [slice(0, 1), slice(1, 4), slice(4, None)]
-    for stage in stages:
-        if len(stages) > 1:
-            floor = _floor(block, error, queries)
-            bar = tile.bar(side, floor)
-            hits = (peaks[:, stage] >= bar[:, None]).nonzero()
-        for part in hits.split(hits_at_once) if len(hits) else ():
-            row, group = part[:, 0], part[:, 1] + (stage.start or 0)
-            query, place, found = reaching(tile.scores, side, bar, row, group, GROUP)
-            found = tile.scored(side, query, place, found)
-            if tile.coarse is not None:
-                real = found >= floor[query]
-                query, place, found = query[real], place[real], found[real]
-            block.add(query + first, gallery_index[place], found, error, scores)
-        block.update_thresholds(seen)
-        if not block.alive:
-            return
-
-
-def count_pairs(
-    pairs: Pairs,
-    block: QueryBlock,
-    first: int,
-    gallery_index: Tensor,
-    scores: PairScores,
-    hits_at_once: int,
-    seen: float = 1.0,
-    at_least: int = 0,
-) -> None:
-    """Count negatives that have been found one by one; args as of `scan_tile`.
-
-    Args:
-        at_least: with fewer in all they wait: `count_waiting` or the next call counts them.
-    """
-    if not block.alive:
-        return
-    query, place = pairs.query.to(torch.int64), pairs.place.to(torch.int64)
-    block.waiting.append(Pairs(query + first, gallery_index[place], pairs.score.clone()))
-    if at_least and sum(len(some.query) for some in block.waiting) < at_least:
-        return
-    count_waiting(block, scores, hits_at_once)
-    block.update_thresholds(seen)
-
-
-def count_waiting(block: QueryBlock, scores: PairScores, hits_at_once: int) -> None:
-    """Count the negatives of `count_pairs` that still wait."""
-    if not block.waiting:
-        return
-    found = Pairs(*(torch.cat(column) for column in zip(*block.waiting, strict=True)))
-    block.waiting.clear()
-    if not len(found.query):
-        return
-    error = scores.filter_error(block.query_index, found.place)
-    parts = (column.split(_PAIRS_PER_HIT * hits_at_once) for column in found)
-    for rows, items, approximate in zip(*parts, strict=True):
-        block.add(rows, items, approximate, error, scores)
-
-
-def _floor(block: QueryBlock, error: Tensor, queries: slice) -> Tensor:
-    """Filter scores below this float32 [n] surely miss the threshold."""
-    floor = block.threshold[queries] - error[queries] - block.score_error[queries]
-    rounded = floor.to(torch.float32)
-    return torch.nextafter(rounded, torch.full_like(rounded, -torch.inf))
-
-
-@dataclass(frozen=True)
-class RankingTask:
-    """Queries, gallery and the classes that relate them.
-
-    Attributes:
-        scores: exact and filter scores.
-        query_class, gallery_class: class numbers [Nq], [Ng], ascending with the class size.
-        left_out, left_out_start: the gallery items to leave out of each query's ranking:
-            left_out[left_out_start[i] : left_out_start[i + 1]], int64 [J] and [Nq + 1].
-        n_relevant: relevant gallery items of each query without those left out [Nq].
-        symmetric: the queries are the gallery, in the same order.
-    """
-
-    scores: PairScores
-    query_class: Tensor
-    gallery_class: Tensor
-    left_out: Tensor
-    left_out_start: Tensor
-    n_relevant: Tensor
-    symmetric: bool
-
-    def left_out_of(self, query_index: Tensor) -> tuple[Tensor, Tensor]:
-        """Row within `query_index` [b] and gallery number of each item to leave out, [j] each."""
-        start = self.left_out_start[query_index]
-        length = self.left_out_start[query_index + 1] - start
-        rows = torch.repeat_interleave(length)
-        first = length.cumsum(0) - length
-        offset = torch.arange(len(rows), device=rows.device) - first[rows]
-        return rows, self.left_out[start[rows] + offset]
-
-
-def ranking_task(
-    query: Tensor,
-    query_labels: Tensor,
-    gallery: Tensor | None,
-    gallery_labels: Tensor | None,
-    left_out: tuple[Tensor, Tensor],
-    metric: Literal["cosine", "l2"],
-) -> RankingTask:
-    """Relate queries to a gallery (None: the queries themselves).
-
-    Args:
-        query: [Nq, D] float.
-        query_labels: [Nq] int64.
-        gallery: [Ng, D] float or None.
-        gallery_labels: [Ng] int64 or None.
-        left_out: (query number, gallery number) int64 [J] each, all pairs different and in the
-            order of the queries: what to leave out of the ranking, above all the query itself.
-        metric: how to compare.
-
-    Raises:
-        UserError: NaN or infinite embeddings.
-    """
-    query_norms = checked_norms(query, "query")
-    # One product cannot serve both sides where an item is left out of one side only.
-    symmetric = gallery is None and torch.equal(*left_out)
-    gallery_norms = query_norms if gallery is None else checked_norms(gallery, "gallery")
-    largest = max(
-        [float(norms.max()) for norms in (query_norms, gallery_norms) if len(norms)], default=1.0
-    )
-    scale = 2.0 ** math.frexp(largest)[1]
-    query_rows = Rows(query, query_norms, metric, scale)
-    gallery_rows = query_rows if gallery is None else Rows(gallery, gallery_norms, metric, scale)
-
-    items = query_labels if gallery_labels is None else gallery_labels
-    joint = query_labels if gallery_labels is None else torch.cat([query_labels, gallery_labels])
-    classes, member = joint.unique(return_inverse=True)
-    sizes = torch.bincount(member[len(member) - len(items) :], minlength=len(classes))
-    by_size = torch.empty_like(sizes)
-    by_size[sizes.argsort(stable=True)] = torch.arange(len(sizes), device=sizes.device)
-    query_class = by_size[member[: len(query_labels)]]
-    gallery_class = by_size[member[len(member) - len(items) :]]
-
-    out_query, out_item = left_out
-    left_out_start = torch.zeros(len(query) + 1, dtype=torch.int64, device=query.device)
-    left_out_start[1:] = torch.bincount(out_query, minlength=len(query)).cumsum(0)
-    of_class = query_class[out_query] == gallery_class[out_item]
-    n_relevant = sizes[member[: len(query_labels)]]
-    n_relevant = n_relevant - torch.bincount(out_query[of_class], minlength=len(query))
-    return RankingTask(
-        PairScores(query_rows, gallery_rows),
-        query_class,
-        gallery_class,
-        out_item,
-        left_out_start,
-        n_relevant,
-        symmetric,
-    )
 
 
 class _Left(NamedTuple):
@@ -843,8 +413,8 @@ class Ranking:
         mine = slice(top, top + len(queries))
         theirs = slice(start, start + len(items))
         floors = (
-            _floor(first, scores.filter_error(first.query_index, items), mine),
-            _floor(second, scores.filter_error(second.query_index, queries), theirs),
+            score_floor(first, scores.filter_error(first.query_index, items), mine),
+            score_floor(second, scores.filter_error(second.query_index, queries), theirs),
         )
         found = self._pairs(left, queries, items, meeting.place, floors)
         if found is None:
@@ -915,7 +485,7 @@ class Ranking:
             left_out = out_row[here], out_place[here] - start
             seen = stop / len(order) if foresee else 1.0
             error = task.scores.filter_error(query_index, items)
-            floor = _floor(block, error, slice(0, len(query_index)))
+            floor = score_floor(block, error, slice(0, len(query_index)))
             nothing = torch.full_like(floor[:1], torch.inf).expand(len(items)).contiguous()
             found = None
             if self._pairwise and self._patience.ready():

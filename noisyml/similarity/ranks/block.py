@@ -1,0 +1,210 @@
+"""Queries, their relevant items, and the negatives counted before each of these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from noisyml.similarity.exact.kernels import Pairs
+from noisyml.similarity.ranks.scores import PairScores
+
+Ties = Literal["index", "optimistic", "pessimistic"]
+#: Spacing of rows in the sort key that packs (row, score) into one float64; scores lie in [-2, 2].
+_KEY_STRIDE = 8.0
+#: Standard deviations by which a count must exceed its cap to be extrapolated from a sample.
+_CAUTION = 3.0
+
+
+@dataclass
+class QueryBlock:
+    """Consecutive queries (in class order) and what is known about their relevant items.
+
+    Attributes:
+        query_index: original query numbers [b].
+        scores: scores of the relevant items, descending, -inf in the padding [b, R].
+        score_error: how far they may be from the exact ones [b].
+        gallery_index: their original gallery numbers; ascending among equal scores [b, R].
+        n_relevant: [b].
+        caps: how many negatives before the m-th relevant item leave it of interest, int32
+            [b, R].
+        counts: per tie rule, negatives by the number of relevant items that beat them [b, R + 1].
+        threshold: score of the lowest relevant item still of interest, +inf if none [b].
+        alive: whether there is any.
+        waiting: negatives to be counted: rows of this block, gallery numbers and filter scores.
+    """
+
+    query_index: Tensor
+    scores: Tensor
+    score_error: Tensor
+    gallery_index: Tensor
+    n_relevant: Tensor
+    caps: Tensor
+    counts: dict[Ties, Tensor]
+    threshold: Tensor
+    alive: bool = False
+    waiting: list[Pairs] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        rows = torch.arange(len(self.scores), device=self.scores.device)
+        self._keys = self._keys_of(rows, self.scores).flatten()
+        self._key_slack = 4 * _KEY_STRIDE * max(1, len(self.scores)) * 2.0**-52
+        self._touched = torch.full_like(rows, self.scores.shape[1] > 0, dtype=torch.bool)
+        self._kept = self.n_relevant.clone()
+        self._useless: set[int] = set()
+        self.update_thresholds()
+
+    @staticmethod
+    def _keys_of(rows: Tensor, scores: Tensor) -> Tensor:
+        return rows[:, None] * _KEY_STRIDE - scores.clamp(min=-_KEY_STRIDE / 2)
+
+    def negatives_before(self, ties: Ties) -> Tensor:
+        """How many negatives stand before the m-th relevant item, int64 [b, R]; if more than its
+        cap, some number above the cap."""
+        return self.counts[ties].cumsum(1)[:, :-1]
+
+    def update_thresholds(self, seen: float = 1.0) -> None:
+        """Drop relevant items that no requested metric can see any more.
+
+        Args:
+            seen: share of the gallery that the counts stand for. Below 1 what has been counted is
+                taken for an even sample, and items that will very likely be dropped in the end are
+                dropped already; `unsettled` tells for which queries that was wrong.
+        """
+        touched = self._touched.nonzero().flatten()
+        if not len(touched):
+            return
+        self._touched.zero_()
+        rows = slice(None) if len(touched) == len(self.scores) else touched
+        before = self._negatives_at_least(rows)
+        living = (before <= self.caps[rows]).sum(1)
+        if seen < 1.0:
+            expected = before.to(torch.float32)
+            expected = (expected - _CAUTION * expected.sqrt()) / seen
+            living = torch.minimum(living, (expected <= self.caps[rows]).sum(1))
+        self._kept[rows] = torch.minimum(living, self._kept[rows])
+        self._set_thresholds(rows)
+        self.alive = bool((self.threshold < torch.inf).any())
+
+    def _set_thresholds(self, rows: Tensor | slice) -> None:
+        kept = self._kept[rows]
+        last = self.scores[rows].gather(1, (kept - 1).clamp(min=0)[:, None]).squeeze(1)
+        self.threshold[rows] = last.masked_fill_(kept == 0, torch.inf)
+
+    def unsettled(self) -> Tensor:
+        """Queries of which an item was dropped that is of interest after all, bool [b].
+
+        The counts of dropped items may lack negatives. If even so the first of them exceeds its
+        cap, then all of them do, for caps fall and counts rise along a row.
+        """
+        if not self.scores.shape[1]:
+            return torch.zeros_like(self.threshold, dtype=torch.bool)
+        return (self._negatives_at_least() <= self.caps).sum(1) > self._kept
+
+    def _negatives_at_least(self, rows: Tensor | slice = slice(None)) -> Tensor:
+        """The smallest of the counts before each relevant item of `rows` [n]: int32 [n, R].
+
+        What it declares dead is dead under every tie rule.
+        """
+        ties: Ties = "optimistic" if "optimistic" in self.counts else next(iter(self.counts))
+        return self.counts[ties][rows].cumsum(1, dtype=torch.int32)[:, :-1]
+
+    def add(
+        self,
+        rows: Tensor,
+        gallery_index: Tensor,
+        approximate: Tensor,
+        error: Tensor,
+        scores: PairScores,
+    ) -> None:
+        """Count negatives; `update_thresholds` takes them into account.
+
+        Args:
+            rows: row of this block [n].
+            gallery_index: gallery number of the negative [n].
+            approximate: its filter score [n].
+            error: how far the filter may be from the truth, float64 [b].
+            scores: the judge of close cases.
+        """
+        slots, open_cases = self._place(rows, approximate.to(torch.float64), error[rows])
+        by_rule = dict.fromkeys(self.counts, slots)
+        judges = ((scores.near, scores.near_error), (scores.close, scores.close_error))
+        for level, (judge, judge_error) in enumerate(judges):
+            if level in self._useless or not len(open_cases):
+                continue
+            row, item = rows[open_cases], gallery_index[open_cases]
+            closer = judge(self.query_index[row], item)
+            closer_error = judge_error(self.query_index, item)[row]
+            slots[open_cases], still_open = self._place(row, closer, closer_error)
+            if 2 * len(still_open) > len(open_cases):
+                # Duplicates or collapsed embeddings: go to the exact scores at once from now on.
+                self._useless.add(level)
+            open_cases = open_cases[still_open]
+        if len(open_cases):
+            row, item = rows[open_cases], gallery_index[open_cases]
+            self._make_exact(row.unique(), scores)
+            score = scores.exact(self.query_index[row], item)
+            for rule in self.counts:
+                by_rule[rule] = slots.clone()
+                by_rule[rule][open_cases] = self._beaten_by(row, item, score, rule)
+        width = self.scores.shape[1] + 1
+        ones = torch.ones_like(rows, dtype=torch.int32)
+        for rule, slot in by_rule.items():
+            self.counts[rule].view(-1).index_add_(0, rows * width + slot, ones)
+        self._touched[rows] = True
+
+    def _place(self, rows: Tensor, scores: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
+        """Number of relevant items surely before each negative [n]; which of them are not sure."""
+        width = self.scores.shape[1]
+        middle = rows * _KEY_STRIDE - scores
+        margin = error + self.score_error[rows] + self._key_slack
+        following = torch.searchsorted(self._keys, middle - margin)
+        slots = following - rows * width
+        # A case is open if the next relevant item is not surely worse.
+        reached = self._keys[following.clamp_(max=len(self._keys) - 1)] <= middle + margin
+        return slots, (reached & (slots < self.n_relevant[rows])).nonzero().flatten()
+
+    def _make_exact(self, rows: Tensor, scores: PairScores) -> None:
+        """Score the relevant items of `rows` [n] exactly and put them in order again.
+
+        What has been counted stays valid: it was surely before or behind whatever moves.
+        """
+        rows = rows[self.score_error[rows] > 0]
+        if not len(rows):
+            return
+        width = self.scores.shape[1]
+        row, column = (
+            torch.arange(width, device=rows.device) < self.n_relevant[rows, None]
+        ).nonzero(as_tuple=True)
+        found = torch.full_like(self.scores[rows], -torch.inf)
+        items = self.gallery_index[rows]
+        found[row, column] = scores.exact(self.query_index[rows[row]], items[row, column])
+        items, order = items.sort(dim=1)
+        found, by_score = found.gather(1, order).sort(dim=1, descending=True, stable=True)
+        self.scores[rows], self.gallery_index[rows] = found, items.gather(1, by_score)
+        self._keys.view(-1, width)[rows] = self._keys_of(rows, found)
+        self.score_error[rows] = 0.0
+        self._set_thresholds(rows)
+
+    def _beaten_by(self, row: Tensor, item: Tensor, score: Tensor, ties: Ties) -> Tensor:
+        """Number of relevant items ranked before each negative: bisection over the block's rows."""
+        low = torch.zeros_like(row)
+        high = self.n_relevant[row]
+        width = self.scores.shape[1]
+        for _ in range(width.bit_length()):
+            middle = ((low + high) // 2).clamp(max=width - 1)
+            rival = self.scores[row, middle]
+            if ties == "optimistic":
+                wins = rival >= score
+            elif ties == "pessimistic":
+                wins = rival > score
+            else:
+                wins = (rival > score) | (
+                    (rival == score) & (self.gallery_index[row, middle] < item)
+                )
+            searching = low < high
+            low = torch.where(searching & wins, middle + 1, low)
+            high = torch.where(searching & ~wins, middle, high)
+        return low
