@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-full test test-slow lint format bench clean
+.PHONY: help setup demo demo-full test test-fast test-slow lint format bench clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ demo-full: $(READY)  ## the same with 3 seeds, mean and standard deviation
 
 test: $(READY)  ## the default tests, under 10 minutes on 2 cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+test-fast: $(READY)  ## no whole commands, no process groups: under 2 minutes
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow and not command and not processes'
 
 test-slow: $(READY)  ## the claims on real data: full sweeps
 	$(BIN)/python -m pytest -m slow
