@@ -22,6 +22,8 @@ Std = Literal["population", "unbiased"]
 
 #: Posteriors are clamped to [this, 1 - this]; in single precision the upper end is 1.
 _SMALLEST = 1e-8
+#: Relative error that sums and roots of a batch in double precision stay below.
+_ROUNDING = 1e-12
 
 
 def posteriors(logits: Tensor) -> Tensor:
@@ -99,6 +101,9 @@ class Bare(Selector):
         posterior = posteriors(evidence.logits)
         mean, std = bare_statistics(posterior, labels, self.stats_scope, self.std)
         own = posterior.gather(1, labels[:, None]).squeeze(1)
-        # Inclusive: where all posteriors of a class are equal, all are kept. NaN keeps nothing.
-        keep = own.double() - mean[labels] >= self.kappa * std[labels]
+        # Inclusive: where all posteriors of a class are equal, all are kept. NaN keeps nothing. Of
+        # two samples the better lies one deviation above their mean, whatever they are: the slack
+        # keeps rounding from deciding about it.
+        slack = _ROUNDING * own.double()
+        keep = own.double() - mean[labels] >= self.kappa * std[labels] - slack
         return Selection(keep=keep, p_clean=own)

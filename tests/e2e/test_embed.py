@@ -28,7 +28,8 @@ SMALL = [
 #: Runs a command and kills its process as a power cut would, in the middle of writing.
 KILLED = """
 import os, signal, sys
-from noisyml import cli, embeddings
+from noisyml import cli
+from noisyml.embeddings import store as embeddings
 write, count = embeddings.SplitWriter.write, 0
 def strike(self, number, positions, rows):
     global count

@@ -203,7 +203,7 @@ def test_values_that_an_experiment_brings_are_named_where_more_is_typed(tmp_path
 
 
 def test_a_missing_launcher_is_named(monkeypatch):
-    from noisyml.command.hydra import hydra as command
+    from noisyml.command import hydra as command
 
     monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs the package hydra-submitit-launcher: pip install"):

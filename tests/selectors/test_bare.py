@@ -267,3 +267,15 @@ def test_settings_out_of_range_are_refused():
     for wrong in ({"stats_scope": "class"}, {"std": "biased"}, {"kappa": -1.0}):
         with pytest.raises(UserError, match=f"selector.{next(iter(wrong))}"):
             Bare(**wrong)
+
+
+def test_rounding_does_not_decide_about_two_samples_of_a_class():
+    """The better of two lies one deviation above their mean: a tie, and ties are kept."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(200).repeat(2)
+    for _ in range(5):
+        logits = torch.randn(400, 200, generator=generator, dtype=torch.float64)
+        own = posteriors(logits).gather(1, labels[:, None]).squeeze(1)
+        better = own > own.roll(200)
+        keep = Bare().select(Evidence(labels=labels, index=labels, logits=logits)).keep
+        assert torch.equal(keep, better)
