@@ -362,7 +362,7 @@ def check_parts(config: DictConfig) -> None:
     loss = None
     if loss_type is not None and issubclass(loss_type, EmbeddingLoss):
         loss = build(node, **toy)
-        if loss.uses_memory and "memory" not in takes:
+        if "memory" in loss.needs and "memory" not in takes:
             raise UserError(
                 f"{loss_type.__name__} reads a memory, and {name} keeps none: choose another "
                 f"loss=..."

@@ -1,9 +1,10 @@
-"""What a loss is, and the kind on embeddings: a global batch in, one number out."""
+"""Interfaces of the losses: what they need and give, and the two kinds on scores and embeddings."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,32 @@ if TYPE_CHECKING:
     from noisyml.similarity.memory_bank import MemoryBank
 
 
+class Declared(NamedTuple):
+    """Needs and gifts of a loss, as words; see `Loss`."""
+
+    needs: frozenset[str]
+    gives: frozenset[str]
+
+
 class Loss(nn.Module):
     """Base of the kinds of losses; a method names the one it takes in `Method.takes_loss`."""
 
-    #: What it is computed from, in words for a user.
+    #: Input of the loss, in words for a user.
     kind: ClassVar[str]
+    #: Parts that `forward` reads beside the batch: ``memory``.
+    needs: frozenset[str] = frozenset()
+    #: Outputs for selectors: ``proxies``, one vector per class.
+    gives: frozenset[str] = frozenset()
+
+    @classmethod
+    def declares(cls, settings: Mapping[str, Any]) -> Declared:
+        """Needs and gifts of a loss with these settings, before it is built.
+
+        Args:
+            settings: constructor arguments as a configuration has them; arguments that are losses
+                themselves are mappings with ``_target_``.
+        """
+        return Declared(cls.needs, cls.gives)
 
 
 class ScoreLoss(Loss):
@@ -62,8 +84,6 @@ class EmbeddingLoss(Loss):
     """
 
     kind: ClassVar[str] = "a loss on embeddings"
-    #: True if `forward` reads `memory`.
-    uses_memory: ClassVar[bool] = False
 
     @abstractmethod
     def forward(
@@ -89,7 +109,7 @@ class EmbeddingLoss(Loss):
     @property
     def has_proxies(self) -> bool:
         """True if `proxies` gives one vector per class."""
-        return False
+        return "proxies" in self.gives
 
     def proxies(self) -> Tensor:
         """Class proxies [C, D], unit norm, detached; only where `has_proxies`."""

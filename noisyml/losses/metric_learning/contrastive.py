@@ -177,7 +177,7 @@ class MemoryContrastiveLoss(ContrastiveLoss):
         UserError: an argument out of range.
     """
 
-    uses_memory = True
+    needs = frozenset({"memory"})
 
     def __init__(
         self,

@@ -17,13 +17,25 @@ from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
 
 from noisyml.errors import UserError
-from noisyml.losses.base import EmbeddingLoss
+from noisyml.losses.base import Declared, EmbeddingLoss
 from noisyml.similarity.memory_bank import MemoryBank
 
 #: Losses that cannot be computed from embeddings and labels with arguments from a config file.
 _UNSUITABLE = frozenset({"BaseMetricLossFunction", "GenericPairLoss", "ManifoldLoss", "VICRegLoss"})
 #: Where the library keeps class vectors, and along which axis of the parameter the classes lie.
 _CLASS_VECTORS = {"proxies": 0, "W": 1, "fc": 1}
+#: Losses that learn vectors per class, and the argument that says how many; None: always one.
+_CENTRES = {
+    "ArcFaceLoss": None,
+    "CosFaceLoss": None,
+    "LargeMarginSoftmaxLoss": None,
+    "NormalizedSoftmaxLoss": None,
+    "ProxyAnchorLoss": None,
+    "ProxyNCALoss": None,
+    "SoftTripleLoss": "centers_per_class",
+    "SphereFaceLoss": None,
+    "SubCenterArcFaceLoss": "sub_centers",
+}
 
 
 class PMLLoss(EmbeddingLoss):
@@ -67,6 +79,14 @@ class PMLLoss(EmbeddingLoss):
             self.miner = _construct("loss.miner_params", miner_kind, dict(miner_params or {}))
         elif miner_params:
             raise UserError("loss.miner_params is set without a miner: set loss.miner as well.")
+
+    @classmethod
+    def declares(cls, settings: Mapping[str, Any]) -> Declared:
+        """Proxies, if the loss called ``name`` learns exactly one vector per class."""
+        name, params = settings.get("name"), settings.get("params") or {}
+        argument = _CENTRES.get(str(name), "")
+        one = argument is None or params.get(argument) == 1
+        return Declared(cls.needs, frozenset({"proxies"} if one else ()))
 
     def forward(
         self,

@@ -91,6 +91,8 @@ class ProxyNCAPPLoss(EmbeddingLoss):
         UserError: an argument out of range, or not exactly one of scale and temperature.
     """
 
+    gives = frozenset({"proxies"})
+
     def __init__(
         self,
         num_classes: int,
@@ -146,11 +148,6 @@ class ProxyNCAPPLoss(EmbeddingLoss):
             denominator=self.denominator,
             block_bytes=self.block_bytes,
         )
-
-    @property
-    def has_proxies(self) -> bool:
-        """One proxy per class."""
-        return True
 
     def proxies(self) -> Tensor:
         """Class proxies [C, D], unit norm, detached."""

@@ -53,7 +53,7 @@ class MetricLearning(Method):
         self.selector = selector
         self.memory = memory
         self.pseudo_labels = pseudo_labels
-        self._memory_is_read = loss.uses_memory or "memory" in selector.needs
+        self._memory_is_read = "memory" in loss.needs | selector.needs
         self._judged: tuple[Evidence, Selection] | None = None
         self._newcomers: tuple[Tensor, Tensor, Tensor] | None = None
 

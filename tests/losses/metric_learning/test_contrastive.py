@@ -148,8 +148,8 @@ def test_memory_is_required():
     embeddings, labels, _ = batch(3, 0)
     with pytest.raises(ValueError, match="memory bank"):
         MemoryContrastiveLoss()(embeddings, labels)
-    assert MemoryContrastiveLoss.uses_memory
-    assert not ContrastiveLoss.uses_memory
+    assert MemoryContrastiveLoss.needs == {"memory"}
+    assert not ContrastiveLoss.needs
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,8 @@ def test_every_loss_of_the_library_can_be_used(name):
     assert value.shape == ()
     assert torch.isfinite(value)
     assert not leaf.grad[12:].any()
+    declared = PMLLoss.declares({"name": name, "params": NEED_ARGUMENTS.get(name)})
+    assert ("proxies" in declared.gives) == loss.has_proxies
 
 
 def test_nothing_kept_reaches_every_parameter():
@@ -67,6 +69,7 @@ def test_nothing_kept_reaches_every_parameter():
 def test_proxies(name, params, has):
     loss = build(name, params)
     assert loss.has_proxies == has
+    assert ("proxies" in PMLLoss.declares({"name": name, "params": params}).gives) == has
     if not has:
         with pytest.raises(TypeError, match="one vector per class"):
             loss.proxies()

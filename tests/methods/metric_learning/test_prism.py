@@ -30,7 +30,7 @@ class Fixed(Selector):
 class Sum(EmbeddingLoss):
     """Notes how full the memory was."""
 
-    uses_memory = True
+    needs = frozenset({"memory"})
 
     def forward(self, embeddings, labels, *, memory=None, keep=None):
         self.saw = len(memory)
