@@ -30,7 +30,7 @@ def verbs() -> dict[str, str]:
 
 
 def help_text() -> str:
-    """What ``noisyml --help`` prints."""
+    """The text that ``noisyml --help`` prints."""
     known = verbs()
     width = max(map(len, known))
     lines = [f"  {name:<{width}}  {text}" for name, text in known.items()]
@@ -65,7 +65,7 @@ def run(arguments: list[str]) -> int:
         print(__version__)
         return 0
     if arguments[0] in {"-sc", "--shell-completion"}:
-        from noisyml.command.hydra import complete_shell
+        from noisyml.command.completion import complete_shell
 
         return complete_shell(arguments, list(verbs()))
     verb, *rest = arguments

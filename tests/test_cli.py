@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from noisyml import cli
-from noisyml.command.hydra import overrides_in, swept_keys
+from noisyml.command.sweeps import swept_keys
+from noisyml.command.words import overrides_in
 
 
 def run(*arguments, **env):

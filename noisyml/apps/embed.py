@@ -54,28 +54,24 @@ FREE = ("knn", "name", "paths", "run_dir", "resume", "trainer", "data.num_worker
 
 def main(arguments: list[str]) -> int:
     """Run ``noisyml embed [checkpoint=RUN_DIR] [overrides]`` or ``noisyml embed resume=DIR``."""
-    from noisyml.command.hydra import overrides_in, run_hydra
+    from noisyml.command.hydra import run_hydra
+    from noisyml.command.words import last_given, overrides_in, words_in
     from noisyml.runs.processes import Followers, follow, is_main_process, started_elsewhere
 
     if started_elsewhere() and not is_main_process():
         return follow(join)
     typed = overrides_in(arguments)
-    given = dict(map(_parts, typed))
+    words = words_in(typed)
     with Followers() as followers:
-        if given.get("resume", "null") not in ("", "null"):
-            others = [override for override in typed if _parts(override)[0] != "resume"]
-            return continue_run(Path(given["resume"]), others, followers)
+        if (resume := last_given(words, "resume")) is not None:
+            others = [word.text for word in words if word.key != "resume"]
+            return continue_run(Path(resume), others, followers)
         settings: list[str] = []
-        if given.get("checkpoint", "null") not in ("", "null"):
-            settings = [o for o in typed if _parts(o)[0].partition(".")[0] not in (*OWN, "hydra")]
+        if last_given(words, "checkpoint") is not None:
+            settings = [word.text for word in words if not word.is_below(*OWN, "hydra")]
         own = [argument for argument in arguments if argument not in settings]
         task = partial(job, typed=typed, settings=settings, followers=followers)
         return run_hydra(task, "embed", "embed", own)
-
-
-def _parts(override: str) -> tuple[str, str]:
-    key, _, value = override.lstrip("+~").partition("=")
-    return key, value
 
 
 def job(
@@ -140,6 +136,7 @@ def join(path: Path) -> None:
 def continue_run(path: Path, overrides: list[str], followers: Followers) -> int:
     """``noisyml embed resume=DIR [trainer.devices=...] [knn=...]``: compute what is missing."""
     from noisyml.command.overrides import apply_overrides
+    from noisyml.command.words import words_in
     from noisyml.runs.processes import check_ranks, is_main_process
 
     folder = RunFolder(path)
@@ -149,11 +146,11 @@ def continue_run(path: Path, overrides: list[str], followers: Followers) -> int:
     config = _read_config(folder)
     if "rows_per_shard" not in config:
         raise UserError(f"{path} was not made by `noisyml embed`; nothing to resume.")
-    for override in overrides:
-        if not _is_free(_parts(override)[0]):
+    for word in words_in(overrides):
+        if not word.is_below(*FREE):
             raise UserError(
-                f"Embeddings that go on keep their {_parts(override)[0]}: start new ones with "
-                f"{override} instead."
+                f"Embeddings that go on keep their {word.key}: start new ones with {word.text} "
+                f"instead."
             )
     config = apply_overrides(config, overrides, groups=False)
     config.run_dir = str(folder.path)
@@ -179,8 +176,8 @@ def configuration(
     import yaml
     from omegaconf import DictConfig, OmegaConf, open_dict
 
-    from noisyml.command.config import group_names
     from noisyml.command.overrides import apply_overrides
+    from noisyml.command.words import words_in
 
     if config.checkpoint is not None:
         run, file = locate_checkpoint(Path(config.checkpoint), config.which)
@@ -188,8 +185,9 @@ def configuration(
         assert isinstance(trained, DictConfig)
         # Groups bring interpolations of their own, which need the paths of today.
         trained.paths = config.paths
-        keys = {_parts(setting)[0] for setting in settings}
-        if "dataset" in keys and not any(key.partition(".")[0] == "noise" for key in keys):
+        words = words_in(settings)
+        chosen_data = any(word.key == "dataset" for word in words)
+        if chosen_data and not any(word.is_below("noise") for word in words):
             # The noise was injected into the labels of the run's own data.
             settings = ["noise=none", *settings]
         trained = apply_overrides(trained, settings, groups=True)
@@ -201,7 +199,7 @@ def configuration(
         if run.choices_file.is_file():
             before = yaml.safe_load(run.choices_file.read_text())
             chosen = {**before, **chosen}
-        typed = {key: value for key, value in map(_parts, settings) if key in group_names()}
+        typed = {word.key: str(word.value) for word in words if word.chooses}
         choices = {**chosen, **typed}
     with open_dict(config):
         config.run_dir = str(folder.path)

@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Settings of this verb; all others belong to the evaluated run.
-OWN = ("checkpoint", "which", "name", "paths.", "hydra")
+OWN = ("checkpoint", "which", "name", "paths", "hydra")
 
 
 def main(arguments: list[str]) -> int:
     """Run ``noisyml evaluate checkpoint=RUN_DIR [which=last|best] [settings of the run]``."""
-    from noisyml.command.hydra import overrides_in, run_hydra
+    from noisyml.command.hydra import run_hydra
+    from noisyml.command.words import overrides_in, words_in
 
-    settings = [o for o in overrides_in(arguments) if not o.lstrip("+").startswith(OWN)]
+    settings = [w.text for w in words_in(overrides_in(arguments)) if not w.is_below(*OWN)]
     own = [argument for argument in arguments if argument not in settings]
     return run_hydra(partial(job, settings=settings), "evaluate", "evaluate", own)
 

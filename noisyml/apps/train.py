@@ -30,15 +30,16 @@ log = logging.getLogger(__name__)
 def main(arguments: list[str]) -> int:
     """Run ``noisyml train [overrides]``."""
     from noisyml.command.hydra import run_jobs
+    from noisyml.command.words import last_given, overrides_in, words_in
     from noisyml.runs.processes import Followers, follow, is_main_process, started_elsewhere
 
     if started_elsewhere() and not is_main_process():
         return follow(join)
     with Followers() as followers:
-        resume = [a.partition("=")[2] for a in arguments if a.partition("=")[0] == "resume"]
-        if resume and resume[-1] not in ("", "null"):
-            others = [a for a in arguments if not a.startswith("resume=")]
-            return continue_run(Path(resume[-1]), others, followers)
+        words = words_in(overrides_in(arguments))
+        if (resume := last_given(words, "resume")) is not None:
+            others = [word.text for word in words if word.key != "resume"]
+            return continue_run(Path(resume), others, followers)
         task = partial(job, arguments=arguments, followers=followers)
         outcome = run_jobs(task, "train", "train", arguments)
         if outcome.home is not None:
@@ -89,7 +90,8 @@ def lead(config: DictConfig, arguments: list[str], followers: Followers) -> dict
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from noisyml.command.hydra import swept_keys
+    from noisyml.command.sweeps import swept_keys
+    from noisyml.command.words import words_in
     from noisyml.runs.processes import check_ranks
 
     hydra = HydraConfig.get()
@@ -102,7 +104,7 @@ def lead(config: DictConfig, arguments: list[str], followers: Followers) -> dict
     swept = hydra.mode == RunMode.MULTIRUN
     if swept:
         varied = swept_keys(arguments, hydra.sweeper.get("params") or {})
-        here = [o for o in overrides if o.lstrip("+").partition("=")[0] in varied]
+        here = [word.text for word in words_in(overrides) if word.key in varied]
         title = f"[{hydra.job.num + 1}/{math.prod(varied.values())}] {' '.join(here)}"
     if not folder.is_run():
         choices = dict(hydra.runtime.choices)
@@ -150,7 +152,9 @@ def check_values(config: DictConfig) -> None:
 
 
 def _say_what_is_assumed(config: DictConfig, overrides: list[str]) -> None:
-    typed = {override.partition("=")[0] for override in overrides}
+    from noisyml.command.words import words_in
+
+    typed = {word.key for word in words_in(overrides)}
     consequences = {
         "selector": "about that share of each batch is left out",
         "method": "about that share of what is learnt is held back",

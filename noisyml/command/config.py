@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,6 +48,13 @@ def options(group: str) -> list[Option]:
     return found
 
 
+def package_of(group: str, option: str) -> str:
+    """The dotted key under which an option's settings stand; ``_global_`` for the whole tree."""
+    text = (conf_dir() / group / f"{option}.yaml").read_text(encoding="utf-8")
+    header = re.search(r"^#\s*@package\s+(\S+)", text, flags=re.MULTILINE)
+    return header[1] if header else group.replace("/", ".")
+
+
 def register_resolvers() -> None:
     """The interpolation ``${choice:GROUP}`` of the YAML files: the option chosen in a group.
 
@@ -82,27 +90,11 @@ def compose(root: str, overrides: list[str]) -> DictConfig:
     return config
 
 
-def group_names() -> list[str]:
+@functools.cache
+def group_names() -> tuple[str, ...]:
     """The folders of the tree, e.g. ``noise`` or ``hydra/launcher``."""
     folders = [path for path in conf_dir().rglob("*") if path.is_dir()]
-    return [str(folder.relative_to(conf_dir())) for folder in folders]
-
-
-def choices_in(overrides: list[str]) -> list[str]:
-    """Those overrides that choose an existing option of a group (of a sweep, the first one)."""
-    groups = set(group_names())
-    chosen = []
-    for override in overrides:
-        key, _, value = override.partition("=")
-        first = value.split(",")[0]
-        if key in groups and (conf_dir() / key / f"{first}.yaml").is_file():
-            chosen.append(f"{key}={first}")
-    return chosen
-
-
-def compose_defaults(root: str, overrides: list[str]) -> DictConfig:
-    """The composed configuration with the chosen options, before any value is changed."""
-    return compose(root, choices_in(overrides))
+    return tuple(str(folder.relative_to(conf_dir())) for folder in folders)
 
 
 def keys_by_option(group: str) -> dict[str, list[str]]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
 import json
 import logging
 import os
-import re
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from noisyml import __version__
 from noisyml.command.config import conf_dir, register_resolvers
 from noisyml.command.mistakes import as_user_error, check_flags, check_types
+from noisyml.command.sweeps import BASIC_LAUNCHER, check_launcher, quoted, sweep_settings
+from noisyml.command.words import overrides_in, words_in
 from noisyml.errors import EXIT_USER_ERROR, SweepError, UserError
 from noisyml.runs.processes import is_main_process, started_elsewhere
 from noisyml.storage.files import write_atomically
@@ -26,17 +25,13 @@ from noisyml.storage.files import write_atomically
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-#: Verbs whose first word is an action, for completion.
-ACTIONS = {"data": ("check", "show")}
-#: Runs the jobs of a sweep one after the other in this process.
-BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 #: Where jobs in other processes write how they ended, in the folder of the sweep.
 JOBS_FOLDER = ".jobs"
 
 
 @dataclass
 class JobEnd:
-    """How one job ended: where its results lie, and what went wrong."""
+    """The end of one job: where its results lie, and what went wrong."""
 
     number: int
     folder: str
@@ -45,7 +40,7 @@ class JobEnd:
 
 @dataclass
 class Outcome:
-    """How a command ended: the exit status, its jobs in order, and the folder they have in common.
+    """The end of a command: the exit status, its jobs in order, and the folder they have in common.
 
     The folder is that of the single run, or of the sweep; None if no job was started.
     """
@@ -93,7 +88,7 @@ def run_jobs(
     for chatty in ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     typed = overrides_in(arguments)
-    _check_launcher(typed)
+    check_launcher(words_in(typed))
     home: Path | None = None
     launcher = BASIC_LAUNCHER
     try:
@@ -102,7 +97,7 @@ def run_jobs(
             home, launcher, brought = sweep_settings(root, arguments)
             if brought:
                 print(f"noisyml: {brought}", file=sys.stderr)
-            arguments = [*arguments, f"hydra.sweep.dir={_quoted(str(home))}"]
+            arguments = [*arguments, f"hydra.sweep.dir={quoted(str(home))}"]
     except UserError:
         raise
     except Exception as error:
@@ -145,7 +140,7 @@ def run_jobs(
 
 
 class _Job:
-    """What Hydra calls for each job, here or wherever a launcher has moved it."""
+    """The function that Hydra calls for each job, here or wherever a launcher has moved it."""
 
     def __init__(
         self,
@@ -204,157 +199,6 @@ class _Job:
 
 
 def _recorded_ends(home: Path) -> list[JobEnd]:
-    """How the jobs ended that a launcher ran in other processes."""
+    """The ends of the jobs that a launcher ran in other processes."""
     files = (home / JOBS_FOLDER).glob("*.json")
     return sorted((JobEnd(**json.loads(f.read_text())) for f in files), key=lambda end: end.number)
-
-
-def sweep_settings(root: str, arguments: list[str]) -> tuple[Path, str, str]:
-    """The folder of a sweep, the same for all its jobs wherever they run, and its launcher.
-
-    Where the configured folder is named after a choice that the sweep varies, it is named after
-    all of them: ``prism-digits+glyphs``.
-
-    Args:
-        root: name of the root YAML.
-        arguments: what was typed after the verb.
-
-    Returns:
-        The absolute path, the import path of the launcher, and a sentence about what is varied
-        though it was not typed, if anything is.
-    """
-    from hydra import compose, initialize_config_dir
-    from hydra._internal.utils import get_args_parser
-    from hydra.core.global_hydra import GlobalHydra
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.utils import setup_globals
-    from omegaconf import open_dict
-
-    options = get_args_parser().parse_known_args(arguments)[0]
-    first: list[str] = []
-    if options.config_dir:
-        first.append(
-            f"hydra.searchpath=[{_quoted(f'file://{Path(options.config_dir).resolve()}')}]"
-        )
-    varied: dict[str, list[str]] = {}
-    setup_globals()
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())
-        for override in parser.parse_overrides(options.overrides):
-            if override.is_discrete_sweep():
-                values = list(override.sweep_string_iterator())
-                varied[override.key_or_group] = values
-                first.append(f"{override.get_key_element()}={values[0]}")
-            elif not override.is_sweep_override():
-                first.append(str(override.input_line))
-        config = compose(options.config_name or root, first, return_hydra_config=True)
-    GlobalHydra.instance().clear()
-    with open_dict(config):
-        for group in varied.keys() & config.hydra.runtime.choices.keys():
-            values = varied[group]
-            several = "+".join(values) if len(values) <= 3 else f"{len(values)}_{group}s"
-            config.hydra.runtime.choices[group] = several
-    HydraConfig.instance().set_config(config)
-    launcher = str(config.hydra.launcher["_target_"])
-    params = config.hydra.sweeper.get("params") or {}
-    return Path(config.hydra.sweep.dir).absolute(), launcher, _brought(params, arguments)
-
-
-def _brought(params: Mapping[str, Any], arguments: list[str]) -> str:
-    """What a configuration varies by itself, which decides over other settings that were typed."""
-    typed = {argument.lstrip("+~").partition("=")[0] for argument in overrides_in(arguments)}
-    varied = swept_keys([], {key: value for key, value in params.items() if key not in typed})
-    if not varied or not any(key != "experiment" and not key.startswith("hydra") for key in typed):
-        return ""  # nothing was typed that might be overruled
-    listed = ", ".join(f"{key} ({n} values)" for key, n in varied.items())
-    first = next(iter(varied))
-    return (
-        f"The configuration brings values for {listed}, which are all run; type {first}=ONE to "
-        "choose."
-    )
-
-
-def _quoted(text: str) -> str:
-    """`text` as a quoted value of Hydra's override grammar."""
-    # Backslashes count only before a quote, and before the one that ends the value.
-    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + m[2].replace("'", r"\'"), text) + "'"
-
-
-def _check_launcher(overrides: list[str]) -> None:
-    """Refuse a launcher whose package is not installed.
-
-    Raises:
-        UserError: such a launcher.
-    """
-    for override in overrides:
-        group, _, name = override.partition("=")
-        package = f"hydra_{name.partition('_')[0]}_launcher"
-        if (
-            group == "hydra/launcher"
-            and name.partition("_")[0] in ("joblib", "ray", "submitit")
-            and not importlib.util.find_spec(f"hydra_plugins.{package}")
-        ):
-            raise UserError(
-                f"hydra/launcher={name} needs the package {package.replace('_', '-')}: "
-                f"pip install 'noisyml[launchers]'."
-            )
-
-
-def swept_keys(arguments: list[str], params: Mapping[str, Any]) -> dict[str, int]:
-    """The settings a sweep varies, with their numbers of values.
-
-    Args:
-        arguments: what was typed after the verb.
-        params: ``hydra.sweeper.params``; a key that is also typed counts as typed.
-    """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    configured = [f"{key}={value}" for key, value in params.items()]
-    parsed = OverridesParser.create().parse_overrides([*configured, *overrides_in(arguments)])
-    found: dict[str, int] = {}
-    for override in parsed:
-        found.pop(override.key_or_group, None)
-        if override.is_sweep_override():
-            found[override.key_or_group] = len(list(override.sweep_string_iterator()))
-    return found
-
-
-def complete_shell(arguments: list[str], verbs: list[str]) -> int:
-    """Serve ``noisyml -sc install=bash`` and the queries of the script it prints."""
-    line = os.environ.get("COMP_LINE", "")
-    if not any(argument.startswith("query=") for argument in arguments):
-        return run_hydra(_no_task, "train", "train", arguments)
-    words = line.split()
-    complete = line.endswith(" ")
-    if len(words) < 2 or (len(words) == 2 and not complete):
-        typed = words[1] if len(words) == 2 else ""
-        print(" ".join(verb for verb in verbs if verb.startswith(typed)))
-        return 0
-    verb, rest = words[1], line.split(words[1], 1)[1].lstrip()
-    actions = ACTIONS.get(verb)
-    if actions and (len(words) == 2 or (len(words) == 3 and not complete)):
-        typed = "" if complete else words[2]
-        print(" ".join(action for action in actions if action.startswith(typed)))
-        return 0
-    if actions and words[2] in actions:
-        rest = rest.split(words[2], 1)[1].lstrip()
-    if verb not in verbs or not (conf_dir() / f"{verb}.yaml").is_file():
-        return 0
-    os.environ["COMP_LINE"] = f"{words[0]} {rest}"
-    # Whatever is wrong with a half-typed line, the prompt is no place to say it.
-    with contextlib.suppress(Exception), contextlib.redirect_stderr(None):
-        run_hydra(_no_task, verb, verb, arguments)
-    return 0
-
-
-def _no_task(config: DictConfig) -> None:
-    """Nothing to run: Hydra only answers a completion query."""
-
-
-def overrides_in(arguments: list[str]) -> list[str]:
-    """What was typed, without options and their values."""
-    from hydra._internal.utils import get_args_parser
-
-    return list(get_args_parser().parse_known_args(arguments)[0].overrides)

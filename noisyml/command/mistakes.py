@@ -6,12 +6,13 @@ import re
 from collections.abc import Iterator
 
 from noisyml.command.config import (
-    choices_in,
-    compose_defaults,
+    compose,
     flatten,
     group_names,
     keys_by_option,
+    package_of,
 )
+from noisyml.command.words import Word, choices_in, words_in
 from noisyml.errors import UserError, did_you_mean
 
 #: Options of Hydra's own command line; anything else that starts with a dash is a mistake.
@@ -53,7 +54,7 @@ def check_flags(arguments: list[str]) -> None:
         UserError: such an option, with the nearest one that exists.
     """
     for argument in arguments:
-        flag = argument.partition("=")[0]
+        flag = Word.parse(argument).key
         if flag.startswith("-") and flag not in HYDRA_FLAGS:
             raise UserError(f"There is no option '{flag}'.{did_you_mean(flag, HYDRA_FLAGS)}")
 
@@ -64,36 +65,42 @@ def check_types(root: str, overrides: list[str]) -> None:
     Raises:
         UserError: such an override.
     """
-    from omegaconf import OmegaConf
-
-    changed = [o.lstrip("+") for o in overrides if "=" in o and not o.startswith(("~", "hydra"))]
-    values = [o for o in changed if o.partition("=")[0] not in group_names()]
-    if not values:
+    words = words_in(overrides)
+    values = [w for w in words if not (w.deletes or w.chooses or w.is_below("hydra"))]
+    if not any(word.value for word in values):
         return
     defaults = {
         key: value
-        for key, value in flatten(compose_defaults(root, overrides))
+        for key, value in flatten(compose(root, choices_in(words)))
         if isinstance(value, bool | int | float)
     }
-    for override in values:
-        key, _, text = override.partition("=")
-        if key in defaults and text and not re.search(r"[${(,\[]", text):
-            value = OmegaConf.create(f"x: {text}").x if text.strip() else ""
-            whole = isinstance(defaults[key], int) and not isinstance(defaults[key], bool)
-            if whole and isinstance(value, float) and not value.is_integer():
-                raise UserError(f"{key}={text} should be a whole number, as {defaults[key]} is.")
-            if isinstance(value, str):
-                kind = "true or false" if isinstance(defaults[key], bool) else "a number"
-                raise UserError(f"{key}={text} should be {kind}; the default is {defaults[key]}.")
+    for word in values:
+        if word.key in defaults:
+            for text in word.values():
+                _check_type(word.key, text, defaults[word.key])
+
+
+def _check_type(key: str, text: str, default: bool | int | float) -> None:
+    if not text or re.search(r"[${(\[]", text):
+        return
+    value = Word.parse(f"{key}={text}").typed_value()
+    switch = isinstance(default, bool)
+    whole = isinstance(default, int) and not switch
+    if whole and isinstance(value, float) and not value.is_integer():
+        raise UserError(f"{key}={text} should be a whole number, as {default} is.")
+    if isinstance(value, str) or (isinstance(value, bool) and not switch):
+        kind = "true or false" if switch else "a number"
+        shown = str(default).lower() if switch else default
+        raise UserError(f"{key}={text} should be {kind}; the default is {shown}.")
 
 
 def _known_keys(root: str, overrides: list[str]) -> list[str]:
     """Keys of the composed configuration, then those that other options would bring."""
-    composed = [key for key, _ in flatten(compose_defaults(root, overrides))]
+    composed = [key for key, _ in flatten(compose(root, choices_in(words_in(overrides))))]
     others = [
-        f"{group}.{key}"
+        f"{package_of(group, option)}.{key}".removeprefix("_global_.")
         for group in group_names()
-        for keys in keys_by_option(group).values()
+        for option, keys in keys_by_option(group).items()
         for key in keys
     ]
     known = [key for key in [*composed, *group_names(), *others] if "._" not in key]
@@ -103,7 +110,7 @@ def _known_keys(root: str, overrides: list[str]) -> list[str]:
 def _unknown_key(key: str, root: str, overrides: list[str]) -> str:
     """The sentence for a setting that does not exist."""
     group, _, leaf = key.partition(".")
-    chosen = dict(choice.split("=", 1) for choice in choices_in(overrides))
+    chosen = {word.key: word.value for word in words_in(choices_in(words_in(overrides)))}
     if leaf and group in group_names():
         having = [option for option, keys in keys_by_option(group).items() if leaf in keys]
         if having:

@@ -8,6 +8,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from noisyml.command.words import words_in
 from noisyml.runs.folder import RunFolder
 
 #: Settings that say where or how fast a run ran, or which repetition it was, not what it studied.
@@ -77,8 +78,8 @@ class Settings:
 
 def typed_settings(overrides: Sequence[str]) -> dict[str, str]:
     """Overrides of a command line as key and text; deletions (``~key``) are left out."""
-    pairs = (override.lstrip("+").partition("=") for override in overrides if "=" in override)
-    return {key: value for key, _, value in pairs if not key.startswith("~")}
+    words = words_in(overrides)
+    return {w.key: w.value for w in words if w.value is not None and not w.deletes}
 
 
 def varied_keys(settings: Sequence[Settings]) -> list[str]:

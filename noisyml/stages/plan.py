@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from noisyml.command.words import words_in
 from noisyml.errors import UserError
 from noisyml.runs.folder import STAGES_FOLDER
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class StageRun(NamedTuple):
-    """What a stage is made from.
+    """The configuration of a stage and its origin.
 
     Attributes:
         config: its composed configuration, not resolved.
@@ -92,13 +93,13 @@ def _compose_stage(
     from omegaconf import open_dict
 
     # An option that the run has as well replaces nothing, and keeps its settings.
-    same = {key for key, option in map(_parts, own) if of_run.get(key) == option}
-    changed = [key for key, _ in map(_parts, own) if key not in same]
+    ours = words_in(own)
+    same = {word.key for word in ours if of_run.get(word.key) == word.value}
+    changed = [word.key for word in ours if word.key not in same]
     overrides = [
-        override
-        for override in typed
-        if (key := _parts(override)[0]) not in same
-        and not any(_is_below(key, part) for part in (*changed, *without, "stages"))
+        word.text
+        for word in words_in(typed)
+        if word.key not in same and not word.is_below(*changed, *without, "stages")
     ] + list(own)
     config = compose("train", overrides, return_hydra_config=True)
     choices = {
@@ -109,7 +110,7 @@ def _compose_stage(
     replaced = [key for key in changed if key in choices]
     # An experiment's values are merged last, into whatever part stands there: the parts in question
     # are taken from a configuration without it.
-    theirs = [o for o in own if any(_is_below(_parts(o)[0], part) for part in replaced)]
+    theirs = [word.text for word in ours if word.is_below(*replaced)]
     if "method" not in replaced:
         theirs.append(f"method={choices['method']}")
     plain = compose("train", theirs)
@@ -122,12 +123,3 @@ def _compose_stage(
         config.pop("stages", None)
         del config["hydra"]
     return StageRun(config, overrides, choices)
-
-
-def _parts(override: str) -> tuple[str, str]:
-    key, _, value = override.lstrip("+~").partition("=")
-    return key, value
-
-
-def _is_below(key: str, part: str) -> bool:
-    return key == part or key.startswith(f"{part}.")

@@ -11,7 +11,7 @@ import torch
 from omegaconf import OmegaConf
 
 from noisyml.command.config import register_resolvers
-from noisyml.command.hydra import sweep_settings
+from noisyml.command.sweeps import sweep_settings
 from noisyml.errors import UserError
 from noisyml.runs import processes as launch
 
@@ -204,8 +204,9 @@ def test_values_that_an_experiment_brings_are_named_where_more_is_typed(tmp_path
 
 def test_a_missing_launcher_is_named(monkeypatch):
     from noisyml.command import hydra as command
+    from noisyml.command import sweeps
 
-    monkeypatch.setattr(command.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(sweeps.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="needs the package hydra-submitit-launcher: pip install"):
         command.run_hydra(print, "train", "train", ["-m", "hydra/launcher=submitit_slurm"])
 
@@ -213,8 +214,8 @@ def test_a_missing_launcher_is_named(monkeypatch):
 def test_paths_survive_the_grammar_of_overrides():
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    from noisyml.command.hydra import _quoted
+    from noisyml.command.sweeps import quoted
 
     for path in ("a b", "it's", "back\\slash", "end\\", "x=1,y=2", "a\\'b", "ünï"):
-        (parsed,) = OverridesParser.create().parse_overrides([f"key={_quoted(path)}"])
+        (parsed,) = OverridesParser.create().parse_overrides([f"key={quoted(path)}"])
         assert parsed.value() == path
