@@ -63,8 +63,9 @@ def show(config: DictConfig) -> int:
     least = {"classes": config.classes, "instances": config.instances, "tile": config.tile}
     _check_positive(least)
     splits, origin, output = _open(config)
-    several = any(split.multi_label for split in splits.values())
-    spreads = ["images per class", *(["labels per image"] if several else [])]
+    facts = {name: split.target.facts(split.labels) for name, split in splits.items()}
+    further = list(dict.fromkeys(heading for told in facts.values() for heading in told))
+    spreads = ["images per class", *further]
     table = Table("split", "images", "classes", *spreads, "extras", "fingerprint")
     for name, split in splits.items():
         counts = split.class_counts
@@ -75,7 +76,7 @@ def show(config: DictConfig) -> int:
             str(len(split)),
             str(len(counts)),
             spread,
-            *([f"{split.labels.sum(axis=1).mean():.2f}"] if several else []),
+            *(facts[name].get(heading, "") for heading in further),
             ", ".join(split.extras),
             split.fingerprint[:12],
         )

@@ -25,7 +25,7 @@ from noisyml.models.teacher import Teacher
 from noisyml.runs.folder import locate_checkpoint
 from noisyml.selectors.base import Selector
 from noisyml.selectors.keep_all import KeepAll
-from noisyml.targets.labels import KIND_WORDS
+from noisyml.targets import TARGETS
 
 
 def build(config: DictConfig, **available: Any) -> Any:
@@ -235,17 +235,18 @@ def check_labels(config: DictConfig, data: DataModule, evaluator: Evaluator) -> 
         UserError: such a combination.
     """
     method: type[Method] = get_class(str(config.method["_target_"]))
-    given = KIND_WORDS[data.label_kind]
-    if method.label_kind != data.label_kind:
-        hint = "method=multilabel" if data.label_kind == "multi" else "method=classification"
+    given = data.target
+    if given.name not in method.target_kinds:
         raise UserError(
-            f"{method.__name__} learns from {KIND_WORDS[method.label_kind]}, but the data set "
-            f"gives {given}: choose another data set or e.g. {hint}."
+            f"{method.__name__} learns from {TARGETS[min(method.target_kinds)].words}, but the "
+            f"data set gives {given.words}: choose another data set or e.g. "
+            f"method={given.example_method}."
         )
-    if data.label_kind not in evaluator.label_kinds:
+    if given.name not in evaluator.target_kinds:
+        own = TARGETS[min(evaluator.target_kinds)]
         raise UserError(
-            f"{type(evaluator).__name__} compares with {KIND_WORDS[min(evaluator.label_kinds)]}, "
-            f"but the data set gives {given}: leave out evaluator=..., or choose another one."
+            f"{type(evaluator).__name__} compares with {own.words}, but the data set gives "
+            f"{given.words}: leave out evaluator=..., or choose another one."
         )
 
 
@@ -375,11 +376,11 @@ def check_parts(config: DictConfig) -> None:
         return
     if not isinstance(selector, Selector):
         raise UserError(f"{type(selector).__name__} is not a selector (`noisyml list selectors`).")
-    if method.label_kind not in selector.label_kinds:
+    if not method.target_kinds <= selector.target_kinds:
         raise UserError(
-            f"{type(selector).__name__} judges {KIND_WORDS[min(selector.label_kinds)]}, and {name} "
-            f"learns from {KIND_WORDS[method.label_kind]}: choose another selector=..., e.g. "
-            f"selector=keep_all."
+            f"{type(selector).__name__} judges {TARGETS[min(selector.target_kinds)].words}, and "
+            f"{name} learns from {TARGETS[min(method.target_kinds)].words}: choose another "
+            "selector=..., e.g. selector=keep_all."
         )
     given = set(method.evidence)
     if loss is not None and loss.has_proxies:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,12 @@ from noisyml.data.datamodule import DataModule
 from noisyml.metrics.label_trust import class_selection, selection_by_class
 from noisyml.runs.artefacts import Artefact
 from noisyml.storage.parquet import last_epoch
-from noisyml.targets.labels import label_texts
+from noisyml.targets.entries import (
+    entry_classes,
+    entry_numbers,
+    entry_texts,
+    positions_of,
+)
 
 #: How many pictures are kept, and their side in pixels.
 THUMBNAILS = 48
@@ -57,13 +62,13 @@ def least_trusted(data: DataModule, selection_file: Path) -> dict[str, NDArray]:
         return {}
     lowest = means.iloc[:THUMBNAILS]
     split, manifest = data.splits["train"], data.manifest
-    index, entry = _positions(lowest, classes)
+    index, entry = positions_of(lowest.index.to_numpy(), classes)
     if entry is not None:
-        observed = _entry_texts(manifest.observed[index, entry], entry, data.class_names)
-        clean = _entry_texts(manifest.clean[index, entry], entry, data.class_names)
+        observed = entry_texts(manifest.observed[index, entry], entry, data.class_names)
+        clean = entry_texts(manifest.clean[index, entry], entry, data.class_names)
     else:
-        observed = label_texts(manifest.observed[index], data.class_names)
-        clean = label_texts(manifest.clean[index], split.class_names)
+        observed = manifest.target.texts(manifest.observed[index], data.class_names)
+        clean = manifest.target.texts(manifest.clean[index], split.class_names)
     return {
         "images": np.stack([_thumbnail(split.images, int(i)) for i in index]),
         "index": index,
@@ -82,10 +87,8 @@ def mean_trust(selection_file: Path) -> tuple[pd.DataFrame, int]:
         ``position * C + class``, and C.
     """
     index, kept, p_clean = _judged_last(selection_file)
-    classes = 0
-    if kept.ndim == 2:
-        classes = kept.shape[1]
-        index = (index[:, None] * classes + np.arange(classes)).ravel()
+    classes = entry_classes(kept)
+    index = entry_numbers(index, classes).ravel()
     judged = pd.DataFrame({"index": index, "p_clean": p_clean.ravel(), "kept": kept.ravel()})
     means = judged.dropna().groupby("index")[["p_clean", "kept"]].mean()
     return means.sort_values("p_clean", kind="stable"), classes
@@ -95,25 +98,6 @@ def _judged_last(selection_file: Path) -> tuple[NDArray[np.int64], NDArray, NDAr
     """Positions [n] and the marks kept and p_clean, both [n] or [n, C], of the last epoch."""
     found = last_epoch(selection_file, ["index", "kept", "p_clean"])
     return found["index"], found["kept"], found["p_clean"]
-
-
-def _positions(
-    means: pd.DataFrame, classes: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-    """Position and, of entries, class of the rows of `mean_trust`."""
-    number = means.index.to_numpy()
-    return (number // classes, number % classes) if classes else (number, None)
-
-
-def _entry_texts(
-    marks: NDArray[Any], entry: NDArray[np.int64], class_names: Sequence[str]
-) -> list[str]:
-    """Texts of entries [n] of classes [n]: the name of the class, or "no" and that name."""
-    words = {1: "", 0: "no "}
-    return [
-        "" if mark < 0 else words[mark] + str(class_names[label])
-        for mark, label in zip(marks.tolist(), entry.tolist(), strict=True)
-    ]
 
 
 def _thumbnail(images: ImageSource, index: int) -> np.ndarray:
@@ -145,11 +129,11 @@ def suspects(data: DataModule, selection_file: Path) -> pd.DataFrame:
     """
     means, classes = mean_trust(selection_file)
     means = means.iloc[: LISTED_ENTRIES if classes else None]
-    index, entry = _positions(means, classes)
+    index, entry = positions_of(means.index.to_numpy(), classes)
     keys, observed = data.splits["train"].keys, data.manifest.observed
     columns: dict[str, Any] = {"key": [keys[i] for i in index]}
     if entry is None:
-        columns["label"] = label_texts(observed[index], data.class_names)
+        columns["label"] = data.target.texts(observed[index], data.class_names)
     else:
         columns["label"] = [data.class_names[label] for label in entry]
         columns["marked"] = observed[index, entry] == 1
@@ -169,9 +153,9 @@ def trust_by_class(data: DataModule, selection_file: Path) -> pd.DataFrame:
     manifest = data.manifest
     wrong = torch.from_numpy(manifest.changed[index])
     keep = torch.from_numpy(np.array(kept))
-    if keep.ndim == 2:
+    if entry_classes(keep):
         found = selection_by_class(keep, torch.from_numpy(np.array(p_clean)), wrong)
-    elif manifest.kind == "single":
+    elif data.target.exclusive:
         observed = torch.from_numpy(manifest.observed[index])
         shares = class_selection(keep, wrong, observed, data.num_classes)
         found = {name: values.tolist() for name, values in shares.items()}

@@ -7,15 +7,12 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 import torch
-from numpy.typing import NDArray
 
 from noisyml.audit.trust import mean_trust, trust_artefacts
-from noisyml.data.base import Split
 from noisyml.data.datamodule import DataModule
 from noisyml.methods.base import Method
 from noisyml.runs.artefacts import Artefact, save_artefacts
 from noisyml.runs.folder import RunFolder
-from noisyml.targets.labels import label_texts
 
 #: How much is drawn: more would be a grey cloud.
 MAP_CLASSES = 20
@@ -53,7 +50,7 @@ def embedding_map(method: Method, data: DataModule) -> pd.DataFrame:
     """
     name = "test" if "test" in data.splits else "query"
     split = data.splits[name]
-    numbers, names, chosen = _groups(split)
+    numbers, names, chosen = split.target.groups(split.labels, split.class_names, MAP_CLASSES)
     positions = np.flatnonzero(np.isin(numbers, chosen))
     step = max(1, -(-len(positions) // MAP_POINTS))
     loader = data.predict_dataloader(name, positions[::step])
@@ -83,14 +80,3 @@ def embedding_map(method: Method, data: DataModule) -> pd.DataFrame:
             "label_name": [names[i] for i in label],
         }
     )
-
-
-def _groups(split: Split) -> tuple[NDArray[np.int64], list[str], NDArray[np.int64]]:
-    """Groups of a map: number of each sample, names by number, numbers to show."""
-    if not split.multi_label:
-        present = np.unique(split.labels)
-        shown = np.linspace(0, len(present) - 1, min(MAP_CLASSES, len(present))).astype(int)
-        return split.labels, list(split.class_names), present[shown]
-    sets, numbers, counts = np.unique(split.labels, axis=0, return_inverse=True, return_counts=True)
-    frequent = np.argsort(-counts, kind="stable")[:MAP_CLASSES]
-    return numbers.reshape(-1), label_texts(sets, split.class_names), frequent

@@ -16,14 +16,14 @@ from torch import Tensor
 from noisyml.callbacks.history import History
 from noisyml.metrics.label_trust import (
     class_selection,
-    entry_selection_metrics,
     network_exclusions,
-    selection_metrics,
+    selection_scores,
     suspicion_precision,
 )
 from noisyml.noise.manifest import NoiseManifest, SampleState
 from noisyml.storage.files import atomic
 from noisyml.storage.parquet import to_column
+from noisyml.targets.entries import as_judged, entry_classes
 
 #: Scores are random to the last digit: their bytes compress one place at a time, by no dictionary.
 STORED: dict[str, Any] = {
@@ -103,10 +103,9 @@ class SelectionLog(Callback):
         judged = {name: values[known] for name, values in judged.items()}
         index, keep, p_clean = judged["index"], judged["kept"], judged["p_clean"]
         # A sample of several labels is wrong if any of its entries is.
-        changed = self.manifest.changed if keep.ndim == 2 else self.manifest.wrong
+        changed = as_judged(self.manifest.changed, entry_classes(keep))
         wrong = torch.from_numpy(changed.copy())[index]
-        score = entry_selection_metrics if keep.ndim == 2 else selection_metrics
-        scores = score(keep, p_clean, wrong)
+        scores = selection_scores(keep, p_clean, wrong)
         if "suspected" in judged:
             entries = torch.from_numpy(self.manifest.changed.copy())[index]
             scores["suspected_precision"] = suspicion_precision(keep, judged["suspected"], entries)
@@ -117,7 +116,7 @@ class SelectionLog(Callback):
         }
         if networks:
             scores |= network_exclusions(networks, wrong)
-        if self.manifest.kind == "single":
+        if self.manifest.target.exclusive:
             labels = torch.from_numpy(self.manifest.observed.copy())[index]
             recall = class_selection(keep, wrong, labels, self.manifest.num_classes)["recall"]
             defined = recall[~recall.isnan()]

@@ -6,16 +6,13 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-if TYPE_CHECKING:
-    # The package around it loads pandas and SciPy, which no data set needs.
-    from noisyml.targets.labels import Labels
-
+from noisyml.targets import Labels, Target, target_of
 
 #: In the extra ``clean_label``: nobody knows the true class; known to be wrong, but no more.
 UNKNOWN, WRONG = -1, -2
@@ -156,36 +153,28 @@ class Split:
                 f"split {self.name}: {len(self.images)} images, {len(self.labels)} labels and "
                 f"{len(self.keys)} keys; they must be equally many"
             )
-        if self.multi_label and self.labels.shape[1] != len(self.class_names):
+        if self.target.class_columns(self.labels) not in (None, len(self.class_names)):
             raise ValueError(
-                f"split {self.name}: {self.labels.shape[1]} columns of labels for "
-                f"{len(self.class_names)} class names"
+                f"split {self.name}: {self.target.class_columns(self.labels)} columns of labels "
+                f"for {len(self.class_names)} class names"
             )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     @property
-    def multi_label(self) -> bool:
-        """True if an image may have several labels."""
-        return self.labels.ndim == 2
+    def target(self) -> Target:
+        """The kind of the labels."""
+        return target_of(self.labels)
 
     @property
     def class_counts(self) -> NDArray[np.int64]:
         """Images of each class, int64 [C]."""
-        return class_counts(self.labels, len(self.class_names))
+        return self.target.class_counts(self.labels, len(self.class_names))
 
     def members(self, label: int) -> NDArray[np.int64]:
         """Positions of the images that have a label."""
-        has = self.labels[:, label] > 0 if self.multi_label else self.labels == label
-        return np.flatnonzero(has)
-
-
-def class_counts(labels: Labels, num_classes: int) -> NDArray[np.int64]:
-    """Images of each of C classes, int64 [C], of labels [N] or [N, C]."""
-    if labels.ndim == 2:
-        return labels.sum(axis=0, dtype=np.int64)
-    return np.bincount(labels, minlength=num_classes).astype(np.int64)
+        return self.target.members(self.labels, label)
 
 
 class DatasetSource(ABC):

@@ -23,9 +23,8 @@ from noisyml.data.base import (
     ImageSource,
     Split,
     as_rgb,
-    class_counts,
 )
-from noisyml.targets.labels import Labels, label_texts
+from noisyml.targets import Labels, target_of
 
 #: Images given to the threads at a time: bounds the memory that waiting results take.
 BLOCK = 2048
@@ -93,12 +92,12 @@ class SplitReport:
     @property
     def class_counts(self) -> NDArray[np.int64]:
         """Images of each class, int64 [C]."""
-        return class_counts(self.labels, len(self.class_names))
+        return target_of(self.labels).class_counts(self.labels, len(self.class_names))
 
     @property
     def unlabelled(self) -> int:
         """Images without any label; multi-label only."""
-        return int((self.labels.sum(axis=1) == 0).sum()) if self.labels.ndim == 2 else 0
+        return int((~target_of(self.labels).labelled(self.labels)).sum())
 
     @property
     def lone_classes(self) -> list[str]:
@@ -213,7 +212,7 @@ def find_duplicates(reports: Mapping[str, SplitReport]) -> list[Duplicate]:
     """
     groups: dict[str, list[tuple[str, str, str]]] = defaultdict(list)
     for name, report in reports.items():
-        texts = label_texts(report.labels, report.class_names)
+        texts = target_of(report.labels).texts(report.labels, report.class_names)
         for key, text, fact in zip(report.keys, texts, report.facts, strict=True):
             if fact.digest:
                 groups[fact.digest].append((name, key, text))

@@ -36,7 +36,7 @@ from noisyml.errors import UserError
 from noisyml.noise.base import Injector
 from noisyml.noise.injectors.open_set import OpenSet
 from noisyml.noise.manifest import NoiseManifest
-from noisyml.targets.labels import LabelKind, Labels
+from noisyml.targets import Labels, Target
 
 log = logging.getLogger(__name__)
 
@@ -276,9 +276,9 @@ class DataModule(LightningDataModule):
         return dataclasses.replace(train, images=images, fingerprint=fingerprint)
 
     @property
-    def label_kind(self) -> LabelKind:
-        """Whether images have one label or several."""
-        return self.manifest.kind
+    def target(self) -> Target:
+        """The kind of the labels."""
+        return self.manifest.target
 
     @property
     def class_names(self) -> list[str]:

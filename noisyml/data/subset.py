@@ -49,7 +49,7 @@ def subset(split: Split, size: int, seed: int) -> Split:
         )
     if size == len(split):
         return split
-    labels = split.labels if split.labels.ndim == 1 else np.zeros(len(split), dtype=np.int64)
+    labels = split.target.strata(split.labels)
     _, member, counts = np.unique(labels, return_inverse=True, return_counts=True)
     shares = counts * (size / len(split))
     quota = np.floor(shares).astype(np.int64)

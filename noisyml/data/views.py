@@ -15,7 +15,7 @@ from noisyml.data.base import BrokenImage, Split, sentence_of
 from noisyml.data.samplers.plans import DrawnBatch
 from noisyml.data.transforms.image import ViewMaker
 from noisyml.errors import UserError
-from noisyml.targets.labels import Labels
+from noisyml.targets import Labels, label_fields
 
 OnBroken = Literal["error", "skip"]
 
@@ -24,17 +24,6 @@ OnBroken = Literal["error", "skip"]
 #: makes V > 1 views, ``views`` uint8 [b, V, C, H, W] instead),
 #: ``broken`` [k] int64: positions that could not be decoded and are absent from the batch.
 Batch = dict[str, Tensor]
-
-
-def label_fields(labels: Labels, index: NDArray[np.int64]) -> Batch:
-    """The labels of the samples at `index`, under the name of their kind in a batch."""
-    rows = torch.from_numpy(np.ascontiguousarray(labels[index]))
-    return {"labels": rows.float()} if labels.ndim == 2 else {"label": rows}
-
-
-def labels_of(batch: Batch) -> Tensor:
-    """The observed labels of a batch: [b] int64, or several as zeros and ones [b, C] float."""
-    return batch["labels"] if "labels" in batch else batch["label"]
 
 
 def whole(batch: Any) -> Any:

@@ -29,7 +29,7 @@ from noisyml.data.views import Batch
 from noisyml.embeddings.store import SplitWriter
 from noisyml.models.backbones.base import Backbone
 from noisyml.runs.progress import bar
-from noisyml.targets.labels import Labels
+from noisyml.targets import Labels
 
 #: Seconds between lines of progress where there is no terminal.
 PLAIN_EVERY_SECONDS = 30.0

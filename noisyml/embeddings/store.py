@@ -44,7 +44,8 @@ from numpy.typing import NDArray
 
 from noisyml.errors import UserError, did_you_mean
 from noisyml.storage.files import atomic, write_atomically
-from noisyml.storage.parquet import from_column, to_column
+from noisyml.storage.parquet import from_column
+from noisyml.targets import target_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -338,7 +339,7 @@ class EmbeddedSplit:
         Where there may be several: zeros and ones [rows, C] uint8.
         """
         labels = from_column(self._samples.column("label"))
-        return labels.astype(np.uint8 if labels.ndim == 2 else np.int64, copy=False)
+        return labels.astype(target_of(labels).dtype, copy=False)
 
     @property
     def names(self) -> NDArray[np.object_]:
@@ -473,27 +474,14 @@ def _write_samples(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    label: Any
-    words: Any
-    if labels.ndim == 2:
-        rows = np.asarray(labels, dtype=np.uint8)[kept]
-        label = to_column(rows)
-        called = np.asarray([str(name) for name in class_names], dtype=object)
-        words = pa.array([" + ".join(called[np.flatnonzero(row)]) for row in rows], pa.string())
-    else:
-        label = np.asarray(labels, dtype=np.int64)[kept]
-        # A label that no class has (images from elsewhere) has no name either.
-        nameless = (label < 0) | (label >= len(class_names))
-        words = pa.DictionaryArray.from_arrays(
-            pa.array(label.astype(np.int32), mask=nameless),
-            pa.array([str(name) for name in class_names]),
-        )
+    target = target_of(labels)
+    rows = np.asarray(labels, dtype=target.dtype)[kept]
     table = pa.table(
         {
             "index": kept,
-            "label": label,
+            "label": target.to_column(rows),
             "name": [str(names[position]) for position in kept.tolist()],
-            "label_name": words,
+            "label_name": target.text_column(rows, class_names),
         }
     )
     with atomic(path) as temporary:

@@ -12,14 +12,14 @@ from lightning import LightningModule
 from torch import Tensor
 
 from noisyml import distributed
-from noisyml.data.views import Batch, labels_of
+from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss, Loss
 from noisyml.metrics.base import Evaluator, SplitRole
 from noisyml.models.encoder import Encoder
 from noisyml.optim import OptimizerFactory, Plateau, SchedulerFactory, parameter_groups
 from noisyml.runs.artefacts import Artefact
-from noisyml.targets.labels import LabelKind
+from noisyml.targets import TargetKind, labels_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +64,7 @@ class Method(LightningModule):
     #: What `outputs` gives an evaluator, see `Evaluator.needs`.
     gives: ClassVar[frozenset[str]] = frozenset({"embeddings"})
     #: Which labels it learns from.
-    label_kind: ClassVar[LabelKind] = "single"
+    target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"single"})
     #: True if it also learns from the validation split, whose labels must be official and clean.
     trains_on_val: ClassVar[bool] = False
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyml import distributed
-from noisyml.data.views import Batch, labels_of
+from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.methods.base import (
     Method,
@@ -38,6 +38,7 @@ from noisyml.methods.classification.base import class_scores, load_classifier
 from noisyml.metrics.base import Evaluator, SplitRole
 from noisyml.models.encoder import Encoder
 from noisyml.optim import OptimizerFactory, SchedulerFactory
+from noisyml.targets import labels_of
 
 Predict = Literal["first", "second", "mean", "best"]
 #: The two networks' names, in metrics and settings.

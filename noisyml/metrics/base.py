@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from noisyml.runs.artefacts import Artefact
-from noisyml.targets.labels import LabelKind
+from noisyml.targets import TargetKind
 
 SplitRole = Literal["pool", "query", "gallery"]
 
@@ -24,7 +24,7 @@ class Evaluator(ABC):
     #: What a model must give: ``embeddings`` or ``logits``.
     needs: ClassVar[frozenset[str]] = frozenset({"embeddings"})
     #: Which labels it evaluates against.
-    label_kinds: ClassVar[frozenset[LabelKind]] = frozenset({"single"})
+    target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"single"})
     #: What the classes are called, for metrics named after them; set before use.
     class_names: Sequence[str] = ()
 

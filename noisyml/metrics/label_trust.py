@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from noisyml.targets.entries import entry_classes
+
 
 def auroc(scores: Tensor, positive: Tensor) -> float:
     """Probability that a positive scores above a negative, ties counting one half.
@@ -133,6 +135,17 @@ def selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str,
         **_exclusion(~keep, ~clean),
         "auroc": auroc(p_clean, clean),
     }
+
+
+def selection_scores(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str, float]:
+    """Quality of a selection of samples or, where they are judged, of entries.
+
+    Args:
+        keep, p_clean, wrong: [N] as for `selection_metrics`, or [N, C] as for
+            `entry_selection_metrics`.
+    """
+    score = entry_selection_metrics if entry_classes(keep) else selection_metrics
+    return score(keep, p_clean, wrong)
 
 
 def network_exclusions(keeps: Mapping[str, Tensor], wrong: Tensor) -> dict[str, float]:

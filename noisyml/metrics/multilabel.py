@@ -40,7 +40,7 @@ from torch import Tensor
 from noisyml.distributed import collective_device, gather
 from noisyml.errors import UserError
 from noisyml.metrics.base import Evaluator, SplitRole
-from noisyml.targets.labels import LabelKind
+from noisyml.targets import TargetKind
 
 #: Comparisons of pairs of classes held at a time.
 _BLOCK = 1 << 22
@@ -187,7 +187,7 @@ class MultiLabelEvaluator(Evaluator):
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
-    label_kinds: ClassVar[frozenset[LabelKind]] = frozenset({"multi"})
+    target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"multi"})
 
     def __init__(
         self, threshold: float = 0.5, strict: bool = True, per_class: bool = False

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from noisyml.errors import UserError
 from noisyml.noise.manifest import NoiseManifest
 from noisyml.noise.random import ClassOrder, Draws, sample_ids
-from noisyml.targets.labels import LabelKind, Labels, as_labels, as_multi_hot, kind_of
+from noisyml.targets import TARGETS, Labels, TargetKind, target_of
 
 #: What an injector wants as features: raw pixels 0..255, network embeddings, class probabilities.
 FeatureKind = Literal["none", "pixels", "embeddings", "probabilities"]
@@ -86,8 +86,8 @@ class Injector(ABC):
     #: True if the corruption describes one training split (a file of labels, renumbered classes,
     #: foreign images) and cannot be repeated on the validation split.
     training_only: ClassVar[bool] = False
-    #: Which labels it corrupts.
-    label_kinds: ClassVar[frozenset[LabelKind]] = frozenset({"single"})
+    #: The kinds of labels it corrupts.
+    target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"single"})
 
     def check_kind(self, labels: ArrayLike) -> None:
         """Refuse labels of a kind that this injector does not corrupt.
@@ -95,17 +95,13 @@ class Injector(ABC):
         Raises:
             UserError: such labels.
         """
-        if (kind := kind_of(labels)) in self.label_kinds:
-            return
-        if kind == "multi":
+        given = target_of(labels)
+        if given.name not in self.target_kinds:
+            own = TARGETS[min(self.target_kinds)]
             raise UserError(
-                f"Noise '{self.name}' changes the one label of an image, but the data set gives "
-                "its images several: choose e.g. noise=multilabel_mixed."
+                f"Noise '{self.name}' {own.noise_words}, but the data set gives {given.words}: "
+                f"choose e.g. noise={given.example_noise}."
             )
-        raise UserError(
-            f"Noise '{self.name}' adds and removes labels of images that have several, but the "
-            "data set gives each image one: choose e.g. noise=symmetric."
-        )
 
     @abstractmethod
     def inject(
@@ -164,8 +160,8 @@ class SplitInjector(Injector):
     ) -> NoiseManifest:
         """Check the split, corrupt it and write the record; see `Injector.inject`."""
         self.check_kind(labels)
-        multi_label = kind_of(labels) == "multi"
-        clean: Labels = (as_multi_hot if multi_label else as_labels)(labels, num_classes)
+        target = target_of(labels)
+        clean = target.checked(labels, num_classes)
         params = self.record()
         array = None if features is None else np.asarray(features)
         if self.needs_features:
@@ -199,7 +195,9 @@ class SplitInjector(Injector):
         return NoiseManifest(
             observed=outcome.observed,
             clean=clean if outcome.clean is None else outcome.clean,
-            changed=outcome.observed != clean if outcome.changed is None else outcome.changed,
+            changed=target.changed(outcome.observed, clean)
+            if outcome.changed is None
+            else outcome.changed,
             num_classes=num_classes if outcome.num_classes is None else outcome.num_classes,
             injector=self.name,
             params=params,
@@ -234,7 +232,7 @@ class NoNoise(SplitInjector):
     """Leaves the labels as they are."""
 
     name: ClassVar[str] = "none"
-    label_kinds: ClassVar[frozenset[LabelKind]] = frozenset({"single", "multi"})
+    target_kinds: ClassVar[frozenset[TargetKind]] = frozenset(TARGETS)
 
     def corrupt(self, samples: Samples) -> Outcome:
         """The clean labels."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from importlib.metadata import version
 from pathlib import Path
@@ -20,7 +20,7 @@ from noisyml.errors import UserError
 from noisyml.noise.random import GENERATOR
 from noisyml.storage.files import atomic
 from noisyml.storage.parquet import from_column, to_column
-from noisyml.targets.labels import KIND_WORDS, LabelKind, Labels, kind_of
+from noisyml.targets import Labels, Target, target_of
 
 FORMAT = 1
 _METADATA_KEY = b"noisyml.noise"
@@ -62,21 +62,6 @@ def _frozen(array: ArrayLike, dtype: type[np.generic]) -> NDArray[Any]:
     copy = np.array(array, dtype=dtype)
     copy.setflags(write=False)
     return copy
-
-
-@dataclass(frozen=True)
-class LabelChanges:
-    """What became of the labels of each class, multi-label only.
-
-    Attributes:
-        positives: int64 [C], samples that truly have the class.
-        added: int64 [C], samples without the class that were given it.
-        removed: int64 [C], samples with the class that lost it.
-    """
-
-    positives: NDArray[np.int64]
-    added: NDArray[np.int64]
-    removed: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +113,9 @@ class NoiseManifest:
 
     def __post_init__(self) -> None:
         put = object.__setattr__
-        multi_label = np.ndim(self.observed) == 2
-        put(self, "observed", _frozen(self.observed, np.uint8 if multi_label else np.int64))
-        put(self, "clean", _frozen(self.clean, np.int8 if multi_label else np.int64))
+        target = target_of(self.observed)
+        put(self, "observed", _frozen(self.observed, target.dtype))
+        put(self, "clean", _frozen(self.clean, target.clean_dtype))
         put(self, "changed", _frozen(self.changed, np.bool_))
         put(self, "index", _frozen(np.arange(len(self.observed)), np.int64))
         put(self, "params", _plain(self.params))
@@ -149,46 +134,37 @@ class NoiseManifest:
         columns = (self.clean, self.changed, self.source_index, self.keys)
         if any(column is not None and len(column) != n for column in columns):
             raise ValueError(f"columns differ in length; the labels have {n} rows")
-        if multi_label:
-            self._check_entries()
-            return
-        if n and not 0 <= self.observed.min() <= self.observed.max() < self.num_classes:
-            raise ValueError(f"an observed label is not in 0 .. {self.num_classes - 1}")
-        if n and not -1 <= self.clean.min() <= self.clean.max() < self.num_clean_classes:
-            raise ValueError(f"a clean label is not in -1 .. {self.num_clean_classes - 1}")
-
-    def _check_entries(self) -> None:
-        shape = (len(self), self.num_classes)
-        if not self.observed.shape == self.clean.shape == self.changed.shape == shape:
-            raise ValueError(
-                f"multi-label columns must be {list(shape)}, not {list(self.observed.shape)}, "
-                f"{list(self.clean.shape)} and {list(self.changed.shape)}"
-            )
-        if self.num_clean_classes != self.num_classes or self.source_index is not None:
-            raise ValueError("multi-label noise keeps classes and images as they are")
-        if (self.observed > 1).any():
-            raise ValueError("an observed entry is neither 0 nor 1")
-        if not np.isin(self.clean, (-1, 0, 1)).all():
-            raise ValueError("a clean entry is not -1, 0 or 1")
+        target.check_record(
+            self.observed,
+            self.clean,
+            self.changed,
+            num_classes=self.num_classes,
+            num_clean_classes=self.num_clean_classes,
+            replaces=self.source_index is not None or self.class_source is not None,
+        )
 
     def __len__(self) -> int:
         return len(self.observed)
 
     @property
-    def kind(self) -> LabelKind:
-        """One label per sample, or several."""
-        return kind_of(self.observed)
+    def target(self) -> Target:
+        """The kind of the labels."""
+        return target_of(self.observed)
 
     @property
     def wrong(self) -> NDArray[np.bool_]:
         """Samples with a wrong label, bool [N]; multi-label: with any wrong entry."""
-        wrong: NDArray[np.bool_] = self.changed
-        return np.asarray(wrong.any(axis=1)) if self.kind == "multi" else wrong
+        return self.target.per_sample(self.changed)
+
+    @property
+    def unknown(self) -> NDArray[np.bool_]:
+        """Samples of which nobody knows whether they are wrong, bool [N]."""
+        return self.target.per_sample(self.target.unknown(self.clean, self.changed))
 
     @property
     def truth_known(self) -> bool:
         """True if it is known of every sample whether it is wrong."""
-        return not bool(((self.clean < 0) & ~self.changed).any())
+        return not bool(self.unknown.any())
 
     @property
     def actual_rate(self) -> float:
@@ -204,26 +180,19 @@ class NoiseManifest:
     def state(self) -> NDArray[np.int8]:
         """`SampleState` of each sample, int8 [N]."""
         state = np.where(self.wrong, SampleState.CLOSED, SampleState.CLEAN).astype(np.int8)
-        if self.kind == "multi":
-            state[((self.clean < 0) & ~self.changed).any(axis=1)] = SampleState.UNKNOWN
-            return state
         if self.class_source is not None:
             kept = self.class_source[self.class_source >= 0]
             state[self.changed & ~np.isin(self.clean, kept)] = SampleState.OPEN
         if self.source_index is not None:
             state[self.source_index >= 0] = SampleState.OPEN
-        state[(self.clean < 0) & ~self.changed] = SampleState.UNKNOWN
+        state[self.unknown] = SampleState.UNKNOWN
         return state
 
     @property
     def sha256(self) -> str:
         """Hex digest of the samples: labels, flags, image sources, keys, and class sources."""
         digest = hashlib.sha256(f"{len(self)} {self.num_classes}".encode())
-        if self.kind == "multi":
-            digest.update(b"multi" + self.observed.tobytes() + self.clean.tobytes())
-        else:
-            digest.update(self.observed.astype("<i8").tobytes())
-            digest.update(self.clean.astype("<i8").tobytes())
+        digest.update(self.target.digest(self.observed, self.clean))
         digest.update(self.changed.astype("u1").tobytes())
         if self.source_index is not None:
             digest.update(b"source" + self.source_index.astype("<i8").tobytes())
@@ -240,20 +209,9 @@ class NoiseManifest:
         Samples without a true class are left out. Multi-label: [C, 2, 2], samples of each class by
         true and observed absence (0) or presence (1).
         """
-        if self.kind == "multi":
-            cells = np.where(self.clean < 0, 4, 2 * self.clean + self.observed)
-            each = [(cells == cell).sum(axis=0, dtype=np.int64) for cell in range(4)]
-            return np.stack(each, axis=1).reshape(self.num_classes, 2, 2)
-        known = self.clean >= 0
-        cells = self.clean[known] * self.num_classes + self.observed[known]
-        size = self.num_clean_classes * self.num_classes
-        counts = np.bincount(cells, minlength=size).astype(np.int64)
-        return counts.reshape(self.num_clean_classes, self.num_classes)
-
-    def label_changes(self) -> LabelChanges:
-        """Positives, added and removed labels per class, of a multi-label split."""
-        counts = self.count_matrix()
-        return LabelChanges(counts[:, 1].sum(axis=1), counts[:, 0, 1], counts[:, 1, 0])
+        return self.target.count_matrix(
+            self.observed, self.clean, self.num_classes, self.num_clean_classes
+        )
 
     def rates(self) -> dict[str, float]:
         """Rates of the noise by name, fractions of 1; empty where the truth is unknown.
@@ -267,25 +225,15 @@ class NoiseManifest:
         rates = {"actual_rate": self.actual_rate}
         if self.nominal_rate is not None:
             rates["nominal_rate"] = self.nominal_rate
-        if self.kind == "multi" and len(self):
-            changes = self.label_changes()
-            positives = max(int(changes.positives.sum()), 1)
-            rates["added_rate"] = int(changes.added.sum()) / positives
-            rates["removed_rate"] = int(changes.removed.sum()) / positives
-            rates["wrong_samples"] = float(self.wrong.mean())
-        return rates
+        return rates | self.target.rates(self.observed, self.clean, self.changed)
 
     def summary(self) -> dict[str, Any]:
         """The record without its samples: both rates, parameters, hash, generator, versions.
 
-        Multi-label: also ``classes``, the counts of `label_changes`.
+        Multi-label: also ``classes``, the counts of `LabelChanges`.
         """
         actual = self.actual_rate
-        classes = {}
-        if self.kind == "multi":
-            changes = asdict(self.label_changes())
-            classes = {"classes": {name: counts.tolist() for name, counts in changes.items()}}
-        return classes | {
+        return self.target.summary(self.observed, self.clean) | {
             "format": FORMAT,
             "injector": self.injector,
             "params": self.params,
@@ -312,8 +260,8 @@ class NoiseManifest:
 
         columns: dict[str, Any] = {
             "index": self.index,
-            "observed": to_column(self.observed),
-            "clean": to_column(self.clean),
+            "observed": self.target.to_column(self.observed),
+            "clean": self.target.to_column(self.clean),
             "changed": to_column(self.changed),
         }
         if self.source_index is not None:
@@ -400,11 +348,11 @@ class NoiseManifest:
         Raises:
             UserError: another kind or number of labels, other keys or other clean labels.
         """
-        labels = np.asarray(labels)
-        if kind_of(labels) != self.kind:
+        labels, given = np.asarray(labels), target_of(labels)
+        if given is not self.target:
             raise UserError(
-                f"The noise manifest was made for {KIND_WORDS[self.kind]}, but the data set gives "
-                f"{KIND_WORDS[kind_of(labels)]}; use the data set it was made for."
+                f"The noise manifest was made for {self.target.words}, but the data set gives "
+                f"{given.words}; use the data set it was made for."
             )
         if len(labels) != len(self):
             raise UserError(
@@ -419,19 +367,14 @@ class NoiseManifest:
                     f"The noise manifest was made for other samples: sample {i} is {keys[i]!r} in "
                     f"the training split and {self.keys[i]!r} in the manifest."
                 )
-        differs = (self.clean >= 0) & (self.clean != labels)
-        wrong = np.flatnonzero(differs.any(axis=1) if self.kind == "multi" else differs)
-        if len(wrong) and self.kind == "multi":
+        differing = given.differing(self.clean, labels)
+        if len(differing):
+            i = int(differing[0])
             raise UserError(
-                f"The noise manifest was made for other clean labels: those of {len(wrong)} "
-                f"samples differ, the first is sample {wrong[0]}; use the data set it was made for."
-            )
-        if len(wrong):
-            i = int(wrong[0])
-            raise UserError(
-                f"The noise manifest was made for other clean labels: {len(wrong)} differ, first "
-                f"sample {i} (label {labels[i]} in the training split, {self.clean[i]} in the "
-                "manifest); use the data set it was made for."
+                f"The noise manifest was made for other clean labels: {len(differing)} of "
+                f"{len(self)} differ, the first at sample {i} ({given.shown(labels[i])} in the "
+                f"training split, {given.shown(self.clean[i])} in the manifest); use the data set "
+                "it was made for."
             )
 
     def take(self, positions: NDArray[np.int64]) -> NoiseManifest:
@@ -457,7 +400,7 @@ class NoiseManifest:
                 sample was looked at.
         """
         if known is None:
-            known = np.full(self.observed.shape, -1)
+            known = self.target.unknown_truth(self.observed)
         return replace(
             self,
             clean=np.maximum(known, -1),

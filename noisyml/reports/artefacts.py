@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from noisyml.runs.folder import RunFolder
 from noisyml.storage.parquet import from_column, row_groups
+from noisyml.targets import target_of
+from noisyml.targets.entries import as_judged, entry_classes, entry_numbers
 
 #: One row per image that could not be decoded, where a run was told to skip those.
 BROKEN_IMAGES_FILE = "broken_images.csv"
@@ -124,12 +126,13 @@ def read_manifest(run: RunFolder) -> pd.DataFrame | None:
     found = _manifest(run)
     if found is None:
         return None
-    unknown = (found["clean"] < 0) & ~found["changed"]
-    if found["changed"].ndim == 1:
-        return pd.DataFrame({**found, "unknown": unknown})
-    lists = {name: found[name].tolist() for name in ("observed", "clean")}
-    flags = {"changed": found["changed"].any(axis=1), "unknown": unknown.any(axis=1)}
-    return pd.DataFrame({"index": found["index"], **lists, **flags})
+    target = target_of(found["observed"])
+    labels = {name: target.cells(found[name]) for name in ("observed", "clean")}
+    flags = {
+        "changed": target.per_sample(found["changed"]),
+        "unknown": target.per_sample(target.unknown(found["clean"], found["changed"])),
+    }
+    return pd.DataFrame({"index": found["index"], **labels, **flags})
 
 
 def read_judgements(run: RunFolder) -> Judgements | None:
@@ -142,13 +145,13 @@ def read_judgements(run: RunFolder) -> Judgements | None:
     last: list[pd.DataFrame] = []
     newest = -1
     seen = np.empty(0, dtype=np.int64)
-    entries = False
+    classes = 0
     for judged in _row_groups(run.selection_file, ["index", "p_clean", "kept", "epoch"]):
         index, epoch = judged["index"].astype(np.int64), judged["epoch"].astype(np.int64)
         if not len(index):
             continue
         kept = judged["kept"].astype(bool)
-        entries = kept.ndim == 2
+        classes = entry_classes(kept)
         wrong = truth.wrong(index, kept)
         seen = np.union1d(seen, index)
         counts.append(_counts(epoch, kept, wrong))
@@ -156,9 +159,7 @@ def read_judgements(run: RunFolder) -> Judgements | None:
             newest, last = int(epoch.max()), []
         chosen = epoch == newest
         columns = {"kept": kept, "p_clean": judged["p_clean"].astype(float), "wrong": wrong}
-        if entries:
-            index = index[:, None] * kept.shape[1] + np.arange(kept.shape[1])
-        columns = {"index": index, **columns}
+        columns = {"index": entry_numbers(index, classes), **columns}
         last.append(pd.DataFrame({n: values[chosen].ravel() for n, values in columns.items()}))
     if not counts:
         return None
@@ -167,7 +168,7 @@ def read_judgements(run: RunFolder) -> Judgements | None:
         _shares(pd.concat(counts).groupby("epoch").sum(), truth.known),
         truth.known,
         len(seen) if truth.samples is None else truth.samples,
-        entries,
+        classes > 0,
     )
 
 
@@ -194,17 +195,18 @@ class _Truth:
         place = self.place.get_indexer(pd.Index(index))
         if (place < 0).any():
             raise Unreadable("selection.parquet judges samples that noise.parquet does not list.")
-        if kept.ndim == 2 and self.changed.shape[1:] != kept.shape[1:]:
+        classes = entry_classes(kept)
+        if classes and entry_classes(self.changed) != classes:
             raise Unreadable("selection.parquet judges other classes than noise.parquet lists.")
-        changed = self.changed[place]
-        return np.asarray(changed.any(axis=1) if changed.ndim > kept.ndim else changed)
+        return as_judged(self.changed[place], classes)
 
 
 def _truth(manifest: dict[str, NDArray[Any]] | None) -> _Truth:
     if manifest is None:
         return _Truth(False, None, pd.Index([]), np.empty(0, dtype=bool))
     changed = manifest["changed"]
-    known = bool(changed.any() and not ((manifest["clean"] < 0) & ~changed).any())
+    target = target_of(manifest["observed"])
+    known = bool(changed.any() and not target.unknown(manifest["clean"], changed).any())
     return _Truth(known, len(manifest["index"]), pd.Index(manifest["index"]), changed)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
-from noisyml.targets.labels import LabelKind
+from noisyml.targets import TargetKind
 
 if TYPE_CHECKING:
     from noisyml.similarity.memory_bank import MemoryBank
@@ -82,7 +82,7 @@ class Selector(nn.Module):
     #: Fields of `Evidence` (beyond labels and index) that must not be None.
     needs: ClassVar[frozenset[str]] = frozenset()
     #: Which labels it can judge.
-    label_kinds: ClassVar[frozenset[LabelKind]] = frozenset({"single"})
+    target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"single"})
 
     @torch.no_grad()
     @abstractmethod

@@ -7,13 +7,13 @@ from typing import ClassVar
 import torch
 
 from noisyml.selectors.base import Evidence, Selection, Selector
-from noisyml.targets.labels import LabelKind
+from noisyml.targets import TargetKind
 
 
 class KeepAll(Selector):
     """Trusts every sample and scores none."""
 
-    label_kinds: ClassVar[frozenset[LabelKind]] = frozenset({"single", "multi"})
+    target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"single", "multi"})
 
     @torch.no_grad()
     def select(self, evidence: Evidence) -> Selection:

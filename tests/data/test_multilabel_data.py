@@ -16,14 +16,15 @@ from noisyml.data.datasets.digits import Digits
 from noisyml.data.datasets.glyphs import Character, Glyphs
 from noisyml.data.datasets.mosaic import Mosaic
 from noisyml.data.readers.layout import array_split
-from noisyml.data.readers.partition import carve_multi_label
+from noisyml.data.readers.partition import carve_labelled
 from noisyml.data.samplers.balanced import ClassBalanced, RandomClasses
 from noisyml.data.samplers.plans import MPerClass, Shuffle
 from noisyml.data.transforms.image import ImageTransform
-from noisyml.data.views import FeatureView, labels_of
+from noisyml.data.views import FeatureView
 from noisyml.embeddings.store import EmbeddingPlan, EmbeddingStore, SplitWriter
 from noisyml.errors import UserError
 from noisyml.noise import MultiLabelMixed, Symmetric
+from noisyml.targets import MULTI, SINGLE, labels_of
 
 LABELS = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 0]], dtype=np.uint8)
 
@@ -46,7 +47,7 @@ def split(labels=LABELS, names=("ant", "bee", "cat")):
 
 def test_a_split_knows_its_kind_its_classes_and_their_members():
     several, one = split(), split(np.array([0, 2, 2, 0]))
-    assert (several.multi_label, one.multi_label) == (True, False)
+    assert (several.target, one.target) == (MULTI, SINGLE)
     assert several.class_counts.tolist() == [2, 2, 1]
     assert one.class_counts.tolist() == [2, 0, 2]
     assert several.members(1).tolist() == [2, 3]
@@ -70,7 +71,7 @@ def data_module(noise, sampler=None, **settings):
 def test_batches_carry_observed_labels_as_zeros_and_ones():
     data = data_module(MultiLabelMixed(rate=0.5))
     manifest = data.prepare_labels()
-    assert data.label_kind == "multi"
+    assert data.target is MULTI
     data.setup("fit")
     batch = next(iter(data.train_dataloader()))
     assert "label" not in batch
@@ -251,7 +252,7 @@ def test_a_table_may_give_several_labels_per_image(tmp_path):
     parts = CsvTable(table(tmp_path, labels=TAGS), val_fraction=0.2, test_fraction=0.3).splits()
     found = {}
     for part in parts.values():
-        assert part.multi_label
+        assert part.target is MULTI
         assert list(part.class_names) == ["field", "sea", "ship", "tree"]
         for key, row in zip(part.keys, part.labels, strict=True):
             found[key] = {part.class_names[i] for i in np.flatnonzero(row)}
@@ -277,8 +278,8 @@ def test_splits_of_a_table_are_taken_as_given(tmp_path):
 
 def test_which_column_of_a_table_counts(tmp_path):
     both = table(tmp_path, label=["a", "b"] * 4 + ["a"], labels=TAGS)
-    assert not CsvTable(both).splits()["train"].multi_label
-    assert CsvTable(both, labels_column="labels").splits()["train"].multi_label
+    assert CsvTable(both).splits()["train"].target is SINGLE
+    assert CsvTable(both, labels_column="labels").splits()["train"].target is MULTI
     with pytest.raises(UserError, match=r"set dataset\.labels_column to one of them"):
         CsvTable(both, labels_column="tags").splits()
     with pytest.raises(UserError, match="has no column 'label'"):
@@ -291,9 +292,9 @@ def test_carving_leaves_every_class_something_to_train_on():
     rng = np.random.default_rng(0)
     labels = (rng.random((200, 30)) < 0.02).astype(np.uint8)
     keys = [f"k{i}" for i in range(200)]
-    parts = carve_multi_label(labels, keys, 0.2, 0.5, 0)
+    parts = carve_labelled(labels, keys, 0.2, 0.5, 0)
     assert labels[parts == 0].any(axis=0)[labels.any(axis=0)].all()
     assert 80 <= (parts == 2).sum() <= 100
     rows = rng.permutation(200)
-    again = carve_multi_label(labels[rows], [keys[i] for i in rows], 0.2, 0.5, 0)
+    again = carve_labelled(labels[rows], [keys[i] for i in rows], 0.2, 0.5, 0)
     np.testing.assert_array_equal(again, parts[rows])

@@ -43,7 +43,7 @@ class SmallEntries(Selector):
     """Keeps the entries with the smaller losses."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"entry_loss"})
-    label_kinds = frozenset({"multi"})
+    target_kinds = frozenset({"multi"})
 
     @torch.no_grad()
     def select(self, evidence):
@@ -55,7 +55,7 @@ class SmallEntries(Selector):
 class SmallSamples(Selector):
     """Keeps the samples with the smaller losses."""
 
-    label_kinds = frozenset({"multi"})
+    target_kinds = frozenset({"multi"})
 
     @torch.no_grad()
     def select(self, evidence):

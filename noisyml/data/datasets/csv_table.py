@@ -30,7 +30,7 @@ from noisyml.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
-    from noisyml.targets.labels import Labels
+    from noisyml.targets import Labels
 
 log = logging.getLogger(__name__)
 

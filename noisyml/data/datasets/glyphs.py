@@ -40,7 +40,7 @@ from noisyml.data.readers.partition import (
 from noisyml.errors import UserError
 
 if TYPE_CHECKING:
-    from noisyml.targets.labels import Labels
+    from noisyml.targets import Labels
 
 #: Order matters: a face's position is its `font` number and part of the seed of its distortions.
 FACES = (

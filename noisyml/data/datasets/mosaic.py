@@ -90,7 +90,7 @@ class Mosaic(DatasetSource):
                     f"dataset.source gives no {name} split with the classes of training: choose "
                     f"another (split=closed_set), or set dataset.num_{name}=0."
                 )
-            if parts[name].multi_label:
+            if not parts[name].target.exclusive:
                 raise UserError("dataset.source must give one label per image; choose another.")
             mosaics[name] = self._compose(parts[name], size, number)
         self.split_origin = f"composed of the splits of the source by seed={self.seed}"

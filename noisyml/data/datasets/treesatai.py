@@ -17,6 +17,7 @@ from noisyml.data.readers.band_images import Band, BandImages, band_limits, choo
 from noisyml.data.readers.closed_set import ClosedSetFiles, Listed, check_share
 from noisyml.data.readers.layout import check_choice, check_count, first_missing, read_lines
 from noisyml.errors import UserError
+from noisyml.targets import target_of
 
 GENERA = (
     "Abies", "Acer", "Alnus", "Betula", "Cleared", "Fagus", "Fraxinus", "Larix", "Picea", "Pinus",
@@ -145,7 +146,7 @@ class TreeSatAI(ClosedSetFiles):
             listed = Listed(
                 [f"{self.sensor}/{self.extent}/{i}" for i in images], labels, keys=images
             )
-            kept = labels.any(axis=1) if labels.ndim == 2 else np.ones(len(images), dtype=bool)
+            kept = target_of(labels).labelled(labels)
             parts[part] = listed.take(np.flatnonzero(kept))
         return parts
 

@@ -8,7 +8,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +16,13 @@ from numpy.typing import NDArray
 from noisyml.data.base import DatasetSource, Split
 from noisyml.data.readers.layout import check_count, file_split, require_files, stat_files
 from noisyml.data.readers.partition import (
-    carve_multi_label,
+    carve_labelled,
     carve_samples,
     carving,
     check_fractions,
 )
 from noisyml.errors import UserError
-
-if TYPE_CHECKING:
-    from noisyml.targets.labels import Labels
+from noisyml.targets import Labels
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +37,7 @@ class Listed:
         extras: further arrays [N].
         keys: N unique names, by which lists of labels are joined; None: the paths.
         strata: int64 [N], groups of which each gives its share to a carved split; None: the
-            labels, or (multi-hot) `carve_multi_label`.
+            labels, see `carve_labelled`.
     """
 
     paths: Sequence[str]
@@ -52,11 +50,10 @@ class Listed:
         """``train``, ``val`` and ``test`` by shares of the strata, see `carve_samples`."""
         keys = self.paths if self.keys is None else self.keys
         shares = (keys, val_fraction, test_fraction, seed)
-        if self.strata is None and self.labels.ndim == 2:
-            parts = carve_multi_label(self.labels, *shares)
+        if self.strata is None:
+            parts = carve_labelled(self.labels, *shares)
         else:
-            strata = self.labels if self.strata is None else self.strata
-            parts = carve_samples(strata, *shares)
+            parts = carve_samples(self.strata, *shares)
         names = ("train", "val", "test")
         return {name: self.take(np.flatnonzero(parts == i)) for i, name in enumerate(names)}
 

@@ -18,7 +18,7 @@ from noisyml.errors import UserError
 
 if TYPE_CHECKING:
     from noisyml.data.base import DatasetSource
-    from noisyml.targets.labels import Labels
+    from noisyml.targets import Labels
 
 Result = TypeVar("Result")
 

@@ -5,16 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.errors import UserError
-
-if TYPE_CHECKING:
-    # The package around it loads pandas and SciPy, which no data set needs.
-    from noisyml.targets.labels import Labels
+from noisyml.targets import Labels, target_of
 
 SplitKind = Literal["zero_shot", "closed_set"]
 SPLIT_KINDS: tuple[str, ...] = ("zero_shot", "closed_set")
@@ -121,30 +118,32 @@ def bare_protocol(labels: NDArray[np.int64], seed: int) -> dict[str, NDArray[np.
     return {"train": train, "val": grouped[rank < BARE_VAL_PER_CLASS]}
 
 
-def carve_multi_label(
-    labels: NDArray[np.uint8],
+def carve_labelled(
+    labels: Labels,
     keys: Sequence[str],
     val_fraction: float,
     test_fraction: float,
     seed: int,
 ) -> NDArray[np.int64]:
-    """Part of every sample that may have several labels: 0 train, 1 val, 2 test; int64 [N].
+    """Part of every sample, by shares of the strata of its labels: 0 train, 1 val, 2 test; [N].
 
-    Shares are of the whole, drawn by name. A class that would have no training sample gets back the
-    one of its samples that was drawn last.
+    One label per sample: every class gives its share, see `carve_samples`. Several: shares are of
+    the whole, drawn by name; a class that would have no training sample gets back the one of its
+    samples that was drawn last.
 
     Args:
-        labels: uint8 [N, C], multi-hot.
+        labels: int64 [N], or uint8 [N, C] multi-hot.
         keys: N unique names.
         val_fraction: share for ``val``, in [0, 1).
         test_fraction: share for ``test``, in [0, 1).
         seed: which of the possible carvings.
     """
-    together = np.zeros(len(labels), dtype=np.int64)
-    parts = carve_samples(together, keys, val_fraction, test_fraction, seed)
+    target = target_of(labels)
+    parts = carve_samples(target.strata(labels), keys, val_fraction, test_fraction, seed)
     ranks = hash_ranks(keys, seed)
-    for label in np.flatnonzero(labels.any(axis=0) & ~labels[parts == 0].any(axis=0)):
-        members = np.flatnonzero(labels[:, label])
+    lost = np.setdiff1d(target.present(labels), target.present(labels[parts == 0]))
+    for label in lost.tolist():
+        members = target.members(labels, label)
         parts[members[ranks[members].argmax()]] = 0
     return parts
 
@@ -256,16 +255,14 @@ def carve(
     Raises:
         UserError: too few classes, or classes to be parted of samples that have several.
     """
-    if labels.ndim == 2:
-        if split == "zero_shot":
-            raise UserError(
-                "dataset.split=zero_shot parts the classes, but the images have several labels "
-                "each: use split=closed_set."
-            )
-        return carve_multi_label(labels, keys, val_fraction, test_fraction, seed)
-    if split == "zero_shot":
-        return carve_classes(class_names, val_fraction, test_fraction, seed)[labels]
-    return carve_samples(labels, keys, val_fraction, test_fraction, seed)
+    if split == "closed_set":
+        return carve_labelled(labels, keys, val_fraction, test_fraction, seed)
+    if not target_of(labels).exclusive:
+        raise UserError(
+            f"dataset.split=zero_shot parts the classes, but there are {target_of(labels).words}: "
+            "use split=closed_set."
+        )
+    return carve_classes(class_names, val_fraction, test_fraction, seed)[labels]
 
 
 def carving(val_fraction: float, test_fraction: float, seed: int) -> str:
@@ -347,10 +344,7 @@ def arrange(
     rows = {name: np.flatnonzero(named == name) for name in SPLIT_NAMES if name in set(given)}
     if "val" not in rows:
         train = rows["train"]
-        inner, names = labels[train], list(class_names)
-        if labels.ndim == 1:
-            present, inner = np.unique(inner, return_inverse=True)
-            names = [class_names[i] for i in present.tolist()]
+        inner, names = target_of(labels).among_present(labels[train], class_names)
         parts = carve(
             inner,
             names,
@@ -380,12 +374,8 @@ def _check_given(
             "(or 'query' and 'gallery' in place of 'test')."
         )
     in_train = np.array(given) == "train"
-    if labels.ndim == 2:
-        trained, others = (
-            np.flatnonzero(labels[part].any(axis=0)) for part in (in_train, ~in_train)
-        )
-    else:
-        trained, others = np.unique(labels[in_train]), np.unique(labels[~in_train])
+    present = target_of(labels).present
+    trained, others = present(labels[in_train]), present(labels[~in_train])
     if split == "closed_set":
         unknown = np.setdiff1d(others, trained)
         if len(unknown):

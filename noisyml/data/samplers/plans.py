@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from noisyml.errors import UserError
-from noisyml.targets.labels import Labels
+from noisyml.targets import Labels
 
 
 class DrawnBatch(NamedTuple):

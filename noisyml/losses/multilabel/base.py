@@ -12,6 +12,7 @@ from torchvision.ops import sigmoid_focal_loss
 
 from noisyml.errors import UserError
 from noisyml.losses.base import ScoreLoss
+from noisyml.targets.entries import by_entry
 
 Reduction = Literal["mean", "class_sum"]
 REDUCTIONS: tuple[str, ...] = ("mean", "class_sum")
@@ -57,7 +58,7 @@ def reduce_entries(entry_loss: Tensor, keep: Tensor, reduction: Reduction = "mea
         reduction: ``mean`` over the kept entries, or ``class_sum``: the sum over classes, then the
             mean over the samples of which anything is kept.
     """
-    entries = (keep[:, None] if keep.ndim == 1 else keep).expand_as(entry_loss)
+    entries = by_entry(keep).expand_as(entry_loss)
     total = torch.where(entries, entry_loss, torch.zeros_like(entry_loss)).sum()
     count = entries.sum() if reduction == "mean" else entries.any(dim=1).sum()
     mean: Tensor = total / count.clamp(min=1)

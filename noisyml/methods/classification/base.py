@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noisyml import distributed
-from noisyml.data.views import Batch, labels_of
+from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.base import Loss, ScoreLoss
 from noisyml.losses.classification.base import ClassificationLoss, CrossEntropy
@@ -31,6 +31,7 @@ from noisyml.models.heads import unit_norm
 from noisyml.optim import OptimizerFactory, SchedulerFactory
 from noisyml.runs.artefacts import Artefact
 from noisyml.selectors.base import Evidence, Selection, Selector
+from noisyml.targets import labels_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -225,7 +226,7 @@ class Classification(Method):
 
     def artefacts(self, data: DataModule, trust: pd.Series | None) -> Iterable[Artefact]:
         """Class activation maps, if the classifier reads averages of the network's last map."""
-        if data.label_kind != "single" or obstacle_to_class_maps(self.encoder):
+        if not data.target.exclusive or obstacle_to_class_maps(self.encoder):
             return
         if arrays := class_map_samples(self, data, trust):
             yield Artefact("class_maps.npz", arrays, "Class activation maps")

@@ -13,7 +13,6 @@ from PIL import Image
 from noisyml.data.datamodule import DataModule
 from noisyml.losses.classification.eac import class_activation_maps
 from noisyml.models.backbones.base import LAST_MAP
-from noisyml.targets.labels import label_texts
 
 if TYPE_CHECKING:
     from noisyml.methods.classification.base import Classification
@@ -75,7 +74,7 @@ def class_map_samples(
         "answer_maps": np.concatenate(found["answer"]),
         "given_name": names[manifest.observed[index]],
         "answer_name": names[np.concatenate(answers)],
-        "true_name": np.asarray(label_texts(manifest.clean[index], split.class_names)),
+        "true_name": np.asarray(manifest.target.texts(manifest.clean[index], split.class_names)),
         "kind": np.asarray([kind_of[int(i)] for i in index]),
         "key": np.asarray([split.keys[i] for i in index]),
     }

@@ -26,7 +26,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from noisyml import distributed
-from noisyml.data.views import Batch, labels_of
+from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.classification.base import ClassificationLoss
 from noisyml.methods.classification.base import Classification, Classified
@@ -35,6 +35,7 @@ from noisyml.models.encoder import Encoder
 from noisyml.models.norm import GlobalBatchNorm1d
 from noisyml.optim import OptimizerFactory, SchedulerFactory
 from noisyml.selectors.keep_all import KeepAll
+from noisyml.targets import labels_of
 
 #: Parameters by name.
 Parameters = Mapping[str, Tensor]

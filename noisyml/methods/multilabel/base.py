@@ -18,7 +18,7 @@ from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder
 from noisyml.optim import OptimizerFactory, SchedulerFactory
 from noisyml.selectors.base import Selector
-from noisyml.targets.labels import LabelKind
+from noisyml.targets import TargetKind
 
 
 class MultiLabel(Classification):
@@ -36,7 +36,7 @@ class MultiLabel(Classification):
     """
 
     takes_loss: ClassVar[type[Loss]] = MultiLabelLoss
-    label_kind: ClassVar[LabelKind] = "multi"
+    target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"multi"})
     evidence: ClassVar[frozenset[str]] = Classification.evidence | {"entry_loss"}
     loss: MultiLabelLoss
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from noisyml.methods.two_networks import TwoNetworks
-from noisyml.targets.labels import LabelKind
+from noisyml.targets import TargetKind
 
 
 def mean_probability_logits(first: Tensor, second: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def mean_probability_logits(first: Tensor, second: Tensor) -> Tensor:
 class MultiLabelTwoNetworks(TwoNetworks):
     """Two networks that give every class a probability of its own; see `TwoNetworks`."""
 
-    label_kind: ClassVar[LabelKind] = "multi"
+    target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"multi"})
 
     def average(self, first: Tensor, second: Tensor) -> Tensor:
         """See `mean_probability_logits`."""

@@ -22,7 +22,7 @@ from noisyml.noise.released.lists import (
     manifest_from_list,
     official_table,
 )
-from noisyml.targets.labels import LabelKind, Labels, as_labels, as_multi_hot, kind_of
+from noisyml.targets import SINGLE, TARGETS, TargetKind, target_of
 
 #: MD5 of the CIFAR-N label files (Wei et al., ICLR 2022).
 CIFAR_N_MD5 = {
@@ -61,7 +61,7 @@ class FromManifest(Injector):
 
     name: ClassVar[str] = "manifest"
     training_only: ClassVar[bool] = True
-    label_kinds: ClassVar[frozenset[LabelKind]] = frozenset({"single", "multi"})
+    target_kinds: ClassVar[frozenset[TargetKind]] = frozenset(TARGETS)
 
     path: str
     cleaned: str | None = None
@@ -89,13 +89,13 @@ class FromManifest(Injector):
         Raises:
             UserError: the file is missing, damaged or altered, or made for another split.
         """
-        multi_label = kind_of(labels) == "multi"
-        clean: Labels = (as_multi_hot if multi_label else as_labels)(labels, num_classes)
+        target = target_of(labels)
+        clean = target.checked(labels, num_classes)
         if Path(self.path).suffix == ".csv":
-            if multi_label:
+            if target is not SINGLE:
                 raise UserError(
-                    f"The list {self.path} gives each image one label, but the data set gives "
-                    "several; give a noise.parquet of a run."
+                    f"The list {self.path} gives {SINGLE.words}, but the data set gives "
+                    f"{target.words}; give a noise.parquet of a run."
                 )
             return self._from_list(clean, num_classes, keys)
         manifest = NoiseManifest.load(self.path)
@@ -187,7 +187,7 @@ class HumanLabels(SplitInjector):
                 f"The clean labels in {self.path} are not those of the data set: sample {i} is "
                 f"{clean[i]} in the file and {samples.labels[i]} in the training split."
             )
-        observed = as_labels(noisy, samples.num_classes)
+        observed = SINGLE.checked(noisy, samples.num_classes)
         if whole and Path(self.path).name in CIFAR_N_MD5 and self.label in CIFAR_N_WRONG:
             wrong = int((observed != samples.labels).sum())
             _check_wrong(self.path, self.label, wrong, CIFAR_N_WRONG[self.label])
@@ -255,7 +255,7 @@ class LabelList(SplitInjector):
                 "made for."
             )
         labels = np.array([listed[key] for key in samples.keys], dtype=np.int64)
-        observed = as_labels(labels - self.first_label, samples.num_classes)
+        observed = SINGLE.checked(labels - self.first_label, samples.num_classes)
         if official is not None and len(samples) == RAF_DB_IMAGES:
             wrong = int((observed != samples.labels).sum())
             _check_wrong(self.path, "the list", wrong, official[1])

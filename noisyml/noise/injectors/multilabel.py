@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from noisyml.errors import UserError, did_you_mean
 from noisyml.noise.base import Outcome, Samples, SeededInjector, check_choice, check_rate
 from noisyml.noise.released import multilabel as legacy
-from noisyml.targets.labels import LabelKind
+from noisyml.targets import TargetKind
 
 #: One rate for all classes, one per class, or by class name (others: 0).
 Rates = float | Sequence[float] | Mapping[str, float]
 
-MULTI: frozenset[LabelKind] = frozenset({"multi"})
+MULTI: frozenset[TargetKind] = frozenset({"multi"})
 
 
 def class_rates(rates: Rates, samples: Samples, key: str) -> NDArray[np.float64]:
@@ -94,7 +94,7 @@ class MultiLabelMixed(SeededInjector):
     """
 
     name: ClassVar[str] = "multilabel_mixed"
-    label_kinds: ClassVar[frozenset[LabelKind]] = MULTI
+    target_kinds: ClassVar[frozenset[TargetKind]] = MULTI
 
     rate: Rates = 0.0
     rate_add: Rates | None = None
@@ -160,7 +160,7 @@ class MultiLabelUniform(SeededInjector):
     """
 
     name: ClassVar[str] = "multilabel_uniform"
-    label_kinds: ClassVar[frozenset[LabelKind]] = MULTI
+    target_kinds: ClassVar[frozenset[TargetKind]] = MULTI
 
     rate: float
     entries: Literal["all", "absent", "present", "each"] = "all"
@@ -243,7 +243,7 @@ class MultiLabelPerSample(SeededInjector):
     """
 
     name: ClassVar[str] = "multilabel_per_sample"
-    label_kinds: ClassVar[frozenset[LabelKind]] = MULTI
+    target_kinds: ClassVar[frozenset[TargetKind]] = MULTI
 
     sample_rate: float
     class_rate: float

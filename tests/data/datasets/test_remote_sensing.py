@@ -32,6 +32,7 @@ from noisyml.data.transforms.image import ImageTransform
 from noisyml.data.views import EvaluationView
 from noisyml.errors import UserError
 from noisyml.models.backbones.base import resnet, timm_model
+from noisyml.targets import MULTI
 
 CONF = paths.CONF / "dataset"
 FILES = {
@@ -54,7 +55,7 @@ def test_uc_merced_divides_every_scene(merced):
     ]
     rows = {row[0]: [int(mark) for mark in row[1:]] for row in table[1:]}
     for split in splits.values():
-        assert split.multi_label
+        assert split.target is MULTI
         assert split.class_names == MERCED_LABELS
         assert np.bincount(split.extras["scene"]).tolist() == [len(split) // 2] * 2
         for key, marks in zip(split.keys, split.labels, strict=True):
