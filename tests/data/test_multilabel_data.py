@@ -96,7 +96,7 @@ def test_cached_features_come_with_labels_of_their_kind():
 
 
 def test_noise_for_one_label_is_refused_before_anything_is_computed():
-    with pytest.raises(UserError, match="gives its images several"):
+    with pytest.raises(UserError, match="gives several labels per image"):
         data_module(Symmetric(rate=0.3)).prepare_labels()
 
 
@@ -284,7 +284,7 @@ def test_which_column_of_a_table_counts(tmp_path):
         CsvTable(both, labels_column="tags").splits()
     with pytest.raises(UserError, match="has no column 'label'"):
         CsvTable(table(tmp_path, "b.csv", labels=TAGS), labels_column=None).splits()
-    with pytest.raises(UserError, match="several labels each: use split=closed_set"):
+    with pytest.raises(UserError, match="several labels per image: use split=closed_set"):
         CsvTable(table(tmp_path, "c.csv", labels=TAGS), split="zero_shot").splits()
 
 

@@ -352,7 +352,7 @@ def test_a_manifest_of_other_labels_is_refused(tmp_path):
         replay.inject(np.zeros(N, dtype=int), C)
     listed = tmp_path / "list.csv"
     listed.write_text("a")
-    with pytest.raises(UserError, match="gives each image one label"):
+    with pytest.raises(UserError, match="gives one label per image"):
         inject(FromManifest(path=str(listed)), clean)
     Symmetric(rate=0.2).inject(clean.argmax(axis=1), C, keys=KEYS).save(path)
     with pytest.raises(UserError, match=r"made for one label per image, but .* several"):
