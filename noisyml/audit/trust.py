@@ -133,7 +133,7 @@ def suspects(data: DataModule, selection_file: Path) -> pd.DataFrame:
     keys, observed = data.splits["train"].keys, data.manifest.observed
     columns: dict[str, Any] = {"key": [keys[i] for i in index]}
     if entry is None:
-        columns["label"] = data.target.texts(observed[index], data.class_names)
+        columns["label"] = data.manifest.target.texts(observed[index], data.class_names)
     else:
         columns["label"] = [data.class_names[label] for label in entry]
         columns["marked"] = observed[index, entry] == 1
@@ -155,7 +155,7 @@ def trust_by_class(data: DataModule, selection_file: Path) -> pd.DataFrame:
     keep = torch.from_numpy(np.array(kept))
     if entry_classes(keep):
         found = selection_by_class(keep, torch.from_numpy(np.array(p_clean)), wrong)
-    elif data.target.exclusive:
+    elif data.manifest.target.exclusive:
         observed = torch.from_numpy(manifest.observed[index])
         shares = class_selection(keep, wrong, observed, data.num_classes)
         found = {name: values.tolist() for name, values in shares.items()}

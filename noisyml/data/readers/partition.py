@@ -259,8 +259,8 @@ def carve(
         return carve_labelled(labels, keys, val_fraction, test_fraction, seed)
     if not target_of(labels).exclusive:
         raise UserError(
-            f"dataset.split=zero_shot parts the classes, but the data gives {target_of(labels).words}: "
-            "use split=closed_set."
+            "dataset.split=zero_shot parts the classes, but the data gives "
+            f"{target_of(labels).words}: use split=closed_set."
         )
     return carve_classes(class_names, val_fraction, test_fraction, seed)[labels]
 
