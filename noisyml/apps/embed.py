@@ -279,7 +279,7 @@ def run(config: DictConfig, folder: RunFolder, followers: Followers) -> dict[str
 
 def _conclude(config: DictConfig, folder: RunFolder) -> dict[str, float]:
     """Say what there is, and write the graphs; metrics of these."""
-    from noisyml.apps.knn import Device, write_graph
+    from noisyml.embeddings.neighbours import Device, write_neighbours
     from noisyml.embeddings.store import EmbeddingStore
 
     metrics: dict[str, float] = {}
@@ -291,7 +291,7 @@ def _conclude(config: DictConfig, folder: RunFolder) -> dict[str, float]:
         device: Device = "cuda" if config.trainer.accelerator == "gpu" else "cpu"
         for name in store.splits:
             out = folder.path / "knn" / name
-            found = write_graph(store.split(name), out, k=config.knn, device=device)
+            found = write_neighbours(store.split(name), out, k=config.knn, device=device)
             metrics |= {f"knn/{name}/{key}": value for key, value in found.items()}
     return metrics
 

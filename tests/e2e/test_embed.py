@@ -29,8 +29,8 @@ SMALL = [
 KILLED = """
 import os, signal, sys
 from noisyml import cli
-from noisyml.embeddings import store as embeddings
-write, count = embeddings.SplitWriter.write, 0
+from noisyml.embeddings import store
+write, count = store.SplitWriter.write, 0
 def strike(self, number, positions, rows):
     global count
     count += 1
@@ -38,7 +38,7 @@ def strike(self, number, positions, rows):
         (self.folder / f"{number:05d}.npy").write_bytes(b"half of it")
         os.kill(os.getpid(), signal.SIGKILL)
     write(self, number, positions, rows)
-embeddings.SplitWriter.write = strike
+store.SplitWriter.write = strike
 sys.exit(cli.main())
 """
 
@@ -276,7 +276,10 @@ def test_embedding_and_neighbours_in_one_command_equal_two(shell):
         (["embeddings=mine.npy", "gallery=mine.npy", "k=301"], "the 300 rows of the gallery"),
         (["embeddings=mine.npy", "gallery=narrow.npy", "k=1"], "embed both with the same model"),
         (["embeddings=mine.npy", "k=0"], "k=0 must be a whole number of at least 1"),
-        (["embeddings=mine.npy", "metric=cosin"], "metric=cosin is not known"),
+        (
+            ["embeddings=mine.npy", "metric=cosin"],
+            "metric=cosin must be cosine, ip or l2. Did you mean 'cosine'?",
+        ),
         (["embeddings=mine.npy", "split=test"], "mine.npy is a file and has no splits"),
         (["embeddings=mine.npy", "gallery_split=test"], "gallery_split=... needs gallery="),
         (["embeddings=bad.npy", "k=1"], "first: row 2"),
