@@ -1,4 +1,4 @@
-"""What a run folder holds beside its figures: judgements, curves, pictures, its circumstances.
+"""Files of a run folder: judgements, curves, manifest, environment, artefacts.
 
 Every file read here is optional: a reader returns None where the file is missing and raises
 `Unreadable`, with a sentence, where it is there but broken.
@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import json
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from noisyml.runs.artefacts import ArtefactEntry, list_artefacts
 from noisyml.runs.folder import RunFolder
 from noisyml.storage.parquet import from_column, row_groups
 from noisyml.targets import target_of
@@ -35,7 +37,7 @@ class Unreadable(Exception):
 
 @dataclass(frozen=True)
 class Judgements:
-    """What a selector judged in one run, of each epoch in sum and of the last in full.
+    """Judgements of a selector in one run, of each epoch in sum and of the last in full.
 
     Attributes:
         last: the last judgement in the last epoch of every sample judged in it; columns ``index``
@@ -56,56 +58,6 @@ class Judgements:
     truth_known: bool
     samples: int
     entries: bool = False
-
-
-@dataclass(frozen=True)
-class Thumbnails:
-    """Pictures of the training samples trusted least, the least trusted first.
-
-    Attributes:
-        images: uint8 [n, H, W] or [n, H, W, 3].
-        p_clean: [n] float.
-        observed_name: [n] name of the label in the data.
-        clean_name: [n] name of the true label, ``""`` where unknown.
-        key: [n] what names the sample (a path or an id).
-        right: [n] True or False where it is known whether the label is right, else None.
-    """
-
-    images: NDArray[np.uint8]
-    p_clean: NDArray[np.floating]
-    observed_name: NDArray[np.str_]
-    clean_name: NDArray[np.str_]
-    key: NDArray[np.str_]
-    right: tuple[bool | None, ...]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
-@dataclass(frozen=True)
-class ClassMaps:
-    """Where a classifier looked in a few training samples, grouped by kind.
-
-    Attributes:
-        images: uint8 [n, h, w] or [n, h, w, 3].
-        given: [n, H, W] class activation map of the label in the data, less the mean class's.
-        answer: [n, H, W] of the class the network answers, likewise.
-        given_name: [n] name of the label in the data.
-        answer_name: [n] name of the answer.
-        true_name: [n] name of the true label, ``""`` where unknown.
-        kind: [n] what they stand for, e.g. ``label wrong``; ``""`` for no kind.
-    """
-
-    images: NDArray[np.uint8]
-    given: NDArray[np.floating]
-    answer: NDArray[np.floating]
-    given_name: NDArray[np.str_]
-    answer_name: NDArray[np.str_]
-    true_name: NDArray[np.str_]
-    kind: NDArray[np.str_]
-
-    def __len__(self) -> int:
-        return len(self.images)
 
 
 def read_history(run: RunFolder) -> pd.DataFrame | None:
@@ -174,7 +126,7 @@ def read_judgements(run: RunFolder) -> Judgements | None:
 
 @dataclass(frozen=True)
 class _Truth:
-    """Which labels are wrong, [N] bool or (several per sample) [N, C], of samples by position.
+    """Wrong labels, [N] bool or (several per sample) [N, C], of samples by position.
 
     Attributes:
         known: False: nothing is said to be wrong.
@@ -189,7 +141,7 @@ class _Truth:
     changed: NDArray[np.bool_]
 
     def wrong(self, index: NDArray[np.int64], kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Whether what was judged, of the shape of `kept`, is wrong."""
+        """True where what was judged, of the shape of `kept`, is wrong."""
         if not self.known:
             return np.zeros(kept.shape, dtype=bool)
         place = self.place.get_indexer(pd.Index(index))
@@ -213,7 +165,7 @@ def _truth(manifest: dict[str, NDArray[Any]] | None) -> _Truth:
 def _counts(
     epoch: NDArray[np.int64], kept: NDArray[np.bool_], wrong: NDArray[np.bool_]
 ) -> pd.DataFrame:
-    """How many were judged, kept, right, and both in each ``epoch``."""
+    """Numbers of judged, kept, right, and both in each ``epoch``."""
     counts = {"all": np.ones_like(kept), "kept": kept, "right": ~wrong, "both": kept & ~wrong}
     of_sample = {name: marks.reshape(len(epoch), -1).sum(axis=1) for name, marks in counts.items()}
     return pd.DataFrame({"epoch": epoch, **of_sample}).groupby("epoch").sum().reset_index()
@@ -228,59 +180,8 @@ def _shares(sums: pd.DataFrame, truth_known: bool) -> pd.DataFrame:
     return shares.reset_index()
 
 
-def read_embedding_map(run: RunFolder) -> pd.DataFrame | None:
-    """The map of test embeddings: ``x y label label_name``."""
-    table = _parquet(run.embedding_map_file, ["x", "y", "label", "label_name"])
-    return None if table is None or table.empty else table
-
-
-def read_thumbnails(run: RunFolder) -> Thumbnails | None:
-    """The least trusted training samples; plain arrays only, nothing is unpickled."""
-    if not run.thumbnails_file.is_file():
-        return None
-    try:
-        with np.load(run.thumbnails_file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-        images, p_clean = found["images"], found["p_clean"].astype(float)
-        index = found["index"].astype(np.int64)
-        names = [found[key].astype(str) for key in ("observed_name", "clean_name", "key")]
-    except (ValueError, OSError, KeyError, EOFError) as error:
-        raise Unreadable(f"thumbnails.npz cannot be read: {_short(error)}") from error
-    grey_or_rgb = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
-    if images.dtype != np.uint8 or not grey_or_rgb:
-        raise Unreadable(f"thumbnails.npz holds no images: {images.dtype} {list(images.shape)}.")
-    if any(array.shape != (len(images),) for array in (p_clean, index, *names)):
-        raise Unreadable("thumbnails.npz holds names or scores for another number of images.")
-    order = np.argsort(p_clean, kind="stable")
-    observed, clean, key = (array[order] for array in names)
-    right = _rightness(read_manifest(run), index[order], observed, clean)
-    return Thumbnails(images[order], p_clean[order], observed, clean, key, right)
-
-
-def read_class_maps(run: RunFolder) -> ClassMaps | None:
-    """Class activation maps of training samples; plain arrays only, nothing is unpickled."""
-    if not run.class_maps_file.is_file():
-        return None
-    try:
-        with np.load(run.class_maps_file, allow_pickle=False) as arrays:
-            found = {name: arrays[name] for name in arrays.files}
-        images = found["images"]
-        maps = [found[key].astype(float) for key in ("given_maps", "answer_maps")]
-        keys = ("given_name", "answer_name", "true_name", "kind")
-        names = [found[key].astype(str) for key in keys]
-    except (ValueError, OSError, KeyError, EOFError) as error:
-        raise Unreadable(f"class_maps.npz cannot be read: {_short(error)}") from error
-    grey_or_rgb = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
-    same_number = all(len(array) == len(images) for array in (*maps, *names))
-    if images.dtype != np.uint8 or not grey_or_rgb or not same_number:
-        raise Unreadable("class_maps.npz holds no images with a map each.")
-    if any(array.ndim != 3 or not np.isfinite(array).all() for array in maps):
-        raise Unreadable("class_maps.npz holds maps that are no numbers.")
-    return ClassMaps(images, *maps, *names)
-
-
 def read_broken_images(run: RunFolder) -> int:
-    """How many images could not be decoded and were left out; 0 where the run tells of none."""
+    """Number of images that could not be decoded and were left out; 0 if the run tells of none."""
     path = run.path / BROKEN_IMAGES_FILE
     if not path.is_file():
         return 0
@@ -306,6 +207,12 @@ def fingerprints(manifest: pd.DataFrame) -> tuple[str, str]:
     return _digest(ordered["clean"]), _digest(ordered["observed"])
 
 
+def read_list(run: RunFolder) -> list[ArtefactEntry]:
+    """The artefacts that ``artefacts.json`` lists."""
+    with reading(run.artefacts_file):
+        return list_artefacts(run)
+
+
 def png_data_uri(image: NDArray[np.uint8], largest_side: int) -> str:
     """An image (uint8 [H, W] or [H, W, 3]) as a PNG ``data:`` URI, shrunk if it is larger."""
     from PIL import Image
@@ -325,19 +232,28 @@ def _manifest(run: RunFolder) -> dict[str, NDArray[Any]] | None:
 
 def _arrays(path: Path, columns: Sequence[str]) -> dict[str, NDArray[Any]] | None:
     table = _table(path, columns)
-    with _reading(path):
+    with reading(path):
         return None if table is None else {name: from_column(table[name]) for name in columns}
 
 
 def _row_groups(path: Path, columns: Sequence[str]) -> Iterator[dict[str, NDArray[Any]]]:
     """Columns of a file as `_arrays` gives them, one row group after the other."""
     if path.is_file():
-        with _reading(path):
+        with reading(path):
             _check_columns(path, columns)
             yield from row_groups(path, columns)
 
 
-def _parquet(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
+def read_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
+    """Arrays by name of an ``.npz`` file; plain arrays only, nothing is unpickled."""
+    if not path.is_file():
+        return None
+    with reading(path), np.load(path, allow_pickle=False) as arrays:
+        return {name: arrays[name] for name in arrays.files}
+
+
+def read_table(path: Path, columns: Sequence[str]) -> pd.DataFrame | None:
+    """Columns of a Parquet file."""
     table = _table(path, columns)
     return None if table is None else table.to_pandas(ignore_metadata=True)
 
@@ -347,7 +263,7 @@ def _table(path: Path, columns: Sequence[str]) -> Any:
         return None
     import pyarrow.parquet as pq
 
-    with _reading(path):
+    with reading(path):
         _check_columns(path, columns)
         # Not through pandas' metadata: a column called "index" may be stored as the index.
         return pq.ParquetFile(path).read(columns=list(columns))
@@ -363,33 +279,16 @@ def _check_columns(path: Path, columns: Sequence[str]) -> None:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Where errors mean that the file is broken."""
+def reading(path: Path) -> Iterator[None]:
+    """Context in which errors mean that a file is broken.
+
+    Raises:
+        Unreadable: in place of them.
+    """
     try:
         yield
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise Unreadable(f"{path.name} cannot be read: {_short(error)}") from error
-
-
-def _rightness(
-    manifest: pd.DataFrame | None,
-    index: NDArray[np.int64],
-    observed: NDArray[np.str_],
-    clean: NDArray[np.str_],
-) -> tuple[bool | None, ...]:
-    """Whether labels are right, as the manifest says, or else as their names say."""
-    # Several labels or a single entry of them are told in full by their names.
-    if manifest is None or isinstance(manifest["observed"].iloc[0], list):
-        return tuple(
-            bool(seen == true) if true else None for seen, true in zip(observed, clean, strict=True)
-        )
-    rows = manifest.set_index("index").reindex(index)
-    if rows["changed"].isna().any():
-        raise Unreadable("thumbnails.npz shows samples that noise.parquet does not list.")
-    return tuple(
-        None if nobody_knows else not changed
-        for nobody_knows, changed in zip(rows["unknown"], rows["changed"], strict=True)
-    )
 
 
 def _digest(values: pd.Series) -> str:

@@ -21,8 +21,6 @@ import pandas as pd
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from noisyml.reports.artefacts import ClassMaps
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -35,7 +33,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 DASHES = ("-", (0, (5, 2)), (0, (1.5, 1.5)))
 
 RIGHT_COLOUR, WRONG_COLOUR = PALETTE[0], PALETTE[1]
-FOR_COLOUR, AGAINST_COLOUR = PALETTE[1], PALETTE[0]
 
 #: Written as they stand into PNG, and replaced by the page's own colours in SVG.
 TEXT, GRID, FAINT = "#31363f", "#d8dce3", "#9aa1ac"
@@ -50,10 +47,6 @@ FENCE = 10  # a curve this many interquartile ranges beyond the quartiles of all
 FEW_POINTS = 3  # a curve of at most so many points is marked at each of them
 HISTOGRAM_BINS = 40
 SATURATED = 0.8  # share of samples in two bins above which a scale tells nothing
-MAP_CLASSES = 20
-NAMED_AMONG_MANY = 12  # classes in colour where there are more than `MAP_CLASSES`
-MAP_PIXELS = 160  # side up to which a small image is enlarged under a class activation map
-OTHER_DOTS = "#b4bac4"
 
 Scale = Literal["linear", "logit", "rank"]
 
@@ -94,7 +87,7 @@ def lines_figure(
     width = WIDTH if columns > 1 else 0.58 * WIDTH
     present = {line.label for panels in rows for panel in panels for line in panel.lines}
     labels = [name for name in order if name in present]
-    figure = _figure(width, 2.35 * len(rows) + _legend_height(labels, width))
+    figure = new_figure(width, 2.35 * len(rows) + _legend_height(labels, width))
     grid = figure.subplots(
         len(rows),
         columns,
@@ -113,7 +106,7 @@ def lines_figure(
                 axes.set_xticks(sorted({float(x) for line in panel.lines for x in line.x}))
             else:
                 axes.xaxis.get_major_locator().set_params(integer=True)
-            _dress(axes, panel.title if row == 0 or not faceted else "")
+            dress(axes, panel.title if row == 0 or not faceted else "")
             if row == len(rows) - 1 or not faceted:
                 axes.set_xlabel(panel.x_label)
             if column == 0 or not faceted:
@@ -146,7 +139,7 @@ def multiples_figure(panels: Sequence[Panel], order: Sequence[str], columns: int
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     labels = [name for name in order if any(name == ln.label for p in panels for ln in p.lines)]
-    figure = _figure(WIDTH, 2.1 * rows + _legend_height(labels, WIDTH))
+    figure = new_figure(WIDTH, 2.1 * rows + _legend_height(labels, WIDTH))
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     handles = {}
     for place, axes in enumerate(grid.flat):
@@ -156,7 +149,7 @@ def multiples_figure(panels: Sequence[Panel], order: Sequence[str], columns: int
         panel = panels[place]
         for line in panel.lines:
             handles[line.label] = _draw_line(axes, line, order.index(line.label), True)
-        _dress(axes, panel.title)
+        dress(axes, panel.title)
         if place + columns >= len(panels):
             axes.set_xlabel(panel.x_label)
             axes.tick_params(labelbottom=True)
@@ -217,7 +210,7 @@ def dots_figure(panels: Sequence[Panel], labels: Sequence[str]) -> Figure:
         panels: one per metric; each line is a group with a single value.
         labels: the groups from top to bottom.
     """
-    figure = _figure(WIDTH if len(panels) > 1 else 0.7 * WIDTH, 0.9 + 0.34 * len(labels))
+    figure = new_figure(WIDTH if len(panels) > 1 else 0.7 * WIDTH, 0.9 + 0.34 * len(labels))
     grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, panel in zip(grid, panels, strict=True):
         for line in panel.lines:
@@ -233,7 +226,7 @@ def dots_figure(panels: Sequence[Panel], labels: Sequence[str]) -> Figure:
                 color=PALETTE[0],
                 elinewidth=1.4,
             )
-        _dress(axes, panel.title)
+        dress(axes, panel.title)
         axes.set_xlabel(panel.x_label)
         axes.set_yticks(range(len(labels)), [plain(_folded(label, 40)) for label in labels])
         axes.set_ylim(len(labels) - 0.5, -0.5)
@@ -287,7 +280,7 @@ def trust_figure(p_clean: NDArray[np.floating], wrong: NDArray[np.bool_] | None)
     """
     scale = choose_scale(p_clean)
     values, low, high = _scaled(p_clean, scale)
-    figure = _figure(0.48 * WIDTH, 2.9)
+    figure = new_figure(0.48 * WIDTH, 2.9)
     axes = figure.subplots()
     bins = 20 if scale == "rank" else HISTOGRAM_BINS
     parts = (
@@ -323,132 +316,11 @@ def trust_figure(p_clean: NDArray[np.floating], wrong: NDArray[np.bool_] | None)
     )
     if scale == "logit":
         _logit_ticks(axes, high)
-    _dress(axes, "")
+    dress(axes, "")
     axes.grid(axis="x", visible=False)
     if wrong is not None:
         figure.legend(loc="outside upper left", ncols=2, frameon=False, labelcolor=TEXT, fontsize=9)
     return figure
-
-
-def map_figure(table: pd.DataFrame) -> Figure:
-    """Test embeddings on two principal axes; the most frequent classes stand out in colour.
-
-    Args:
-        table: columns ``x y label label_name``.
-    """
-    figure = _figure(0.5 * WIDTH, 3.4)
-    axes = figure.subplots()
-    frequent = table["label"].value_counts().index
-    shown = list(frequent if len(frequent) <= MAP_CLASSES else frequent[:NAMED_AMONG_MANY])
-    rest = table[~table["label"].isin(shown)]
-    axes.scatter(rest["x"], rest["y"], s=5, color=OTHER_DOTS, linewidths=0, rasterized=True)
-    for number, label in enumerate(sorted(shown)):
-        points = table[table["label"] == label]
-        axes.scatter(
-            points["x"],
-            points["y"],
-            s=15,
-            color=PALETTE[number % len(PALETTE)],
-            marker=MARKERS[number // len(PALETTE) % len(MARKERS)],
-            alpha=0.85,
-            linewidths=0,
-            rasterized=True,
-            label=plain(shorten(str(points["label_name"].iloc[0]), 22)),
-        )
-    if len(rest):
-        axes.scatter(
-            [],
-            [],
-            s=12,
-            color=OTHER_DOTS,
-            linewidths=0,
-            label=f"{len(frequent) - len(shown)} other classes",
-        )
-    middle = (table[["x", "y"]].max() + table[["x", "y"]].min()) / 2
-    half = 0.54 * float((table[["x", "y"]].max() - table[["x", "y"]].min()).max()) or 1.0
-    axes.set_xlim(middle["x"] - half, middle["x"] + half)
-    axes.set_ylim(middle["y"] - half, middle["y"] + half)
-    axes.set_aspect("equal")
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.set_xlabel("first principal axis")
-    axes.set_ylabel("second principal axis")
-    _dress(axes, "")
-    figure.legend(
-        loc="outside right center",
-        frameon=False,
-        labelcolor=TEXT,
-        fontsize=7.5,
-        handletextpad=0.2,
-        labelspacing=0.35,
-    )
-    return figure
-
-
-def class_maps_figure(maps: ClassMaps) -> Figure:
-    """Training samples, two in a row: the image, the map of its label, the map of the answer.
-
-    Each kind has a column of its own; a single kind has two.
-    """
-    kinds = list(dict.fromkeys(maps.kind.tolist()))
-    columns = [np.flatnonzero(maps.kind == kind) for kind in kinds]
-    if len(kinds) == 1:
-        columns, kinds = [columns[0][0::2], columns[0][1::2]], [*kinds, ""]
-    rows = max(len(column) for column in columns)
-    figure = _figure(WIDTH, 0.3 + 1.92 * rows)
-    halves = figure.subfigures(1, len(columns), wspace=0.04, squeeze=False)[0]
-    for half, column, kind in zip(halves, columns, kinds, strict=True):
-        if kind:
-            half.suptitle(plain(kind), fontsize=9.5, fontweight="bold", color=TEXT)
-        grid = half.subplots(rows, 3, squeeze=False)
-        for axes in grid.flat:
-            axes.set_axis_off()
-        for row, sample in enumerate(column):
-            given, answer = maps.given[sample], maps.answer[sample]
-            strongest = float(max(np.abs(given).max(), np.abs(answer).max())) or 1.0
-            truth = maps.true_name[sample]
-            titles = (
-                f"true: {truth}" if truth else "",
-                f"given: {maps.given_name[sample]}",
-                f"answer: {maps.answer_name[sample]}",
-            )
-            picture = _enlarged(maps.images[sample])
-            shown = (
-                picture,
-                _overlaid(picture, given / strongest),
-                _overlaid(picture, answer / strongest),
-            )
-            for axes, pixels, title in zip(grid[row], shown, titles, strict=True):
-                axes.imshow(pixels, interpolation="antialiased")
-                axes.set_title(plain(shorten(title, 22)), fontsize=8, color=TEXT, pad=2.5)
-    return figure
-
-
-def _enlarged(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """An image as RGB [h, w, 3], small ones enlarged by whole pixels."""
-    rgb = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
-    times = max(1, MAP_PIXELS // max(rgb.shape[:2]))
-    return rgb.repeat(times, axis=0).repeat(times, axis=1)
-
-
-def _overlaid(image: NDArray[np.uint8], evidence: NDArray[np.floating]) -> NDArray[np.uint8]:
-    """Evidence in [-1, 1] [H, W] over a faded grey version of an image [h, w, 3]."""
-    from PIL import Image
-
-    height, width = image.shape[:2]
-    smooth = Image.fromarray(evidence.astype(np.float32)).resize(
-        (width, height), Image.Resampling.BILINEAR
-    )
-    strength = np.clip(np.asarray(smooth), -1, 1)[..., None]
-    # Faded to the middle, so that colour shows on black and on white alike.
-    grey = 0.55 * image.mean(axis=2, keepdims=True) + 0.3 * 255
-    towards = np.where(strength > 0, _rgb(FOR_COLOUR), _rgb(AGAINST_COLOUR))
-    share = 0.85 * np.abs(strength)
-    return np.rint((1 - share) * grey + share * towards).astype(np.uint8)
-
-
-def _rgb(colour: str) -> NDArray[np.float64]:
-    return np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)], dtype=np.float64)
 
 
 def save_png(figure: Figure, path: Path) -> None:
@@ -526,7 +398,8 @@ def _folded(text: str, longest: int) -> str:
     return text if len(lines) < 2 else f"{lines[0]}\n{shorten(' '.join(lines[1:]), longest)}"
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of a size in inches, on white."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -554,7 +427,7 @@ def _draw_line(axes: Axes, line: Line, style: int, markers: bool) -> Line2D:
     return drawn
 
 
-def _dress(axes: Axes, title: str) -> None:
+def dress(axes: Axes, title: str) -> None:
     """The look all figures share: a left title, a faint grid, no box."""
     if title:
         axes.set_title(

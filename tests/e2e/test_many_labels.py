@@ -14,7 +14,8 @@ from PIL import Image
 from noisyml.data.datamodule import DataModule
 from noisyml.embeddings.store import EmbeddingStore
 from noisyml.noise.manifest import NoiseManifest
-from noisyml.reports.artefacts import read_judgements, read_manifest, read_thumbnails
+from noisyml.reports.artefacts import read_judgements, read_manifest
+from noisyml.reports.sections.artefacts.thumbnails import read_thumbnails
 from noisyml.runs.folder import RunFolder
 from noisyml.selectors.base import Selection, Selector
 from noisyml.storage.parquet import from_column

@@ -10,11 +10,9 @@ from support.synthetic_runs import RunMaker
 from noisyml.reports.artefacts import (
     Unreadable,
     png_data_uri,
-    read_class_maps,
     read_history,
     read_judgements,
     read_manifest,
-    read_thumbnails,
 )
 from noisyml.reports.provenance import (
     data_warnings,
@@ -24,6 +22,8 @@ from noisyml.reports.provenance import (
     repetition_warnings,
     rerun_commands,
 )
+from noisyml.reports.sections.artefacts.class_maps import read_class_maps
+from noisyml.reports.sections.artefacts.thumbnails import read_thumbnails
 from noisyml.reports.tables import load_runs
 from noisyml.runs.folder import RunFolder
 

@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 
 from noisyml.reports import plots
-from noisyml.reports.artefacts import ClassMaps
 from noisyml.reports.plots import Line, Panel
+from noisyml.reports.sections.artefacts import class_maps
+from noisyml.reports.sections.artefacts.class_maps import ClassMaps, class_maps_figure
+from noisyml.reports.sections.artefacts.embedding_map import NAMED_AMONG_MANY, map_figure
 
 
 def test_a_long_curve_is_thinned_without_bias() -> None:
@@ -87,7 +89,7 @@ def test_names_with_dollars_and_underscores_are_shown_as_they_are() -> None:
     table = pd.DataFrame(
         {"x": [0.0, 1.0], "y": [0.0, 1.0], "label": [0, 1], "label_name": ["$\\frac", "_hidden"]}
     )
-    svg = str(plots.inline_svg(plots.map_figure(table), "map"))
+    svg = str(plots.inline_svg(map_figure(table), "map"))
     assert "$\\frac" in svg
     assert "_hidden" in svg
 
@@ -102,7 +104,7 @@ def _class_maps(kinds: list[str]) -> ClassMaps:
 
 
 def test_class_maps_show_what_speaks_for_a_label_and_what_against_it() -> None:
-    figure = plots.class_maps_figure(_class_maps(["label right", "label wrong", "label wrong"]))
+    figure = class_maps_figure(_class_maps(["label right", "label wrong", "label wrong"]))
     halves = figure.subfigs
     assert [half._suptitle.get_text() for half in halves] == ["label right", "label wrong"]
     assert [len([a for a in half.axes if a.images]) for half in halves] == [3, 6]
@@ -118,15 +120,15 @@ def test_class_maps_show_what_speaks_for_a_label_and_what_against_it() -> None:
     (towards, against), plain = (pixels[0, 0], pixels[-1, -1]), pixels[0, -1]
     assert towards[0] > plain[0] > against[0]
     assert against[2] > plain[2] > towards[2]
-    assert abs(against - plots._rgb(plots.AGAINST_COLOUR)).max() < 25
-    assert abs(towards - plots._rgb(plots.FOR_COLOUR)).max() > 35
+    assert abs(against - class_maps._rgb(class_maps.AGAINST_COLOUR)).max() < 25
+    assert abs(towards - class_maps._rgb(class_maps.FOR_COLOUR)).max() > 35
     assert len(str(plots.inline_svg(figure, "maps"))) > 1000
 
 
 def test_class_maps_of_one_kind_fill_both_columns() -> None:
-    figure = plots.class_maps_figure(_class_maps([""] * 5))
+    figure = class_maps_figure(_class_maps([""] * 5))
     assert [len([a for a in half.axes if a.images]) for half in figure.subfigs] == [9, 6]
-    alone = plots.class_maps_figure(_class_maps([""]))
+    alone = class_maps_figure(_class_maps([""]))
     assert [len([a for a in half.axes if a.images]) for half in alone.subfigs] == [3, 0]
 
 
@@ -135,9 +137,9 @@ def test_many_classes_get_a_short_legend() -> None:
     table = pd.DataFrame(
         {"x": label, "y": label, "label": label, "label_name": [f"n{i}" for i in label]}
     )
-    texts = [t.get_text() for t in plots.map_figure(table).legends[0].get_texts()]
-    assert len(texts) == plots.NAMED_AMONG_MANY + 1
-    assert texts[-1] == f"{30 - plots.NAMED_AMONG_MANY} other classes"
+    texts = [t.get_text() for t in map_figure(table).legends[0].get_texts()]
+    assert len(texts) == NAMED_AMONG_MANY + 1
+    assert texts[-1] == f"{30 - NAMED_AMONG_MANY} other classes"
 
 
 def test_a_label_keeps_its_colour_in_every_figure() -> None:

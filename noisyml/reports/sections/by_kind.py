@@ -1,0 +1,75 @@
+"""Artefacts that no section knows, shown by their kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from noisyml.reports.artefacts import Unreadable, png_data_uri, read_arrays, reading
+from noisyml.reports.sections.base import Element, Gallery, TextTable
+from noisyml.runs.artefacts import ArtefactEntry
+from noisyml.runs.folder import RunFolder
+
+ROWS_SHOWN = 20
+PICTURES_OF_ONE, PICTURES_OF_MANY = 40, 12
+PICTURE_PIXELS = 192
+
+
+def show_by_kind(entry: ArtefactEntry, run: RunFolder, alone: bool) -> Iterator[Element]:
+    """An artefact: pictures, the first rows of a table, or the size of each array.
+
+    Args:
+        entry: lists it.
+        run: has it.
+        alone: True for a report on that run alone, which shows more.
+
+    Raises:
+        Unreadable: its file is broken.
+    """
+    path = run.path / entry.file
+    if not path.is_file():
+        return
+    if entry.kind == "table":
+        with reading(path):
+            table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+        rows = table.head(ROWS_SHOWN).itertuples(index=False, name=None)
+        caption = _first(entry.caption, ROWS_SHOWN, len(table), "rows")
+        texts = tuple(tuple(map(_text, row)) for row in rows)
+        yield TextTable(entry.title, caption, tuple(map(str, table.columns)), texts)
+        return
+    arrays = read_arrays(path) or {}
+    if entry.kind == "pictures":
+        limit = PICTURES_OF_ONE if alone else PICTURES_OF_MANY
+        images, texts_of = _pictures(entry.file, arrays)
+        caption = _first(entry.caption, limit, len(images), "pictures")
+        pairs = zip(images[:limit], texts_of[:limit], strict=True)
+        pictures = tuple((png_data_uri(image, PICTURE_PIXELS), str(text)) for image, text in pairs)
+        yield Gallery(entry.title, caption, pictures)
+        return
+    sizes = tuple(
+        (name, " × ".join(map(str, array.shape)) or "1", str(array.dtype))
+        for name, array in arrays.items()
+    )
+    yield TextTable(entry.title, entry.caption, (entry.file, "size", "type"), sizes)
+
+
+def _pictures(file: str, arrays: dict[str, NDArray]) -> tuple[NDArray[np.uint8], NDArray]:
+    """Images and texts of an artefact of pictures."""
+    images, texts = arrays.get("images"), arrays.get("text")
+    if images is None or texts is None or len(images) != len(texts):
+        raise Unreadable(f"{file} holds no pictures with a text each.")
+    if images.dtype != np.uint8 or not (images.ndim == 3 or images.shape[3:] == (3,)):
+        raise Unreadable(f"{file} holds no images: {images.dtype} {list(images.shape)}.")
+    return images, texts
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _first(caption: str, shown: int, total: int, what: str) -> str:
+    """A caption that says how much is left out."""
+    return caption if total <= shown else f"{caption} First {shown} of {total:,} {what}.".strip()
