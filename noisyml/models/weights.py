@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from noisyml.errors import UserError
+from noisyml.storage.pickles import read_plain
 
 #: The convention of published files: ``<architecture>-<first digits of the SHA-256>.pth``.
 _NAMED = re.compile(
@@ -98,7 +99,7 @@ def read_weights(path: str | Path, sha256: str | None = None) -> dict[str, Tenso
         check_sha256(path, expected)
     try:
         if path.suffix == ".pkl":
-            loaded = _unpickle_arrays(path)
+            loaded = _read_arrays(path)
         else:
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError) as error:
@@ -112,32 +113,10 @@ def read_weights(path: str | Path, sha256: str | None = None) -> dict[str, Tenso
     return state
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Makes NumPy arrays and plain containers; any other object in the file is refused."""
-
-    _KNOWN = frozenset(
-        {
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy._core.numeric", "_frombuffer"),
-            ("_codecs", "encode"),
-            ("collections", "OrderedDict"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        """A class or function that the file asks for."""
-        module = module.replace("numpy.core.", "numpy._core.")
-        if (module, name) not in self._KNOWN:
-            raise pickle.UnpicklingError(f"{module}.{name} is no part of an array")
-        return super().find_class(module, name)
-
-
-def _unpickle_arrays(path: Path) -> Any:
-    with path.open("rb") as file:
-        # Python 2 wrote strings as bytes, arrays' contents among them.
-        loaded = _ArrayUnpickler(file, encoding="latin-1").load()
+def _read_arrays(path: Path) -> Any:
+    # Python 2 wrote strings as bytes, arrays' contents among them.
+    advice = "it must be named NumPy arrays and nothing else"
+    loaded = read_plain(path, encoding="latin-1", advice=advice)
     if not isinstance(loaded, dict):
         return loaded
     return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in loaded.items()}

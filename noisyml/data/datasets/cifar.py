@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -14,21 +12,13 @@ from numpy.typing import NDArray
 from noisyml.data.readers.array_benchmark import ArrayBenchmark, ArraySplit, LabelledArrays
 from noisyml.data.readers.layout import check_choice, first_missing, read_lines
 from noisyml.errors import UserError
+from noisyml.storage.pickles import read_plain
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
-#: What a batch of the Python version is made of, and nothing else of what a pickle may name.
-#: ``_codecs.encode`` only turns text into bytes, the way Python 3 pickles them for Python 2.
-_ALLOWED = {
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("_codecs", "encode"),
-}
 
 
 class _Columns(NamedTuple):
@@ -38,22 +28,8 @@ class _Columns(NamedTuple):
     labels: dict[str, NDArray]
 
 
-class _OnlyArrays(pickle.Unpickler):
-    """An unpickler that makes arrays and plain Python values and calls nothing else.
-
-    The Python version of the data set is a set of foreign pickles, and a pickle may name any
-    function to be called while it is read. Only those that rebuild an array are let through.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The allowed functions by name; raises `UnpicklingError` for any other."""
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it names {module}.{name}")
-        return super().find_class(module, name)
-
-
 class _Cifar(ArrayBenchmark):
-    """What the two data sets share: where their files lie and how they are read."""
+    """Base of the two data sets: where their files lie and how they are read."""
 
     published: ClassVar[dict[str, int]] = {"train": 50_000, "test": 10_000}
     #: Folder and files of both versions, files by half.
@@ -265,14 +241,7 @@ def _read_python(path: Path, fields: dict[str, str]) -> _Columns:
 
 def _unpickle(path: Path) -> dict[bytes, Any]:
     """The dictionary in a file of the Python version, keys as bytes."""
-    try:
-        content = _OnlyArrays(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-    except Exception as error:
-        # A damaged pickle can fail in any way; what it names is never called.
-        raise UserError(
-            f"{path} is damaged or holds more than arrays ({error}), and is not read: fetch it "
-            "again, or the binary version."
-        ) from error
+    content = read_plain(path, encoding="bytes", advice="fetch it again, or the binary version")
     if not isinstance(content, dict):
         raise UserError(f"{path} is no batch of the Python version of CIFAR; fetch it again.")
     return {key.encode() if isinstance(key, str) else key: v for key, v in content.items()}
