@@ -104,9 +104,13 @@ def list_artefacts(run: RunFolder) -> list[ArtefactEntry]:
     if not run.artefacts_file.is_file():
         return []
     try:
-        return [ArtefactEntry(**entry) for entry in json.loads(run.artefacts_file.read_text())]
+        listed = [ArtefactEntry(**entry) for entry in json.loads(run.artefacts_file.read_text())]
     except TypeError as error:
-        raise ValueError(f"{run.artefacts_file.name} is no list of artefacts: {error}") from error
+        raise ValueError(f"it is no list of artefacts: {error}") from error
+    for entry in listed:
+        if PurePath(entry.file).name != entry.file:
+            raise ValueError(f"it lists a file outside the run folder: {entry.file}")
+    return listed
 
 
 def _write(run: RunFolder, artefact: Artefact) -> None:
