@@ -46,7 +46,7 @@ class Fact:
 
 
 def environment_facts(environments: Sequence[dict[str, str]]) -> list[Fact]:
-    """What ``environment.json`` says in each run, merged; a run without a fact counts as ``–``."""
+    """Facts of ``environment.json`` of each run, merged; a run without a fact counts as ``–``."""
     names = list(dict.fromkeys(name for environment in environments for name in environment))
     facts = []
     for name in names:

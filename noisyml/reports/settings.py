@@ -1,4 +1,4 @@
-"""What differs between runs: which settings were varied, and their values."""
+"""Differences between runs: the settings that were varied, and their values."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def same_runs(settings: Sequence[Settings]) -> list[int]:
 
 
 def repetitions(settings: Sequence[Settings]) -> list[str]:
-    """What tells repetitions of the same run apart: ``seed``, and other seeds that vary freely.
+    """Names that tell repetitions of a run apart: ``seed``, and other seeds that vary freely.
 
     A seed that follows from ``seed`` is not named again: ``0``, but ``0, noise.seed=3``.
     """

@@ -325,7 +325,7 @@ def choose_columns(runs: pd.DataFrame, metrics: Sequence[str] | None = None) -> 
     noise = ["noise/actual_rate"] if varies_rate else ["noise/nominal_rate", "noise/actual_rate"]
     noise += ["noise/added_rate", "noise/removed_rate"]
     selection = [f"selection/{name}" for name in ("kept", "precision", "recall", "auroc")]
-    wanted = [*noise, *_default_test_metrics(present), *selection, "time/step_seconds"]
+    wanted = [*noise, *default_test_metrics(present), *selection, "time/step_seconds"]
     return [Column.of(name) for name in wanted if name in present]
 
 
@@ -432,7 +432,7 @@ def _newest(
 
 
 def _ended(run: RunFolder) -> float:
-    """When a finished run ended, in seconds since 1970."""
+    """End of a finished run, in seconds since 1970."""
     ended = run.status().get("ended")
     return float(ended) if isinstance(ended, int | float) else run.metrics_file.stat().st_mtime
 
@@ -472,7 +472,7 @@ def _test_label(name: str) -> str:
     return TEST_METRICS.get(name, name)
 
 
-def _default_test_metrics(present: Sequence[str]) -> list[str]:
+def default_test_metrics(present: Sequence[str]) -> list[str]:
     """Test metrics by choice of checkpoint, the same ones under each choice."""
     by_choice: dict[str, list[str]] = {}
     for metric in present:

@@ -1,5 +1,7 @@
 """Sections about one run: artefacts with a section of their own, and those shown by their kind."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,7 +14,7 @@ from noisyml.runs.artefacts import Artefact, save_artefacts
 
 def test_sections_come_in_the_order_of_the_page_and_share_no_file():
     sections = run_sections()
-    assert [section.place for section in sections] == [10, 20, 30, 40]
+    assert [section.place for section in sections] == [10, 20, 30, 40, 50]
     files = [file for section in sections for file in section.files]
     assert sorted(files) == ["class_maps.npz", "embedding_map.parquet", "thumbnails.npz"]
 
@@ -84,3 +86,26 @@ def test_a_broken_artefact_is_told_and_the_others_are_shown(run, file, content, 
 def test_pictures_without_texts_are_told(run):
     np.savez(run.path / "overlays.npz", images=np.zeros((2, 3, 3), dtype=np.uint8))
     assert any("no pictures with a text" in notice for notice in build_report([run.path]).notices)
+
+
+def test_stages_are_rows_in_the_order_of_their_plans(maker: RunMaker):
+    run = maker.run("one", files=False, metrics={"test/map_at_r": 0.5})
+    for name, value in (("teacher", 0.4), ("search", 0.3)):
+        maker.run(f"one/stages/{name}", files=False, metrics={"test/map_at_r": value})
+    failed = maker.run("one/stages/later", files=False, status={"state": "failed"})
+    assert not failed.metrics_file.is_file()
+    plans = [{"name": name} for name in ("search", "teacher", "not begun")]
+    (run.path / "stages.json").write_text(json.dumps({"stages": plans}))
+    (table,) = build_report([run.path]).details[0].tables
+    assert table.headings == ("stage", "state", "MAP@R (last)")
+    assert table.rows == (
+        ("search", "finished", "0.3000"),
+        ("teacher", "finished", "0.4000"),
+        ("later", "failed", "–"),
+        ("this run", "finished", "0.5000"),
+    )
+    (run.path / "stages.json").write_text("[]")
+    assert any("stages.json cannot be read" in n for n in build_report([run.path]).notices)
+    (run.path / "stages.json").unlink()
+    names = [row[0] for row in build_report([run.path]).details[0].tables[0].rows]
+    assert names == ["later", "search", "teacher", "this run"]
