@@ -85,11 +85,6 @@ class RunFolder:
         return self.path / "suspects.csv"
 
     @property
-    def selection_by_class_file(self) -> Path:
-        """How the selector treated each class in the last epoch (CSV)."""
-        return self.path / "selection_by_class.csv"
-
-    @property
     def environment_file(self) -> Path:
         """Versions, commit, device (JSON)."""
         return self.path / "environment.json"
@@ -113,21 +108,6 @@ class RunFolder:
     def selection_file(self) -> Path:
         """The selector's judgements (Parquet)."""
         return self.path / "selection.parquet"
-
-    @property
-    def embedding_map_file(self) -> Path:
-        """Two-dimensional map of test embeddings (Parquet)."""
-        return self.path / "embedding_map.parquet"
-
-    @property
-    def thumbnails_file(self) -> Path:
-        """Images of the least trusted samples (NPZ, no pickles)."""
-        return self.path / "thumbnails.npz"
-
-    @property
-    def class_maps_file(self) -> Path:
-        """Class activation maps of a few training samples (NPZ, no pickles)."""
-        return self.path / "class_maps.npz"
 
     @property
     def artefacts_file(self) -> Path:

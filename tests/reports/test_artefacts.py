@@ -92,7 +92,7 @@ def test_missing_files_are_none_and_broken_ones_are_named(maker: RunMaker) -> No
 
 def test_thumbnails_are_sorted_and_marked_by_the_manifest(judged: RunFolder) -> None:
     np.savez(
-        judged.thumbnails_file,
+        judged.path / "thumbnails.npz",
         images=np.arange(3 * 4, dtype=np.uint8).reshape(3, 2, 2),
         index=np.array([2, 3, 0]),
         p_clean=np.array([0.5, 0.1, 0.3]),
@@ -113,7 +113,7 @@ def test_thumbnails_are_sorted_and_marked_by_the_manifest(judged: RunFolder) -> 
 
 def test_pickles_in_thumbnails_are_refused(maker: RunMaker) -> None:
     run = maker.run("a", files=False)
-    np.savez(run.thumbnails_file, images=np.array([{"a": 1}], dtype=object))
+    np.savez(run.path / "thumbnails.npz", images=np.array([{"a": 1}], dtype=object))
     with pytest.raises(Unreadable, match=r"thumbnails\.npz cannot be read"):
         read_thumbnails(run)
 
@@ -125,7 +125,7 @@ def test_class_maps_are_read_or_named(maker: RunMaker) -> None:
     assert len(found) == 6
     assert found.given.shape == found.answer.shape == (6, 4, 3)
     assert found.kind.tolist() == ["label right"] * 2 + ["label wrong"] * 4
-    with np.load(run.class_maps_file) as arrays:
+    with np.load(run.path / "class_maps.npz") as arrays:
         whole = dict(arrays)
     for name, wrong in (
         ("given_maps", whole["given_maps"][:3]),
@@ -134,10 +134,10 @@ def test_class_maps_are_read_or_named(maker: RunMaker) -> None:
         ("images", whole["images"].astype(float)),
         ("kind", np.array([{"a": 1}] * 6, dtype=object)),
     ):
-        np.savez(run.class_maps_file, **(whole | {name: wrong}))
+        np.savez(run.path / "class_maps.npz", **(whole | {name: wrong}))
         with pytest.raises(Unreadable, match=r"class_maps\.npz"):
             read_class_maps(run)
-    run.class_maps_file.unlink()
+    (run.path / "class_maps.npz").unlink()
     assert read_class_maps(run) is None
 
 

@@ -169,7 +169,7 @@ def test_only_the_noisiest_groups_are_shown_in_detail(maker: RunMaker) -> None:
 
 def test_broken_optional_files_are_told_and_the_rest_is_shown(maker: RunMaker) -> None:
     run = maker.run("one")
-    run.thumbnails_file.write_bytes(b"PK broken")
+    (run.path / "thumbnails.npz").write_bytes(b"PK broken")
     run.selection_file.write_bytes(b"broken")
     run.history_file.write_text("a,b\n1,2\n")
     run.environment_file.write_text("{")
@@ -222,10 +222,10 @@ def test_own_labels_without_truth(maker: RunMaker) -> None:
     run = maker.run("one", files=("noise", "selection", "thumbnails"))
     manifest = pd.read_parquet(run.noise_file)
     manifest.assign(clean=-1, changed=False).to_parquet(run.noise_file)
-    with np.load(run.thumbnails_file, allow_pickle=False) as arrays:
+    with np.load(run.path / "thumbnails.npz", allow_pickle=False) as arrays:
         found = dict(arrays)
     found["clean_name"] = np.full(24, "")
-    np.savez(run.thumbnails_file, **found)
+    np.savez(run.path / "thumbnails.npz", **found)
     html = render_html(build_report([run.path]))
     assert "labelled class" in html
     assert "mark-wrong" not in html.partition("<body>")[2]

@@ -59,7 +59,7 @@ def test_artefacts_without_a_section_are_shown_by_their_kind(run):
 
 def test_known_artefacts_are_shown_once(maker: RunMaker):
     run = maker.run("one", files=("class_maps",))
-    with np.load(run.class_maps_file) as arrays:
+    with np.load(run.path / "class_maps.npz") as arrays:
         save_artefacts(run, [Artefact("class_maps.npz", dict(arrays), "Class activation maps")])
     (detail,) = build_report([run.path]).details
     assert [picture.name for picture in detail.pictures] == ["class_maps"]

@@ -91,11 +91,11 @@ class RunMaker:
         if "selection" in chosen and selector != "keep_all":
             judged.to_parquet(folder.selection_file)
         if "thumbnails" in chosen and selector != "keep_all":
-            _thumbnails(rng, judged, manifest, names, pictures, folder.thumbnails_file)
+            _thumbnails(rng, judged, manifest, names, pictures, folder.path / "thumbnails.npz")
         if "map" in chosen:
-            _embedding_map(rng, names).to_parquet(folder.embedding_map_file)
+            _embedding_map(rng, names).to_parquet(folder.path / "embedding_map.parquet")
         if "class_maps" in chosen:
-            _class_maps(rng, names, pictures, folder.class_maps_file)
+            _class_maps(rng, names, pictures, folder.path / "class_maps.npz")
         return folder
 
 
