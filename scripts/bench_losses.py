@@ -318,7 +318,8 @@ def augmented_by_anchor(raw: Tensor, labels: Tensor, variance: Tensor, noise: Te
 
 def iaa(device: torch.device) -> Row:
     """IAA's copies and loss at the batch of its recipe for CUB-200 (Fu et al., IEEE TMM 2022)."""
-    from noisyml.losses.metric_learning.iaa import ClassCovariance, augmented_loss
+    from noisyml.losses.metric_learning.class_covariance import ClassCovariance
+    from noisyml.losses.metric_learning.iaa import augmented_loss
     from noisyml.losses.metric_learning.pair_losses import MultiSimilarityLoss
 
     classes, per_class, dim, copies = 100, 4, 512, 3

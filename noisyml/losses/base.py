@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from noisyml.checks import Checked
 from noisyml.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,12 +23,12 @@ class Declared(NamedTuple):
     gives: frozenset[str]
 
 
-class Loss(nn.Module):
+class Loss(Checked, nn.Module):
     """Base of the kinds of losses; a method names the one it takes in `Method.takes_loss`."""
 
     #: Input of the loss, in words for a user.
     kind: ClassVar[str]
-    #: Parts that `forward` reads beside the batch: ``memory``.
+    #: Inputs of `forward` beside the batch: ``memory``; of a distillation ``maps`` and ``logits``.
     needs: frozenset[str] = frozenset()
     #: Outputs for selectors: ``proxies``, one vector per class.
     gives: frozenset[str] = frozenset()
@@ -41,6 +42,11 @@ class Loss(nn.Module):
                 themselves are mappings with ``_target_``.
         """
         return Declared(cls.needs, cls.gives)
+
+    @property
+    def last_terms(self) -> dict[str, Tensor]:
+        """Terms of the last call by name, 0-d and detached, for the log; none for most losses."""
+        return {}
 
 
 class ScoreLoss(Loss):

@@ -7,14 +7,15 @@ Labels", NeurIPS 2018 (arXiv 1805.07836).
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisyml.errors import UserError
+from noisyml.checks import Interval, OpenShare, WholeNonNegative
 from noisyml.losses.base import ScoreLoss
+from noisyml.losses.links import SOFTMAX
 
 
 class ClassificationLoss(ScoreLoss):
@@ -42,7 +43,7 @@ class CrossEntropy(ClassificationLoss):
 
     def forward(self, logits: Tensor, labels: Tensor, index: Tensor, epoch: int) -> Tensor:
         """[B], see `ClassificationLoss`."""
-        return F.cross_entropy(logits, labels, reduction="none")
+        return SOFTMAX.entropy(logits, labels)
 
 
 def generalised_cross_entropy(
@@ -76,17 +77,16 @@ class GeneralisedCrossEntropy(ClassificationLoss):
         truncation_epoch: epochs before the truncation sets in.
 
     Raises:
-        UserError: a value out of range.
+        ArgumentError: a value out of range.
     """
 
     def __init__(
-        self, q: float = 0.7, truncation: float | None = None, truncation_epoch: int = 40
+        self,
+        q: Annotated[float, Interval(gt=0, le=1)] = 0.7,
+        truncation: OpenShare | None = None,
+        truncation_epoch: WholeNonNegative = 40,
     ) -> None:
         super().__init__()
-        if not 0 < q <= 1:
-            raise UserError(f"loss.q={q} must lie above 0 (cross-entropy) and at most at 1 (MAE).")
-        if truncation is not None and not 0 <= truncation < 1:
-            raise UserError(f"loss.truncation={truncation} is a probability: give 0 to below 1.")
         self.q = q
         self.truncation = truncation
         self.truncation_epoch = truncation_epoch

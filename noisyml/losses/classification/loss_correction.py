@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -18,13 +18,16 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from noisyml.checks import Count, Ge, Hint, OpenShare, Share
 from noisyml.errors import UserError
 from noisyml.losses.classification.base import ClassificationLoss
 from noisyml.noise.injectors.class_conditional import read_matrix
 from noisyml.noise.transition import check_matrix, map_matrix, pair_map, symmetric_matrix
 
 Transition = Literal["estimated", "symmetric", "pair", "file"]
-TRANSITIONS = ("estimated", "symmetric", "pair", "file")
+
+#: Epochs before the matrix is estimated.
+Estimation = Annotated[int, Ge(1), Hint("An untrained network knows no transition matrix.")]
 
 #: Condition number from which a matrix counts as singular: single precision has 7 digits.
 _MAX_CONDITION = 1e6
@@ -79,7 +82,7 @@ def anchor_transition(probabilities: Tensor, outliers: float = 0.0) -> Tensor:
 
 
 class LossCorrection(ClassificationLoss):
-    """What forward and backward correction share: where the transition matrix comes from.
+    """Base of forward and backward correction: the origin of the transition matrix.
 
     Args:
         num_classes: C.
@@ -91,6 +94,7 @@ class LossCorrection(ClassificationLoss):
         outliers: see `anchor_transition`, in [0, 1/C).
 
     Raises:
+        ArgumentError: a value out of range.
         UserError: settings that do not go together, or a matrix without an inverse where one is
             needed.
     """
@@ -100,18 +104,14 @@ class LossCorrection(ClassificationLoss):
 
     def __init__(
         self,
-        num_classes: int,
+        num_classes: Count,
         transition: Transition = "estimated",
-        rate: float | None = None,
+        rate: OpenShare | None = None,
         path: str | None = None,
-        estimation_epoch: int = 10,
-        outliers: float = 0.0,
+        estimation_epoch: Estimation = 10,
+        outliers: Share = 0.0,
     ) -> None:
         super().__init__()
-        if transition not in TRANSITIONS:
-            raise UserError(
-                f"loss.transition={transition} is not known: use one of {', '.join(TRANSITIONS)}."
-            )
         if (rate is not None) != (transition in ("symmetric", "pair")):
             raise UserError(
                 f"loss.rate belongs to loss.transition=symmetric and pair, and loss.rate={rate} "
@@ -122,17 +122,10 @@ class LossCorrection(ClassificationLoss):
                 f"loss.path belongs to loss.transition=file, and loss.path={path} with "
                 f"{transition}: set {'it' if path is None else 'loss.path=null'}."
             )
-        if rate is not None and not 0 <= rate < 1:
-            raise UserError(f"loss.rate={rate} is the share of wrong labels: give 0 to below 1.")
-        if not 0 <= outliers < 1 / num_classes:
+        if outliers >= 1 / num_classes:
             raise UserError(
                 f"loss.outliers={outliers} must be below 1/{num_classes}, the share of an average "
                 f"class: passing over more leaves none of its samples."
-            )
-        if estimation_epoch < 1:
-            raise UserError(
-                f"loss.estimation_epoch={estimation_epoch} must be at least 1: an untrained "
-                f"network knows no transition matrix."
             )
         self.transition = transition
         self.estimation_epoch = estimation_epoch

@@ -1,36 +1,17 @@
-"""Self-adaptive training: targets move from the labels towards the network's own predictions.
-
-Huang, Zhang and Zhang, "Self-Adaptive Training: beyond Empirical Risk Minimization", NeurIPS 2020
-(arXiv 2002.10319).
-"""
+"""Self-adaptive training with one label per sample."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor
-
-from noisyml.errors import UserError
+from noisyml.checks import Count, OpenShare, WholeNonNegative
 from noisyml.losses.classification.base import ClassificationLoss
-from noisyml.losses.target_memory import TargetMemory
+from noisyml.losses.links import SOFTMAX
+from noisyml.losses.running_targets import SelfAdaptive
 
 
-def weighted_soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy with soft targets, samples weighted by their largest target.
-
-    Args:
-        logits: [B, C] with gradient.
-        targets: [B, C], constants.
-
-    Returns:
-        [B]; the weights have a mean of 1 over the batch (arXiv 2002.10319, algorithm 1).
-    """
-    weight = targets.amax(dim=1)
-    weight = weight / weight.mean()
-    return -weight * (targets * F.log_softmax(logits, dim=1)).sum(dim=1)
-
-
-class SelfAdaptiveTraining(ClassificationLoss):
+class SelfAdaptiveTraining(SelfAdaptive, ClassificationLoss):
     """Cross-entropy, after some epochs with targets that average the sample's predictions.
+
+    Samples are weighted by their largest target.
 
     Args:
         num_samples: size of the training split.
@@ -39,31 +20,25 @@ class SelfAdaptiveTraining(ClassificationLoss):
         warmup_epochs: E_s, epochs of plain cross-entropy, in which targets stay the labels.
 
     Raises:
-        UserError: a value out of range.
+        ArgumentError: a value out of range.
+
+    Example:
+        >>> import torch
+        >>> loss = SelfAdaptiveTraining(num_samples=2, num_classes=2, warmup_epochs=0)
+        >>> logits, labels = torch.tensor([[2.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 1])
+        >>> loss(logits, labels, torch.tensor([0, 1]), epoch=0).shape
+        torch.Size([2])
+        >>> loss.targets.rows.numpy().round(2).tolist()  # 0.9 of the label, 0.1 of the prediction
+        [[0.9900000095367432, 0.009999999776482582], [0.09000000357627869, 0.9100000262260437]]
     """
 
+    link = SOFTMAX
+
     def __init__(
-        self, num_samples: int, num_classes: int, momentum: float = 0.9, warmup_epochs: int = 60
+        self,
+        num_samples: Count,
+        num_classes: Count,
+        momentum: OpenShare = 0.9,
+        warmup_epochs: WholeNonNegative = 60,
     ) -> None:
-        super().__init__()
-        if not 0 <= momentum < 1:
-            raise UserError(f"loss.momentum={momentum} is a share: give 0 to below 1.")
-        if warmup_epochs < 0:
-            raise UserError(f"loss.warmup_epochs={warmup_epochs} must not be negative.")
-        self.momentum = momentum
-        self._warmup_epochs = warmup_epochs
-        self.targets = TargetMemory(num_samples, num_classes)
-
-    @property
-    def warmup_epochs(self) -> int:
-        """Epochs of plain cross-entropy."""
-        return self._warmup_epochs
-
-    def forward(self, logits: Tensor, labels: Tensor, index: Tensor, epoch: int) -> Tensor:
-        """[B], see `ClassificationLoss`; the targets are updated first."""
-        if epoch < self.warmup_epochs:
-            return F.cross_entropy(logits, labels, reduction="none")
-        probabilities = F.softmax(logits.detach(), dim=1)
-        start = F.one_hot(labels, logits.shape[1])
-        targets = self.targets.blend(index, probabilities, self.momentum, start)
-        return weighted_soft_cross_entropy(logits, targets)
+        super().__init__(num_samples, num_classes, momentum, warmup_epochs)

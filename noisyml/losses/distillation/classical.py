@@ -1,4 +1,4 @@
-"""What a student network can learn from a teacher: the contract, and the classical losses.
+"""Losses between a student network and its teacher: the interface, and the classical ones.
 
 Hinton et al., "Distilling the Knowledge in a Neural Network", 2015 (arXiv 1503.02531); Romero et
 al., "FitNets", ICLR 2015 (arXiv 1412.6550); Zagoruyko and Komodakis, "Paying More Attention to
@@ -11,13 +11,16 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from noisyml.checks import Count, NonNegative, Positive
 from noisyml.errors import UserError
+from noisyml.losses.base import Declared, Loss
+from noisyml.losses.sums import LossSum
 
 #: Name under which `FitNet` finds the final embedding among the layers.
 EMBEDDING = "embedding"
@@ -25,7 +28,7 @@ EMBEDDING = "embedding"
 
 @dataclass(frozen=True)
 class Features:
-    """What one network says about one batch.
+    """Outputs of one network for one batch.
 
     Attributes:
         embedding: [B, D], normalised or not as the network emits it, or None.
@@ -75,22 +78,24 @@ class Features:
         return self.logits
 
 
-class DistillationLoss(nn.Module):
+class DistillationLoss(Loss):
     """A loss between two networks on one batch; parameters it owns (adapters) are trained.
 
     The teacher is a constant: no gradient reaches it, whatever it is given with. Under DDP every
     rank calls it with the same gathered batch.
     """
 
+    kind: ClassVar[str] = "a loss between two networks"
+
     @property
     def needs_maps(self) -> bool:
         """True if `forward` reads feature maps."""
-        return False
+        return "maps" in self.needs
 
     @property
     def needs_logits(self) -> bool:
         """True if `forward` reads logits."""
-        return False
+        return "logits" in self.needs
 
     @abstractmethod
     def forward(self, student: Features, teacher: Features, labels: Tensor | None = None) -> Tensor:
@@ -106,63 +111,28 @@ class DistillationLoss(nn.Module):
         """
 
 
-class DistillationSum(DistillationLoss):
+class DistillationSum(LossSum, DistillationLoss):
     """Weighted sum of distillation losses, as composed in a config file.
 
     Args:
         terms: losses by name.
-        weights: factor of each; 1 where none is given. A term of weight 0 is not computed.
+        weights: factor of each; 1 where none is given. A term of weight 0 is left out.
 
     Raises:
-        UserError: no term, a weight without a term, or no weight other than 0.
+        UserError: see `LossSum`.
     """
 
-    def __init__(
-        self,
-        terms: Mapping[str, DistillationLoss],
-        weights: Mapping[str, float] | None = None,
-    ) -> None:
-        super().__init__()
-        if not terms:
-            raise UserError("The distillation has no terms: name at least one loss.")
-        for name in weights or {}:
-            if name not in terms:
-                raise UserError(
-                    f"The distillation weighs a term '{name}' it does not have: use "
-                    f"{', '.join(terms)}."
-                )
-        self.terms = nn.ModuleDict(dict(terms))
-        self.weights = dict.fromkeys(terms, 1.0) | dict(weights or {})
-        if not any(self.weights.values()):
-            raise UserError("The distillation has nothing to learn: all its weights are 0.")
-
-    @property
-    def needs_maps(self) -> bool:
-        """True if a term that counts reads feature maps."""
-        return any(term.needs_maps for term in self._counting().values())
-
-    @property
-    def needs_logits(self) -> bool:
-        """True if a term that counts reads logits."""
-        return any(term.needs_logits for term in self._counting().values())
+    takes = DistillationLoss
 
     def values(
         self, student: Features, teacher: Features, labels: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The terms that count, by name, before they are weighted."""
-        return {name: term(student, teacher, labels) for name, term in self._counting().items()}
-
-    def total(self, values: Mapping[str, Tensor]) -> Tensor:
-        """The weighted sum of what `values` returned."""
-        return torch.stack([self.weights[name] * value for name, value in values.items()]).sum()
+        """The terms by name, before they are weighted."""
+        return {name: term(student, teacher, labels) for name, term in self.terms.items()}
 
     def forward(self, student: Features, teacher: Features, labels: Tensor | None = None) -> Tensor:
         """The weighted sum of the terms."""
         return self.total(self.values(student, teacher, labels))
-
-    def _counting(self) -> dict[str, DistillationLoss]:
-        terms = cast("Mapping[str, DistillationLoss]", self.terms)
-        return {name: term for name, term in terms.items() if self.weights[name] != 0}
 
 
 def softened_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -190,19 +160,14 @@ class HintonDistillation(DistillationLoss):
         temperature: T, divides the logits of both networks.
 
     Raises:
-        UserError: a temperature that is not positive.
+        ArgumentError: a temperature that is not positive.
     """
 
-    def __init__(self, temperature: float = 4.0) -> None:
-        super().__init__()
-        if not temperature > 0:
-            raise UserError(f"The temperature {temperature} of the distillation must exceed 0.")
-        self.temperature = temperature
+    needs = frozenset({"logits"})
 
-    @property
-    def needs_logits(self) -> bool:
-        """Always."""
-        return True
+    def __init__(self, temperature: Positive = 4.0) -> None:
+        super().__init__()
+        self.temperature = temperature
 
     def forward(self, student: Features, teacher: Features, labels: Tensor | None = None) -> Tensor:
         """The divergence of the logits; labels are not read."""
@@ -240,16 +205,13 @@ class AttentionTransfer(DistillationLoss):
         UserError: no layers.
     """
 
+    needs = frozenset({"maps"})
+
     def __init__(self, layers: Iterable[str]) -> None:
         super().__init__()
         self.layers = tuple(layers)
         if not self.layers:
             raise UserError("Attention transfer names no layers: give at least one.")
-
-    @property
-    def needs_maps(self) -> bool:
-        """Always."""
-        return True
 
     def forward(self, student: Features, teacher: Features, labels: Tensor | None = None) -> Tensor:
         """The sum over layers; labels are not read."""
@@ -302,10 +264,10 @@ class FitNet(DistillationLoss):
 
     def __init__(
         self,
-        student_channels: Mapping[str, int],
-        teacher_channels: Mapping[str, int],
+        student_channels: Mapping[str, Count],
+        teacher_channels: Mapping[str, Count],
         trainable: bool = True,
-        init_range: float = 0.005,
+        init_range: NonNegative = 0.005,
     ) -> None:
         super().__init__()
         unpaired = sorted(set(student_channels) ^ set(teacher_channels))
@@ -315,6 +277,7 @@ class FitNet(DistillationLoss):
                 f"{', '.join(unpaired) or 'all'} are missing."
             )
         self.layers = tuple(student_channels)
+        self.needs = self._reads(self.layers)
         self.adapters = nn.ParameterList(
             nn.Parameter(
                 torch.empty(teacher_channels[name], channels).uniform_(-init_range, init_range),
@@ -323,10 +286,14 @@ class FitNet(DistillationLoss):
             for name, channels in student_channels.items()
         )
 
-    @property
-    def needs_maps(self) -> bool:
-        """True if a layer is not the final embedding."""
-        return any(name != EMBEDDING for name in self.layers)
+    @classmethod
+    def declares(cls, settings: Mapping[str, Any]) -> Declared:
+        """Feature maps, if a layer is not the final embedding."""
+        return Declared(cls._reads(settings.get("student_channels") or ()), cls.gives)
+
+    @staticmethod
+    def _reads(layers: Iterable[str]) -> frozenset[str]:
+        return frozenset({"maps"} if any(name != EMBEDDING for name in layers) else ())
 
     def forward(self, student: Features, teacher: Features, labels: Tensor | None = None) -> Tensor:
         """The sum over layers; labels are not read."""

@@ -7,19 +7,21 @@ constants of the released RKD code. None of them reads labels.
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from noisyml.errors import UserError
+from noisyml.checks import Count, Ge, NonNegative
 from noisyml.losses.distillation.classical import DistillationLoss, Features
 from noisyml.losses.metric_learning.distances import centred, pair_distances
 
 #: Tuples the mean runs over: all indices, repeated ones included (they add 0), or distinct ones.
 Tuples = Literal["all", "distinct"]
+#: Rows among which triples are formed.
+Group = Annotated[int, Ge(3)]
 
 
 def rkd_distance(student: Tensor, teacher: Tensor, *, tuples: Tuples = "all") -> Tensor:
@@ -128,12 +130,12 @@ class RKDDistance(DistillationLoss):
         tuples: ``all`` or ``distinct``.
 
     Raises:
-        UserError: another choice of tuples.
+        ArgumentError: another choice of tuples.
     """
 
     def __init__(self, tuples: Tuples = "all") -> None:
         super().__init__()
-        self.tuples = _checked(tuples)
+        self.tuples = tuples
 
     def forward(self, student: Features, teacher: Features, labels: Tensor | None = None) -> Tensor:
         """The loss of the embeddings; labels are not read."""
@@ -150,25 +152,18 @@ class RKDAngle(DistillationLoss):
         block_bytes: bound on the cosines held at a time, in bytes.
 
     Raises:
-        UserError: an argument out of range.
+        ArgumentError: a value out of range.
     """
 
     def __init__(
         self,
         tuples: Tuples = "all",
-        eps: float = 1e-6,
-        group_size: int | None = None,
-        block_bytes: int = 2**22,
+        eps: NonNegative = 1e-6,
+        group_size: Group | None = None,
+        block_bytes: Count = 2**22,
     ) -> None:
         super().__init__()
-        self.tuples = _checked(tuples)
-        if not eps >= 0:
-            raise UserError(f"RKD-A: eps={eps} is negative; give 0 or a small number like 1e-6.")
-        if group_size is not None and group_size < 3:
-            raise UserError(
-                f"RKD-A: group_size={group_size} leaves no triples; give 3 or more, or null for "
-                f"the whole batch."
-            )
+        self.tuples = tuples
         self.eps = eps
         self.group_size = group_size
         self.block_bytes = block_bytes
@@ -194,13 +189,11 @@ class HardDarkRank(DistillationLoss):
         list_length: nearest rows ranked.
 
     Raises:
-        UserError: a list without rows.
+        ArgumentError: a list without rows.
     """
 
-    def __init__(self, alpha: float = 2.0, beta: float = 3.0, list_length: int = 4) -> None:
+    def __init__(self, alpha: float = 2.0, beta: float = 3.0, list_length: Count = 4) -> None:
         super().__init__()
-        if list_length < 1:
-            raise UserError(f"DarkRank: list_length={list_length} ranks nothing; give 1 or more.")
         self.alpha = alpha
         self.beta = beta
         self.list_length = list_length
@@ -294,9 +287,3 @@ def _cosines(gram: Tensor, inverse: Tensor, vertices: slice) -> Tensor:
 def _as_loss(value: Tensor, student: Tensor) -> Tensor:
     """Back from float64 to the student's precision, float32 at least."""
     return value.to(torch.promote_types(student.dtype, torch.float32))
-
-
-def _checked(tuples: Tuples) -> Tuples:
-    if tuples not in get_args(Tuples):
-        raise UserError(f"RKD: tuples={tuples} is not known; use all or distinct.")
-    return tuples

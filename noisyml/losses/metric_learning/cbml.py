@@ -7,16 +7,17 @@ Kan et al., "Contrastive Bayesian Analysis for Deep Metric Learning", IEEE TPAMI
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from noisyml.errors import UserError, did_you_mean
+from noisyml.checks import Count, NonNegative, Positive, Share
+from noisyml.errors import UserError
 from noisyml.losses.metric_learning.pairs import (
     PairLoss,
     Pairs,
-    cosine_pairs,
     log1p_sum_exp,
     mine_pairs,
     row_max,
@@ -35,12 +36,7 @@ _LARGEST_EXPONENT = 80.0
 
 
 def cbml_loss(
-    anchors: Tensor,
-    labels: Tensor,
-    columns: Tensor | None = None,
-    column_labels: Tensor | None = None,
-    anchor_id: Tensor | None = None,
-    column_id: Tensor | None = None,
+    pairs: Pairs,
     *,
     form: Form = "log",
     a_p: float = 0.5,
@@ -68,12 +64,7 @@ def cbml_loss(
     is the number of all anchors.
 
     Args:
-        anchors: [B, A] float, unit norm; computed in float32 at least.
-        labels: [B] int64.
-        columns: [N, A], see `noisyml.losses.metric_learning.pairs.cosine_pairs`; None: the anchors.
-        column_labels: [N] int64.
-        anchor_id: [B] int64.
-        column_id: [N] int64.
+        pairs: B anchors and their columns, see `cosine_pairs`.
         form: how a pair sum enters.
         a_p: cosine at which a positive pair's posterior is one half.
         b_p: its scale, positive.
@@ -95,15 +86,7 @@ def cbml_loss(
     Returns:
         Scalar, attached to the graph.
     """
-    pairs = cosine_pairs(
-        anchors,
-        labels,
-        columns,
-        column_labels,
-        anchor_id,
-        column_id,
-        positive_cutoff=positive_cutoff,
-    )
+    pairs = pairs.below(positive_cutoff)
     similarity = pairs.similarity
     positive, negative = mine_pairs(pairs, margin)
     if not adaptive_negatives:
@@ -126,7 +109,7 @@ def cbml_loss(
         cost = cost + mvc_weight * _constraint(
             pairs, selected, constraint, hyper_weight, mvc_reduction
         )
-    return torch.where(used, cost, 0.0).sum() / max(1, len(anchors))
+    return pairs.mean(torch.where(used, cost, 0.0))
 
 
 class CBMLLoss(PairLoss):
@@ -150,57 +133,28 @@ class CBMLLoss(PairLoss):
         positive_cutoff: how far below 1 a positive's cosine must lie to count.
 
     Raises:
-        UserError: an argument out of range.
+        ArgumentError: a value out of range.
+        UserError: exponents too large for the form.
     """
 
     def __init__(
         self,
         form: Form = "log",
         a_p: float = 0.5,
-        b_p: float = 0.5,
+        b_p: Positive = 0.5,
         a_n: float = 1.0,
-        b_n: float = 0.01,
+        b_n: Positive = 0.01,
         margin: float = 0.1,
         adaptive_negatives: bool = True,
-        fixed_negatives: int = 100,
+        fixed_negatives: Count = 100,
         constraint: Constraint = "mvc",
-        mvc_weight: float = 1.0,
-        hyper_weight: float = 0.2,
+        mvc_weight: NonNegative = 1.0,
+        hyper_weight: Share = 0.2,
         mvc_reduction: Reduction = "sum",
-        positive_weight: float = 0.25,
-        negative_weight: float = 0.25,
-        positive_cutoff: float = 1e-5,
+        positive_weight: NonNegative = 0.25,
+        negative_weight: NonNegative = 0.25,
+        positive_cutoff: NonNegative = 1e-5,
     ) -> None:
-        super().__init__()
-        for name, value, known in (
-            ("form", form, get_args(Form)),
-            ("constraint", constraint, get_args(Constraint)),
-            ("mvc_reduction", mvc_reduction, get_args(Reduction)),
-        ):
-            if value not in known:
-                raise UserError(
-                    f"loss.{name}={value} is not known: use {', '.join(known[:-1])} or "
-                    f"{known[-1]}.{did_you_mean(str(value), known)}"
-                )
-        for name, scale in (("b_p", b_p), ("b_n", b_n)):
-            if not scale > 0:
-                raise UserError(f"loss.{name}={scale} divides cosines: give a positive number.")
-        for name, weight in (
-            ("mvc_weight", mvc_weight),
-            ("positive_weight", positive_weight),
-            ("negative_weight", negative_weight),
-            ("positive_cutoff", positive_cutoff),
-        ):
-            if not weight >= 0:
-                raise UserError(f"loss.{name}={weight} is negative: give 0 or a positive number.")
-        if not 0 <= hyper_weight <= 1:
-            raise UserError(
-                f"loss.hyper_weight={hyper_weight} mixes two means: give a number from 0 to 1."
-            )
-        if fixed_negatives < 1:
-            raise UserError(
-                f"loss.fixed_negatives={fixed_negatives} leaves no pair: give 1 or more."
-            )
         # A cosine spans [-1, 1]; the square root halves the exponent, the logarithm has no limit.
         limit = {"log": math.inf, "sqrt": 2 * _LARGEST_EXPONENT, "const": _LARGEST_EXPONENT}[form]
         for side, exponent in (("p", (1 + a_p) / b_p), ("n", (1 - a_n) / b_n)):
@@ -209,54 +163,25 @@ class CBMLLoss(PairLoss):
                     f"loss.a_{side} and loss.b_{side} let exponents grow to {exponent:.0f}, too "
                     f"large for loss.form={form}: raise loss.b_{side} or use loss.form=log."
                 )
-        self.form: Form = form
-        self.a_p = a_p
-        self.b_p = b_p
-        self.a_n = a_n
-        self.b_n = b_n
-        self.margin = margin
-        self.adaptive_negatives = adaptive_negatives
-        self.fixed_negatives = fixed_negatives
-        self.constraint: Constraint = constraint
-        self.mvc_weight = mvc_weight
-        self.hyper_weight = hyper_weight
-        self.mvc_reduction: Reduction = mvc_reduction
-        self.positive_weight = positive_weight
-        self.negative_weight = negative_weight
-        self.positive_cutoff = positive_cutoff
-
-    def between(
-        self,
-        anchors: Tensor,
-        labels: Tensor,
-        columns: Tensor,
-        column_labels: Tensor,
-        anchor_id: Tensor,
-        column_id: Tensor,
-    ) -> Tensor:
-        """The loss of the anchors' pairs; see `PairLoss.between`."""
-        return cbml_loss(
-            anchors,
-            labels,
-            columns,
-            column_labels,
-            anchor_id,
-            column_id,
-            form=self.form,
-            a_p=self.a_p,
-            b_p=self.b_p,
-            a_n=self.a_n,
-            b_n=self.b_n,
-            margin=self.margin,
-            adaptive_negatives=self.adaptive_negatives,
-            fixed_negatives=self.fixed_negatives,
-            constraint=self.constraint,
-            mvc_weight=self.mvc_weight,
-            hyper_weight=self.hyper_weight,
-            mvc_reduction=self.mvc_reduction,
-            positive_weight=self.positive_weight,
-            negative_weight=self.negative_weight,
-            positive_cutoff=self.positive_cutoff,
+        super().__init__(
+            partial(
+                cbml_loss,
+                form=form,
+                a_p=a_p,
+                b_p=b_p,
+                a_n=a_n,
+                b_n=b_n,
+                margin=margin,
+                adaptive_negatives=adaptive_negatives,
+                fixed_negatives=fixed_negatives,
+                constraint=constraint,
+                mvc_weight=mvc_weight,
+                hyper_weight=hyper_weight,
+                mvc_reduction=mvc_reduction,
+                positive_weight=positive_weight,
+                negative_weight=negative_weight,
+                positive_cutoff=positive_cutoff,
+            )
         )
 
 

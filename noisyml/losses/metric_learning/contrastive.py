@@ -10,56 +10,49 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from noisyml.errors import UserError
+from noisyml.checks import Count, NonNegative
 from noisyml.losses.base import EmbeddingLoss
+from noisyml.losses.metric_learning.pairs import Cosine, Pairs, Samples, cosine_pairs
 from noisyml.similarity.memory_bank import MemoryBank
 
 
 def contrastive_loss(
-    embeddings: Tensor,
-    labels: Tensor,
-    *,
-    keep: Tensor | None = None,
-    margin: float = 0.5,
-    positive_cutoff: float = 1e-5,
-    relu_form: bool = False,
+    pairs: Pairs, *, margin: float = 0.5, positive_cutoff: float = 1e-5, relu_form: bool = False
 ) -> Tensor:
-    """Sum over active pairs of the kept samples, divided by the number of kept samples.
+    """Sum over active pairs, divided by the number of anchors.
 
     A positive pair of cosine s < 1 - `positive_cutoff` costs 1 - s (the cut-off removes the pairs
     of a sample with itself), a negative pair of s > `margin` costs s. Each pair counts in both
     orders and sends its gradient to both sides.
 
     Args:
-        embeddings: [B, D] float, unit norm; computed in float32 at least.
-        labels: [B] int64.
-        keep: [B] bool; None keeps all. If nothing is kept the loss is 0.
+        pairs: of a batch with itself, ``among`` the kept samples.
         margin: lambda, a cosine.
         positive_cutoff: how far below 1 a positive's cosine must lie to count.
         relu_form: a negative costs ``s - margin`` as in the paper; other values, same gradients.
 
     Returns:
-        Scalar, attached to the graph.
+        Scalar, attached to the graph; 0 without anchors.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> pairs = cosine_pairs(Samples(embeddings, torch.tensor([7, 7, 8])))
+        >>> round(float(contrastive_loss(pairs)), 4)  # 2 positives of 0.4, 2 negatives of 0.8
+        0.8
+        >>> keep = torch.tensor([True, True, False])
+        >>> round(float(contrastive_loss(pairs.among(keep))), 4)
+        0.4
     """
-    with torch.autocast(embeddings.device.type, enabled=False):
-        embeddings = _at_least_float32(embeddings)
-        similarity = embeddings @ embeddings.T
-        positive, negative = _active_pairs(
-            similarity.detach(), labels, labels, margin, positive_cutoff
-        )
-        kept = torch.ones_like(labels, dtype=torch.bool) if keep is None else keep
-        both = kept[:, None] & kept
-        offset = margin if relu_form else 0.0
-        cost = torch.where(positive & both, 1 - similarity, 0.0)
-        cost = torch.where(negative & both, similarity - offset, cost)
-        return cost.sum() / kept.sum().clamp(min=1)
+    positive, negative = active_pairs(pairs, margin, positive_cutoff)
+    offset = margin if relu_form else 0.0
+    cost = torch.where(positive, 1 - pairs.similarity, 0.0)
+    cost = torch.where(negative, pairs.similarity - offset, cost)
+    return pairs.mean(cost)
 
 
 def memory_contrastive_loss(
-    embeddings: Tensor,
-    labels: Tensor,
-    references: Tensor,
-    reference_labels: Tensor,
+    batch: Samples,
+    stored: Samples,
     *,
     keep: Tensor | None = None,
     margin: float = 0.5,
@@ -74,10 +67,8 @@ def memory_contrastive_loss(
     without a graph finds both and no [B, M] matrix has to be held.
 
     Args:
-        embeddings: [B, D] float, unit norm; computed in float32 at least.
-        labels: [B] int64.
-        references: [M, D] float, unit norm; M may be 0, the loss is then 0.
-        reference_labels: [M] int64.
+        batch: B anchors without instance numbers; computed in float32 at least.
+        stored: M rows without instance numbers; M may be 0, the loss is then 0.
         keep: [B] bool, the anchors; None keeps all.
         margin: lambda, a cosine.
         positive_cutoff: how far below 1 a positive's cosine must lie to count.
@@ -85,26 +76,25 @@ def memory_contrastive_loss(
         block_bytes: bound on the similarities held at a time, in bytes.
 
     Returns:
-        Scalar, attached to the graph of `embeddings`.
+        Scalar, attached to the graph of the anchors.
+
+    Example:
+        >>> batch = Samples(torch.tensor([[1.0, 0.0]]), torch.tensor([7]))
+        >>> stored = Samples(torch.tensor([[0.8, 0.6], [0.6, 0.8]]), torch.tensor([7, 8]))
+        >>> round(float(memory_contrastive_loss(batch, stored)), 4)  # 1 - 0.8, and 0.6
+        0.8
     """
-    with torch.autocast(embeddings.device.type, enabled=False):
-        embeddings = _at_least_float32(embeddings)
-        anchors = embeddings.detach()
-        batch_size = len(anchors)
-        rows = max(1, block_bytes // max(1, anchors.element_size() * batch_size))
-        slope = torch.zeros_like(anchors)
-        constant = anchors.new_zeros(batch_size)
-        for start in range(0, len(references), rows):
-            block = references[start : start + rows].to(anchors.dtype)
-            positive, negative = _active_pairs(
-                anchors @ block.T,
-                labels,
-                reference_labels[start : start + rows],
-                margin,
-                positive_cutoff,
-            )
-            sign = negative.to(anchors.dtype) - positive.to(anchors.dtype)
-            slope += sign @ block
+    with torch.autocast(batch.embeddings.device.type, enabled=False):
+        embeddings = _at_least_float32(batch.embeddings)
+        anchors = batch._replace(embeddings=embeddings.detach())
+        slope = torch.zeros_like(anchors.embeddings)
+        constant = slope.new_zeros(len(slope))
+        for block in stored.blocks(
+            max(1, block_bytes // max(1, slope.element_size() * len(slope)))
+        ):
+            positive, negative = active_pairs(cosine_pairs(anchors, block), margin, positive_cutoff)
+            sign = negative.to(slope.dtype) - positive.to(slope.dtype)
+            slope += sign @ block.embeddings.to(slope.dtype)
             constant += positive.sum(dim=1)
             if relu_form:
                 constant -= margin * negative.sum(dim=1)
@@ -112,7 +102,22 @@ def memory_contrastive_loss(
         cost = constant + (embeddings * slope).sum(dim=1)
         if keep is not None:
             cost = torch.where(keep, cost, 0.0)
-        return cost.sum() / max(1, batch_size)
+        return cost.sum() / max(1, len(cost))
+
+
+def active_pairs(pairs: Pairs, margin: float, positive_cutoff: float) -> tuple[Tensor, Tensor]:
+    """Masks [B, N] of the positive and of the negative pairs that cost something.
+
+    Args:
+        pairs: as `cosine_pairs` gives them.
+        margin: cosine above which a negative costs.
+        positive_cutoff: how far below 1 a positive's cosine must lie to cost.
+    """
+    similarity = pairs.similarity.detach()
+    return (
+        pairs.positive & (similarity < 1 - positive_cutoff),
+        pairs.negative & (similarity > margin),
+    )
 
 
 class ContrastiveLoss(EmbeddingLoss):
@@ -124,21 +129,21 @@ class ContrastiveLoss(EmbeddingLoss):
         relu_form: a negative costs ``s - margin`` instead of ``s``.
 
     Raises:
-        UserError: a margin that is no cosine, or a negative cut-off.
+        ArgumentError: a margin that is no cosine, or a negative cut-off.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> round(float(ContrastiveLoss()(embeddings, torch.tensor([7, 7, 8]))), 4)
+        0.8
     """
 
     def __init__(
-        self, margin: float = 0.5, positive_cutoff: float = 1e-5, relu_form: bool = False
+        self,
+        margin: Cosine = 0.5,
+        positive_cutoff: NonNegative = 1e-5,
+        relu_form: bool = False,
     ) -> None:
         super().__init__()
-        if not -1 <= margin <= 1:
-            raise UserError(
-                f"loss.margin={margin} is compared with a cosine: give a number from -1 to 1."
-            )
-        if positive_cutoff < 0:
-            raise UserError(
-                f"loss.positive_cutoff={positive_cutoff} is negative: give 0 or a small number."
-            )
         self.margin = margin
         self.positive_cutoff = positive_cutoff
         self.relu_form = relu_form
@@ -152,10 +157,9 @@ class ContrastiveLoss(EmbeddingLoss):
         keep: Tensor | None = None,
     ) -> Tensor:
         """The loss of the kept samples among themselves; `memory` is not read."""
+        pairs = cosine_pairs(Samples(embeddings, labels))
         return contrastive_loss(
-            embeddings,
-            labels,
-            keep=keep,
+            pairs if keep is None else pairs.among(keep),
             margin=self.margin,
             positive_cutoff=self.positive_cutoff,
             relu_form=self.relu_form,
@@ -174,23 +178,21 @@ class MemoryContrastiveLoss(ContrastiveLoss):
         block_bytes: bound on the similarities to the bank held at a time, in bytes.
 
     Raises:
-        UserError: an argument out of range.
+        ArgumentError: a value out of range.
     """
 
     needs = frozenset({"memory"})
 
     def __init__(
         self,
-        margin: float = 0.5,
-        positive_cutoff: float = 1e-5,
+        margin: Cosine = 0.5,
+        positive_cutoff: NonNegative = 1e-5,
         relu_form: bool = False,
         batch_weight: float = 1.0,
         memory_weight: float = 1.0,
-        block_bytes: int = 2**26,
+        block_bytes: Count = 2**26,
     ) -> None:
         super().__init__(margin, positive_cutoff, relu_form)
-        if block_bytes < 1:
-            raise UserError(f"loss.block_bytes={block_bytes} is too small: 67108864 is 64 MiB.")
         self.batch_weight = batch_weight
         self.memory_weight = memory_weight
         self.block_bytes = block_bytes
@@ -213,10 +215,8 @@ class MemoryContrastiveLoss(ContrastiveLoss):
         batch_term = super().forward(embeddings, labels, keep=keep)
         stored = memory.filled()
         memory_term = memory_contrastive_loss(
-            embeddings,
-            labels,
-            stored.embeddings,
-            stored.labels,
+            Samples(embeddings, labels),
+            Samples(stored.embeddings, stored.labels),
             keep=keep,
             margin=self.margin,
             positive_cutoff=self.positive_cutoff,
@@ -229,17 +229,3 @@ class MemoryContrastiveLoss(ContrastiveLoss):
 def _at_least_float32(x: Tensor) -> Tensor:
     """Half precision cannot tell a cosine of 1 from the cut-off just below it."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _active_pairs(
-    similarity: Tensor,
-    labels: Tensor,
-    reference_labels: Tensor,
-    margin: float,
-    positive_cutoff: float,
-) -> tuple[Tensor, Tensor]:
-    """Masks [B, M] of the positive and of the negative pairs that cost something."""
-    same = labels[:, None] == reference_labels
-    positive = same & (similarity < 1 - positive_cutoff)
-    negative = ~same & (similarity > margin)
-    return positive, negative

@@ -6,13 +6,16 @@ The forms are those of intra-class adaptive augmentation (Fu et al., IEEE TMM 20
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from noisyml.errors import UserError
+from noisyml.checks import NonNegative, Positive
 from noisyml.losses.metric_learning.pairs import (
+    Cosine,
     PairLoss,
-    cosine_pairs,
+    Pairs,
     log1p_sum_exp,
     mine_pairs,
     row_min,
@@ -20,12 +23,7 @@ from noisyml.losses.metric_learning.pairs import (
 
 
 def multi_similarity_loss(
-    anchors: Tensor,
-    labels: Tensor,
-    columns: Tensor | None = None,
-    column_labels: Tensor | None = None,
-    anchor_id: Tensor | None = None,
-    column_id: Tensor | None = None,
+    pairs: Pairs,
     *,
     alpha: float = 2.0,
     beta: float = 40.0,
@@ -40,12 +38,7 @@ def multi_similarity_loss(
     of either.
 
     Args:
-        anchors: [B, A] float, unit norm; computed in float32 at least.
-        labels: [B] int64.
-        columns: [N, A], see `noisyml.losses.metric_learning.pairs.cosine_pairs`; None: the anchors.
-        column_labels: [N] int64.
-        anchor_id: [B] int64.
-        column_id: [N] int64.
+        pairs: B anchors and their columns, see `cosine_pairs`.
         alpha: scale of the positive pairs, positive.
         beta: scale of the negative pairs, positive; 40 in the code of the augmentation.
         base: lambda, a cosine.
@@ -55,15 +48,7 @@ def multi_similarity_loss(
     Returns:
         Scalar, attached to the graph.
     """
-    pairs = cosine_pairs(
-        anchors,
-        labels,
-        columns,
-        column_labels,
-        anchor_id,
-        column_id,
-        positive_cutoff=positive_cutoff,
-    )
+    pairs = pairs.below(positive_cutoff)
     positive, negative = mine_pairs(pairs, epsilon)
     used = positive.any(dim=1) & negative.any(dim=1)
     offset = pairs.similarity - base
@@ -71,16 +56,11 @@ def multi_similarity_loss(
         log1p_sum_exp(-alpha * offset, positive) / alpha
         + log1p_sum_exp(beta * offset, negative) / beta
     )
-    return torch.where(used, cost, 0.0).sum() / max(1, len(anchors))
+    return pairs.mean(torch.where(used, cost, 0.0))
 
 
 def two_margin_contrastive_loss(
-    anchors: Tensor,
-    labels: Tensor,
-    columns: Tensor | None = None,
-    column_labels: Tensor | None = None,
-    anchor_id: Tensor | None = None,
-    column_id: Tensor | None = None,
+    pairs: Pairs,
     *,
     positive_margin: float = 0.8,
     negative_margin: float = 0.5,
@@ -88,60 +68,39 @@ def two_margin_contrastive_loss(
     """Positives cost what they lack to one cosine, negatives what they exceed another, over B.
 
     Args:
-        anchors: [B, A] float, unit norm; computed in float32 at least.
-        labels: [B] int64.
-        columns: [N, A], see `noisyml.losses.metric_learning.pairs.cosine_pairs`; None: the anchors.
-        column_labels: [N] int64.
-        anchor_id: [B] int64.
-        column_id: [N] int64.
+        pairs: B anchors and their columns, see `cosine_pairs`.
         positive_margin: cosine below which a positive pair costs.
         negative_margin: cosine above which a negative pair costs.
 
     Returns:
         Scalar, attached to the graph.
     """
-    similarity, positive, negative = cosine_pairs(
-        anchors, labels, columns, column_labels, anchor_id, column_id
-    )
-    lacking = (positive_margin - similarity).relu().masked_fill(~positive, 0.0)
-    exceeding = (similarity - negative_margin).relu().masked_fill(~negative, 0.0)
-    return (lacking + exceeding).sum() / max(1, len(anchors))
+    lacking = (positive_margin - pairs.similarity).relu().masked_fill(~pairs.positive, 0.0)
+    exceeding = (pairs.similarity - negative_margin).relu().masked_fill(~pairs.negative, 0.0)
+    return pairs.mean(lacking + exceeding)
 
 
 def hardest_negative_triplet_loss(
-    anchors: Tensor,
-    labels: Tensor,
-    columns: Tensor | None = None,
-    column_labels: Tensor | None = None,
-    anchor_id: Tensor | None = None,
-    column_id: Tensor | None = None,
+    pairs: Pairs,
     *,
     margin: float = 0.2,
 ) -> Tensor:
     """Every positive against the anchor's nearest negative (arXiv 2211.16264, eq. 19), over B.
 
     Args:
-        anchors: [B, A] float, unit norm; computed in float32 at least.
-        labels: [B] int64.
-        columns: [N, A], see `noisyml.losses.metric_learning.pairs.cosine_pairs`; None: the anchors.
-        column_labels: [N] int64.
-        anchor_id: [B] int64.
-        column_id: [N] int64.
+        pairs: B anchors and their columns, see `cosine_pairs`.
         margin: how much nearer than the negative a positive must be, a Euclidean distance.
 
     Returns:
         Scalar, attached to the graph.
     """
-    similarity, positive, negative = cosine_pairs(
-        anchors, labels, columns, column_labels, anchor_id, column_id
-    )
-    squared = 2 - 2 * similarity
+    squared = 2 - 2 * pairs.similarity
     # The root's slope is infinite at 0: where two rows coincide there is no direction to push in.
     apart = squared.detach() > torch.finfo(squared.dtype).eps
     distance = torch.where(apart, squared, 1.0).sqrt().masked_fill(~apart, 0.0)
-    nearest = row_min(distance, negative, torch.inf)
+    nearest = row_min(distance, pairs.negative, torch.inf)
     hinge = (distance - nearest[:, None] + margin).relu()
-    return hinge.masked_fill(~positive, 0.0).sum() / max(1, len(anchors))
+    return pairs.mean(hinge.masked_fill(~pairs.positive, 0.0))
 
 
 class MultiSimilarityLoss(PairLoss):
@@ -158,53 +117,31 @@ class MultiSimilarityLoss(PairLoss):
         positive_cutoff: how far below 1 a positive's cosine must lie to count.
 
     Raises:
-        UserError: a scale that is not positive, or a negative cut-off.
+        ArgumentError: a scale that is not positive, or a negative cut-off.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> round(float(MultiSimilarityLoss()(embeddings, torch.tensor([7, 7, 8]))), 4)
+        0.1997
     """
 
     def __init__(
         self,
-        alpha: float = 2.0,
-        beta: float = 40.0,
+        alpha: Positive = 2.0,
+        beta: Positive = 40.0,
         base: float = 0.5,
         epsilon: float = 0.1,
-        positive_cutoff: float = 1e-5,
+        positive_cutoff: NonNegative = 1e-5,
     ) -> None:
-        super().__init__()
-        for name, scale in (("alpha", alpha), ("beta", beta)):
-            if not scale > 0:
-                raise UserError(f"loss.{name}={scale} scales cosines: give a positive number.")
-        if not positive_cutoff >= 0:
-            raise UserError(
-                f"loss.positive_cutoff={positive_cutoff} is negative: give 0 or a small number."
+        super().__init__(
+            partial(
+                multi_similarity_loss,
+                alpha=alpha,
+                beta=beta,
+                base=base,
+                epsilon=epsilon,
+                positive_cutoff=positive_cutoff,
             )
-        self.alpha = alpha
-        self.beta = beta
-        self.base = base
-        self.epsilon = epsilon
-        self.positive_cutoff = positive_cutoff
-
-    def between(
-        self,
-        anchors: Tensor,
-        labels: Tensor,
-        columns: Tensor,
-        column_labels: Tensor,
-        anchor_id: Tensor,
-        column_id: Tensor,
-    ) -> Tensor:
-        """The loss of the anchors' pairs; see `PairLoss.between`."""
-        return multi_similarity_loss(
-            anchors,
-            labels,
-            columns,
-            column_labels,
-            anchor_id,
-            column_id,
-            alpha=self.alpha,
-            beta=self.beta,
-            base=self.base,
-            epsilon=self.epsilon,
-            positive_cutoff=self.positive_cutoff,
         )
 
 
@@ -216,41 +153,21 @@ class TwoMarginContrastiveLoss(PairLoss):
         negative_margin: cosine above which a negative pair costs, in [-1, 1].
 
     Raises:
-        UserError: a margin that is no cosine.
+        ArgumentError: a margin that is no cosine.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> round(float(TwoMarginContrastiveLoss()(embeddings, torch.tensor([7, 7, 8]))), 4)
+        0.3333
     """
 
-    def __init__(self, positive_margin: float = 0.8, negative_margin: float = 0.5) -> None:
-        super().__init__()
-        for name, margin in (
-            ("positive_margin", positive_margin),
-            ("negative_margin", negative_margin),
-        ):
-            if not -1 <= margin <= 1:
-                raise UserError(
-                    f"loss.{name}={margin} is compared with a cosine: give a number from -1 to 1."
-                )
-        self.positive_margin = positive_margin
-        self.negative_margin = negative_margin
-
-    def between(
-        self,
-        anchors: Tensor,
-        labels: Tensor,
-        columns: Tensor,
-        column_labels: Tensor,
-        anchor_id: Tensor,
-        column_id: Tensor,
-    ) -> Tensor:
-        """The loss of the anchors' pairs; see `PairLoss.between`."""
-        return two_margin_contrastive_loss(
-            anchors,
-            labels,
-            columns,
-            column_labels,
-            anchor_id,
-            column_id,
-            positive_margin=self.positive_margin,
-            negative_margin=self.negative_margin,
+    def __init__(self, positive_margin: Cosine = 0.8, negative_margin: Cosine = 0.5) -> None:
+        super().__init__(
+            partial(
+                two_margin_contrastive_loss,
+                positive_margin=positive_margin,
+                negative_margin=negative_margin,
+            )
         )
 
 
@@ -261,31 +178,13 @@ class HardestNegativeTripletLoss(PairLoss):
         margin: how much nearer than the negative a positive must be, a Euclidean distance.
 
     Raises:
-        UserError: a negative margin.
+        ArgumentError: a negative margin.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> round(float(HardestNegativeTripletLoss()(embeddings, torch.tensor([7, 7, 8]))), 4)
+        0.154
     """
 
-    def __init__(self, margin: float = 0.2) -> None:
-        super().__init__()
-        if not margin >= 0:
-            raise UserError(f"loss.margin={margin} is negative: give 0 or a positive number.")
-        self.margin = margin
-
-    def between(
-        self,
-        anchors: Tensor,
-        labels: Tensor,
-        columns: Tensor,
-        column_labels: Tensor,
-        anchor_id: Tensor,
-        column_id: Tensor,
-    ) -> Tensor:
-        """The loss of the anchors' pairs; see `PairLoss.between`."""
-        return hardest_negative_triplet_loss(
-            anchors,
-            labels,
-            columns,
-            column_labels,
-            anchor_id,
-            column_id,
-            margin=self.margin,
-        )
+    def __init__(self, margin: NonNegative = 0.2) -> None:
+        super().__init__(partial(hardest_negative_triplet_loss, margin=margin))

@@ -1,4 +1,4 @@
-"""Losses on the cosines of anchor-column pairs: their contract, the pairs, and pair mining.
+"""Pairs of anchors and columns: their cosines, their mining, and the interface of their losses.
 
 The columns are the anchors themselves, or more than them: synthetic copies of the anchors, say. An
 explicit instance number keeps a column that shows the anchor itself, or a copy of it, out of the
@@ -7,17 +7,54 @@ anchor's pairs, whatever the order of the columns.
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from noisyml.checks import Interval
 from noisyml.losses.base import EmbeddingLoss
 
 if TYPE_CHECKING:
     from noisyml.similarity.memory_bank import MemoryBank
+
+#: A setting that is compared with cosines.
+Cosine = Annotated[float, Interval(ge=-1, le=1)]
+
+
+class Samples(NamedTuple):
+    """Embeddings that pairs are made of, as anchors or as columns.
+
+    Attributes:
+        embeddings: [N, A] float, unit norm.
+        labels: [N] int64.
+        instance: [N] int64, number of what each row shows; a column with the anchor's number is no
+            pair of it. None: pairs depend on the labels alone.
+    """
+
+    embeddings: Tensor
+    labels: Tensor
+    instance: Tensor | None = None
+
+    @classmethod
+    def of_batch(cls, embeddings: Tensor, labels: Tensor, keep: Tensor | None = None) -> Samples:
+        """Rows of a batch, each an instance of its own; those that `keep` [N] bool selects."""
+        if keep is not None:
+            kept = keep.nonzero().squeeze(1)
+            embeddings, labels = embeddings[kept], labels[kept]
+        return cls(embeddings, labels, torch.arange(len(labels), device=labels.device))
+
+    def rows(self, at: Tensor | slice) -> Samples:
+        """Those of the positions `at`, int64 or a slice."""
+        instance = None if self.instance is None else self.instance[at]
+        return Samples(self.embeddings[at], self.labels[at], instance)
+
+    def blocks(self, size: int) -> Iterator[Samples]:
+        """All rows in order, `size` or fewer at a time."""
+        for start in range(0, len(self.labels), size):
+            yield self.rows(slice(start, start + size))
 
 
 class Pairs(NamedTuple):
@@ -27,59 +64,72 @@ class Pairs(NamedTuple):
         similarity: [B, N] float32 or float64, with gradient.
         positive: [B, N] bool, same label, another instance.
         negative: [B, N] bool, another label.
+        anchors: number of anchors that count, the divisor of sums over pairs; an int, or a 0-d
+            int64 tensor where it is not worth waiting for the device.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> pairs = cosine_pairs(Samples.of_batch(embeddings, torch.tensor([7, 7, 8])))
+        >>> pairs.similarity
+        tensor([[1.0000, 0.6000, 0.0000],
+                [0.6000, 1.0000, 0.8000],
+                [0.0000, 0.8000, 1.0000]])
+        >>> pairs.positive
+        tensor([[False,  True, False],
+                [ True, False, False],
+                [False, False, False]])
     """
 
     similarity: Tensor
     positive: Tensor
     negative: Tensor
+    anchors: int | Tensor
+
+    def below(self, cutoff: float) -> Pairs:
+        """Without the positive pairs of a cosine of 1 minus `cutoff` or more (duplicates)."""
+        below = self.similarity.detach() < 1 - cutoff
+        return self._replace(positive=self.positive & below)
+
+    def among(self, keep: Tensor) -> Pairs:
+        """Only the pairs of a batch with itself whose two sides `keep` [B] bool selects."""
+        both = keep[:, None] & keep
+        return self._replace(
+            positive=self.positive & both, negative=self.negative & both, anchors=keep.sum()
+        )
+
+    def mean(self, cost: Tensor) -> Tensor:
+        """Sum of `cost` divided by the number of anchors, 0 where there are none."""
+        if isinstance(self.anchors, Tensor):
+            return cost.sum() / self.anchors.clamp(min=1)
+        return cost.sum() / max(1, self.anchors)
 
 
-def cosine_pairs(
-    anchors: Tensor,
-    labels: Tensor,
-    columns: Tensor | None = None,
-    column_labels: Tensor | None = None,
-    anchor_id: Tensor | None = None,
-    column_id: Tensor | None = None,
-    *,
-    positive_cutoff: float | None = None,
-) -> Pairs:
+def cosine_pairs(anchors: Samples, columns: Samples | None = None) -> Pairs:
     """All pairs of anchors and columns, computed in float32 at least whatever the autocast.
 
     Args:
-        anchors: [B, A] float, unit norm.
-        labels: [B] int64.
-        columns: [N, A] float, unit norm; None: the anchors, and the next three are None as well.
-        column_labels: [N] int64.
-        anchor_id: [B] int64, the instance each anchor shows.
-        column_id: [N] int64; a column with the anchor's number is no pair of it.
-        positive_cutoff: a positive pair must have a cosine below 1 minus this; None: any.
+        anchors: B rows, with gradient.
+        columns: N rows, with or without instance numbers as the anchors; None: the anchors.
 
     Raises:
-        ValueError: some of the four arguments about columns are given and others not, or lengths
-            that do not fit together.
+        ValueError: only one side has instance numbers, or lengths that do not fit together.
     """
-    if columns is None and column_labels is None and anchor_id is None and column_id is None:
-        columns, column_labels = anchors, labels
-        anchor_id = column_id = torch.arange(len(labels), device=labels.device)
-    if columns is None or column_labels is None or anchor_id is None or column_id is None:
-        raise ValueError("columns, column_labels, anchor_id and column_id go together")
-    if not len(anchors) == len(labels) == len(anchor_id):
-        raise ValueError(
-            f"{len(anchors)} anchors, {len(labels)} labels and {len(anchor_id)} numbers of them"
-        )
-    if not len(columns) == len(column_labels) == len(column_id):
-        raise ValueError(
-            f"{len(columns)} columns, {len(column_labels)} labels and {len(column_id)} numbers"
-        )
-    with torch.autocast(anchors.device.type, enabled=False):
-        dtype = torch.promote_types(anchors.dtype, torch.float32)
-        similarity = anchors.to(dtype) @ columns.to(dtype).T
-    same = labels[:, None] == column_labels
-    positive = same & (anchor_id[:, None] != column_id)
-    if positive_cutoff is not None:
-        positive = positive & (similarity.detach() < 1 - positive_cutoff)
-    return Pairs(similarity, positive, ~same)
+    columns = anchors if columns is None else columns
+    for name, side in (("anchors", anchors), ("columns", columns)):
+        if any(len(x) != len(side.embeddings) for x in side[1:] if x is not None):
+            lengths = ", ".join(str(len(x)) for x in side[1:] if x is not None)
+            raise ValueError(
+                f"{len(side.embeddings)} {name}, but labels and instance numbers of {lengths}"
+            )
+    with torch.autocast(anchors.embeddings.device.type, enabled=False):
+        dtype = torch.promote_types(anchors.embeddings.dtype, torch.float32)
+        similarity = anchors.embeddings.to(dtype) @ columns.embeddings.to(dtype).T
+    positive = same = anchors.labels[:, None] == columns.labels
+    if anchors.instance is not None and columns.instance is not None:
+        positive = same & (anchors.instance[:, None] != columns.instance)
+    elif anchors.instance is not columns.instance:
+        raise ValueError("instance numbers of anchors and of columns go together")
+    return Pairs(similarity, positive, ~same, len(anchors.labels))
 
 
 def mine_pairs(pairs: Pairs, margin: float) -> tuple[Tensor, Tensor]:
@@ -129,31 +179,19 @@ def log1p_sum_exp(exponents: Tensor, mask: Tensor) -> Tensor:
 
 
 class PairLoss(EmbeddingLoss):
-    """A loss on anchor-column pairs; as an `EmbeddingLoss` the batch is compared with itself."""
+    """A loss on anchor-column pairs; as an `EmbeddingLoss` the batch is compared with itself.
 
-    @abstractmethod
-    def between(
-        self,
-        anchors: Tensor,
-        labels: Tensor,
-        columns: Tensor,
-        column_labels: Tensor,
-        anchor_id: Tensor,
-        column_id: Tensor,
-    ) -> Tensor:
-        """The loss of the anchors' pairs, divided by the number of anchors.
+    Args:
+        cost: the loss of pairs: scalar, divided by the number of anchors.
+    """
 
-        Args:
-            anchors: [B, A] float, unit norm, with gradient.
-            labels: [B] int64.
-            columns: [N, A] float, unit norm, with gradient.
-            column_labels: [N] int64.
-            anchor_id: [B] int64, the instance each anchor shows.
-            column_id: [N] int64; columns with the anchor's number are no pairs of it.
+    def __init__(self, cost: Callable[[Pairs], Tensor]) -> None:
+        super().__init__()
+        self._cost = cost
 
-        Returns:
-            Scalar tensor attached to the graph; 0 with a gradient of 0 if there are no anchors.
-        """
+    def of(self, pairs: Pairs) -> Tensor:
+        """The loss of pairs: a scalar, 0 with a gradient of 0 if there are no anchors."""
+        return self._cost(pairs)
 
     def forward(
         self,
@@ -167,8 +205,4 @@ class PairLoss(EmbeddingLoss):
 
         Samples not kept are neither anchors nor columns, and the divisor counts the kept ones.
         """
-        if keep is not None:
-            kept = keep.nonzero().squeeze(1)
-            embeddings, labels = embeddings[kept], labels[kept]
-        instance = torch.arange(len(labels), device=labels.device)
-        return self.between(embeddings, labels, embeddings, labels, instance, instance)
+        return self.of(cosine_pairs(Samples.of_batch(embeddings, labels, keep)))

@@ -16,6 +16,7 @@ import torch
 from pytorch_metric_learning import losses, miners
 from torch import Tensor, nn
 
+from noisyml.checks import Count
 from noisyml.errors import UserError
 from noisyml.losses.base import Declared, EmbeddingLoss
 from noisyml.similarity.memory_bank import MemoryBank
@@ -56,8 +57,8 @@ class PMLLoss(EmbeddingLoss):
     def __init__(
         self,
         name: str,
-        num_classes: int,
-        embedding_size: int,
+        num_classes: Count,
+        embedding_size: Count,
         params: Mapping[str, Any] | None = None,
         miner: str | None = None,
         miner_params: Mapping[str, Any] | None = None,
@@ -79,6 +80,8 @@ class PMLLoss(EmbeddingLoss):
             self.miner = _construct("loss.miner_params", miner_kind, dict(miner_params or {}))
         elif miner_params:
             raise UserError("loss.miner_params is set without a miner: set loss.miner as well.")
+        if self._class_vectors() is not None:
+            self.gives = frozenset({"proxies"})
 
     @classmethod
     def declares(cls, settings: Mapping[str, Any]) -> Declared:
@@ -109,11 +112,6 @@ class PMLLoss(EmbeddingLoss):
             mined = self.miner(embeddings, labels) if self.miner is not None else None
             value: Tensor = self.loss(embeddings, labels, mined)
         return value
-
-    @property
-    def has_proxies(self) -> bool:
-        """True if the loss learns exactly one vector per class."""
-        return self._class_vectors() is not None
 
     def proxies(self) -> Tensor:
         """Class vectors [C, D], unit norm, detached.

@@ -9,13 +9,14 @@ Movshovitz-Attias et al., "No Fuss Distance Metric Learning using Proxies", ICCV
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from noisyml.checks import Count, Ge, Positive
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss
 from noisyml.similarity.memory_bank import MemoryBank
@@ -88,38 +89,32 @@ class ProxyNCAPPLoss(EmbeddingLoss):
         block_bytes: bound on the logits held at a time, in bytes.
 
     Raises:
-        UserError: an argument out of range, or not exactly one of scale and temperature.
+        ArgumentError: a value out of range.
+        UserError: not exactly one of scale and temperature.
     """
 
     gives = frozenset({"proxies"})
 
     def __init__(
         self,
-        num_classes: int,
-        embedding_size: int,
-        scale: float | None = 3.0,
-        temperature: float | None = None,
-        proxy_init_std: float = 0.125,
+        num_classes: Annotated[int, Ge(2)],
+        embedding_size: Count,
+        scale: Positive | None = 3.0,
+        temperature: Positive | None = None,
+        proxy_init_std: Positive = 0.125,
         denominator: Denominator = "all",
-        block_bytes: int = 2**28,
+        block_bytes: Count = 2**28,
     ) -> None:
         super().__init__()
-        if num_classes < 2:
-            raise UserError(f"ProxyNCA++ compares classes, and there is {num_classes}: give two.")
         if (scale is None) == (temperature is None):
             raise UserError(
                 f"loss.scale={scale} and loss.temperature={temperature} set the same thing "
                 f"(T = 1/s^2): give one and set the other to null."
             )
-        given = scale if temperature is None else temperature
-        if given is None or not given > 0:
-            name = "scale" if temperature is None else "temperature"
-            raise UserError(f"loss.{name}={given} must exceed 0.")
-        if not proxy_init_std > 0:
-            raise UserError(f"loss.proxy_init_std={proxy_init_std} must exceed 0.")
-        if denominator not in get_args(Denominator):
-            raise UserError(f"loss.denominator={denominator} is not known: use all or negatives.")
-        self.scale = given if temperature is None else given**-0.5
+        if temperature is not None:
+            scale = temperature**-0.5
+        assert scale is not None
+        self.scale: float = scale
         self.denominator: Denominator = denominator
         self.block_bytes = block_bytes
         self.weight = nn.Parameter(torch.randn(num_classes, embedding_size) * proxy_init_std)

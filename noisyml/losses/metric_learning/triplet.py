@@ -8,22 +8,25 @@ distance-weighted ones; with the constants and rules of the code released with P
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, get_args
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisyml.errors import UserError
+from noisyml.checks import Interval, Seed
 from noisyml.losses.base import EmbeddingLoss
 from noisyml.losses.metric_learning.distances import pair_distances
 from noisyml.similarity.memory_bank import MemoryBank
 
-#: Which negatives meet a pair of anchor and positive.
+#: Ways to choose the negatives that meet a pair of anchor and positive.
 Negatives = Literal["random", "hardest", "semi_hard", "all", "distance_weighted"]
-#: What a triplet costs.
+#: Ways to turn the distances of a triplet into a cost.
 Form = Literal["hinge", "contrastive"]
+
+#: Distance of unit vectors.
+Distance = Annotated[float, Interval(ge=0, le=2)]
 
 #: Added to differences before their norm, as PyTorch's pairwise distance does.
 _OFFSET = 1e-6
@@ -178,7 +181,7 @@ class TripletLoss(EmbeddingLoss):
         seed: of the draws of ``random`` and ``distance_weighted``.
 
     Raises:
-        UserError: an unknown choice, or a distance out of range.
+        ArgumentError: an unknown choice, or a distance out of range.
     """
 
     steps: Tensor
@@ -186,28 +189,13 @@ class TripletLoss(EmbeddingLoss):
     def __init__(
         self,
         negatives: Negatives = "distance_weighted",
-        margin: float = 0.2,
+        margin: Distance = 0.2,
         form: Form = "hinge",
-        cutoff: float = 0.5,
-        reach: float = 1.4,
-        seed: int = 0,
+        cutoff: Annotated[float, Interval(gt=0, le=2)] = 0.5,
+        reach: Distance = 1.4,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
-        for name, value, choices in (
-            ("negatives", negatives, get_args(Negatives)),
-            ("form", form, get_args(Form)),
-        ):
-            if value not in choices:
-                raise UserError(
-                    f"loss.{name}={value} is not known: use one of {', '.join(choices)}."
-                )
-        for name, distance in (("margin", margin), ("cutoff", cutoff), ("reach", reach)):
-            if not 0 <= distance <= 2:
-                raise UserError(
-                    f"loss.{name}={distance} is a distance of unit vectors: give 0 to 2."
-                )
-        if cutoff == 0:
-            raise UserError("loss.cutoff=0 gives equal embeddings infinite weight: give e.g. 0.5.")
         self.negatives: Negatives = negatives
         self.margin = margin
         self.form: Form = form

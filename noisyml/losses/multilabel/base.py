@@ -6,16 +6,15 @@ from abc import abstractmethod
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import sigmoid_focal_loss
 
-from noisyml.errors import UserError
+from noisyml.checks import NonNegative, Share
 from noisyml.losses.base import ScoreLoss
+from noisyml.losses.links import SIGMOID
 from noisyml.targets.entries import by_entry
 
 Reduction = Literal["mean", "class_sum"]
-REDUCTIONS: tuple[str, ...] = ("mean", "class_sum")
 
 
 def bce_entries(logits: Tensor, labels: Tensor) -> Tensor:
@@ -28,7 +27,7 @@ def bce_entries(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         [B, C], in nats.
     """
-    return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype), reduction="none")
+    return SIGMOID.entropy(logits, labels)
 
 
 def focal_entries(
@@ -73,17 +72,13 @@ class MultiLabelLoss(ScoreLoss):
             loss (a regulariser, a discrepancy) weigh less against it.
 
     Raises:
-        UserError: an unknown reduction.
+        ArgumentError: an unknown reduction.
     """
 
     kind: ClassVar[str] = "a loss on several labels per image"
 
     def __init__(self, reduction: Reduction = "mean") -> None:
         super().__init__()
-        if reduction not in REDUCTIONS:
-            raise UserError(
-                f"loss.reduction={reduction} is unknown; choose one of {', '.join(REDUCTIONS)}."
-            )
         self.reduction: Reduction = reduction
 
     @abstractmethod
@@ -126,17 +121,13 @@ class Focal(MultiLabelLoss):
         reduction: see `MultiLabelLoss`.
 
     Raises:
-        UserError: a value out of range.
+        ArgumentError: a value out of range.
     """
 
     def __init__(
-        self, alpha: float = 0.25, gamma: float = 2.0, reduction: Reduction = "mean"
+        self, alpha: Share = 0.25, gamma: NonNegative = 2.0, reduction: Reduction = "mean"
     ) -> None:
         super().__init__(reduction)
-        if not 0 <= alpha <= 1 or gamma < 0:
-            raise UserError(
-                f"loss.alpha={alpha} must lie in 0 .. 1, and loss.gamma={gamma} must be at least 0."
-            )
         self.alpha = alpha
         self.gamma = gamma
 

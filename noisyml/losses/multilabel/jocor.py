@@ -10,14 +10,12 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from noisyml.losses.links import SIGMOID, Sigmoid, joint_loss
 
 Unit = Literal["entry", "sample", "class"]
 Divergence = Literal["symmetric_kl", "released"]
-
-#: Probabilities are compared within these bounds.
-CLAMP = 1e-4
 
 
 def joint_losses(
@@ -27,7 +25,7 @@ def joint_losses(
     co_lambda: float = 0.6,
     divergence: Divergence = "symmetric_kl",
 ) -> Tensor:
-    """(1 - lambda) of both cross-entropies plus lambda of what the networks disagree about.
+    """(1 - lambda) of both cross-entropies plus lambda of the networks' disagreement.
 
     Args:
         first: logits [B, C] of one network; computed in float32 at least.
@@ -43,15 +41,20 @@ def joint_losses(
     """
     dtype = torch.promote_types(first.dtype, torch.float32)
     first, second, labels = first.to(dtype), second.to(dtype), labels.to(dtype)
-    entropies = F.binary_cross_entropy_with_logits(first, labels, reduction="none")
-    entropies = entropies + F.binary_cross_entropy_with_logits(second, labels, reduction="none")
-    p = first.sigmoid().clamp(CLAMP, 1 - CLAMP)
-    q = second.sigmoid().clamp(CLAMP, 1 - CLAMP)
-    if divergence == "symmetric_kl":
-        apart = (p - q) * (torch.logit(p) - torch.logit(q))
-    else:
-        apart = -_entropy(p) - _entropy(q) - 2 * p * q - 2 * (1 - p) * (1 - q)
-    return (1 - co_lambda) * entropies + co_lambda * apart
+    link = SIGMOID if divergence == "symmetric_kl" else _RELEASED
+    return joint_loss(first, second, labels, co_lambda, link)
+
+
+class _Released(Sigmoid):
+    """Sigmoids with the disagreement of the re-implementation."""
+
+    def divergence(self, first: Tensor, second: Tensor) -> Tensor:
+        """[B, C], negative at times."""
+        p, q = self.clamped(first), self.clamped(second)
+        return -_entropy(p) - _entropy(q) - 2 * p * q - 2 * (1 - p) * (1 - q)
+
+
+_RELEASED = _Released()
 
 
 def _entropy(p: Tensor) -> Tensor:
@@ -61,7 +64,7 @@ def _entropy(p: Tensor) -> Tensor:
 
 @torch.no_grad()
 def small_losses(losses: Tensor, rate: float, unit: Unit = "entry") -> Tensor:
-    """Which entries teach: a share of the smallest losses, of equals the first.
+    """Mask of the entries that teach: a share of the smallest losses, of equals the first.
 
     Args:
         losses: [B, C].

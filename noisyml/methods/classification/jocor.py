@@ -12,7 +12,7 @@ from typing import Any
 
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
-from noisyml.losses.classification.jocor import joint_loss
+from noisyml.losses.links import joint_loss
 from noisyml.methods.classification.base import kept_mean
 from noisyml.methods.classification.small_loss import SmallLoss
 from noisyml.methods.two_networks import Predict

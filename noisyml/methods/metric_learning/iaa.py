@@ -21,12 +21,8 @@ from noisyml import distributed
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss
-from noisyml.losses.metric_learning.iaa import (
-    AugmentationSchedule,
-    ClassCovariance,
-    augmented_loss,
-    full_class_moments,
-)
+from noisyml.losses.metric_learning.class_covariance import ClassCovariance, full_class_moments
+from noisyml.losses.metric_learning.iaa import AugmentationSchedule, augmented_loss
 from noisyml.methods.metric_learning.base import MetricLearning
 from noisyml.methods.metric_learning.pseudo_labels import PseudoLabels
 from noisyml.metrics.base import Evaluator

@@ -1,5 +1,7 @@
 """Losses on class scores: reference vectors, limits, memories, transition matrices."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -276,25 +278,25 @@ def test_a_given_matrix(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("kind", "wrong", "sentence"),
     [
-        (GeneralisedCrossEntropy, {"q": 0.0}, "loss.q=0.0"),
-        (GeneralisedCrossEntropy, {"truncation": 1.0}, "loss.truncation=1.0"),
-        (ForwardCorrection, {"transition": "given"}, "use one of estimated, symmetric"),
+        (GeneralisedCrossEntropy, {"q": 0.0}, "q=0.0"),
+        (GeneralisedCrossEntropy, {"truncation": 1.0}, "truncation=1.0"),
+        (ForwardCorrection, {"transition": "given"}, "must be estimated, symmetric, pair or file"),
         (ForwardCorrection, {"transition": "pair"}, "loss.rate=None with pair: set it"),
         (ForwardCorrection, {"rate": 0.2}, "set loss.rate=null"),
         (ForwardCorrection, {"path": "a.npy"}, "set loss.path=null"),
         (ForwardCorrection, {"transition": "file", "path": "a.npy"}, "There is no noise matrix"),
-        (ForwardCorrection, {"transition": "pair", "rate": 1.0}, "share of wrong labels"),
+        (ForwardCorrection, {"transition": "pair", "rate": 1.0}, "rate=1.0 must be .* below 1"),
         (ForwardCorrection, {"outliers": 0.2}, "loss.outliers=0.2 must be below 1/5"),
         (ForwardCorrection, {"estimation_epoch": 0}, "untrained network"),
         (BackwardCorrection, {"transition": "symmetric", "rate": 0.8}, "has no inverse"),
-        (EarlyLearningRegularisation, {"momentum": 1.0}, "loss.momentum"),
-        (EarlyLearningRegularisation, {"weight": -1.0}, "loss.weight"),
-        (SelfAdaptiveTraining, {"momentum": -0.1}, "loss.momentum"),
-        (SelfAdaptiveTraining, {"warmup_epochs": -1}, "loss.warmup_epochs"),
+        (EarlyLearningRegularisation, {"momentum": 1.0}, "momentum"),
+        (EarlyLearningRegularisation, {"weight": -1.0}, "weight"),
+        (SelfAdaptiveTraining, {"momentum": -0.1}, "momentum"),
+        (SelfAdaptiveTraining, {"warmup_epochs": -1}, "warmup_epochs"),
     ],
 )
 def test_settings_out_of_range_are_refused(kind, wrong, sentence):
     sizes = {"num_classes": 5, "num_samples": 10}
-    takes = kind.__init__.__code__.co_varnames
+    takes = inspect.signature(kind).parameters
     with pytest.raises(UserError, match=sentence):
         kind(**{k: v for k, v in sizes.items() if k in takes}, **wrong)

@@ -437,15 +437,18 @@ def test_adapters_are_parameters_from_the_start():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: RKDDistance("some"), "use all or distinct"),
-        (lambda: RKDAngle(group_size=2), "group_size=2 leaves no triples"),
-        (lambda: RKDAngle(eps=-1.0), "eps=-1.0 is negative"),
-        (lambda: HardDarkRank(list_length=0), "list_length=0 ranks nothing"),
-        (lambda: HintonDistillation(0.0), "must exceed 0"),
+        (lambda: RKDDistance("some"), "tuples=some must be all or distinct"),
+        (
+            lambda: RKDAngle(group_size=2),
+            "group_size=2 must be a whole number of at least 3 or null",
+        ),
+        (lambda: RKDAngle(eps=-1.0), "eps=-1.0 must be"),
+        (lambda: HardDarkRank(list_length=0), "list_length=0 must be"),
+        (lambda: HintonDistillation(0.0), "temperature=0.0 must be a number above 0"),
         (lambda: AttentionTransfer([]), "names no layers"),
         (lambda: FitNet({}, {}), "all are missing"),
         (lambda: FitNet({"a": 2}, {"b": 2}), "a, b are missing"),
-        (lambda: DistillationSum({}), "no terms"),
+        (lambda: DistillationSum({}), "has no terms"),
         (lambda: DistillationSum({"a": RKDAngle()}, {"b": 1.0}), "weighs a term 'b'"),
         (lambda: DistillationSum({"a": RKDAngle()}, {"a": 0.0}), "all its weights are 0"),
         (

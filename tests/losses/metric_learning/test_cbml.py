@@ -1,5 +1,7 @@
 """Contrastive Bayesian loss: the authors' values, gradients and masks, and its own promises."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from support import paths
 
 from noisyml.errors import UserError
 from noisyml.losses.metric_learning.cbml import CBMLLoss, _most_similar, cbml_loss
-from noisyml.losses.metric_learning.pairs import cosine_pairs, mine_pairs
+from noisyml.losses.metric_learning.pairs import Samples, cosine_pairs, mine_pairs
 from noisyml.metrics.retrieval import retrieval_metrics
 
 GOLDEN = paths.GOLDEN / "cbml"
@@ -84,7 +86,7 @@ def test_values_and_gradients(name, form):
 @pytest.mark.parametrize("name", sorted({name for name, _ in CASES}))
 def test_mined_pairs(name):
     case = load(name)
-    pairs = cosine_pairs(case["feats"], case["labels"], positive_cutoff=1e-5)
+    pairs = cosine_pairs(Samples.of_batch(case["feats"], case["labels"])).below(1e-5)
     positive, negative = mine_pairs(pairs, case["hp_margin"].item())
     if not case["hp_adaptive_neg"]:
         negative = _most_similar(pairs, 100)
@@ -100,20 +102,11 @@ def test_terms_of_single_anchors(name, form):
     """One anchor against the whole batch shows its own three terms and centre."""
     case = load(name)
     labels, given_arguments = case["labels"], arguments(case)
-    number = torch.arange(len(labels))
+    batch = Samples.of_batch(case["feats"], labels)
 
     def terms(i, **changed):
-        row = slice(i, i + 1)
-        return cbml_loss(
-            case["feats"][row],
-            labels[row],
-            case["feats"],
-            labels,
-            number[row],
-            number,
-            form=form,
-            **{**given_arguments, **changed},
-        )
+        pairs = cosine_pairs(batch.rows(slice(i, i + 1)), batch)
+        return cbml_loss(pairs, form=form, **{**given_arguments, **changed})
 
     for i in range(0, len(labels), max(1, len(labels) // 12)):
         positive, negative, constraint = case[f"terms_{form}"][i].tolist()
@@ -326,14 +319,14 @@ def test_mean_reduction_divides_by_the_negatives():
         ({"form": "lgo"}, "log"),
         ({"constraint": "mcv"}, "Did you mean 'mvc'"),
         ({"mvc_reduction": "max"}, "sum or mean"),
-        ({"b_p": 0.0}, "loss.b_p=0.0"),
-        ({"b_n": -1.0}, "loss.b_n=-1.0"),
-        ({"mvc_weight": -1.0}, "loss.mvc_weight"),
-        ({"positive_weight": -1.0}, "loss.positive_weight"),
-        ({"negative_weight": float("nan")}, "loss.negative_weight"),
-        ({"positive_cutoff": -1e-5}, "loss.positive_cutoff"),
+        ({"b_p": 0.0}, "b_p=0.0"),
+        ({"b_n": -1.0}, "b_n=-1.0"),
+        ({"mvc_weight": -1.0}, "mvc_weight"),
+        ({"positive_weight": -1.0}, "positive_weight"),
+        ({"negative_weight": float("nan")}, "negative_weight"),
+        ({"positive_cutoff": -1e-5}, "positive_cutoff"),
         ({"hyper_weight": 1.2}, "from 0 to 1"),
-        ({"fixed_negatives": 0}, "give 1 or more"),
+        ({"fixed_negatives": 0}, "of at least 1"),
         ({"form": "const", "a_n": 0.0}, "raise loss.b_n"),
         ({"form": "sqrt", "b_p": 0.001}, "raise loss.b_p"),
     ],
@@ -347,8 +340,5 @@ def test_config_states_the_defaults_of_the_code():
     node = OmegaConf.load(CONF / "cbml.yaml")
     built = instantiate(node)
     assert type(built) is CBMLLoss
-    assert {key: getattr(CBMLLoss(), key) for key in node if key != "_target_"} == {
-        key: value for key, value in node.items() if key != "_target_"
-    }
-    public = {key for key in vars(built) if not key.startswith("_") and key != "training"}
-    assert public == set(node) - {"_target_"}
+    defaults = {n: p.default for n, p in inspect.signature(CBMLLoss).parameters.items()}
+    assert {key: value for key, value in node.items() if key != "_target_"} == defaults

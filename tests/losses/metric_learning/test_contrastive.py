@@ -10,6 +10,7 @@ from noisyml.losses.metric_learning.contrastive import (
     contrastive_loss,
     memory_contrastive_loss,
 )
+from noisyml.losses.metric_learning.pairs import Samples, cosine_pairs
 from noisyml.similarity.memory_bank import MemoryBank
 
 
@@ -52,10 +53,8 @@ def test_bank_term_equals_its_definition(seed, n, m, relu_form, block_bytes):
     expected.backward()
     anchors.requires_grad_()
     actual = memory_contrastive_loss(
-        anchors,
-        labels,
-        references,
-        reference_labels,
+        Samples(anchors, labels),
+        Samples(references, reference_labels),
         keep=keep,
         relu_form=relu_form,
         block_bytes=block_bytes,
@@ -75,7 +74,8 @@ def test_batch_term_equals_its_definition(seed, n, relu_form):
     expected = plain_sum(kept, labels[keep], kept, labels[keep], relu_form) / max(1, len(kept))
     expected.backward()
     embeddings.requires_grad_()
-    actual = contrastive_loss(embeddings, labels, keep=keep, relu_form=relu_form)
+    pairs = cosine_pairs(Samples(embeddings, labels)).among(keep)
+    actual = contrastive_loss(pairs, relu_form=relu_form)
     actual.backward()
     torch.testing.assert_close(actual, expected)
     torch.testing.assert_close(embeddings.grad, expected_at.grad)
@@ -112,7 +112,9 @@ def test_weights_and_an_empty_bank():
     assert MemoryContrastiveLoss()(embeddings, labels, memory=empty) == alone
     bank = MemoryBank(9, 5, 3, dtype=torch.float64)
     bank.enqueue(stored, stored_labels, stored_labels)
-    memory_term = memory_contrastive_loss(embeddings, labels, stored, stored_labels)
+    memory_term = memory_contrastive_loss(
+        Samples(embeddings, labels), Samples(stored, stored_labels)
+    )
     weighted = MemoryContrastiveLoss(batch_weight=2.0, memory_weight=0.5)
     torch.testing.assert_close(
         weighted(embeddings, labels, memory=bank), 2 * alone + 0.5 * memory_term

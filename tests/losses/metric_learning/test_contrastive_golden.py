@@ -10,6 +10,7 @@ from noisyml.losses.metric_learning.contrastive import (
     contrastive_loss,
     memory_contrastive_loss,
 )
+from noisyml.losses.metric_learning.pairs import Samples, cosine_pairs
 from noisyml.losses.metric_learning.pml import PMLLoss
 
 GOLDEN = paths.GOLDEN / "prism"
@@ -32,10 +33,8 @@ def test_against_references(case, block_bytes):
     golden = load("contrastive_losses.npz")
     anchors = golden[f"{case}_feats"].requires_grad_()
     loss = memory_contrastive_loss(
-        anchors,
-        golden[f"{case}_targets"],
-        golden[f"{case}_ref_feats"],
-        golden[f"{case}_ref_targets"],
+        Samples(anchors, golden[f"{case}_targets"]),
+        Samples(golden[f"{case}_ref_feats"], golden[f"{case}_ref_targets"]),
         block_bytes=block_bytes,
     )
     loss.backward()
@@ -61,12 +60,12 @@ def test_the_cutoff_lies_between_the_recorded_cosines():
         torch.testing.assert_close(sims, golden["sims"], atol=1e-9, rtol=0)
         for sim in sims.tolist():
             other = torch.tensor([[sim, (1 - sim**2) ** 0.5]], dtype=torch.float64)
-            labels = torch.tensor([label])
-            loss = memory_contrastive_loss(anchor, torch.tensor([0]), other, labels)
+            batch = Samples(anchor, torch.tensor([0]))
+            loss = memory_contrastive_loss(batch, Samples(other, torch.tensor([label])))
             costs = sim < 1 - 1e-5 if label == 0 else sim > 0.5
             assert bool(loss > 0) == costs
-    pair = torch.cat([anchor, anchor])
-    assert contrastive_loss(pair, torch.tensor([0, 0])) == 0
+    pair = Samples(torch.cat([anchor, anchor]), torch.tensor([0, 0]))
+    assert contrastive_loss(cosine_pairs(pair)) == 0
 
 
 @pytest.mark.parametrize(

@@ -11,20 +11,20 @@ from support import paths
 
 from noisyml.errors import UserError
 from noisyml.losses.metric_learning.cbml import CBMLLoss
-from noisyml.losses.metric_learning.contrastive import ContrastiveLoss
-from noisyml.losses.metric_learning.iaa import (
-    AugmentationSchedule,
+from noisyml.losses.metric_learning.class_covariance import (
     ClassCovariance,
-    augmented_loss,
     correction_weight,
     full_class_moments,
     neighbor_covariance,
 )
+from noisyml.losses.metric_learning.contrastive import ContrastiveLoss
+from noisyml.losses.metric_learning.iaa import AugmentationSchedule, augmented_loss
 from noisyml.losses.metric_learning.pair_losses import (
     HardestNegativeTripletLoss,
     MultiSimilarityLoss,
     TwoMarginContrastiveLoss,
 )
+from noisyml.losses.metric_learning.pairs import Samples, cosine_pairs
 from noisyml.metrics.retrieval import retrieval_metrics
 
 GOLDEN = paths.GOLDEN / "iaa"
@@ -416,14 +416,9 @@ def test_anchors_that_multi_similarity_uses(copies):
     number = torch.arange(len(case["labels"]))
     for i in range(len(number)):
         row = slice(i, i + 1)
-        value = MultiSimilarityLoss().between(
-            columns[row],
-            case["labels"][row],
-            columns,
-            case[f"all_labels_M{copies}"],
-            number[row],
-            number.repeat(copies + 1),
-        )
+        anchors = Samples(columns[row], case["labels"][row], number[row])
+        others = Samples(columns, case[f"all_labels_M{copies}"], number.repeat(copies + 1))
+        value = MultiSimilarityLoss().of(cosine_pairs(anchors, others))
         assert bool(value > 0) == bool(case[f"anchor_used_M{copies}"][i])
 
 
@@ -592,7 +587,7 @@ def test_mistakes_of_the_statistics(wrong, sentence):
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"strength": -0.1}, "strength -0.1"),
+        ({"strength": -0.1}, "strength=-0.1"),
         ({"epochs": 0}, "epochs=0"),
         ({"start_epoch": -1}, "start_epoch=-1"),
         ({"warmup_epochs": -1}, "warmup_epochs=-1"),

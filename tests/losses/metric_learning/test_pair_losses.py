@@ -1,5 +1,7 @@
 """Losses on anchors and columns: against their definitions and the library's."""
 
+import inspect
+
 import pytest
 import torch
 from hydra.utils import instantiate
@@ -16,6 +18,7 @@ from noisyml.losses.metric_learning.pair_losses import (
     TwoMarginContrastiveLoss,
 )
 from noisyml.losses.metric_learning.pairs import (
+    Samples,
     cosine_pairs,
     log1p_sum_exp,
     row_max,
@@ -42,8 +45,10 @@ def batch(seed, n=24, dim=6, classes=4, dtype=torch.float64):
     return torch.nn.functional.normalize(rows, dim=1), labels, torch.rand(n, generator=generator)
 
 
-def definition(loss, anchors, labels, columns, column_labels, anchor_id, column_id):
+def definition(loss, anchor_side, column_side):
     """Anchor by anchor, from lists of its cosines."""
+    anchors, labels, anchor_id = anchor_side
+    columns, column_labels, column_id = column_side
     total = (anchors * 0).sum() + (columns * 0).sum()
     for anchor, label, number in zip(anchors, labels, anchor_id, strict=True):
         cosines = columns @ anchor
@@ -86,9 +91,12 @@ def test_equals_its_definition(seed, n, copies, loss):
     numbers, column_labels = number.repeat(copies + 1)[order], labels.repeat(copies + 1)[order]
 
     gradients, values = [], []
-    for function in (loss.between, lambda *pairs: definition(loss, *pairs)):
+    for function in (
+        lambda *sides: loss.of(cosine_pairs(*sides)),
+        lambda *sides: definition(loss, *sides),
+    ):
         anchors, others = originals.clone().requires_grad_(), columns.clone().requires_grad_()
-        value = function(anchors, labels, others, column_labels, number, numbers)
+        value = function(Samples(anchors, labels, number), Samples(others, column_labels, numbers))
         value.backward()
         values.append(value.detach())
         gradients.append((anchors.grad, others.grad))
@@ -117,11 +125,8 @@ def test_dropped_samples_leave_no_trace(loss, seed, n):
 def test_parts_of_the_anchors_add_up(loss):
     """Anchors of two processes against all columns: the same loss as in one."""
     embeddings, labels, _ = batch(1)
-    number = torch.arange(len(labels))
-    parts = [
-        loss.between(embeddings[part], labels[part], embeddings, labels, number[part], number)
-        for part in (slice(0, 12), slice(12, 24))
-    ]
+    whole = Samples.of_batch(embeddings, labels)
+    parts = [loss.of(cosine_pairs(part, whole)) for part in whole.blocks(12)]
     torch.testing.assert_close(sum(parts) / 2, loss(embeddings, labels))
 
 
@@ -180,24 +185,24 @@ def test_row_functions(seed, n):
 
 def test_columns_come_whole():
     embeddings, labels, _ = batch(0)
-    number = torch.arange(len(labels))
+    whole = Samples.of_batch(embeddings, labels)
     with pytest.raises(ValueError, match="go together"):
-        cosine_pairs(embeddings, labels, embeddings, labels, number)
+        cosine_pairs(whole, Samples(embeddings, labels))
     with pytest.raises(ValueError, match="anchors"):
-        cosine_pairs(embeddings, labels[:3], embeddings, labels, number, number)
+        cosine_pairs(whole._replace(labels=labels[:3]), whole)
     with pytest.raises(ValueError, match="columns"):
-        cosine_pairs(embeddings, labels, embeddings, labels[:3], number, number)
+        cosine_pairs(whole, Samples(embeddings, labels[:3]))
 
 
 @pytest.mark.parametrize(
     ("kind", "wrong", "sentence"),
     [
-        (MultiSimilarityLoss, {"alpha": 0.0}, "loss.alpha"),
-        (MultiSimilarityLoss, {"beta": -1.0}, "loss.beta"),
-        (MultiSimilarityLoss, {"positive_cutoff": -1.0}, "loss.positive_cutoff"),
-        (TwoMarginContrastiveLoss, {"positive_margin": 1.5}, "loss.positive_margin"),
-        (TwoMarginContrastiveLoss, {"negative_margin": -2.0}, "loss.negative_margin"),
-        (HardestNegativeTripletLoss, {"margin": -0.1}, "loss.margin"),
+        (MultiSimilarityLoss, {"alpha": 0.0}, "alpha"),
+        (MultiSimilarityLoss, {"beta": -1.0}, "beta"),
+        (MultiSimilarityLoss, {"positive_cutoff": -1.0}, "positive_cutoff"),
+        (TwoMarginContrastiveLoss, {"positive_margin": 1.5}, "positive_margin"),
+        (TwoMarginContrastiveLoss, {"negative_margin": -2.0}, "negative_margin"),
+        (HardestNegativeTripletLoss, {"margin": -0.1}, "margin"),
     ],
 )
 def test_mistakes(kind, wrong, sentence):
@@ -218,9 +223,4 @@ def test_configs_state_the_defaults_of_the_code(name, kind):
     built = instantiate(node)
     assert type(built) is kind
     written = {key: value for key, value in node.items() if key != "_target_"}
-    defaults = {
-        key: value
-        for key, value in vars(kind()).items()
-        if not key.startswith("_") and key != "training"
-    }
-    assert written == defaults
+    assert written == {n: p.default for n, p in inspect.signature(kind).parameters.items()}

@@ -355,13 +355,13 @@ def test_module_temperature_proxies_and_start():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"num_classes": 1}, "give two"),
+        ({"num_classes": 1}, "num_classes=1 must be .* of at least 2"),
         ({"temperature": 0.1}, "set the other to null"),
         ({"scale": None}, "set the other to null"),
-        ({"scale": 0.0}, "loss.scale=0.0 must exceed 0"),
-        ({"scale": None, "temperature": -1.0}, "loss.temperature=-1.0 must exceed 0"),
-        ({"proxy_init_std": 0.0}, "loss.proxy_init_std"),
-        ({"denominator": "positives"}, "use all or negatives"),
+        ({"scale": 0.0}, "scale=0.0 must be a number above 0 or null"),
+        ({"scale": None, "temperature": -1.0}, "temperature=-1.0 must be a number above 0"),
+        ({"proxy_init_std": 0.0}, "proxy_init_std=0.0"),
+        ({"denominator": "positives"}, "must be all or negatives"),
     ],
 )
 def test_impossible_settings_are_refused_in_a_sentence(arguments, said):

@@ -251,11 +251,11 @@ def test_half_precision_is_computed_in_full():
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"negatives": "hard"}, "loss.negatives=hard is not known: use one of random, hardest"),
-        ({"form": "soft"}, "loss.form=soft"),
-        ({"margin": -0.1}, "loss.margin=-0.1 is a distance"),
-        ({"reach": 2.5}, "loss.reach=2.5"),
-        ({"cutoff": 0.0}, "loss.cutoff=0"),
+        ({"negatives": "hard"}, "negatives=hard must be random, hardest"),
+        ({"form": "soft"}, "form=soft must be hinge or contrastive"),
+        ({"margin": -0.1}, "margin=-0.1 must be a number from 0 to 2"),
+        ({"reach": 2.5}, "reach=2.5"),
+        ({"cutoff": 0.0}, "cutoff=0.0 must be a number above 0 and at most 2"),
     ],
 )
 def test_impossible_settings_are_refused_in_a_sentence(arguments, said):

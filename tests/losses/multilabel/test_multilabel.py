@@ -101,9 +101,9 @@ def test_focal_without_modulation_is_weighted_cross_entropy():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: BinaryCrossEntropy("sum"), "choose one of mean, class_sum"),
-        (lambda: Focal(alpha=1.5), r"must lie in 0 \.\. 1"),
-        (lambda: Focal(gamma=-1.0), "must be at least 0"),
+        (lambda: BinaryCrossEntropy("sum"), "reduction=sum must be mean or class_sum"),
+        (lambda: Focal(alpha=1.5), "alpha=1.5 must be a number from 0 to 1"),
+        (lambda: Focal(gamma=-1.0), "gamma=-1.0 must be a number of at least 0"),
     ],
 )
 def test_mistakes_end_in_a_sentence(make, words):

@@ -107,10 +107,10 @@ def test_memories_travel_with_checkpoints_and_stand_still_in_the_warm_up():
 @pytest.mark.parametrize(
     ("make_loss", "sentence"),
     [
-        (lambda: MultiLabelSAT(1, 1, momentum=1.0), r"loss\.momentum=1\.0"),
-        (lambda: MultiLabelSAT(1, 1, warmup_epochs=-1), r"loss\.warmup_epochs=-1"),
-        (lambda: MultiLabelELR(1, 1, weight=-1.0), r"loss\.weight=-1\.0"),
-        (lambda: MultiLabelELR(1, 1, momentum=-0.1), r"loss\.momentum=-0\.1"),
+        (lambda: MultiLabelSAT(1, 1, momentum=1.0), r"momentum=1\.0"),
+        (lambda: MultiLabelSAT(1, 1, warmup_epochs=-1), r"warmup_epochs=-1"),
+        (lambda: MultiLabelELR(1, 1, weight=-1.0), r"weight=-1\.0"),
+        (lambda: MultiLabelELR(1, 1, momentum=-0.1), r"momentum=-0\.1"),
     ],
 )
 def test_values_out_of_range_are_refused(make_loss, sentence):

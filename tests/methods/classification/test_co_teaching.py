@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from support import paths
 
 from noisyml.errors import UserError
-from noisyml.losses.classification.jocor import joint_loss
+from noisyml.losses.links import joint_loss
 from noisyml.methods.classification.base import kept_mean
 from noisyml.methods.classification.co_teaching import CoTeaching, CoTeachingPlus, disagreement
 from noisyml.methods.classification.jocor import JoCoR

@@ -12,12 +12,9 @@ from torch import nn
 
 from noisyml.errors import UserError
 from noisyml.losses.classification.eac import attention_consistency
-from noisyml.losses.classification.elr import (
-    EarlyLearningRegularisation,
-    clamped_softmax,
-    early_learning_regulariser,
-)
-from noisyml.losses.classification.sat import SelfAdaptiveTraining, weighted_soft_cross_entropy
+from noisyml.losses.classification.elr import EarlyLearningRegularisation
+from noisyml.losses.classification.sat import SelfAdaptiveTraining
+from noisyml.losses.links import SOFTMAX
 from noisyml.methods.classification.eac import EAC
 from noisyml.metrics.classification import ClassificationEvaluator
 from noisyml.models.backbones.base import Backbone, mlp, resnet, small_cnn, timm_model
@@ -231,10 +228,10 @@ def test_where_both_views_teach_a_memory_moves_once_and_by_the_unmirrored(kind):
             image = batch()["views"][:, view]
             logits = shown.classifier(shown.encoder({"image": image})).detach()
             if kind == "elr":
-                pull = early_learning_regulariser(clamped_softmax(logits), rows)
+                pull = torch.log1p(-SOFTMAX.overlap(rows, SOFTMAX.clamped(logits)))
                 each.append(F.cross_entropy(logits, LABELS) + shown.loss.weight * pull.mean())
             else:
-                each.append(weighted_soft_cross_entropy(logits, rows).mean())
+                each.append(SOFTMAX.soft_entropy(logits, rows).mean())
         torch.testing.assert_close(found, sum(each) / 2)
 
 
