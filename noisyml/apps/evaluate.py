@@ -2,7 +2,7 @@
 
 ``noisyml evaluate checkpoint=RUN_DIR`` takes the run's configuration and its last weights;
 ``which=best`` takes others. Any setting of the run may be changed, and parts exchanged:
-``dataset=csv dataset.path=labels.csv``, ``evaluator.recall_at=[1,10]``.
+``dataset=csv dataset.path=labels.csv``, ``evaluators.retrieval.recall_at=[1,10]``.
 """
 
 from __future__ import annotations

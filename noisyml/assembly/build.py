@@ -18,7 +18,7 @@ from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss
 from noisyml.methods.base import Method, load_encoder
 from noisyml.methods.classification.base import load_classifier
-from noisyml.metrics.base import Evaluator
+from noisyml.metrics.base import Evaluator, needed_outputs
 from noisyml.models.backbones.base import Backbone
 from noisyml.models.encoder import Encoder
 from noisyml.models.teacher import Teacher
@@ -89,19 +89,20 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
     check_model_choice(config)
     data = data_module(config, **data_settings)
     check_parts(config)
-    evaluator = build(config.evaluator)
-    check_outputs(config, evaluator, build_optional(config.get("distillation")))
+    evaluators = build_evaluators(config)
+    check_outputs(config, evaluators, build_optional(config.get("distillation")))
     if training:
         check_views(config, data.transform)
     backbone = build(config.backbone)
     # Erased pixels take the colour that this backbone's normalisation turns into 0.
     data.transform = build(config.transform, mean_colour=backbone.mean_colour)
     data.prepare_labels(backbone if backbone.frozen else None)
-    check_labels(config, data, evaluator)
-    check_classes(data, evaluator)
+    check_labels(config, data, evaluators)
+    check_classes(data, evaluators)
     if training:
         check_trusted(config, data)
-    evaluator.class_names = data.class_names
+    for evaluator in evaluators.values():
+        evaluator.class_names = data.class_names
     if backbone.frozen:
         data.use_features_of(backbone)
 
@@ -146,12 +147,30 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
         class_names=data.class_names,
         optimizer=build(config.optimizer),
         scheduler=None if config.scheduler is None else build(config.scheduler),
-        evaluator=evaluator,
+        evaluator=evaluators,
         pseudo_labels=pseudo_labels,
         **extra,
         **sizes,
     )
     return Assembly(data, method)
+
+
+def build_evaluators(config: DictConfig) -> dict[str, Evaluator]:
+    """The evaluators of a configuration by name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if "evaluators" not in config:
+        raise UserError(
+            "The configuration was written by an earlier version of noisyml: it has no evaluators. "
+            "Start a new run with the same settings."
+        )
+    nodes = config.evaluators or {}
+    evaluators = {str(name): build(node) for name, node in nodes.items() if node is not None}
+    if not evaluators:
+        raise UserError("The run has no evaluator: choose one, e.g. evaluator=retrieval.")
+    return evaluators
 
 
 def build_teacher(
@@ -192,19 +211,22 @@ def build_teacher(
     return Teacher(encoder, classifier)
 
 
-def check_outputs(config: DictConfig, evaluator: Evaluator, distillation: Any) -> None:
+def check_outputs(
+    config: DictConfig, evaluators: Mapping[str, Evaluator], distillation: Any
+) -> None:
     """Refuse an evaluator or a distillation that asks for what the method does not compute.
 
     Raises:
         UserError: such a combination.
     """
     method: type[Method] = get_class(str(config.method["_target_"]))
-    if lacking := sorted(evaluator.needs - method.gives):
-        raise UserError(
-            f"{type(evaluator).__name__} evaluates {' and '.join(lacking)}, which "
-            f"{method.__name__} does not give: choose another evaluator=... or "
-            f"method=classification."
-        )
+    for evaluator in evaluators.values():
+        if lacking := sorted(evaluator.needs - method.gives):
+            raise UserError(
+                f"{type(evaluator).__name__} evaluates {' and '.join(lacking)}, which "
+                f"{method.__name__} does not give: choose another evaluator=... or "
+                f"method=classification."
+            )
     if distillation is not None and distillation.needs_logits and "logits" not in method.gives:
         raise UserError(
             f"The distillation compares class scores, and {method.__name__} gives none: choose "
@@ -228,7 +250,7 @@ def check_views(config: DictConfig, transform: ViewMaker) -> None:
     )
 
 
-def check_labels(config: DictConfig, data: DataModule, evaluator: Evaluator) -> None:
+def check_labels(config: DictConfig, data: DataModule, evaluators: Mapping[str, Evaluator]) -> None:
     """Refuse a method or an evaluator for another kind of labels than the data set gives.
 
     Raises:
@@ -242,21 +264,22 @@ def check_labels(config: DictConfig, data: DataModule, evaluator: Evaluator) -> 
             f"data set gives {given.words}: choose another data set or e.g. "
             f"method={given.example_method}."
         )
-    if given.name not in evaluator.target_kinds:
-        own = TARGETS[min(evaluator.target_kinds)]
-        raise UserError(
-            f"{type(evaluator).__name__} compares with {own.words}, but the data set gives "
-            f"{given.words}: leave out evaluator=..., or choose another one."
-        )
+    for evaluator in evaluators.values():
+        if given.name not in evaluator.target_kinds:
+            own = TARGETS[min(evaluator.target_kinds)]
+            raise UserError(
+                f"{type(evaluator).__name__} compares with {own.words}, but the data set gives "
+                f"{given.words}: leave out evaluator=..., or choose another one."
+            )
 
 
-def check_classes(data: DataModule, evaluator: Evaluator) -> None:
+def check_classes(data: DataModule, evaluators: Mapping[str, Evaluator]) -> None:
     """Class scores mean something only on splits that have the classes of training.
 
     Raises:
         UserError: a split with other classes, or noise that renumbers those of training.
     """
-    if "logits" not in evaluator.needs:
+    if "logits" not in needed_outputs(evaluators):
         return
     train = data.splits["train"]
     if data.manifest.class_source is not None or data.num_classes != len(train.class_names):

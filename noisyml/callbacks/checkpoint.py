@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,8 +14,14 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from noisyml.checks import Checked, Count
 from noisyml.errors import UserError
+from noisyml.methods.base import Method
+from noisyml.metrics.base import is_lower_better
 from noisyml.storage.files import atomic
+
+#: Stands for the metric that the method's first evaluator goes by.
+HEADLINE = "headline"
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -56,33 +63,52 @@ def set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-class RunCheckpoints(Checkpoint):
+def with_headline(metric: str, method: Method) -> str:
+    """A metric by its own name, where ``headline`` stands for it: ``val/headline``."""
+    split, slash, name = metric.rpartition("/")
+    return f"{split}{slash}{method.headline}" if name == HEADLINE else metric
+
+
+def _name(metric: str) -> str:
+    """Name of a metric without its split: of ``val/accuracy/cat`` it is ``accuracy/cat``."""
+    return metric.removeprefix("on_test/").partition("/")[2]
+
+
+class RunCheckpoints(Checked, Checkpoint):
     """Keeps ``last.ckpt`` (to continue from), the best by chosen metrics, the last few epochs.
 
     Args:
         folder: where checkpoints go.
         every_n_steps: also write ``last.ckpt`` every so many steps inside an epoch; null: only at
             the end of epochs.
-        best: file stem to the metric it follows, e.g. ``{best: val/map_at_r}``.
-        mode: ``max`` if larger metrics are better, else ``min``.
+        best: file stem to the metric it follows, e.g. ``{best: val/map_at_r}``; ``headline`` in
+            the place of a metric is the one that the method's first evaluator goes by.
+        mode: ``max`` if larger metrics are better, else ``min``; None: as the evaluators say.
     """
 
     def __init__(
         self,
         folder: str,
-        every_n_steps: int | None = None,
-        best: dict[str, str] | None = None,
-        mode: Literal["max", "min"] = "max",
+        every_n_steps: Count | None = None,
+        best: Mapping[str, str | None] | None = None,
+        mode: Literal["max", "min"] | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.every_n_steps = every_n_steps
         self.best = {stem: metric for stem, metric in (best or {}).items() if metric}
-        self.sign = 1.0 if mode == "max" else -1.0
+        self.mode = mode
         #: Of how many last epochs the weights are kept, see `epoch_path`.
         self.last_epochs = 0
         #: Best value and the number of epochs done when it was reached, by file stem.
         self.reached: dict[str, tuple[float, int]] = {}
         self._random: dict[str, Any] | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Find out which metric the headline is."""
+        if isinstance(pl_module, Method):
+            self.best = {
+                stem: with_headline(metric, pl_module) for stem, metric in self.best.items()
+            }
 
     @property
     def last(self) -> Path:
@@ -121,8 +147,9 @@ class RunCheckpoints(Checkpoint):
                     f"not compute: set it to one of {', '.join(computed)}, or to null."
                 )
             value = float(trainer.callback_metrics[metric])
-            before = self.reached.get(stem, (-self.sign * math.inf, 0))[0]
-            if not math.isnan(value) and self.sign * value > self.sign * before:
+            sign = self._sign(metric, pl_module)
+            before = self.reached.get(stem, (-sign * math.inf, 0))[0]
+            if not math.isnan(value) and sign * value > sign * before:
                 self.reached[stem] = (value, trainer.current_epoch + 1)
                 trainer.save_checkpoint(self.path(stem))
         if self.last_epochs:
@@ -132,6 +159,13 @@ class RunCheckpoints(Checkpoint):
             if trainer.is_global_zero:
                 self.epoch_path(done - self.last_epochs).unlink(missing_ok=True)
         trainer.save_checkpoint(self.last)
+
+    def _sign(self, metric: str, method: LightningModule) -> float:
+        """1 if larger values of a metric are better, else -1."""
+        if self.mode is not None:
+            return 1.0 if self.mode == "max" else -1.0
+        lower = isinstance(method, Method) and is_lower_better(method.evaluators, _name(metric))
+        return -1.0 if lower else 1.0
 
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]

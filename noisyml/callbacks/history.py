@@ -10,11 +10,12 @@ from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 
+from noisyml.checks import Checked, Count
 from noisyml.errors import UserError
 from noisyml.storage.files import write_atomically
 
 
-class History(Callback):
+class History(Checked, Callback):
     """Writes metrics over steps and measures the time of a step.
 
     Args:
@@ -26,7 +27,7 @@ class History(Callback):
     #: Steps whose duration is not counted: they pay for allocations and caches.
     warmup_steps = 5
 
-    def __init__(self, file: str, every_n_steps: int = 10) -> None:
+    def __init__(self, file: str, every_n_steps: Count = 10) -> None:
         self.file = Path(file)
         self.every_n_steps = every_n_steps
         self.rows: list[dict[str, Any]] = []

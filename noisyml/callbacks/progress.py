@@ -11,20 +11,23 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import Progress
 
+from noisyml.callbacks.checkpoint import HEADLINE, with_headline
+from noisyml.checks import Checked, NonNegative
+from noisyml.methods.base import Method
 from noisyml.runs.progress import bar
 
 
-class LiveProgress(ProgressBar):
+class LiveProgress(Checked, ProgressBar):
     """A bar over all steps of the run; where there is no terminal, a line now and then.
 
     Args:
         title: shown before the bar.
-        metric: the validation metric to show.
+        metric: the validation metric to show; ``headline``: see `RunCheckpoints`.
         plain_every_seconds: seconds between lines where there is no terminal.
     """
 
     def __init__(
-        self, title: str = "", metric: str = "map_at_r", plain_every_seconds: float = 30.0
+        self, title: str = "", metric: str = HEADLINE, plain_every_seconds: NonNegative = 30.0
     ) -> None:
         super().__init__()
         self.title = title
@@ -46,6 +49,8 @@ class LiveProgress(ProgressBar):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
+        if isinstance(pl_module, Method):
+            self.metric = with_headline(self.metric, pl_module)
         if not self._enabled:
             return
         total = int(trainer.estimated_stepping_batches)

@@ -1,11 +1,10 @@
-"""What all methods share: an encoder, an optimiser, and evaluation on whole splits."""
+"""Base of all methods: an encoder, an optimiser, and evaluation on whole splits."""
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning import LightningModule
@@ -15,7 +14,7 @@ from noisyml import distributed
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss, Loss
-from noisyml.metrics.base import Evaluator, SplitRole
+from noisyml.metrics.base import Evaluation, Evaluator, SplitRole, headline, needed_outputs
 from noisyml.models.encoder import Encoder
 from noisyml.optim import OptimizerFactory, Plateau, SchedulerFactory, parameter_groups
 from noisyml.runs.artefacts import Artefact
@@ -30,18 +29,6 @@ if TYPE_CHECKING:
 ON_TEST = "on_test"
 
 
-class Outputs(NamedTuple):
-    """What a method gives an evaluator of a batch.
-
-    Attributes:
-        embeddings: [b, D].
-        logits: class scores [b, C], or None.
-    """
-
-    embeddings: Tensor
-    logits: Tensor | None = None
-
-
 class Method(LightningModule):
     """Base of all methods; a subclass writes `training_step` and, if it must, `after_backward`.
 
@@ -50,7 +37,7 @@ class Method(LightningModule):
         optimizer: parameter groups to an optimiser.
         scheduler: ``(optimizer, total_steps=...)`` to a schedule per step, or to a `Plateau`; None:
             constant rate.
-        evaluator: computes the metrics of a split.
+        evaluator: computes the metrics of a split; several of them by name.
         param_groups: optimiser arguments by prefix of parameter names, see
             `noisyml.optim.parameter_groups`.
     """
@@ -73,13 +60,15 @@ class Method(LightningModule):
         encoder: Encoder,
         optimizer: OptimizerFactory,
         scheduler: SchedulerFactory | None,
-        evaluator: Evaluator,
+        evaluator: Evaluator | Mapping[str, Evaluator],
         param_groups: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.evaluator = evaluator
-        self._test_watcher = copy.deepcopy(evaluator)
+        if isinstance(evaluator, Evaluator):
+            evaluator = {"evaluator": evaluator}
+        self.evaluators = dict(evaluator)
+        self._evaluations: dict[tuple[str, str], Evaluation] = {}
         self.param_groups = dict(param_groups or {})
         self._make_optimizer = optimizer
         self._make_scheduler = scheduler
@@ -133,9 +122,24 @@ class Method(LightningModule):
 
     # -- evaluation --------------------------------------------------------------------------
 
-    def outputs(self, batch: Batch) -> Outputs:
-        """What an evaluator is shown of this rank's batch, in evaluation mode."""
-        return Outputs(self.encoder(batch))
+    @property
+    def wanted_outputs(self) -> frozenset[str]:
+        """Names of the outputs that the evaluators look at."""
+        return needed_outputs(self.evaluators)
+
+    @property
+    def headline(self) -> str:
+        """Name of the metric that checkpoints and progress go by unless told otherwise."""
+        return headline(self.evaluators)
+
+    def outputs(self, batch: Batch, wanted: Collection[str]) -> dict[str, Tensor]:
+        """Outputs for this rank's batch in evaluation mode, by name.
+
+        Args:
+            batch: this rank's share.
+            wanted: names out of `gives`; others need not be computed.
+        """
+        return {"embeddings": self.encoder(batch)}
 
     def artefacts(self, data: DataModule, trust: pd.Series | None) -> Iterable[Artefact]:
         """Pictures and tables for the run folder and its report; here none.
@@ -151,62 +155,74 @@ class Method(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation."""
-        self.evaluator.reset()
-        self._test_watcher.reset()
+        self._evaluations.clear()
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Embed a batch of the validation split, or of the test split where a run watches it."""
+        """Evaluate a batch of the validation split, or of a test set where a run watches it."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         first_test_loader = int("val" in data.splits)
         if dataloader_idx < first_test_loader:
-            self._collect(self.evaluator, batch, "pool")
+            self._collect("val", batch, "pool")
         else:
-            roles = list(data.test_splits.values())
-            self._collect(self._test_watcher, batch, roles[dataloader_idx - first_test_loader])
+            prefix, role = test_loaders(data)[dataloader_idx - first_test_loader]
+            self._collect(f"{ON_TEST}/{prefix}", batch, role)
 
     def on_validation_epoch_end(self) -> None:
-        """Compute and log the metrics of what was embedded."""
+        """Compute and log the metrics."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         if "val" in data.splits:
-            metrics = self._report(self.evaluator, "val")
+            metrics = self._report("val")
             if self._plateau is not None and not self.trainer.sanity_checking:
                 self.follow_plateau(self._plateau, metrics)
         if data.validate_on_test:
-            self._report(self._test_watcher, f"{ON_TEST}/test")
+            for prefix in dict(test_loaders(data)):
+                self._report(f"{ON_TEST}/{prefix}")
+        self._evaluations.clear()
 
     def on_test_epoch_start(self) -> None:
         """Forget the last evaluation."""
-        self.evaluator.reset()
+        self._evaluations.clear()
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Embed a batch of one part of the test split."""
-        roles = list(self.trainer.datamodule.test_splits.values())  # type: ignore[attr-defined]
-        self._collect(self.evaluator, batch, roles[dataloader_idx])
+        """Evaluate a batch of one part of a test set."""
+        prefix, role = test_loaders(self.trainer.datamodule)[dataloader_idx]  # type: ignore[attr-defined]
+        self._collect(prefix, batch, role)
 
     def on_test_epoch_end(self) -> None:
-        """Compute and log the test metrics."""
-        self._report(self.evaluator, "test")
+        """Compute and log the metrics of every test set."""
+        for prefix in dict(test_loaders(self.trainer.datamodule)):  # type: ignore[attr-defined]
+            self._report(prefix)
+        self._evaluations.clear()
 
-    def _collect(self, evaluator: Evaluator, batch: Batch, role: SplitRole) -> None:
+    def evaluation(self, prefix: str, network: str = "") -> Evaluation:
+        """The evaluators at work on one set of samples.
+
+        Args:
+            prefix: of the names of its metrics: ``val``, ``test``.
+            network: of several, the one whose outputs are evaluated.
+        """
+        key = (prefix, network)
+        if key not in self._evaluations:
+            self._evaluations[key] = Evaluation(self.evaluators)
+        return self._evaluations[key]
+
+    def _collect(self, prefix: str, batch: Batch, role: SplitRole) -> None:
         if len(batch["index"]):
-            outputs = self.outputs(batch)
-            evaluator.update(
-                index=batch["index"],
-                labels=labels_of(batch),
-                embeddings=outputs.embeddings,
-                logits=outputs.logits,
-                split_role=role,
-            )
+            outputs = self.outputs(batch, self.wanted_outputs)
+            self.evaluation(prefix).update(outputs, labels_of(batch), batch["index"], role)
 
-    def _report(self, evaluator: Evaluator, prefix: str) -> dict[str, float]:
-        values = evaluator.compute()
+    def _report(self, prefix: str) -> dict[str, float]:
+        evaluation = self.evaluation(prefix)
+        values = evaluation.compute()
+        self._keep_artefacts(evaluation, prefix)
+        return self._log_metrics(values, prefix)
+
+    def _keep_artefacts(self, evaluation: Evaluation, prefix: str) -> None:
         if prefix == "test":
             # Of several models tested, the first counts: it is the one reported by default.
             known = {artefact.file for artefact in self.evaluation_artefacts}
-            offered = evaluator.artefacts()
+            offered = evaluation.artefacts()
             self.evaluation_artefacts += [a for a in offered if a.file not in known]
-        evaluator.reset()
-        return self._log_metrics(values, prefix)
 
     def _log_metrics(self, values: Mapping[str, float], prefix: str) -> dict[str, float]:
         metrics = {f"{prefix}/{name}": value for name, value in values.items()}
@@ -239,6 +255,11 @@ class Method(LightningModule):
         """Embeddings [b, D] of a batch in evaluation mode."""
         embeddings: Tensor = self.encoder(batch)
         return embeddings
+
+
+def test_loaders(data: Any) -> list[tuple[str, SplitRole]]:
+    """Prefix of metrics, and role, of each loader of the test, in their order."""
+    return [("test", role) for role in data.test_splits.values()]
 
 
 def leave_out_frozen_backbone(

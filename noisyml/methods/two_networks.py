@@ -14,7 +14,6 @@ Nothing here knows what the loss is, or whether classes exclude each other.
 
 from __future__ import annotations
 
-import copy
 from abc import abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,6 @@ from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.methods.base import (
     Method,
-    Outputs,
     leave_out_frozen_backbone,
     load_encoder,
     restore_frozen_backbone,
@@ -143,12 +141,6 @@ class TwoNetworks(Method):
         for prefix, settings in list(self.param_groups.items()):
             if any(name.startswith(f"peer.{prefix}") for name in names):
                 self.param_groups.setdefault(f"peer.{prefix}", settings)
-        # One evaluator for everyone whose metrics are wanted; each of the base's is the first's.
-        scored = self._scored()
-        self._panels = {
-            main: {name: main if name == scored[0] else copy.deepcopy(main) for name in scored}
-            for main in (self.evaluator, self._test_watcher)
-        }
 
     # -- training ----------------------------------------------------------------------------
 
@@ -218,10 +210,10 @@ class TwoNetworks(Method):
             )
         return NETWORKS[chosen]
 
-    def outputs(self, batch: Batch) -> Outputs:
-        """What the answering network, or the mean of both, makes of this rank's batch."""
+    def outputs(self, batch: Batch, wanted: Collection[str]) -> dict[str, Tensor]:
+        """Outputs of the answering network, or of the mean of both, for this rank's batch."""
         name = self.answering
-        return self._answers(batch, [name])[name]
+        return self._answers(batch, [name], wanted)[name]
 
     @torch.no_grad()
     def embed(self, batch: Batch) -> Tensor:
@@ -231,61 +223,47 @@ class TwoNetworks(Method):
         embeddings: Tensor = encoder(batch)
         return embeddings
 
-    def _answers(self, batch: Batch, names: Collection[str]) -> dict[str, Outputs]:
-        """What each of `names` makes of this rank's batch; each network sees it once."""
-        given: dict[str, Outputs] = {}
-        scores = []
+    def _answers(
+        self, batch: Batch, names: Collection[str], wanted: Collection[str]
+    ) -> dict[str, dict[str, Tensor]]:
+        """Outputs of each of `names` for this rank's batch; each network sees it once."""
+        first, second = NETWORKS
+        score = "logits" in wanted
+        given: dict[str, dict[str, Tensor]] = {}
         for name, (encoder, classifier) in self.networks().items():
-            if name in names or "mean" in names:
-                embeddings = encoder(batch)
-                scores.append(class_scores(classifier, embeddings))
-                given[name] = Outputs(embeddings, scores[-1])
+            if name in names or ("mean" in names and (score or name == first)):
+                given[name] = {"embeddings": encoder(batch)}
+                if score:
+                    given[name]["logits"] = class_scores(classifier, given[name]["embeddings"])
         if "mean" in names:
-            given["mean"] = Outputs(given[NETWORKS[0]].embeddings, self.average(*scores))
+            given["mean"] = {"embeddings": given[first]["embeddings"]}
+            if score:
+                scores = given[first]["logits"], given[second]["logits"]
+                given["mean"]["logits"] = self.average(*scores)
         return given
 
     def _scored(self) -> list[str]:
-        """Whose metrics are computed: of class scores everyone's, of embeddings what is needed."""
+        """Networks whose metrics are computed: for class scores all, else those that answer."""
         if self.predict == "best":
             return list(NETWORKS)
-        if "logits" in self.evaluator.needs:
+        if "logits" in self.wanted_outputs:
             return list(dict.fromkeys((*NETWORKS, self.predict)))
         return [self.predict]
 
-    def on_validation_epoch_start(self) -> None:
-        """Forget the last evaluation."""
-        self._reset_panels()
-
-    def on_test_epoch_start(self) -> None:
-        """Forget the last evaluation."""
-        self._reset_panels()
-
-    def _reset_panels(self) -> None:
-        for evaluator in self._panels:
-            self._reset_panel(evaluator)
-
-    def _reset_panel(self, evaluator: Evaluator) -> None:
-        for judge in self._panels[evaluator].values():
-            judge.reset()
-
-    def _collect(self, evaluator: Evaluator, batch: Batch, role: SplitRole) -> None:
+    def _collect(self, prefix: str, batch: Batch, role: SplitRole) -> None:
         if len(batch["index"]):
-            panel = self._panels[evaluator]
-            answers = self._answers(batch, panel)
-            for name, judge in panel.items():
-                judge.update(
-                    index=batch["index"],
-                    labels=labels_of(batch),
-                    embeddings=answers[name].embeddings,
-                    logits=answers[name].logits,
-                    split_role=role,
+            scored = self._scored()
+            answers = self._answers(batch, scored, self.wanted_outputs)
+            for name in scored:
+                self.evaluation(prefix, name).update(
+                    answers[name], labels_of(batch), batch["index"], role
                 )
 
-    def _report(self, evaluator: Evaluator, prefix: str) -> dict[str, float]:
-        found = {name: judge.compute() for name, judge in self._panels[evaluator].items()}
-        self._reset_panel(evaluator)
+    def _report(self, prefix: str) -> dict[str, float]:
+        found = {name: self.evaluation(prefix, name).compute() for name in self._scored()}
         if prefix == "val":
             self._choose(found)
+        self._keep_artefacts(self.evaluation(prefix, self.answering), prefix)
         metrics = dict(found[self.answering])
         if set(NETWORKS) <= found.keys():
             for name in NETWORKS:
@@ -333,7 +311,7 @@ class TwoNetworks(Method):
         self._load_chosen(file)
         load_encoder(self.encoder, file)
         load_encoder(self.peer.encoder, file, _PEER_ENCODER)
-        if "logits" in self.evaluator.needs:
+        if "logits" in self.wanted_outputs:
             self.classifier = load_classifier(file, self.class_names)
             self.peer.classifier = load_classifier(file, self.class_names, "peer.classifier.")
 

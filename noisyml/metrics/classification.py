@@ -13,26 +13,28 @@ and among equal scores those with a smaller number. With C classes:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from noisyml.checks import Ge, Hint
 from noisyml.distributed import collective_device, gather
 from noisyml.errors import UserError
 from noisyml.metrics.base import Evaluator, SplitRole
 
 DEFAULT_TOP_K = (5,)
+TopK = Annotated[int, Ge(2), Hint("Top 1 is accuracy.")]
 
 #: Rank of a label that is no class.
 _NO_CLASS = -1
 
 
 def class_ranks(logits: Tensor, labels: Tensor) -> Tensor:
-    """How many classes are preferred to each sample's own.
+    """Number of classes preferred to each sample's own.
 
     Args:
         logits: [B, C] float scores without NaN.
@@ -40,6 +42,12 @@ def class_ranks(logits: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         [B] int64 in ``0 .. C - 1``; equal scores in the order of class numbers.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([[0.1, 0.7, 0.2], [0.4, 0.4, 0.2]])
+        >>> class_ranks(scores, torch.tensor([1, 1])).tolist()
+        [0, 1]
     """
     own = logits.gather(1, labels[:, None])
     before = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
@@ -64,6 +72,18 @@ def classification_metrics(
         num_classes: C.
         top_k: every K < C adds ``accuracy_topK``.
         class_names: add ``accuracy/NAME`` for each of these C names; None: leave them out.
+
+    Example:
+        >>> import torch
+        >>> found = classification_metrics(
+        ...     ranks=torch.tensor([0, 2, 0]),
+        ...     nll=torch.tensor([0.1, 2.0, 0.3]),
+        ...     labels=torch.tensor([0, 0, 1]),
+        ...     num_classes=3,
+        ...     top_k=[2],
+        ... )
+        >>> {name: round(value, 3) for name, value in found.items()}
+        {'accuracy': 0.667, 'accuracy_top2': 0.667, 'accuracy_per_class': 0.75, 'nll': 0.8}
     """
     correct = (ranks == 0).double()
     sizes = torch.bincount(labels, minlength=num_classes)
@@ -83,7 +103,7 @@ def classification_metrics(
 
 @dataclass
 class _Shard:
-    """What this rank has taken in: one entry per batch."""
+    """Batches that this rank has taken in, one entry for each."""
 
     index: list[Tensor] = field(default_factory=list)
     labels: list[Tensor] = field(default_factory=list)
@@ -99,22 +119,21 @@ class ClassificationEvaluator(Evaluator):
     Args:
         top_k: every K adds ``accuracy_topK`` where there are more than K classes.
         per_class: add ``accuracy/CLASS`` for each class that occurs.
-
-    Raises:
-        UserError: a K that is not a whole number above 1.
+        headline: the metric that checkpoints and progress go by unless told otherwise.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
+    lower_is_better: ClassVar[frozenset[str]] = frozenset({"nll"})
 
-    def __init__(self, top_k: Sequence[int] = DEFAULT_TOP_K, per_class: bool = False) -> None:
+    def __init__(
+        self,
+        top_k: Sequence[TopK] = DEFAULT_TOP_K,
+        per_class: bool = False,
+        headline: str = "accuracy",
+    ) -> None:
         self.top_k = list(top_k)
         self.per_class = per_class
-        for k in self.top_k:
-            if isinstance(k, bool) or not isinstance(k, int) or k < 2:
-                raise UserError(
-                    f"evaluator.top_k={self.top_k} must hold whole numbers from 2 up; top 1 is "
-                    "accuracy."
-                )
+        self.headline = headline
         self.reset()
 
     def reset(self) -> None:
@@ -125,31 +144,25 @@ class ClassificationEvaluator(Evaluator):
     @torch.no_grad()
     def update(
         self,
-        *,
+        outputs: Mapping[str, Tensor],
+        targets: Tensor,
         index: Tensor,
-        labels: Tensor,
-        embeddings: Tensor | None = None,
-        logits: Tensor | None = None,
-        split_role: SplitRole = "pool",
+        role: SplitRole = "pool",
     ) -> None:
-        """Take in one batch: `index` [b], `labels` [b], `logits` [b, C]; `embeddings` are not used.
+        """Take in one batch: class scores ``logits`` [b, C], `targets` [b], `index` [b].
 
         Raises:
             UserError: no logits, labels that are not one integer per sample, or a split of queries
                 and a gallery.
         """
-        if logits is None:
-            raise UserError(
-                "The classification evaluator needs class scores, but the method gives none; "
-                "choose evaluator=retrieval or a method with a classifier."
-            )
+        logits, labels = self.needed(outputs, "logits"), targets
         if labels.ndim != 1 or labels.is_floating_point():
             raise UserError(
                 f"The classification evaluator needs one integer label per sample, but got labels "
                 f"of shape {list(labels.shape)} and type {labels.dtype}; choose another "
                 f"evaluator=…."
             )
-        if split_role != "pool":
+        if role != "pool":
             raise UserError(
                 "The classification evaluator needs a test split, but the data set has queries and "
                 "a gallery; choose evaluator=retrieval."

@@ -29,7 +29,7 @@ down and superfluous ones up, so under noise rank methods by mAP (Burgert et al.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -37,6 +37,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from noisyml.checks import Share
 from noisyml.distributed import collective_device, gather
 from noisyml.errors import UserError
 from noisyml.metrics.base import Evaluator, SplitRole
@@ -181,22 +182,27 @@ class MultiLabelEvaluator(Evaluator):
             probability, in [0, 1].
         strict: False: at this probability too.
         per_class: add ``ap/CLASS`` and ``f1/CLASS``, average precision and F1 of each class.
-
-    Raises:
-        UserError: a threshold out of range.
+        headline: the metric that checkpoints and progress go by unless told otherwise.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
     target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"multi"})
 
+    lower_is_better: ClassVar[frozenset[str]] = frozenset(
+        {"ranking_loss", "coverage", "one_error", "hamming"}
+    )
+
     def __init__(
-        self, threshold: float = 0.5, strict: bool = True, per_class: bool = False
+        self,
+        threshold: Share = 0.5,
+        strict: bool = True,
+        per_class: bool = False,
+        headline: str = "map_macro",
     ) -> None:
-        if not 0 <= threshold <= 1:
-            raise UserError(f"evaluator.threshold={threshold} must lie between 0 and 1.")
         self.threshold = threshold
         self.strict = strict
         self.per_class = per_class
+        self.headline = headline
         self.reset()
 
     def reset(self) -> None:
@@ -208,23 +214,17 @@ class MultiLabelEvaluator(Evaluator):
     @torch.no_grad()
     def update(
         self,
-        *,
+        outputs: Mapping[str, Tensor],
+        targets: Tensor,
         index: Tensor,
-        labels: Tensor,
-        embeddings: Tensor | None = None,
-        logits: Tensor | None = None,
-        split_role: SplitRole = "pool",
+        role: SplitRole = "pool",
     ) -> None:
-        """Take in one batch: `index` [b], `labels` and `logits` [b, C]; `embeddings` are not used.
+        """Take in one batch: class scores ``logits`` [b, C], `targets` [b, C], `index` [b].
 
         Raises:
             UserError: no logits, or one label per sample.
         """
-        if logits is None:
-            raise UserError(
-                "The multi-label evaluator needs class scores, but the method gives none; choose "
-                "a method with a classifier."
-            )
+        logits, labels = self.needed(outputs, "logits"), targets
         if labels.ndim != 2:
             raise UserError(
                 "The multi-label evaluator needs several labels per sample, but the data set gives "

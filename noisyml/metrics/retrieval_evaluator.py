@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Annotated, get_args
 
 import torch
 from torch import Tensor
 
+from noisyml.checks import Count, Ge, Seed
 from noisyml.distributed import all_reduce_sum, collective_device, gather, rank
 from noisyml.errors import UserError
 from noisyml.metrics.base import Evaluator, SplitRole
@@ -26,12 +27,15 @@ from noisyml.metrics.retrieval import (
 
 @dataclass
 class _Shard:
-    """What this rank has taken in under one role."""
+    """Batches that this rank has taken in under one role."""
 
     index: list[Tensor]
     labels: list[Tensor]
     embeddings: list[Tensor]
 
+
+#: Bytes, at least 1 MiB.
+MemoryBudget = Annotated[int, Ge(2**20)]
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -53,27 +57,35 @@ class RetrievalEvaluator(Evaluator):
         tie_bounds: add ``_optimistic`` and ``_pessimistic`` values.
         memory_budget_bytes: aim of the working memory beyond the embeddings.
         seed: of the k-means initialisation.
+        headline: the metric that checkpoints and progress go by unless told otherwise; None:
+            ``map_at_r`` if it is measured, else the first one of all.
 
     Raises:
-        UserError: an unknown metric.
+        UserError: an unknown metric, or none.
     """
 
     def __init__(
         self,
         metrics: Sequence[str] = DEFAULT_METRICS,
-        recall_at: Sequence[int] = (1, 2, 4, 8),
+        recall_at: Sequence[Count] = (1, 2, 4, 8),
         metric: Distance = "cosine",
         average: Average = "micro",
         lone: Lone = "exclude",
         clustering: bool = False,
         tie_bounds: bool = False,
-        memory_budget_bytes: int = DEFAULT_MEMORY_BUDGET,
-        seed: int = 0,
+        memory_budget_bytes: MemoryBudget = DEFAULT_MEMORY_BUDGET,
+        seed: Seed = 0,
+        headline: str | None = None,
     ) -> None:
         self.metrics = list(metrics)
         self.recall_at = list(recall_at)
-        for name in [*self.metrics, *(f"recall_at_{k}" for k in self.recall_at)]:
+        names = [*self.metrics, *(f"recall_at_{k}" for k in self.recall_at)]
+        for name in names:
             RankMetric.parse(name)
+        if not names:
+            raise UserError("The retrieval evaluator measures nothing: name metrics or recall_at.")
+        preferred = "map_at_r" if "map_at_r" in names else names[0]
+        self.headline = preferred if headline is None else headline
         self.metric: Distance = metric
         self.average: Average = average
         self.lone: Lone = lone
@@ -90,23 +102,17 @@ class RetrievalEvaluator(Evaluator):
 
     def update(
         self,
-        *,
+        outputs: Mapping[str, Tensor],
+        targets: Tensor,
         index: Tensor,
-        labels: Tensor,
-        embeddings: Tensor | None = None,
-        logits: Tensor | None = None,
-        split_role: SplitRole = "pool",
+        role: SplitRole = "pool",
     ) -> None:
-        """Take in one batch: `index` [b], `labels` [b], `embeddings` [b, D]; `logits` are not used.
+        """Take in one batch: ``embeddings`` [b, D], `targets` [b], `index` [b].
 
         Raises:
             UserError: no embeddings, or labels that are not one integer per sample.
         """
-        if embeddings is None:
-            raise UserError(
-                "The retrieval evaluator needs embeddings, but the method gives none; choose "
-                "another evaluator=… or a method with an embedding."
-            )
+        embeddings, labels = self.needed(outputs, "embeddings"), targets
         if labels.ndim != 1 or labels.is_floating_point():
             raise UserError(
                 f"The retrieval evaluator needs one integer label per sample, but got labels of "
@@ -114,7 +120,7 @@ class RetrievalEvaluator(Evaluator):
             )
         if not len(index) == len(labels) == len(embeddings):
             raise ValueError("index, labels and embeddings must have the same length")
-        shard = self._shards[split_role]
+        shard = self._shards[role]
         shard.index.append(index.detach().to(torch.int64))
         shard.labels.append(labels.detach().to(torch.int64))
         shard.embeddings.append(embeddings.detach())

@@ -49,11 +49,9 @@ def _evaluate(case: str, start: int, end: int, padding: list[int]) -> dict[str, 
         if case == "query and gallery":
             for role, chosen in (("query", part[part < 100]), ("gallery", part[part >= 100])):
                 if len(chosen):
-                    evaluator.update(
-                        index=chosen, labels=y[chosen], embeddings=x[chosen], split_role=role
-                    )
+                    evaluator.update({"embeddings": x[chosen]}, y[chosen], chosen, role=role)
         else:
-            evaluator.update(index=part, labels=y[part], embeddings=x[part])
+            evaluator.update({"embeddings": x[part]}, y[part], part)
     return evaluator.compute()
 
 

@@ -195,7 +195,10 @@ def test_shuffled_true_labels_leave_the_weights_bit_identical(shell, monkeypatch
         (["method=classification", "selector=prism_avg"], "by memory, which Classification does"),
         (["method=classification", "pseudo_labels=kmeans"], "leave out pseudo_labels=..."),
         (["method=classification", "scheduler=plateau"], "There are val/accuracy"),
-        (["method=classification", "evaluator.top_k=[0]"], "whole numbers from 2 up"),
+        (
+            ["method=classification", "evaluators.classification.top_k=[0]"],
+            "must be a whole number of at least 2",
+        ),
         (
             ["method=classification", "noise=small_cluster", "backbone.frozen=true"],
             "renumbers the classes of training",

@@ -44,7 +44,7 @@ def test_evaluation_asks_other_questions_of_other_data(shell, trained):
         f"checkpoint={trained}",
         "dataset=image_folder",
         f"dataset.path={folder}",
-        "evaluator.recall_at=[3]",
+        "evaluators.retrieval.recall_at=[3]",
     )
     assert status == 0, said
     found = metrics_of(said)
@@ -56,7 +56,7 @@ def test_evaluation_asks_other_questions_of_other_data(shell, trained):
     ("typed", "sentence"),
     [
         (["which=worst"], "which=... may be one of: best, last"),
-        (["evaluator.recal_at=[1]"], "Did you mean 'evaluator.recall_at'?"),
+        (["evaluators.retrieval.recal_at=[1]"], "Did you mean 'evaluators.retrieval.recall_at'?"),
         (["dataset=digit"], "no dataset 'digit'. Did you mean 'digits'?"),
         (["head.out_features=7"], "keep backbone and head as they were trained"),
     ],

@@ -89,7 +89,7 @@ def test_train_report_evaluate_and_embed(shell):
     assert " + ".join(["1", "8"]) not in set(table["label"])
     assert table["label_name"].str.contains(" + ", regex=False).any()
 
-    status, said = shell("evaluate", f"checkpoint={run}", "evaluator.per_class=true")
+    status, said = shell("evaluate", f"checkpoint={run}", "evaluators.multilabel.per_class=true")
     assert status == 0, said
     repeated = printed(said)
     each = {f"test/{metric}/{i}" for metric in ("ap", "f1") for i in range(10)}

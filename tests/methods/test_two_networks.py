@@ -158,31 +158,30 @@ def test_each_choice_answers_with_its_network():
     mean = (first.softmax(dim=1) + second.softmax(dim=1)) / 2
     for predict, expected in (("first", first), ("second", second), ("mean", mean.log())):
         method.predict = predict
-        torch.testing.assert_close(method.outputs(batch()).logits, expected)
+        torch.testing.assert_close(method.outputs(batch(), {"logits"})["logits"], expected)
         own = method.peer.encoder if predict == "second" else method.encoder
         assert torch.equal(method.embed(batch()), own(batch()))
-        assert torch.equal(method.outputs(batch()).embeddings, own(batch()))
+        assert torch.equal(method.outputs(batch(), set())["embeddings"], own(batch()))
     method.predict = "best"
     with pytest.raises(UserError, match="no validation has compared"):
-        method.outputs(batch())
+        method.outputs(batch(), {"logits"})
     for chosen, expected in ((0, first), (1, second)):
         method.chosen.fill_(chosen)
-        torch.testing.assert_close(method.outputs(batch()).logits, expected)
+        torch.testing.assert_close(method.outputs(batch(), {"logits"})["logits"], expected)
 
 
 def test_equal_scores_choose_the_second():
     assert [better(*pair) for pair in ((0.5, 0.4), (0.4, 0.5), (0.5, 0.5))] == [0, 1, 1]
 
 
-def validate(method, prefix="val", evaluator=None):
+def validate(method, prefix="val"):
     """What is logged of one pass over a split that is one batch."""
     logged = {}
     method.log = lambda name, value, **_: logged.update({name: float(value)})
-    evaluator = evaluator or method.evaluator
     method.on_validation_epoch_start()
     with torch.no_grad():
-        method._collect(evaluator, batch(), "pool")
-        assert method._report(evaluator, prefix) == logged
+        method._collect(prefix, batch(), "pool")
+        assert method._report(prefix) == logged
     return logged
 
 
@@ -213,7 +212,7 @@ def test_the_better_network_on_validation_answers(first, second, chosen):
     assert logged["val/accuracy"] == pytest.approx(max(first, second) / 6)
     # Test labels may say otherwise: the choice stands.
     rig(method, second, first)
-    logged = validate(method, "on_test/test", method._test_watcher)
+    logged = validate(method, "on_test/test")
     assert int(method.chosen) == chosen
     answer = (second, first)[chosen]
     assert logged["on_test/test/accuracy"] == pytest.approx(answer / 6)
@@ -222,7 +221,7 @@ def test_the_better_network_on_validation_answers(first, second, chosen):
 def test_the_mean_is_scored_beside_both_networks():
     method = both(predict="mean").eval()
     logged = validate(method)
-    expected = F.cross_entropy(method.outputs(batch()).logits, LABELS)
+    expected = F.cross_entropy(method.outputs(batch(), {"logits"})["logits"], LABELS)
     assert logged["val/nll"] == pytest.approx(float(expected), abs=1e-6)
     assert {"val/nll_first", "val/nll_second"} <= logged.keys()
 
@@ -238,7 +237,7 @@ def test_a_search_is_made_once_unless_networks_are_compared():
 
 
 def once(evaluator):
-    evaluator.update(index=torch.arange(6), labels=LABELS, embeddings=torch.eye(6))
+    evaluator.update({"embeddings": torch.eye(6)}, LABELS, torch.arange(6))
     return evaluator.compute()
 
 
@@ -264,12 +263,14 @@ def test_evaluation_takes_both_networks_and_the_choice(tmp_path, predict):
     save(trained, tmp_path / "last.ckpt")
     fresh = both(seed=1, predict=predict).eval()
     fresh.load_trained(tmp_path / "last.ckpt")
-    expected = trained.outputs(batch())
-    assert all(torch.equal(a, b) for a, b in zip(fresh.outputs(batch()), expected, strict=True))
+    expected = trained.outputs(batch(), trained.gives)
+    found = fresh.outputs(batch(), fresh.gives)
+    assert expected.keys() == trained.gives
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
     # `noisyml embed` takes the encoder alone.
     embedder = both(seed=1, predict=predict).eval()
     embedder.load_encoder(tmp_path / "last.ckpt")
-    assert torch.equal(embedder.encoder(batch()), expected.embeddings)
+    assert torch.equal(embedder.encoder(batch()), expected["embeddings"])
 
 
 def test_one_network_or_other_classes_are_refused(tmp_path):

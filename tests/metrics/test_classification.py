@@ -40,7 +40,7 @@ def evaluate(logits, labels, batches, class_names=None, **arguments):
     evaluator = ClassificationEvaluator(**arguments)
     evaluator.class_names = class_names
     for rows in batches:
-        evaluator.update(index=rows, labels=labels[rows], logits=logits[rows])
+        evaluator.update({"logits": logits[rows]}, labels[rows], rows)
     return evaluator.compute()
 
 
@@ -118,7 +118,7 @@ def test_half_precision_scores_are_scored_in_single():
 def test_only_four_numbers_per_sample_are_kept():
     logits, labels = sample()
     evaluator = ClassificationEvaluator()
-    evaluator.update(index=torch.arange(N), labels=labels, logits=logits)
+    evaluator.update({"logits": logits}, labels, torch.arange(N))
     kept = [tensor for part in vars(evaluator._shard).values() for tensor in part]
     assert sum(tensor.numel() for tensor in kept) == 4 * N
     assert len({tensor.untyped_storage().data_ptr() for tensor in kept}) == 4
@@ -127,15 +127,15 @@ def test_only_four_numbers_per_sample_are_kept():
 def test_reset_forgets():
     logits, labels = sample()
     evaluator = ClassificationEvaluator()
-    evaluator.update(index=torch.arange(N), labels=labels, logits=logits[:, :6])
+    evaluator.update({"logits": logits[:, :6]}, labels, torch.arange(N))
     evaluator.reset()
-    evaluator.update(index=torch.arange(N), labels=labels, logits=logits)
+    evaluator.update({"logits": logits}, labels, torch.arange(N))
     assert evaluator.compute() == evaluate(logits, labels, whole())
 
 
 def broken(**change):
     logits, labels = sample()
-    given = {"index": torch.arange(N), "labels": labels, "logits": logits} | change
+    given = {"outputs": {"logits": logits}, "targets": labels, "index": torch.arange(N)} | change
     evaluator = ClassificationEvaluator()
     evaluator.update(**given)
     evaluator.compute()
@@ -145,7 +145,7 @@ def with_value(place, value):
     logits, labels = sample()
     changed = logits if place == "logits" else labels
     changed[3] = value
-    return {place: changed}
+    return {"outputs": {"logits": logits}, "targets": labels}
 
 
 @pytest.mark.parametrize(
@@ -155,12 +155,12 @@ def with_value(place, value):
         (lambda: broken(**with_value("logits", torch.inf)), "of 1 of 300 samples are NaN"),
         (lambda: broken(**with_value("labels", C)), "has the label 12, but the classifier knows"),
         (lambda: broken(**with_value("labels", -1)), "has the label -1, but"),
-        (lambda: broken(logits=None), "the method gives none"),
-        (lambda: broken(labels=torch.zeros(N, C)), "one integer label per sample"),
-        (lambda: broken(split_role="gallery"), "choose evaluator=retrieval"),
+        (lambda: broken(outputs={}), "evaluates logits, but the method gives nothing"),
+        (lambda: broken(targets=torch.zeros(N, C)), "one integer label per sample"),
+        (lambda: broken(role="gallery"), "choose evaluator=retrieval"),
         (lambda: ClassificationEvaluator().compute(), "has seen no sample"),
-        (lambda: ClassificationEvaluator(top_k=[1]), "whole numbers from 2 up"),
-        (lambda: ClassificationEvaluator(top_k=[2.5]), "whole numbers from 2 up"),
+        (lambda: ClassificationEvaluator(top_k=[1]), "must be a whole number of at least 2"),
+        (lambda: ClassificationEvaluator(top_k=[2.5]), "must be a whole number of at least 2"),
     ],
 )
 def test_mistakes_end_in_a_sentence(act, sentence):
@@ -172,10 +172,10 @@ def test_batches_of_different_width_or_length_are_refused():
     logits, labels = sample()
     evaluator = ClassificationEvaluator()
     with pytest.raises(ValueError, match="same length"):
-        evaluator.update(index=torch.arange(3), labels=labels, logits=logits)
-    evaluator.update(index=torch.arange(N), labels=labels, logits=logits)
+        evaluator.update({"logits": logits}, labels, torch.arange(3))
+    evaluator.update({"logits": logits}, labels, torch.arange(N))
     with pytest.raises(ValueError, match="11 classes after batches of 12"):
-        evaluator.update(index=torch.arange(N), labels=labels, logits=logits[:, :11])
+        evaluator.update({"logits": logits[:, :11]}, labels, torch.arange(N))
 
 
 def _share(rank):

@@ -140,7 +140,7 @@ def evaluate(logits, labels, batches, **arguments):
     evaluator.class_names = [f"c{i}" for i in range(logits.shape[1])]
     for rows in batches:
         rows = torch.as_tensor(rows)
-        evaluator.update(index=rows, labels=labels[rows].float(), logits=logits[rows].float())
+        evaluator.update({"logits": logits[rows].float()}, labels[rows].float(), rows)
     return evaluator.compute()
 
 
@@ -158,16 +158,16 @@ def test_batches_order_and_repetitions_do_not_matter():
 def test_what_cannot_be_evaluated_is_said():
     evaluator = MultiLabelEvaluator()
     index = torch.arange(2)
-    with pytest.raises(UserError, match="needs class scores"):
-        evaluator.update(index=index, labels=torch.zeros(2, 3))
+    with pytest.raises(UserError, match="evaluates logits, but the method gives emb"):
+        evaluator.update({"embeddings": torch.zeros(2, 3)}, torch.zeros(2, 3), index)
     with pytest.raises(UserError, match="choose evaluator=classification"):
-        evaluator.update(index=index, labels=torch.zeros(2), logits=torch.zeros(2, 3))
+        evaluator.update({"logits": torch.zeros(2, 3)}, torch.zeros(2), index)
     with pytest.raises(UserError, match="has seen no sample"):
         evaluator.compute()
-    evaluator.update(index=index, labels=torch.zeros(2, 3), logits=torch.full((2, 3), torch.nan))
+    evaluator.update({"logits": torch.full((2, 3), torch.nan)}, torch.zeros(2, 3), index)
     with pytest.raises(UserError, match="2 of 2 samples are NaN"):
         evaluator.compute()
-    with pytest.raises(UserError, match="must lie between 0 and 1"):
+    with pytest.raises(UserError, match="must be a number from 0 to 1"):
         MultiLabelEvaluator(threshold=35)
 
 

@@ -16,14 +16,14 @@ from noisyml.metrics.retrieval_evaluator import RetrievalEvaluator
 
 def feed(evaluator: RetrievalEvaluator, x: Tensor, y: Tensor, **role: str) -> None:
     for part in torch.arange(len(x)).split(17):
-        evaluator.update(index=part, labels=y[part], embeddings=x[part], **role)
+        evaluator.update({"embeddings": x[part]}, y[part], part, **role)
 
 
 def test_the_evaluator_counts_repeated_samples_once() -> None:
     x, y = clusters(100, 20)
     evaluator = RetrievalEvaluator(metrics=("precision_at_1", "map"), recall_at=(1, 10))
     feed(evaluator, x, y)
-    evaluator.update(index=torch.arange(30), labels=y[:30], embeddings=x[:30])
+    evaluator.update({"embeddings": x[:30]}, y[:30], torch.arange(30))
     expected = retrieval_metrics(x, y, metrics=("precision_at_1", "map"), recall_at=(1, 10))
     assert evaluator.compute() == expected
     assert evaluator.compute() == expected
@@ -35,8 +35,8 @@ def test_the_evaluator_counts_repeated_samples_once() -> None:
 def test_the_evaluator_keeps_query_and_gallery_apart() -> None:
     x, y = clusters(100, 10)
     evaluator = RetrievalEvaluator()
-    feed(evaluator, x[:40], y[:40], split_role="query")
-    feed(evaluator, x[40:], y[40:], split_role="gallery")
+    feed(evaluator, x[:40], y[:40], role="query")
+    feed(evaluator, x[40:], y[40:], role="gallery")
     found = evaluator.compute()
     assert found == retrieval_metrics(x[:40], y[:40], x[40:], y[40:], recall_at=(1, 2, 4, 8))
 
@@ -45,7 +45,7 @@ def test_the_evaluator_adds_distractors_to_a_pool() -> None:
     x, y = clusters(100, 10)
     evaluator = RetrievalEvaluator()
     feed(evaluator, x[:40], y[:40])
-    feed(evaluator, x[40:], y[40:], split_role="gallery")
+    feed(evaluator, x[40:], y[40:], role="gallery")
     expected = retrieval_metrics(x[:40], y[:40], x, y, exclude_self=True, recall_at=(1, 2, 4, 8))
     assert evaluator.compute() == expected
 
@@ -64,15 +64,15 @@ def test_the_evaluator_says_what_it_lacks() -> None:
     x, y = clusters(10, 3)
     index = torch.arange(10)
     evaluator = RetrievalEvaluator()
-    with pytest.raises(UserError, match="needs embeddings"):
-        evaluator.update(index=index, labels=y, logits=x)
+    with pytest.raises(UserError, match="evaluates embeddings, but the method gives logits"):
+        evaluator.update({"logits": x}, y, index)
     with pytest.raises(UserError, match="one integer label per sample"):
-        evaluator.update(index=index, labels=torch.ones(10, 4), embeddings=x)
+        evaluator.update({"embeddings": x}, torch.ones(10, 4), index)
     with pytest.raises(ValueError, match="same length"):
-        evaluator.update(index=index[:3], labels=y, embeddings=x)
+        evaluator.update({"embeddings": x}, y, index[:3])
     with pytest.raises(UserError, match="has nothing"):
         evaluator.compute()
-    evaluator.update(index=index, labels=y, embeddings=x, split_role="query")
+    evaluator.update({"embeddings": x}, y, index, role="query")
     with pytest.raises(UserError, match="has query;"):
         evaluator.compute()
     with pytest.raises(UserError, match="Unknown retrieval metric"):
@@ -86,3 +86,12 @@ def test_the_config_names_every_argument_with_its_default() -> None:
     configured, default = RetrievalEvaluator(**config), RetrievalEvaluator()
     assert vars(configured) == vars(default)
     assert set(config) | {"_shards"} == set(vars(default))
+
+
+def test_the_headline_is_a_metric_that_is_measured() -> None:
+    assert RetrievalEvaluator().headline == "map_at_r"
+    assert RetrievalEvaluator(metrics=["mrr", "map"]).headline == "mrr"
+    assert RetrievalEvaluator(metrics=[], recall_at=[5]).headline == "recall_at_5"
+    assert RetrievalEvaluator(headline="recall_at_1").headline == "recall_at_1"
+    with pytest.raises(UserError, match="measures nothing"):
+        RetrievalEvaluator(metrics=[], recall_at=[])

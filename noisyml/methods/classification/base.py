@@ -8,7 +8,7 @@ noisy-label literature; methods that weigh, correct or exchange samples start fr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -22,7 +22,7 @@ from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.base import Loss, ScoreLoss
 from noisyml.losses.classification.base import ClassificationLoss, CrossEntropy
-from noisyml.methods.base import Method, Outputs
+from noisyml.methods.base import Method
 from noisyml.methods.classification.class_maps import class_map_samples
 from noisyml.metrics.base import Evaluator
 from noisyml.models.class_maps import obstacle_to_class_maps
@@ -231,10 +231,12 @@ class Classification(Method):
         if arrays := class_map_samples(self, data, trust):
             yield Artefact("class_maps.npz", arrays, "Class activation maps")
 
-    def outputs(self, batch: Batch) -> Outputs:
-        """Embeddings and class scores of this rank's batch."""
-        embeddings = self.encoder(batch)
-        return Outputs(embeddings, self.logits(embeddings))
+    def outputs(self, batch: Batch, wanted: Collection[str]) -> dict[str, Tensor]:
+        """Embeddings and, if wanted, class scores of this rank's batch."""
+        outputs = {"embeddings": self.encoder(batch)}
+        if "logits" in wanted:
+            outputs["logits"] = self.logits(outputs["embeddings"])
+        return outputs
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Write down what the classes are called: a classifier is no use without."""
@@ -248,7 +250,7 @@ class Classification(Method):
             UserError: the checkpoint belongs to another architecture or to other classes.
         """
         super().load_trained(file)
-        if "logits" in self.evaluator.needs:
+        if "logits" in self.wanted_outputs:
             self.classifier = load_classifier(file, self.class_names)
 
 

@@ -120,7 +120,7 @@ def test_any_loss_per_sample_takes_the_place_of_cross_entropy():
     method = classification(KEEP)
     method.loss = GeneralisedCrossEntropy(q=0.5)
     loss = method.training_step(batch(), 0)["loss"]
-    logits = method.outputs(batch()).logits
+    logits = method.outputs(batch(), {"logits"})["logits"]
     expected = generalised_cross_entropy(logits, LABELS, 0.5)
     torch.testing.assert_close(loss, expected[torch.tensor(KEEP)].mean())
     torch.testing.assert_close(method.selector.evidence.sample_loss, expected.detach())
@@ -167,9 +167,10 @@ def test_scores_are_single_precision_under_autocast():
 
 def test_an_evaluator_is_given_embeddings_and_scores():
     method = classification().eval()
-    outputs = method.outputs(batch())
-    assert torch.equal(outputs.embeddings, method.embed(batch()))
-    assert torch.equal(outputs.logits, method.classifier(outputs.embeddings))
+    outputs = method.outputs(batch(), {"embeddings", "logits"})
+    assert torch.equal(outputs["embeddings"], method.embed(batch()))
+    assert torch.equal(outputs["logits"], method.classifier(outputs["embeddings"]))
+    assert method.outputs(batch(), {"embeddings"}).keys() == {"embeddings"}
 
 
 # -- checkpoints -------------------------------------------------------------------------------
@@ -189,9 +190,9 @@ def test_evaluation_takes_encoder_and_classifier(tmp_path):
     fresh = classification()
     assert not torch.equal(fresh.classifier.weight, trained.classifier.weight)
     fresh.load_trained(tmp_path / "last.ckpt")
-    expected = trained.eval().outputs(batch())
-    found = fresh.eval().outputs(batch())
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    expected = trained.eval().outputs(batch(), trained.gives)
+    found = fresh.eval().outputs(batch(), fresh.gives)
+    assert all(torch.equal(found[name], expected[name]) for name in trained.gives)
 
 
 def test_other_classes_are_refused_unless_only_embeddings_are_evaluated(tmp_path):

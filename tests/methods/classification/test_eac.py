@@ -149,7 +149,7 @@ def test_two_epochs_are_the_released_ones():
         assert np.mean(losses) == pytest.approx(float(golden["epoch_mean_loss"][epoch]), abs=1e-5)
         method.eval()
         with torch.no_grad():
-            logits = method.outputs({"image": 255 * golden["test_x"]}).logits
+            logits = method.outputs({"image": 255 * golden["test_x"]}, {"logits"})["logits"]
         test_loss = torch.stack(
             [
                 F.cross_entropy(*part)
@@ -269,8 +269,8 @@ def test_a_classifier_without_bias_is_found_too():
 def test_evaluation_sees_one_view():
     method = eac().eval()
     image = batch()["views"][:, 0]
-    outputs = method.outputs({"image": image})
-    assert torch.equal(outputs.logits, method.classifier(method.encoder({"image": image})))
+    outputs = method.outputs({"image": image}, {"logits"})
+    assert torch.equal(outputs["logits"], method.classifier(method.encoder({"image": image})))
 
 
 # -- which networks ----------------------------------------------------------------------------
