@@ -168,6 +168,14 @@ class ClassificationSum(ScoreSum, ClassificationLoss):
 
     Raises:
         UserError: see `LossSum`.
+
+    Example:
+        >>> from noisyml.losses.classification.base import CrossEntropy, GeneralisedCrossEntropy
+        >>> terms = {"plain": CrossEntropy(), "robust": GeneralisedCrossEntropy()}
+        >>> loss = ClassificationSum(terms, {"plain": 0.5})
+        >>> logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+        >>> loss(logits, labels, torch.tensor([0, 1]), epoch=0)
+        tensor([0.1849, 1.5155])
     """
 
     takes = ClassificationLoss
@@ -183,6 +191,13 @@ class MultiLabelSum(ScoreSum, MultiLabelLoss):
 
     Raises:
         UserError: see `LossSum`.
+
+    Example:
+        >>> from noisyml.losses.multilabel.base import BinaryCrossEntropy, Focal
+        >>> loss = MultiLabelSum({"plain": BinaryCrossEntropy(), "focal": Focal()}, {"focal": 0.5})
+        >>> logits, labels = torch.tensor([[0.0, 2.0]]), torch.tensor([[1, 0]])
+        >>> loss(logits, labels, torch.tensor([0]), epoch=0)
+        tensor([[0.7148, 2.7457]])
     """
 
     takes = MultiLabelLoss

@@ -7,7 +7,12 @@ from torch import Tensor, nn
 
 
 def last_of_equal(index: Tensor) -> Tensor:
-    """For each place of `index` [B] the last place that holds the same number; [B] int64."""
+    """For each place of `index` [B] the last place that holds the same number; [B] int64.
+
+    Example:
+        >>> last_of_equal(torch.tensor([3, 1, 3]))
+        tensor([2, 1, 2])
+    """
     ordered, place = index.sort(stable=True)
     return place[torch.searchsorted(ordered, index, right=True) - 1]
 
@@ -25,6 +30,13 @@ class TargetMemory(nn.Module):
     Attributes:
         rows: [N, C] float, 0 for samples not seen yet.
         seen: [N] bool.
+
+    Example:
+        >>> memory = TargetMemory(num_samples=3, num_classes=2)
+        >>> memory.blend(torch.tensor([2]), torch.tensor([[0.5, 0.5]]), momentum=0.8)
+        tensor([[0.1000, 0.1000]])
+        >>> memory.seen
+        tensor([False, False,  True])
     """
 
     rows: Tensor

@@ -39,7 +39,14 @@ class ClassificationLoss(ScoreLoss):
 
 
 class CrossEntropy(ClassificationLoss):
-    """Negative log-probability of the observed label."""
+    """Negative log-probability of the observed label.
+
+    Example:
+        >>> logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+        >>> index = torch.tensor([0, 1])
+        >>> CrossEntropy()(logits, labels, index, epoch=0)
+        tensor([0.1269, 1.3133])
+    """
 
     def forward(self, logits: Tensor, labels: Tensor, index: Tensor, epoch: int) -> Tensor:
         """[B], see `ClassificationLoss`."""
@@ -59,6 +66,13 @@ def generalised_cross_entropy(
 
     Returns:
         [B].
+
+    Example:
+        >>> logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+        >>> generalised_cross_entropy(logits, labels, q=0.7)
+        tensor([0.1215, 0.8589])
+        >>> generalised_cross_entropy(logits, labels, q=0.7, truncation=0.5)  # p_y <= 0.5: cut off
+        tensor([0.1215, 0.5492])
     """
     log_p = -F.cross_entropy(logits, labels, reduction="none")
     loss = -torch.expm1(q * log_p) / q
@@ -78,6 +92,12 @@ class GeneralisedCrossEntropy(ClassificationLoss):
 
     Raises:
         ArgumentError: a value out of range.
+
+    Example:
+        >>> logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+        >>> index = torch.tensor([0, 1])
+        >>> GeneralisedCrossEntropy(q=1)(logits, labels, index, epoch=0)  # 1 - p
+        tensor([0.1192, 0.7311])
     """
 
     def __init__(

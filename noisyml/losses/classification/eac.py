@@ -13,7 +13,7 @@ from torch import Tensor
 def class_activation_maps(
     features: Tensor, weight: Tensor, *, detach_classifier: bool = True
 ) -> Tensor:
-    """Where each class gets its score from: M[n, c] = sum over d of W[c, d] F[n, d].
+    """Share of each place in the classes' scores: M[n, c] = sum over d of W[c, d] F[n, d].
 
     No bias, no rectification, no scaling: with average pooling the mean of a map is the class's
     score without its bias (Zhou et al., "Learning Deep Features for Discriminative Localization",
@@ -26,6 +26,12 @@ def class_activation_maps(
 
     Returns:
         [B, C, H, W], in float32 at least, whatever the precision around it.
+
+    Example:
+        >>> features = torch.arange(4.0).reshape(1, 1, 2, 2)
+        >>> class_activation_maps(features, torch.tensor([[2.0]]))
+        tensor([[[[0., 2.],
+                  [4., 6.]]]])
     """
     with torch.autocast(features.device.type, enabled=False):
         # A product per image rather than an einsum: no copy of the features, and no [B, C, D, H, W]
@@ -54,6 +60,14 @@ def attention_consistency(
 
     Returns:
         [B]: means over C, H and W; their mean is L_att of the released code.
+
+    Example:
+        >>> features = torch.arange(4.0).reshape(1, 1, 2, 2)
+        >>> weight = torch.tensor([[2.0]])
+        >>> attention_consistency(features, features.flip(-1), weight)  # they mirror each other
+        tensor([0.])
+        >>> attention_consistency(features, features, weight)
+        tensor([4.])
     """
     # Half precision would lose the small difference of two large features.
     exact = torch.promote_types(features.dtype, torch.float32)

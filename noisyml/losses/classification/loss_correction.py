@@ -43,6 +43,12 @@ def forward_correction(logits: Tensor, labels: Tensor, transition: Tensor) -> Te
 
     Returns:
         [B], at least 0; infinite for a label that T excludes.
+
+    Example:
+        >>> logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+        >>> transition = torch.tensor([[0.8, 0.2], [0.4, 0.6]])
+        >>> forward_correction(logits, labels, transition)
+        tensor([0.2846, 0.6781])
     """
     into_label = transition.to(logits.dtype).log().T[labels]
     return -torch.logsumexp(F.log_softmax(logits, dim=1) + into_label, dim=1)
@@ -58,6 +64,12 @@ def backward_correction(logits: Tensor, labels: Tensor, inverse: Tensor) -> Tens
 
     Returns:
         [B], without bias in the mean but unbounded below.
+
+    Example:
+        >>> logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+        >>> transition = torch.tensor([[0.8, 0.2], [0.4, 0.6]])
+        >>> backward_correction(logits, labels, transition.inverse())
+        tensor([-0.8731,  1.8133])
     """
     return -(inverse.to(logits.dtype)[labels] * F.log_softmax(logits, dim=1)).sum(dim=1)
 
@@ -74,6 +86,12 @@ def anchor_transition(probabilities: Tensor, outliers: float = 0.0) -> Tensor:
 
     Returns:
         [C, C], rows that sum to 1.
+
+    Example:
+        >>> probabilities = torch.tensor([[0.9, 0.1], [0.3, 0.7], [0.6, 0.4]])
+        >>> anchor_transition(probabilities)
+        tensor([[0.9000, 0.1000],
+                [0.3000, 0.7000]])
     """
     skipped = min(int(outliers * len(probabilities)), len(probabilities) - 1)
     anchors = probabilities.topk(skipped + 1, dim=0).indices[-1]
@@ -182,7 +200,14 @@ class LossCorrection(ClassificationLoss):
 
 
 class ForwardCorrection(LossCorrection):
-    """Cross-entropy between the observed label and the predictions carried through T."""
+    """Cross-entropy between the observed label and the predictions carried through T.
+
+    Example:
+        >>> logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+        >>> index = torch.tensor([0, 1])
+        >>> ForwardCorrection(2, "symmetric", rate=0.2)(logits, labels, index, epoch=0)
+        tensor([0.3168, 1.0179])
+    """
 
     def corrected(self, logits: Tensor, labels: Tensor) -> Tensor:
         """See `forward_correction`."""
@@ -190,7 +215,14 @@ class ForwardCorrection(LossCorrection):
 
 
 class BackwardCorrection(LossCorrection):
-    """Cross-entropies of all classes, combined by the inverse of T; unbiased, of high variance."""
+    """Cross-entropies of all classes, combined by the inverse of T; unbiased, of high variance.
+
+    Example:
+        >>> logits, labels = torch.tensor([[2.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 0])
+        >>> index = torch.tensor([0, 1])
+        >>> BackwardCorrection(2, "symmetric", rate=0.2)(logits, labels, index, epoch=0)
+        tensor([-0.5397,  1.6466])
+    """
 
     def _set(self, transition: Tensor) -> None:
         """Keep the inverse.

@@ -34,6 +34,12 @@ class Features:
         embedding: [B, D], normalised or not as the network emits it, or None.
         logits: [B, C] class scores, or None.
         maps: feature maps [B, C_l, H_l, W_l] by the name of the block they come from.
+
+    Example:
+        >>> features = Features(embedding=torch.eye(3))
+        >>> features.rows(torch.tensor([True, False, True])).embedding
+        tensor([[1., 0., 0.],
+                [0., 0., 1.]])
     """
 
     embedding: Tensor | None = None
@@ -120,6 +126,12 @@ class DistillationSum(LossSum, DistillationLoss):
 
     Raises:
         UserError: see `LossSum`.
+
+    Example:
+        >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]])
+        >>> loss = DistillationSum({"hinton": HintonDistillation()}, {"hinton": 16.0})
+        >>> loss(Features(logits=student), Features(logits=teacher))
+        tensor(7.7568)
     """
 
     takes = DistillationLoss
@@ -145,6 +157,11 @@ def softened_divergence(student: Tensor, teacher: Tensor, temperature: float) ->
 
     Returns:
         Scalar: the mean over the batch, 0 for an empty one.
+
+    Example:
+        >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]])
+        >>> softened_divergence(student, teacher, temperature=2.0)
+        tensor(0.4438)
     """
     with torch.autocast(student.device.type, enabled=False):
         log_q = F.log_softmax(_at_least_float32(student) / temperature, dim=1)
@@ -161,6 +178,11 @@ class HintonDistillation(DistillationLoss):
 
     Raises:
         ArgumentError: a temperature that is not positive.
+
+    Example:
+        >>> student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[2.0, 0.0]])
+        >>> HintonDistillation()(Features(logits=student), Features(logits=teacher))
+        tensor(0.4848)
     """
 
     needs = frozenset({"logits"})
@@ -189,6 +211,13 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
 
     Raises:
         UserError: H x W differ.
+
+    Example:
+        >>> teacher = torch.tensor([[[[1.0, 0.0]]]])
+        >>> attention_transfer(3 * teacher, teacher)  # only where it looks counts
+        tensor(0.)
+        >>> attention_transfer(teacher.flip(-1), teacher)
+        tensor(1.)
     """
     _check_same_size(student, teacher)
     with torch.autocast(student.device.type, enabled=False):
@@ -203,6 +232,12 @@ class AttentionTransfer(DistillationLoss):
 
     Raises:
         UserError: no layers.
+
+    Example:
+        >>> student, teacher = torch.tensor([[[[0.0, 1.0]]]]), torch.tensor([[[[1.0, 0.0]]]])
+        >>> loss = AttentionTransfer(["block2"])
+        >>> loss(Features(maps={"block2": student}), Features(maps={"block2": teacher}))
+        tensor(1.)
     """
 
     needs = frozenset({"maps"})
@@ -233,6 +268,11 @@ def fitnet_loss(student: Tensor, teacher: Tensor, weight: Tensor) -> Tensor:
 
     Raises:
         UserError: channels or positions do not fit.
+
+    Example:
+        >>> student, teacher = torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0]])
+        >>> fitnet_loss(student, teacher, torch.tensor([[1.0, 0.5]]))
+        tensor(1.)
     """
     _check_same_size(student, teacher)
     if weight.shape != (teacher.shape[1], student.shape[1]):
@@ -260,6 +300,11 @@ class FitNet(DistillationLoss):
 
     Raises:
         UserError: no layers, or layers of which only one network's channels are given.
+
+    Example:
+        >>> loss = FitNet({"embedding": 2}, {"embedding": 3})
+        >>> loss.adapters[0].shape
+        torch.Size([3, 2])
     """
 
     def __init__(

@@ -36,6 +36,13 @@ def rkd_distance(student: Tensor, teacher: Tensor, *, tuples: Tuples = "all") ->
 
     Returns:
         Scalar (arXiv 1904.05068, eq. 5 to 7, as a mean).
+
+    Example:
+        >>> student = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+        >>> rkd_distance(student, 2 * student)  # the scale does not matter
+        tensor(0.)
+        >>> rkd_distance(student, torch.tensor([[0.0], [1.0], [2.0]]))
+        tensor(0.0556)
     """
     n = len(student)
     psi_student, psi_teacher = (_relative_distances(x) for x in (student, teacher.detach()))
@@ -74,6 +81,13 @@ def rkd_angle(
 
     Returns:
         Scalar (arXiv 1904.05068, eq. 8 and 9, as a mean). Once differentiable.
+
+    Example:
+        >>> student = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+        >>> rkd_angle(student, 2 * student).abs().round(decimals=4)
+        tensor(0.)
+        >>> rkd_angle(student, torch.tensor([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]])).round(decimals=4)
+        tensor(0.1200)
     """
     costs, slopes, triples = [], [], 0
     with torch.no_grad(), torch.autocast(student.device.type, enabled=False):
@@ -112,6 +126,11 @@ def hard_darkrank(
 
     Returns:
         Scalar: the mean over the batch, 0 for fewer than two rows.
+
+    Example:
+        >>> student = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+        >>> hard_darkrank(student, torch.tensor([[0.0], [1.0], [2.0]]), alpha=0.1, beta=1.0)
+        tensor(0.6623)
     """
     n = len(student)
     with torch.no_grad():
@@ -131,6 +150,12 @@ class RKDDistance(DistillationLoss):
 
     Raises:
         ArgumentError: another choice of tuples.
+
+    Example:
+        >>> student = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+        >>> teacher = torch.tensor([[0.0], [1.0], [2.0]])
+        >>> RKDDistance()(Features(student), Features(teacher))
+        tensor(0.0556)
     """
 
     def __init__(self, tuples: Tuples = "all") -> None:
@@ -153,6 +178,12 @@ class RKDAngle(DistillationLoss):
 
     Raises:
         ArgumentError: a value out of range.
+
+    Example:
+        >>> student = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+        >>> teacher = torch.tensor([[0.0], [1.0], [2.0]])
+        >>> RKDAngle()(Features(student), Features(teacher)).round(decimals=4)
+        tensor(0.1200)
     """
 
     def __init__(
@@ -190,6 +221,12 @@ class HardDarkRank(DistillationLoss):
 
     Raises:
         ArgumentError: a list without rows.
+
+    Example:
+        >>> student = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
+        >>> teacher = torch.tensor([[0.0], [1.0], [2.0]])
+        >>> HardDarkRank(alpha=0.1, beta=1.0)(Features(student), Features(teacher))
+        tensor(0.6623)
     """
 
     def __init__(self, alpha: float = 2.0, beta: float = 3.0, list_length: Count = 4) -> None:

@@ -85,6 +85,13 @@ def cbml_loss(
 
     Returns:
         Scalar, attached to the graph.
+
+    Example:
+        >>> from noisyml.losses.metric_learning.pairs import Samples, cosine_pairs
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> pairs = cosine_pairs(Samples.of_batch(embeddings, torch.tensor([7, 7, 8])))
+        >>> cbml_loss(pairs).round(decimals=4)
+        tensor(0.1999)
     """
     pairs = pairs.below(positive_cutoff)
     similarity = pairs.similarity
@@ -135,6 +142,11 @@ class CBMLLoss(PairLoss):
     Raises:
         ArgumentError: a value out of range.
         UserError: exponents too large for the form.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> CBMLLoss()(embeddings, torch.tensor([7, 7, 8])).round(decimals=4)
+        tensor(0.1999)
     """
 
     def __init__(

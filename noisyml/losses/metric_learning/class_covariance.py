@@ -24,7 +24,7 @@ KernelDistance = Literal["minmax", "raw", "released"]
 Singletons = Literal["estimated", "untouched"]
 SquareRoot = Literal["constant", "repeated"]
 
-#: What the released code writes in place of the distance to a class that may be no neighbour.
+#: Value that the released code writes in place of the distance to a class that may be no neighbour.
 _RELEASED_EXCLUDED = 1e12
 
 
@@ -68,11 +68,20 @@ def neighbor_covariance(
         neighbors: K; all admissible classes if there are fewer.
         mean_sigma: width of the kernel on means, infinite for none.
         covariance_sigma: width of the kernel on covariances, infinite for none.
-        kernel_distance: what the kernel sees. ``minmax``: distances mapped to [0, 1] over the
+        kernel_distance: distances that the kernel sees. ``minmax``: mapped to [0, 1] over the
             admissible classes of the row; ``raw``: as they are (paper); ``released``: the mapping
             of the code, whose stand-in of 1e12 for inadmissible classes makes all mean distances 0
             and whose range of covariance distances includes the class itself.
         memory_budget_bytes: aim of the working memory; rows are taken in blocks.
+
+    Example:
+        >>> mean = torch.tensor([[0.0], [1.0], [5.0]]).double()
+        >>> variance = torch.tensor([[1.0], [2.0], [3.0]]).double()
+        >>> size = torch.tensor([4, 4, 4])
+        >>> neighbor_covariance(mean, variance, size, neighbors=1).index
+        tensor([[1],
+                [0],
+                [1]])
     """
     num_classes = len(mean)
     admissible = size > 1
@@ -122,7 +131,7 @@ def neighbor_covariance(
 def correction_weight(
     size: Tensor, *, beta: float = 0.1, tau: int = 40, tau_inclusive: bool = True
 ) -> Tensor:
-    """How much neighbours correct a class: 1 for a single sample, 0 above tau.
+    """Share of the neighbours in the covariance of a class: 1 for a single sample, 0 above tau.
 
     Args:
         size: [C], training samples of each class.
@@ -132,6 +141,10 @@ def correction_weight(
 
     Returns:
         alpha [C] float64 in [0, 1].
+
+    Example:
+        >>> correction_weight(torch.tensor([1, 10, 41])).round(decimals=4)
+        tensor([1.0000, 0.6091, 0.0000], dtype=torch.float64)
     """
     size = size.to(torch.float64)
     alpha = 1 / (1 + torch.log1p(beta * (size - 1).clamp(min=0)))
@@ -183,6 +196,14 @@ class ClassCovariance(Checked, PinnedBuffers):
     Raises:
         ArgumentError: a value out of range.
         UserError: settings that do not go together.
+
+    Example:
+        >>> statistics = ClassCovariance(num_classes=2, embedding_size=1)
+        >>> count, mean = torch.tensor([5, 5]), torch.tensor([[0.0], [1.0]])
+        >>> statistics.update(count, mean, torch.tensor([[0.04], [0.09]]))
+        >>> rows, labels = torch.zeros(2, 1), torch.tensor([0, 1])
+        >>> statistics.synthesise(rows, labels, copies=3, strength=0.8).shape
+        torch.Size([3, 2, 1])
     """
 
     mean: Tensor
@@ -457,6 +478,12 @@ def full_class_moments(
 
     Returns:
         [C], [C, A] and [C, A, A], float64; zero for a class without rows.
+
+    Example:
+        >>> rows, labels = torch.tensor([[0.0], [2.0], [5.0]]), torch.tensor([0, 0, 1])
+        >>> count, mean, covariance = full_class_moments(rows, labels, num_classes=2)
+        >>> covariance.flatten()
+        tensor([1., 0.], dtype=torch.float64)
     """
     rows = rows.to(torch.float64)
     width = rows.shape[1]

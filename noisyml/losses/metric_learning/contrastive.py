@@ -112,6 +112,15 @@ def active_pairs(pairs: Pairs, margin: float, positive_cutoff: float) -> tuple[T
         pairs: as `cosine_pairs` gives them.
         margin: cosine above which a negative costs.
         positive_cutoff: how far below 1 a positive's cosine must lie to cost.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> pairs = cosine_pairs(Samples(embeddings, torch.tensor([7, 7, 8])))
+        >>> positive, negative = active_pairs(pairs, margin=0.5, positive_cutoff=1e-5)
+        >>> negative
+        tensor([[False, False, False],
+                [False, False,  True],
+                [False,  True, False]])
     """
     similarity = pairs.similarity.detach()
     return (
@@ -179,6 +188,14 @@ class MemoryContrastiveLoss(ContrastiveLoss):
 
     Raises:
         ArgumentError: a value out of range.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> labels = torch.tensor([7, 7, 8])
+        >>> bank = MemoryBank(size=3, dim=2, num_classes=9)
+        >>> bank.enqueue(embeddings, labels, index=torch.arange(3))
+        >>> MemoryContrastiveLoss()(embeddings, labels, memory=bank).round(decimals=4)
+        tensor(1.6000)
     """
 
     needs = frozenset({"memory"})

@@ -22,6 +22,11 @@ def pair_distances(points: Tensor, *, squared: bool = False, offset: float = 0.0
 
     Returns:
         [N, N] float64, attached to the graph of `points`.
+
+    Example:
+        >>> pair_distances(torch.tensor([[0.0, 0.0], [3.0, 4.0]])).round(decimals=4)
+        tensor([[0., 5.],
+                [5., 0.]], dtype=torch.float64)
     """
     with torch.autocast(points.device.type, enabled=False):
         points = centred(points)
@@ -39,7 +44,13 @@ def pair_distances(points: Tensor, *, squared: bool = False, offset: float = 0.0
 
 
 def centred(points: Tensor) -> Tensor:
-    """Rows [N, D] as float64 around their mean; differences of rows, all we look at, stay."""
+    """Rows [N, D] as float64 around their mean; differences of rows, all we look at, stay.
+
+    Example:
+        >>> centred(torch.tensor([[1.0], [3.0]]))
+        tensor([[-1.],
+                [ 1.]], dtype=torch.float64)
+    """
     points = points.to(torch.float64)
     if len(points) == 0:
         return points

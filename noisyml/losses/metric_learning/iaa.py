@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AugmentationSchedule:
-    """When classes are measured, when copies are made, and how strong their noise is.
+    """Epochs in which classes are measured and copies are made, and the strength of their noise.
 
     Epochs count from 1. The fall of the strength is in the released code, not in the paper.
 
@@ -57,6 +57,13 @@ class AugmentationSchedule:
 
     Raises:
         ArgumentError: a value out of range.
+
+    Example:
+        >>> schedule = AugmentationSchedule(strength=0.8, epochs=100)
+        >>> [epoch for epoch in range(29, 36) if schedule.updates_at(epoch)]
+        [31, 33, 35]
+        >>> schedule.strength_at(31), schedule.strength_at(90)
+        (0.8, 0.48)
     """
 
     strength: NonNegative
@@ -114,6 +121,13 @@ def augmented_loss(
 
     Returns:
         Scalar, attached to the graph.
+
+    Example:
+        >>> from noisyml.losses.metric_learning.pair_losses import TwoMarginContrastiveLoss
+        >>> raw, labels = torch.tensor([[2.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 1])
+        >>> copies = torch.tensor([[[1.0, 1.0], [0.0, 1.0]]])
+        >>> augmented_loss(TwoMarginContrastiveLoss(), raw, labels, copies).round(decimals=4)
+        tensor(0.1036)
     """
     raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
     originals = functional.normalize(raw, dim=1)

@@ -47,6 +47,13 @@ def multi_similarity_loss(
 
     Returns:
         Scalar, attached to the graph.
+
+    Example:
+        >>> from noisyml.losses.metric_learning.pairs import Samples, cosine_pairs
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> pairs = cosine_pairs(Samples.of_batch(embeddings, torch.tensor([7, 7, 8])))
+        >>> multi_similarity_loss(pairs).round(decimals=4)
+        tensor(0.1997)
     """
     pairs = pairs.below(positive_cutoff)
     positive, negative = mine_pairs(pairs, epsilon)
@@ -74,6 +81,13 @@ def two_margin_contrastive_loss(
 
     Returns:
         Scalar, attached to the graph.
+
+    Example:
+        >>> from noisyml.losses.metric_learning.pairs import Samples, cosine_pairs
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> pairs = cosine_pairs(Samples.of_batch(embeddings, torch.tensor([7, 7, 8])))
+        >>> two_margin_contrastive_loss(pairs).round(decimals=4)
+        tensor(0.3333)
     """
     lacking = (positive_margin - pairs.similarity).relu().masked_fill(~pairs.positive, 0.0)
     exceeding = (pairs.similarity - negative_margin).relu().masked_fill(~pairs.negative, 0.0)
@@ -93,6 +107,13 @@ def hardest_negative_triplet_loss(
 
     Returns:
         Scalar, attached to the graph.
+
+    Example:
+        >>> from noisyml.losses.metric_learning.pairs import Samples, cosine_pairs
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> pairs = cosine_pairs(Samples.of_batch(embeddings, torch.tensor([7, 7, 8])))
+        >>> hardest_negative_triplet_loss(pairs).round(decimals=4)
+        tensor(0.1540)
     """
     squared = 2 - 2 * pairs.similarity
     # The root's slope is infinite at 0: where two rows coincide there is no direction to push in.

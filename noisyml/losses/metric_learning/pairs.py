@@ -32,6 +32,11 @@ class Samples(NamedTuple):
         labels: [N] int64.
         instance: [N] int64, number of what each row shows; a column with the anchor's number is no
             pair of it. None: pairs depend on the labels alone.
+
+    Example:
+        >>> batch = Samples.of_batch(torch.eye(3), torch.tensor([7, 7, 8]))
+        >>> batch.rows(torch.tensor([2, 0])).instance
+        tensor([2, 0])
     """
 
     embeddings: Tensor
@@ -113,6 +118,12 @@ def cosine_pairs(anchors: Samples, columns: Samples | None = None) -> Pairs:
 
     Raises:
         ValueError: only one side has instance numbers, or lengths that do not fit together.
+
+    Example:
+        >>> anchors = Samples(torch.tensor([[1.0, 0.0]]), torch.tensor([7]))
+        >>> columns = Samples(torch.tensor([[0.6, 0.8], [0.0, 1.0]]), torch.tensor([7, 8]))
+        >>> cosine_pairs(anchors, columns).negative
+        tensor([[False,  True]])
     """
     columns = anchors if columns is None else columns
     for name, side in (("anchors", anchors), ("columns", columns)):
@@ -144,6 +155,15 @@ def mine_pairs(pairs: Pairs, margin: float) -> tuple[Tensor, Tensor]:
 
     Returns:
         Masks [B, N] of the positives and the negatives left.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> pairs = cosine_pairs(Samples.of_batch(embeddings, torch.tensor([7, 7, 8])))
+        >>> positive, negative = mine_pairs(pairs, margin=0.1)
+        >>> negative
+        tensor([[False, False, False],
+                [False, False,  True],
+                [False, False, False]])
     """
     similarity = pairs.similarity.detach()
     hardest_positive = row_min(similarity, pairs.positive, torch.inf)
@@ -155,7 +175,14 @@ def mine_pairs(pairs: Pairs, margin: float) -> tuple[Tensor, Tensor]:
 
 
 def row_min(x: Tensor, mask: Tensor, empty: float) -> Tensor:
-    """Minimum [B] of `x` [B, N] over the mask of each row, `empty` where it selects nothing."""
+    """Minimum [B] of `x` [B, N] over the mask of each row, `empty` where it selects nothing.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> mask = torch.tensor([[True, True], [False, False]])
+        >>> row_min(x, mask, empty=0.0)
+        tensor([1., 0.])
+    """
     if x.shape[1] == 0:
         return x.new_full((len(x),), empty)
     least = x.masked_fill(~mask, torch.inf).amin(dim=1)
@@ -163,17 +190,38 @@ def row_min(x: Tensor, mask: Tensor, empty: float) -> Tensor:
 
 
 def row_max(x: Tensor, mask: Tensor, empty: float) -> Tensor:
-    """Maximum [B] of `x` [B, N] over the mask of each row, `empty` where it selects nothing."""
+    """Maximum [B] of `x` [B, N] over the mask of each row, `empty` where it selects nothing.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> mask = torch.tensor([[True, True], [False, False]])
+        >>> row_max(x, mask, empty=0.0)
+        tensor([2., 0.])
+    """
     return -row_min(-x, mask, -empty)
 
 
 def row_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Mean [B] of `x` [B, N] over the mask of each row, 0 where it selects nothing."""
+    """Mean [B] of `x` [B, N] over the mask of each row, 0 where it selects nothing.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> mask = torch.tensor([[True, True], [False, False]])
+        >>> row_mean(x, mask)
+        tensor([1.5000, 0.0000])
+    """
     return x.masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
 
 
 def log1p_sum_exp(exponents: Tensor, mask: Tensor) -> Tensor:
-    """``log(1 + sum exp)`` [B] of `exponents` [B, N] over each row's mask, free of overflow."""
+    """``log(1 + sum exp)`` [B] of `exponents` [B, N] over each row's mask, free of overflow.
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> mask = torch.tensor([[True, True], [False, False]])
+        >>> log1p_sum_exp(x, mask)
+        tensor([2.4076, 0.0000])
+    """
     masked = exponents.masked_fill(~mask, -torch.inf)
     return functional.pad(masked, (1, 0)).logsumexp(dim=1)
 

@@ -52,6 +52,11 @@ class PMLLoss(EmbeddingLoss):
 
     Raises:
         UserError: unknown loss, miner or argument, or a missing argument.
+
+    Example:
+        >>> loss = PMLLoss("ProxyAnchorLoss", num_classes=3, embedding_size=2, params={"alpha": 32})
+        >>> loss.proxies().shape
+        torch.Size([3, 2])
     """
 
     def __init__(

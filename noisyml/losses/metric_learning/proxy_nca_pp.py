@@ -58,6 +58,12 @@ def proxynca_pp_loss(
 
     Raises:
         UserError: a label outside 0..C-1.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> proxies = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> proxynca_pp_loss(embeddings, torch.tensor([0, 0, 1]), proxies).round(decimals=4)
+        tensor(1.2090)
     """
     _check_labels(labels, len(proxies))
     with torch.autocast(embeddings.device.type, enabled=False):
@@ -91,6 +97,11 @@ class ProxyNCAPPLoss(EmbeddingLoss):
     Raises:
         ArgumentError: a value out of range.
         UserError: not exactly one of scale and temperature.
+
+    Example:
+        >>> loss = ProxyNCAPPLoss(num_classes=3, embedding_size=2, scale=None, temperature=1 / 9)
+        >>> loss.proxies().shape
+        torch.Size([3, 2])
     """
 
     gives = frozenset({"proxies"})

@@ -33,7 +33,12 @@ _OFFSET = 1e-6
 
 
 class Triplets(NamedTuple):
-    """Positions in the batch, [T] int64 each: the positive shares the anchor's label."""
+    """Positions in the batch, [T] int64 each: the positive shares the anchor's label.
+
+    Example:
+        >>> Triplets(torch.tensor([0]), torch.tensor([1]), torch.tensor([2])).negative
+        tensor([2])
+    """
 
     anchor: Tensor
     positive: Tensor
@@ -45,6 +50,11 @@ def all_triplets(labels: Tensor) -> Triplets:
 
     Args:
         labels: [B] int64.
+
+    Example:
+        >>> labels = torch.tensor([7, 7, 8, 9])
+        >>> all_triplets(labels).negative
+        tensor([2, 3, 2, 3])
     """
     anchor, positive, strangers = _pairs(labels)
     pair, negative = strangers.nonzero(as_tuple=True)
@@ -57,6 +67,11 @@ def random_triplets(labels: Tensor, *, generator: torch.Generator | None = None)
     Args:
         labels: [B] int64.
         generator: of any device; None: the global one of the CPU.
+
+    Example:
+        >>> labels = torch.tensor([7, 7, 8, 9])
+        >>> random_triplets(labels, generator=torch.Generator().manual_seed(0)).anchor
+        tensor([0, 1])
     """
     anchor, positive, strangers = _pairs(labels)
     return Triplets(anchor, positive, _draw(strangers.to(torch.float64), generator))
@@ -68,6 +83,12 @@ def hardest_triplets(distances: Tensor, labels: Tensor) -> Triplets:
     Args:
         distances: [B, B] float, see `pair_distances`.
         labels: [B] int64.
+
+    Example:
+        >>> labels = torch.tensor([7, 7, 8, 9])
+        >>> distances = pair_distances(torch.tensor([[0.0], [1.0], [0.5], [3.0]]))
+        >>> hardest_triplets(distances, labels).negative
+        tensor([2, 2])
     """
     anchor, positive, strangers = _pairs(labels)
     return Triplets(anchor, positive, _nearest(distances[anchor], strangers))
@@ -79,6 +100,12 @@ def semi_hard_triplets(distances: Tensor, labels: Tensor) -> Triplets:
     Args:
         distances: [B, B] float, see `pair_distances`.
         labels: [B] int64.
+
+    Example:
+        >>> labels = torch.tensor([7, 7, 8, 9])
+        >>> distances = pair_distances(torch.tensor([[0.0], [1.0], [0.5], [3.0]]))
+        >>> semi_hard_triplets(distances, labels).negative
+        tensor([3, 3])
     """
     anchor, positive, strangers = _pairs(labels)
     from_anchor = distances[anchor]
@@ -107,6 +134,13 @@ def distance_weights(
 
     Returns:
         [B, B] float64; rows sum to 1, or to 0 for an anchor without negatives.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.8, 0.6]])
+        >>> distance_weights(embeddings, torch.tensor([7, 7, 8]))
+        tensor([[0.0000, 0.0000, 1.0000],
+                [0.0000, 0.0000, 1.0000],
+                [0.4949, 0.5051, 0.0000]], dtype=torch.float64)
     """
     with torch.no_grad():
         distances = pair_distances(embeddings).clamp(min=cutoff)
@@ -134,6 +168,12 @@ def distance_weighted_triplets(
         weights: [B, B] float, not negative, see `distance_weights`; rows need not sum to 1.
         labels: [B] int64.
         generator: of any device; None: the global one of the CPU.
+
+    Example:
+        >>> labels = torch.tensor([7, 7, 8, 9])
+        >>> weights = torch.tensor([0.0, 0.0, 1.0, 0.0]).expand(4, -1)
+        >>> distance_weighted_triplets(weights, labels).negative
+        tensor([2, 2])
     """
     anchor, positive, _ = _pairs(labels)
     return Triplets(anchor, positive, _draw(weights[anchor], generator))
@@ -153,6 +193,11 @@ def triplet_loss(
 
     Returns:
         Scalar, 0 without triplets.
+
+    Example:
+        >>> embeddings, labels = torch.tensor([[0.0], [1.0], [0.5]]), torch.tensor([7, 7, 8])
+        >>> triplet_loss(embeddings, all_triplets(labels)).round(decimals=4)
+        tensor(0.7000)
     """
     distances = pair_distances(embeddings, offset=_OFFSET)
     to_positive = distances[triplets.anchor, triplets.positive]
@@ -182,6 +227,11 @@ class TripletLoss(EmbeddingLoss):
 
     Raises:
         ArgumentError: an unknown choice, or a distance out of range.
+
+    Example:
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> TripletLoss("hardest")(embeddings, torch.tensor([7, 7, 8])).round(decimals=4)
+        tensor(0.2310)
     """
 
     steps: Tensor

@@ -26,6 +26,11 @@ def bce_entries(logits: Tensor, labels: Tensor) -> Tensor:
 
     Returns:
         [B, C], in nats.
+
+    Example:
+        >>> logits, labels = torch.tensor([[0.0, 2.0]]), torch.tensor([[1, 0]])
+        >>> bce_entries(logits, labels)
+        tensor([[0.6931, 2.1269]])
     """
     return SIGMOID.entropy(logits, labels)
 
@@ -43,6 +48,11 @@ def focal_entries(
 
     Returns:
         [B, C].
+
+    Example:
+        >>> logits, labels = torch.tensor([[0.0, 2.0]]), torch.tensor([[1, 0]])
+        >>> focal_entries(logits, labels)
+        tensor([[0.0433, 1.2376]])
     """
     loss: Tensor = sigmoid_focal_loss(logits, labels.to(logits.dtype), alpha=alpha, gamma=gamma)
     return loss
@@ -56,6 +66,13 @@ def reduce_entries(entry_loss: Tensor, keep: Tensor, reduction: Reduction = "mea
         keep: [B] bool (samples) or [B, C] (entries).
         reduction: ``mean`` over the kept entries, or ``class_sum``: the sum over classes, then the
             mean over the samples of which anything is kept.
+
+    Example:
+        >>> losses = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
+        >>> reduce_entries(losses, torch.tensor([True, False]))
+        tensor(1.5000)
+        >>> reduce_entries(losses, torch.tensor([True, False]), "class_sum")
+        tensor(3.)
     """
     entries = by_entry(keep).expand_as(entry_loss)
     total = torch.where(entries, entry_loss, torch.zeros_like(entry_loss)).sum()
@@ -105,7 +122,13 @@ class MultiLabelLoss(ScoreLoss):
 
 
 class BinaryCrossEntropy(MultiLabelLoss):
-    """Negative log-probability of every observed entry."""
+    """Negative log-probability of every observed entry.
+
+    Example:
+        >>> logits, labels = torch.tensor([[0.0, 2.0]]), torch.tensor([[1, 0]])
+        >>> BinaryCrossEntropy()(logits, labels, torch.tensor([0]), epoch=0)
+        tensor([[0.6931, 2.1269]])
+    """
 
     def forward(self, logits: Tensor, labels: Tensor, index: Tensor, epoch: int) -> Tensor:
         """[B, C], see `MultiLabelLoss`."""
@@ -122,6 +145,11 @@ class Focal(MultiLabelLoss):
 
     Raises:
         ArgumentError: a value out of range.
+
+    Example:
+        >>> logits, labels = torch.tensor([[0.0, 2.0]]), torch.tensor([[1, 0]])
+        >>> Focal()(logits, labels, torch.tensor([0]), epoch=0)
+        tensor([[0.0433, 1.2376]])
     """
 
     def __init__(

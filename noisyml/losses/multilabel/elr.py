@@ -24,6 +24,13 @@ class MultiLabelELR(EarlyLearning, MultiLabelLoss):
 
     Raises:
         ArgumentError: a value out of range.
+
+    Example:
+        >>> import torch
+        >>> loss = MultiLabelELR(num_samples=1, num_classes=2)
+        >>> logits, labels = torch.tensor([[0.0, 2.0]]), torch.tensor([[1, 0]])
+        >>> loss(logits, labels, torch.tensor([0]), epoch=0)
+        tensor([[0.4593, 1.3321]])
     """
 
     link = SIGMOID

@@ -38,6 +38,11 @@ def joint_losses(
 
     Returns:
         [B, C], with gradient to both networks.
+
+    Example:
+        >>> first, second = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 0.0]])
+        >>> joint_losses(first, second, torch.tensor([[1, 0]]), co_lambda=0.5)
+        tensor([[0.7908, 0.6931]])
     """
     dtype = torch.promote_types(first.dtype, torch.float32)
     first, second, labels = first.to(dtype), second.to(dtype), labels.to(dtype)
@@ -74,6 +79,15 @@ def small_losses(losses: Tensor, rate: float, unit: Unit = "entry") -> Tensor:
 
     Returns:
         [B, C] bool.
+
+    Example:
+        >>> losses = torch.tensor([[0.1, 0.4], [0.3, 0.2]])
+        >>> small_losses(losses, rate=0.5)
+        tensor([[ True, False],
+                [False,  True]])
+        >>> small_losses(losses, rate=0.5, unit="sample")
+        tensor([[ True,  True],
+                [False, False]])
     """
     size, classes = losses.shape
     if unit == "entry":
@@ -97,6 +111,11 @@ def jocor_loss(losses: Tensor, keep: Tensor) -> Tensor:
     Args:
         losses: [B, C] with gradient.
         keep: [B, C] bool with at least one true.
+
+    Example:
+        >>> losses = torch.tensor([[0.5, 1.0], [2.0, 4.0]])
+        >>> jocor_loss(losses, small_losses(losses, rate=0.5))
+        tensor(0.7500)
     """
     return torch.where(keep, losses, torch.zeros_like(losses)).sum() / keep.sum()
 
@@ -108,5 +127,9 @@ def keep_rate(epoch: int, tau: float, gradual_epochs: int) -> float:
         epoch: epochs done, from 0.
         tau: share left out in the end, in [0, 1).
         gradual_epochs: T_k, epochs until then; 0: from the start.
+
+    Example:
+        >>> [keep_rate(epoch, tau=0.2, gradual_epochs=2) for epoch in range(4)]
+        [1.0, 0.9, 0.8, 0.8]
     """
     return 1 - tau * (min(1.0, epoch / gradual_epochs) if gradual_epochs > 0 else 1.0)

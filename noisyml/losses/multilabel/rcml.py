@@ -21,7 +21,7 @@ Bandwidth = float | Literal["median"]
 
 
 class Ranking(NamedTuple):
-    """How badly a network contradicts the labels of each sample.
+    """Contradictions between a network and the labels of each sample.
 
     Attributes:
         errors: e_n [B]; the larger, the more likely a label is wrong.
@@ -55,6 +55,11 @@ def ranking_errors(
     Returns:
         A `Ranking`, in float32 at least. The suspected class is the largest missing group if that
         exceeds the largest extra group, else the largest extra group; the first of equals.
+
+    Example:
+        >>> ranking = ranking_errors(torch.tensor([[0.9, 0.1]]), torch.tensor([[0, 1]]))
+        >>> ranking.errors, ranking.suspected
+        (tensor([2.6000]), tensor([1]))
     """
     with torch.autocast(probabilities.device.type, enabled=False):
         p = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
@@ -129,6 +134,13 @@ def squared_mmd(x: Tensor, y: Tensor, bandwidth: Bandwidth = 1e4) -> Tensor:
 
     Returns:
         Scalar in [0, 2], differentiable once.
+
+    Example:
+        >>> x = torch.tensor([[0.0], [1.0]])
+        >>> squared_mmd(x, x).round(decimals=4)
+        tensor(0.)
+        >>> squared_mmd(x, x + 2, bandwidth=1.0).round(decimals=4)
+        tensor(1.1656)
     """
     dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
     with torch.autocast(x.device.type, enabled=False):
@@ -149,6 +161,10 @@ def swap_rate(
         start: share in the first epoch, in (0, 1].
         end: share in the last tenth, in (0, 1].
         final_full: keep everything in the last tenth instead.
+
+    Example:
+        >>> [swap_rate(epoch, epochs=10, start=1.0, end=0.5) for epoch in (1, 5, 10)]
+        [1.0, 0.8, 0.5]
     """
     if epoch > epochs - int(0.1 * epochs):
         return 1.0 if final_full else end
@@ -163,6 +179,10 @@ def kept_count(rate: float, batch_size: int) -> int:
     Args:
         rate: in (0, 1].
         batch_size: the nominal size of the global batch, also for a shorter last one.
+
+    Example:
+        >>> kept_count(0.6, batch_size=32)
+        19
     """
     return max(1, int(batch_size * rate))
 
@@ -178,6 +198,12 @@ def flip_agreed(labels: Tensor, first: Ranking, second: Ranking, share: float) -
 
     Returns:
         Labels [B, C]; of the agreeing samples, those with the largest mean error are changed.
+
+    Example:
+        >>> labels, p = torch.tensor([[0, 1]]), torch.tensor([[0.9, 0.1]])
+        >>> ranking = ranking_errors(p, labels)
+        >>> flip_agreed(labels, ranking, ranking, share=1.0)
+        tensor([[0, 0]])
     """
     agree = first.suspected == second.suspected
     # Without reading the count from the device; a tenth of 10 is 1, not a little more than 1.

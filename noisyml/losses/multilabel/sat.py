@@ -25,6 +25,15 @@ class MultiLabelSAT(SelfAdaptive, MultiLabelLoss):
 
     Raises:
         ArgumentError: a value out of range.
+
+    Example:
+        >>> import torch
+        >>> loss = MultiLabelSAT(num_samples=1, num_classes=2, warmup_epochs=0)
+        >>> logits, labels = torch.tensor([[0.0, 2.0]]), torch.tensor([[1, 0]])
+        >>> loss(logits, labels, torch.tensor([0]), epoch=0)
+        tensor([[0.6931, 1.9508]])
+        >>> loss.targets.rows
+        tensor([[0.9500, 0.0881]])
     """
 
     link = SIGMOID
