@@ -11,6 +11,7 @@ import torch
 from noisyml.audit.trust import mean_trust, trust_artefacts
 from noisyml.data.datamodule import DataModule
 from noisyml.methods.base import Method
+from noisyml.methods.passes import batches_on, evaluation_mode
 from noisyml.runs.artefacts import Artefact, save_artefacts
 from noisyml.runs.folder import RunFolder
 
@@ -54,15 +55,11 @@ def embedding_map(method: Method, data: DataModule) -> pd.DataFrame:
     positions = np.flatnonzero(np.isin(numbers, chosen))
     step = max(1, -(-len(positions) // MAP_POINTS))
     loader = data.predict_dataloader(name, positions[::step])
-    training = method.training
-    method.eval()
-    device = method.device
     embeddings, shown = [], []
-    for batch in loader:
-        on_device = {key: value.to(device) for key, value in batch.items()}
-        embeddings.append(method.embed(on_device).cpu().double())
-        shown.append(batch["index"])
-    method.train(training)
+    with evaluation_mode(method):
+        for batch in batches_on(method.device, loader):
+            embeddings.append(method.embed(batch).cpu().double())
+            shown.append(batch["index"].cpu())
     points = torch.cat(embeddings)
     points = points - points.mean(dim=0)
     _, _, axes = torch.linalg.svd(points, full_matrices=False)

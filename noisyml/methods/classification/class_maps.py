@@ -12,6 +12,7 @@ from PIL import Image
 
 from noisyml.data.datamodule import DataModule
 from noisyml.losses.classification.eac import class_activation_maps
+from noisyml.methods.passes import batches_on, evaluation_mode
 from noisyml.models.backbones.base import LAST_MAP
 
 if TYPE_CHECKING:
@@ -45,24 +46,20 @@ def class_map_samples(
     kinds = _chosen(data, trust)
     kind_of = {int(i): kind for kind, positions in kinds.items() for i in positions}
     loader = data.predict_dataloader("train", np.fromiter(kind_of, dtype=np.int64))
-    training = method.training
-    method.eval()
     found: dict[str, list[NDArray]] = {"index": [], "images": [], "given": [], "answer": []}
     answers: list[NDArray] = []
-    for batch in loader:
-        if not len(batch["index"]):
-            continue
-        encoding = method.encoder.encode({"image": batch["image"].to(method.device)})
-        maps = class_activation_maps(encoding.maps[LAST_MAP], method.classifier.weight)
-        maps = maps - maps.mean(dim=1, keepdim=True)
-        answer = method.logits(encoding.embeddings).argmax(dim=1)
-        rows = torch.arange(len(maps), device=maps.device)
-        found["index"].append(batch["index"].numpy())
-        found["images"] += [_picture(image.numpy()) for image in batch["image"]]
-        found["given"].append(maps[rows, batch["label"].to(maps.device)].float().cpu().numpy())
-        found["answer"].append(maps[rows, answer].float().cpu().numpy())
-        answers.append(answer.cpu().numpy())
-    method.train(training)
+    with evaluation_mode(method):
+        for batch in batches_on(method.device, loader):
+            encoding = method.encoder.encode({"image": batch["image"]})
+            maps = class_activation_maps(encoding.maps[LAST_MAP], method.classifier.weight)
+            maps = maps - maps.mean(dim=1, keepdim=True)
+            answer = method.logits(encoding.embeddings).argmax(dim=1)
+            rows = torch.arange(len(maps), device=maps.device)
+            found["index"].append(batch["index"].cpu().numpy())
+            found["images"] += [_picture(image.cpu().numpy()) for image in batch["image"]]
+            found["given"].append(maps[rows, batch["label"]].float().cpu().numpy())
+            found["answer"].append(maps[rows, answer].float().cpu().numpy())
+            answers.append(answer.cpu().numpy())
     if not found["index"]:
         return {}
     index = np.concatenate(found["index"])
