@@ -65,10 +65,7 @@ class SelectionLog(Callback):
                 "p_clean": selection.p_clean.to(torch.float32),
                 "kept": selection.keep,
             }
-            if selection.suspected is not None:
-                judged["suspected"] = selection.suspected
-            judged |= {f"kept_{name}": keep for name, keep in selection.by_network.items()}
-            self._seen.append(judged)
+            self._seen.append(judged | selection.extras)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score and store the epoch."""

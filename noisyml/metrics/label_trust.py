@@ -1,4 +1,4 @@
-"""How well a selector tells clean labels from wrong ones."""
+"""Quality of a selection: agreement of what a selector trusts with what is right."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
 
     Raises:
         ValueError: shapes that differ.
+
+    Example:
+        >>> import torch
+        >>> auroc(torch.tensor([0.9, 0.5, 0.5, 0.1]), torch.tensor([True, True, False, False]))
+        0.875
     """
     if scores.shape != positive.shape or scores.ndim != 1:
         raise ValueError(
@@ -44,7 +49,7 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
 def class_selection(
     keep: Tensor, wrong: Tensor, labels: Tensor, num_classes: int
 ) -> dict[str, Tensor]:
-    """How a selection treats each class, by observed label.
+    """Shares of a selection in each class, by observed label.
 
     Args:
         keep: [N] bool, True for the samples kept.
@@ -56,6 +61,13 @@ def class_selection(
         ``samples``: number [C] int64; ``kept``: share of them kept; ``precision``: share of the
         kept that are clean; ``recall``: share of the clean that are kept. Shares are [C] float64,
         NaN where undefined.
+
+    Example:
+        >>> import torch
+        >>> keep, wrong = torch.tensor([True, True, False]), torch.tensor([False, True, False])
+        >>> found = class_selection(keep, wrong, torch.tensor([0, 0, 1]), num_classes=2)
+        >>> found["precision"].tolist(), found["recall"].tolist()
+        ([0.5, nan], [1.0, 0.0])
     """
 
     def count(chosen: Tensor) -> Tensor:
@@ -79,6 +91,13 @@ def selection_by_class(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str
 
     Returns:
         By name of the metric, C values.
+
+    Example:
+        >>> import torch
+        >>> keep = torch.tensor([[True, False], [True, True]])
+        >>> wrong = torch.tensor([[False, True], [True, False]])
+        >>> selection_by_class(keep, torch.full((2, 2), torch.nan), wrong)["precision"]
+        [0.5, 1.0]
     """
     each = [
         selection_metrics(*columns)
@@ -96,6 +115,14 @@ def entry_selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dic
     Returns:
         `selection_metrics` over all entries, and ``precision_macro``, ``recall_macro`` and
         ``auroc_macro``: means over the classes where they are defined.
+
+    Example:
+        >>> import torch
+        >>> keep = torch.tensor([[True, False], [True, True]])
+        >>> wrong = torch.tensor([[False, True], [True, False]])
+        >>> scores = entry_selection_metrics(keep, torch.full((2, 2), torch.nan), wrong)
+        >>> round(scores["precision"], 3), scores["precision_macro"]
+        (0.667, 0.75)
     """
     scores = selection_metrics(keep.flatten(), p_clean.flatten(), wrong.flatten())
     by_class = selection_by_class(keep, p_clean, wrong)
@@ -120,6 +147,13 @@ def selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str,
 
     Raises:
         ValueError: shapes that differ.
+
+    Example:
+        >>> import torch
+        >>> keep, wrong = torch.tensor([True, True, False]), torch.tensor([False, False, True])
+        >>> scores = selection_metrics(keep, torch.tensor([0.9, 0.6, 0.3]), wrong)
+        >>> scores["precision"], scores["recall"], scores["auroc"]
+        (1.0, 1.0, 1.0)
     """
     if not keep.shape == p_clean.shape == wrong.shape or keep.ndim != 1:
         raise ValueError(
@@ -149,7 +183,7 @@ def selection_scores(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str, 
 
 
 def network_exclusions(keeps: Mapping[str, Tensor], wrong: Tensor) -> dict[str, float]:
-    """How well what several networks leave out tells wrong samples.
+    """Precision and recall of what several networks leave out as a guess at wrong samples.
 
     Args:
         keeps: what each network keeps, [N] bool by its name.
@@ -159,6 +193,13 @@ def network_exclusions(keeps: Mapping[str, Tensor], wrong: Tensor) -> dict[str, 
         ``excluded_precision`` and ``excluded_recall``, see `selection_metrics`, each followed by
         ``_NAME`` for every network, ``_intersection`` (left out by all of them) and ``_union`` (by
         any).
+
+    Example:
+        >>> import torch
+        >>> keeps = {"a": torch.tensor([False, True]), "b": torch.tensor([False, False])}
+        >>> found = network_exclusions(keeps, torch.tensor([True, False]))
+        >>> found["excluded_precision_intersection"], found["excluded_precision_union"]
+        (1.0, 0.5)
     """
     out = {name: ~keep.to(torch.bool) for name, keep in keeps.items()}
     together = torch.stack(list(out.values()))
@@ -184,7 +225,7 @@ def _share(part: int, whole: int) -> float:
 
 
 def suspicion_precision(keep: Tensor, suspected: Tensor, wrong: Tensor) -> float:
-    """How often the class that a method suspects in a sample it leaves out is marked wrongly.
+    """Share of the samples left out whose suspected class is indeed marked wrongly.
 
     Args:
         keep: [N] bool, True for the samples kept.
@@ -193,6 +234,12 @@ def suspicion_precision(keep: Tensor, suspected: Tensor, wrong: Tensor) -> float
 
     Returns:
         In [0, 1]; NaN if nothing is left out.
+
+    Example:
+        >>> import torch
+        >>> wrong = torch.tensor([[True, False], [False, False]])
+        >>> suspicion_precision(torch.tensor([False, False]), torch.tensor([0, 1]), wrong)
+        0.5
     """
     hit = wrong.to(torch.bool).gather(1, suspected[:, None])[:, 0]
     return float(hit[~keep.to(torch.bool)].double().mean())

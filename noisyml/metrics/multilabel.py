@@ -53,6 +53,12 @@ def average_precisions(scores: NDArray, labels: NDArray) -> NDArray[np.float64]:
     Args:
         scores: [N, C] float, any increasing function of the probability.
         labels: [N, C], 0 or 1.
+
+    Example:
+        >>> import numpy as np
+        >>> scores = np.array([[0.9, 0.1], [0.8, 0.3], [0.1, 0.2]])
+        >>> average_precisions(scores, np.array([[1, 0], [0, 1], [1, 0]])).round(3).tolist()
+        [0.833, 1.0]
     """
     from sklearn.metrics import average_precision_score
 
@@ -74,6 +80,12 @@ def f1_scores(
         predicted: [N, C] bool.
         labels: [N, C], 0 or 1.
         axis: 0; 1: of each sample [N]; None: of all entries [].
+
+    Example:
+        >>> import numpy as np
+        >>> predicted = np.array([[True, False], [True, False]])
+        >>> f1_scores(predicted, np.array([[1, 0], [0, 0]])).round(3).tolist()
+        [0.667, 0.0]
     """
     truth = labels > 0
     both = (predicted & truth).sum(axis=axis, dtype=np.float64)
@@ -92,6 +104,12 @@ def ranking_metrics(scores: Tensor, labels: Tensor) -> dict[str, float]:
         scores: [N, C] float, any increasing function of the probability. Of classes with the same
             highest score the first counts.
         labels: [N, C], 0 or 1.
+
+    Example:
+        >>> import torch
+        >>> scores = torch.tensor([[0.9, 0.2, 0.5], [0.1, 0.7, 0.3]])
+        >>> ranking_metrics(scores, torch.tensor([[1, 1, 0], [0, 1, 0]]))["ranking_loss"]
+        0.25
     """
     truth = labels > 0
     labelled = truth.any(dim=1)
@@ -138,6 +156,13 @@ def multi_label_metrics(
         strict: False: at the threshold too.
         class_names: add ``ap/NAME`` and ``f1/NAME`` for each of these C names; None: leave them
             out.
+
+    Example:
+        >>> import torch
+        >>> logits = torch.tensor([[2.0, -1.0], [-0.5, 1.0], [0.3, -2.0]])
+        >>> metrics = multi_label_metrics(logits, torch.tensor([[1, 0], [0, 1], [0, 0]]))
+        >>> round(metrics["map_macro"], 3), round(metrics["f1_micro"], 3), metrics["one_error"]
+        (1.0, 0.8, 0.0)
     """
     scores, truth = logits.double(), labels > 0
     probabilities = scores.sigmoid()

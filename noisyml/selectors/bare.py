@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from noisyml.errors import UserError
+from noisyml.checks import NonNegative
 from noisyml.selectors.base import Evidence, Selection, Selector
 
 StatsScope = Literal["label", "batch"]
@@ -27,7 +27,13 @@ _ROUNDING = 1e-12
 
 
 def posteriors(logits: Tensor) -> Tensor:
-    """Clamped softmax [B, C] of class scores [B, C], in single precision or better."""
+    """Clamped softmax [B, C] of class scores [B, C], in single precision or better.
+
+    Example:
+        >>> import torch
+        >>> posteriors(torch.tensor([[0.0, 0.0]])).tolist()
+        [[0.5, 0.5]]
+    """
     with torch.autocast(logits.device.type, enabled=False):
         scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.softmax(scores, dim=1).clamp(_SMALLEST, 1.0 - _SMALLEST)
@@ -47,6 +53,13 @@ def bare_statistics(
     Returns:
         Two tensors [C] float64. NaN where there is nothing to average, and for the unbiased
         deviation of a batch of one; a class with one sample has a deviation of 0.
+
+    Example:
+        >>> import torch
+        >>> posterior = torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]])
+        >>> mean, std = bare_statistics(posterior, torch.tensor([0, 0, 1]))
+        >>> [round(x, 3) for x in mean.tolist()], [round(x, 3) for x in std.tolist()]
+        ([0.7, 0.8], [0.2, 0.0])
     """
     # In double precision the mean of equal single-precision values is that value, so that ties
     # stay ties; and a sum in a fixed order is the same on every rank.
@@ -70,24 +83,15 @@ class Bare(Selector):
         stats_scope: statistics of a class over the samples with its ``label`` (paper) or over the
             whole ``batch`` (released code).
         std: ``population`` (paper) or ``unbiased`` (released code).
-        kappa: deviations above the mean, at least 0.
-
-    Raises:
-        UserError: a value out of range.
+        kappa: deviations above the mean.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
 
     def __init__(
-        self, stats_scope: StatsScope = "label", std: Std = "population", kappa: float = 1.0
+        self, stats_scope: StatsScope = "label", std: Std = "population", kappa: NonNegative = 1.0
     ) -> None:
         super().__init__()
-        if stats_scope not in ("label", "batch"):
-            raise UserError(f"selector.stats_scope={stats_scope} is not known: use label or batch.")
-        if std not in ("population", "unbiased"):
-            raise UserError(f"selector.std={std} is not known: use population or unbiased.")
-        if kappa < 0:
-            raise UserError(f"selector.kappa={kappa} must not be negative.")
         self.stats_scope: StatsScope = stats_scope
         self.std: Std = std
         self.kappa = kappa

@@ -1,4 +1,4 @@
-"""What a selector sees and what it answers."""
+"""Interface of selectors: the evidence they judge by, and their answer."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor, nn
 
+from noisyml.checks import Checked
 from noisyml.targets import TargetKind
 
 if TYPE_CHECKING:
@@ -54,15 +55,15 @@ class Selection:
             every entry instead: [B, C].
         p_clean: float like `keep`, the score behind the decision in [0, 1], NaN where none was
             computed.
-        suspected: [B] int64, multi-label: of each sample the class whose entry is most likely
-            wrong, from a method that names one; else None.
-        by_network: where two networks judge, what each of them trusts by its name, [B] bool.
+        extras: what else is said of each sample, [B] by name; logged beside the rest. Two kinds of
+            names are scored against the truth: ``suspected`` int64, of multi-label samples the
+            class whose entry is most likely wrong; ``kept_NETWORK`` bool, where several networks
+            judge, what each of them trusts.
     """
 
     keep: Tensor
     p_clean: Tensor
-    suspected: Tensor | None = None
-    by_network: Mapping[str, Tensor] = field(default_factory=dict)
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def keep_everything(cls, labels: Tensor) -> Selection:
@@ -73,7 +74,7 @@ class Selection:
         )
 
 
-class Selector(nn.Module):
+class Selector(Checked, nn.Module):
     """Decides which samples of a batch to trust; what it remembers lives in buffers.
 
     Under DDP every rank calls `select` with the same gathered batch and thus holds the same state.
@@ -81,7 +82,7 @@ class Selector(nn.Module):
 
     #: Fields of `Evidence` (beyond labels and index) that must not be None.
     needs: ClassVar[frozenset[str]] = frozenset()
-    #: Which labels it can judge.
+    #: Kinds of labels it can judge.
     target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"single"})
 
     @torch.no_grad()

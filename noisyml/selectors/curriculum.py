@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from noisyml.errors import UserError
+from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.selectors.base import Evidence, Selection, Selector
 
 
@@ -25,6 +25,11 @@ def curriculum_keep(sample_loss: Tensor, noise_rate: float) -> Tensor:
 
     Returns:
         [B] bool; of equal losses the lower batch index counts first.
+
+    Example:
+        >>> import torch
+        >>> curriculum_keep(torch.tensor([0.1, 3.0, 0.2, 2.0]), noise_rate=0.5).tolist()
+        [True, False, True, False]
     """
     ordered, place = sample_loss.double().sort(stable=True)
     position = torch.arange(len(ordered), device=ordered.device)
@@ -37,23 +42,14 @@ class Curriculum(Selector):
     """Keeps everything for some epochs, then the small losses of each global batch.
 
     Args:
-        noise_rate: R, share of wrong labels expected, in [0, 1).
+        noise_rate: R, share of wrong labels expected.
         warmup_epochs: epochs that keep everything.
-
-    Raises:
-        UserError: a value out of range.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"sample_loss"})
 
-    def __init__(self, noise_rate: float, warmup_epochs: int = 5) -> None:
+    def __init__(self, noise_rate: OpenShare, warmup_epochs: WholeNonNegative = 5) -> None:
         super().__init__()
-        if not 0 <= noise_rate < 1:
-            raise UserError(
-                f"selector.noise_rate={noise_rate} is the share of wrong labels: give 0 to below 1."
-            )
-        if warmup_epochs < 0:
-            raise UserError(f"selector.warmup_epochs={warmup_epochs} must not be negative.")
         self.noise_rate = noise_rate
         self.warmup_epochs = warmup_epochs
 

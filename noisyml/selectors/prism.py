@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from noisyml.checks import Count, Hint, Interval, NonNegative, Positive, WholeNonNegative
 from noisyml.errors import UserError
 from noisyml.selectors.base import Evidence, Selection, Selector
 from noisyml.selectors.von_mises_fisher import (
@@ -29,10 +30,12 @@ from noisyml.similarity.memory_bank import MemoryBank
 from noisyml.similarity.pinned_buffers import PinnedBuffers
 
 ThresholdSpace = Literal["prob", "logprob"]
+ColdStart = Literal["keep_all", "released"]
+NoiseRate = Annotated[float, Interval(ge=0, lt=1), Hint("Best is the noise rate you expect.")]
 
 
 class Scores(NamedTuple):
-    """What a score says about a batch.
+    """Scores of a batch.
 
     Attributes:
         p_clean: [B] float in [0, 1]; 1 where not scored.
@@ -77,6 +80,14 @@ def prism_avg_scores(
 
     Returns:
         [B], in (0, 1]; exactly 1 for samples of a class that is not filled.
+
+    Example:
+        >>> import torch
+        >>> centres = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> filled = torch.tensor([True, True])
+        >>> p = prism_avg_scores(torch.eye(2), torch.tensor([0, 0]), centres, filled)
+        >>> [round(x, 3) for x in p.tolist()]
+        [0.731, 0.269]
     """
     affinity = torch.exp(embeddings @ centres.T)
     own = affinity.gather(1, labels[:, None]).squeeze(1)
@@ -84,7 +95,12 @@ def prism_avg_scores(
 
 
 def number_removed(noise_rate: float, batch_size: int) -> int:
-    """``r = floor(R B)``, how many samples of a batch top-R removes."""
+    """``r = floor(R B)``, the number of samples of a batch that top-R removes.
+
+    Example:
+        >>> number_removed(0.3, 8)
+        2
+    """
     return math.floor(noise_rate * batch_size)
 
 
@@ -115,6 +131,13 @@ def smooth_top_r(
 
     Returns:
         The mask, the new window and the threshold.
+
+    Example:
+        >>> import torch
+        >>> p = torch.tensor([0.9, 0.2, 0.8, 0.3])
+        >>> found = smooth_top_r(p, torch.tensor([torch.nan, 0.6], dtype=torch.float64), r=1)
+        >>> found.keep.tolist(), round(float(found.threshold), 3)
+        ([True, False, True, False], 0.4)
     """
     if r == 0:
         keep = torch.ones_like(p, dtype=torch.bool)
@@ -149,37 +172,24 @@ class PrismSelector(PinnedBuffers, Selector):
     """The part common to all PRISM scores: warm-up, top-R, and the window of cut values.
 
     Args:
-        noise_rate: R, the share of a batch to remove, in [0, 1); 0 removes nothing.
+        noise_rate: R, the share of a batch to remove; 0 removes nothing.
         window: tau, over how many steps the cut value is averaged; 1 is plain top-R.
         warmup_steps: calls of `select` that keep everything and score nothing.
         cold_start: what happens before a first cut value exists, while samples of classes never
             seen (P = 1) are among the r lowest. ``keep_all``: everything is kept; ``released``: r
             samples are dropped, for want of better the first of the batch.
-
-    Raises:
-        UserError: an argument out of range.
     """
 
     recent_cuts: Tensor
 
     def __init__(
         self,
-        noise_rate: float,
-        window: int = 30,
-        warmup_steps: int = 0,
-        cold_start: Literal["keep_all", "released"] = "keep_all",
+        noise_rate: NoiseRate,
+        window: Count = 30,
+        warmup_steps: WholeNonNegative = 0,
+        cold_start: ColdStart = "keep_all",
     ) -> None:
         super().__init__()
-        if not isinstance(noise_rate, int | float) or not 0 <= noise_rate < 1:
-            raise UserError(
-                f"selector.noise_rate={noise_rate} is no share of a batch: give a number from 0 to "
-                "below 1, best the noise rate you expect."
-            )
-        if window < 1:
-            raise UserError(f"selector.window={window} is too small: 1 gives plain top-R.")
-        if warmup_steps < 0:
-            raise UserError(f"selector.warmup_steps={warmup_steps} is negative: give 0 or more.")
-        _check_choice("cold_start", cold_start, ("keep_all", "released"))
         self.noise_rate = float(noise_rate)
         self.warmup_steps = warmup_steps
         self.cold_start = cold_start
@@ -251,9 +261,6 @@ class PrismAverage(PrismSelector):
             classes kept in the previous step are brought up to date, the others stay as they were,
             even after their rows left the bank.
         eps: added to the denominator of P_clean; released: 1e-6 (selector), 0 (loss with filter).
-
-    Raises:
-        UserError: an argument out of range.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"embeddings", "memory"})
@@ -263,17 +270,14 @@ class PrismAverage(PrismSelector):
 
     def __init__(
         self,
-        noise_rate: float,
-        window: int = 30,
-        warmup_steps: int = 0,
-        cold_start: Literal["keep_all", "released"] = "keep_all",
+        noise_rate: NoiseRate,
+        window: Count = 30,
+        warmup_steps: WholeNonNegative = 0,
+        cold_start: ColdStart = "keep_all",
         centres: Literal["exact", "lazy"] = "exact",
-        eps: float = 0.0,
+        eps: NonNegative = 0.0,
     ) -> None:
         super().__init__(noise_rate, window, warmup_steps, cold_start)
-        _check_choice("centres", centres, ("exact", "lazy"))
-        if eps < 0:
-            raise UserError(f"selector.eps={eps} is negative: give 0 or a small number like 1e-6.")
         self.centres = centres
         self.eps = eps
         # Exact centres follow from the bank; only stale ones are worth a place in a checkpoint.
@@ -345,19 +349,18 @@ class PrismProxy(PrismSelector):
         window: see `PrismSelector`.
         warmup_steps: see `PrismSelector`.
         eps: added to the denominator of P_clean.
-
-    Raises:
-        UserError: an argument out of range.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"embeddings", "proxies"})
 
     def __init__(
-        self, noise_rate: float, window: int = 30, warmup_steps: int = 0, eps: float = 0.0
+        self,
+        noise_rate: NoiseRate,
+        window: Count = 30,
+        warmup_steps: WholeNonNegative = 0,
+        eps: NonNegative = 0.0,
     ) -> None:
         super().__init__(noise_rate, window, warmup_steps)
-        if eps < 0:
-            raise UserError(f"selector.eps={eps} is negative: give 0 or a small number like 1e-6.")
         self.eps = eps
 
     def _can_score(self, evidence: Evidence) -> bool:
@@ -397,7 +400,7 @@ class PrismVonMisesFisher(PrismSelector):
         newton_steps: 0 takes the closed form of the concentration, n improves it by n steps.
 
     Raises:
-        UserError: an argument out of range.
+        UserError: a prior that makes `absent` meaningless.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"embeddings", "memory"})
@@ -408,31 +411,23 @@ class PrismVonMisesFisher(PrismSelector):
 
     def __init__(
         self,
-        noise_rate: float,
-        window: int = 30,
-        warmup_steps: int = 0,
-        cold_start: Literal["keep_all", "released"] = "keep_all",
+        noise_rate: NoiseRate,
+        window: Count = 30,
+        warmup_steps: WholeNonNegative = 0,
+        cold_start: ColdStart = "keep_all",
         threshold_space: ThresholdSpace = "prob",
         absent: Literal["exclude", "uniform"] = "exclude",
         prior: Literal["uniform", "empirical"] = "uniform",
-        min_count: int = 2,
-        kappa_max: float = 1e4,
+        min_count: Count = 2,
+        kappa_max: Positive = 1e4,
         bias_correction: bool = False,
-        newton_steps: int = 0,
+        newton_steps: WholeNonNegative = 0,
     ) -> None:
         super().__init__(noise_rate, window, warmup_steps, cold_start)
-        _check_choice("threshold_space", threshold_space, ("prob", "logprob"))
-        _check_choice("absent", absent, ("exclude", "uniform"))
-        _check_choice("prior", prior, ("uniform", "empirical"))
         if absent == "uniform" and prior == "empirical":
             raise UserError(
                 "selector.prior=empirical gives a class without rows no weight, so "
                 "selector.absent=uniform can have no effect: use absent=exclude or prior=uniform."
-            )
-        if min_count < 1 or kappa_max <= 0 or newton_steps < 0:
-            raise UserError(
-                f"The vMF selector needs min_count >= 1, kappa_max > 0 and newton_steps >= 0, not "
-                f"{min_count}, {kappa_max} and {newton_steps}: correct the one out of range."
             )
         self.threshold_space = threshold_space
         self.certain = 1.0 if threshold_space == "prob" else 0.0
@@ -535,8 +530,3 @@ def _embeddings(evidence: Evidence) -> Tensor:
     if evidence.embeddings is None:
         raise ValueError("this selector needs embeddings")
     return evidence.embeddings
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise UserError(f"selector.{name}={value} is not known: use {' or '.join(choices)}.")

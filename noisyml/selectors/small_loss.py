@@ -29,6 +29,10 @@ def forget_rate(epoch: int, noise_rate: float, num_gradual: int, exponent: float
 
     Returns:
         A share in [0, 1).
+
+    Example:
+        >>> [forget_rate(epoch, noise_rate=0.4, num_gradual=3) for epoch in range(4)]
+        [0.0, 0.2, 0.4, 0.4]
     """
     if epoch >= num_gradual:
         return noise_rate
@@ -44,11 +48,15 @@ def quota(size: Tensor, forget: float) -> Tensor: ...
 
 
 def quota(size: int | Tensor, forget: float) -> int | Tensor:
-    """How many of `size` samples to keep: floor((1 - `forget`) * `size`), at least 1 of any.
+    """Number of samples to keep of `size`: floor((1 - `forget`) * `size`), at least 1 of any.
 
     Args:
         size: a number of samples; a tensor [] int64 where only the device knows.
         forget: share to leave out, in [0, 1).
+
+    Example:
+        >>> quota(10, 0.2), quota(1, 0.9), quota(0, 0.5)
+        (8, 1, 0)
     """
     # 0.2 * 10 must be 2, whatever 1 - 0.8 is in binary.
     if isinstance(size, Tensor):
@@ -69,6 +77,11 @@ def small_loss(losses: Tensor, keep: int | Tensor, candidates: Tensor | None = N
 
     Returns:
         [B] bool.
+
+    Example:
+        >>> import torch
+        >>> small_loss(torch.tensor([0.3, 0.1, 2.0]), keep=2).tolist()
+        [True, True, False]
     """
     order = losses.argsort(stable=True)
     if candidates is not None:
@@ -92,5 +105,11 @@ def exchange(
     Returns:
         [B] bool, what the first network learns from (chosen by the second), and [B] bool, what the
         second learns from (chosen by the first).
+
+    Example:
+        >>> import torch
+        >>> first, second = torch.tensor([0.1, 2.0, 0.3]), torch.tensor([1.0, 0.2, 0.1])
+        >>> [taught.tolist() for taught in exchange(first, second, keep=2)]
+        [[False, True, True], [True, False, True]]
     """
     return small_loss(second, keep, candidates), small_loss(first, keep, candidates)

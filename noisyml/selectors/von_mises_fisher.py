@@ -100,6 +100,11 @@ def log_vmf_ratio(kappa: Tensor, dim: int) -> Tensor:
 
     Raises:
         ValueError: `dim` below 2.
+
+    Example:
+        >>> import torch
+        >>> [round(x, 4) for x in log_vmf_ratio(torch.tensor([0.0, 1.0, 100.0]), 3).tolist()]
+        [-0.0, -0.1614, -94.7017]
     """
     _check_dim(dim)
     return -_bessel_terms(kappa.to(torch.float64), dim)[0].clamp(min=0.0)
@@ -117,6 +122,12 @@ def mean_resultant_length(kappa: Tensor, dim: int) -> Tensor:
 
     Raises:
         ValueError: `dim` below 2.
+
+    Example:
+        >>> import torch
+        >>> kappa = torch.tensor([0.0, 1.0, 100.0])
+        >>> [round(x, 4) for x in mean_resultant_length(kappa, 3).tolist()]
+        [0.0, 0.313, 0.99]
     """
     _check_dim(dim)
     return _bessel_terms(kappa.to(torch.float64), dim)[1]
@@ -143,6 +154,12 @@ def kappa_from_resultant(
 
     Raises:
         ValueError: `dim` below 2.
+
+    Example:
+        >>> import torch
+        >>> r_bar = torch.tensor([0.0, 0.5, 1.0])
+        >>> [round(x, 3) for x in kappa_from_resultant(r_bar, 3, kappa_max=1000.0).tolist()]
+        [0.0, 1.833, 1000.0]
     """
     _check_dim(dim)
     r_bar = r_bar.to(torch.float64)
@@ -173,6 +190,13 @@ def resultant_statistics(
     Returns:
         directions [C, D] float64, unit norm, 0 where the rows cancel or there are none; and
         lengths [C] float64 in [0, 1], 0 for an empty class.
+
+    Example:
+        >>> import torch
+        >>> sums = torch.tensor([[1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
+        >>> directions, r_bar = resultant_statistics(sums, torch.tensor([2, 0]))
+        >>> [round(x, 3) for x in directions[0].tolist()], [round(x, 3) for x in r_bar.tolist()]
+        ([0.707, 0.707], [0.707, 0.0])
     """
     norm = class_sums.norm(dim=1)
     directions = class_sums / norm.clamp(min=1e-300)[:, None]
@@ -198,6 +222,13 @@ def vmf_log_density(
     Returns:
         [B, C] float64: ``log C_D(kappa_k) - log C_D(0) + kappa_k mu_k.x``. The products mu.x
         keep the precision of `embeddings`.
+
+    Example:
+        >>> import torch
+        >>> kappa = torch.tensor([0.0, 2.0], dtype=torch.float64)
+        >>> density = vmf_log_density(torch.eye(2), torch.eye(2), kappa, log_vmf_ratio(kappa, 2))
+        >>> [[round(x, 3) for x in row] for row in density.tolist()]
+        [[0.0, -0.824], [0.0, 1.176]]
     """
     similarity = embeddings @ directions.T
     return torch.addcmul(log_ratio, similarity.to(torch.float64), kappa)
@@ -216,6 +247,13 @@ def vmf_log_posterior(
     Returns:
         log P [B] float64, <= 0, and scored [B] bool; a sample of a class left out is not scored
         and gets log P = 0.
+
+    Example:
+        >>> import torch
+        >>> density = torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+        >>> log_p, scored = vmf_log_posterior(density, torch.tensor([0, 0]), torch.zeros(2))
+        >>> [round(x, 3) for x in log_p.exp().tolist()], scored.tolist()
+        ([0.5, 0.731], [True, True])
     """
     joint = log_density + log_prior
     own = joint.gather(1, labels[:, None]).squeeze(1)

@@ -47,8 +47,8 @@ def trained(log, epochs, networks=False):
         for rows in torch.arange(N).split(64):
             selection = Selection(p_clean[rows] > 0.1, p_clean[rows])
             if networks:
-                by_network = {"first": keeps[0][rows], "second": keeps[1][rows]}
-                selection = Selection(keeps[1][rows], p_clean[rows, 1], by_network=by_network)
+                extras = {"kept_first": keeps[0][rows], "kept_second": keeps[1][rows]}
+                selection = Selection(keeps[1][rows], p_clean[rows, 1], extras)
             log.on_train_batch_end(
                 trainer, None, {"index": index[rows], "selection": selection}, None, 0
             )

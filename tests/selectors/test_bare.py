@@ -265,7 +265,7 @@ def test_half_precision_scores_are_judged_in_single():
 
 def test_settings_out_of_range_are_refused():
     for wrong in ({"stats_scope": "class"}, {"std": "biased"}, {"kappa": -1.0}):
-        with pytest.raises(UserError, match=f"selector.{next(iter(wrong))}"):
+        with pytest.raises(UserError, match=f"^{next(iter(wrong))}="):
             Bare(**wrong)
 
 

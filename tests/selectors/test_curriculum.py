@@ -55,5 +55,5 @@ def test_a_warm_up_keeps_everything_and_scores_are_probabilities():
 
 def test_settings_out_of_range_are_refused():
     for wrong in ({"noise_rate": 1.0}, {"noise_rate": 0.2, "warmup_epochs": -1}):
-        with pytest.raises(UserError, match=f"selector.{list(wrong)[-1]}"):
+        with pytest.raises(UserError, match=f"^{list(wrong)[-1]}="):
             Curriculum(**wrong)

@@ -316,8 +316,10 @@ class RCML(MultiLabelTwoNetworks):
         selection = Selection(
             found.keep[judge],
             p_clean,
-            ranking.suspected,
-            dict(zip(NETWORKS, found.keep, strict=True)),
+            {
+                "suspected": ranking.suspected,
+                **{f"kept_{name}": keep for name, keep in zip(NETWORKS, found.keep, strict=True)},
+            },
         )
         names = (*NETWORKS, "disparity", "consistency")
         terms = zip(names, (*found.taught, found.disparity, found.consistency), strict=True)

@@ -270,12 +270,12 @@ def test_the_first_network_learns_from_what_the_second_trusts():
     assert selection.keep.sum() == 4
     assert second.errors[selection.keep].max() <= second.errors[~selection.keep].min()
     torch.testing.assert_close(selection.p_clean, 1 / (1 + second.errors.detach()))
-    assert torch.equal(selection.suspected, second.suspected)
+    assert torch.equal(selection.extras["suspected"], second.suspected)
     # The second network trusts what the first learns from, and the other way round.
-    assert selection.by_network.keys() == {"first", "second"}
-    assert torch.equal(selection.by_network["second"], selection.keep)
+    assert selection.extras.keys() == {"suspected", "kept_first", "kept_second"}
+    assert torch.equal(selection.extras["kept_second"], selection.keep)
     first = ranking_errors(seen.first.logits.sigmoid(), seen.labels).errors
-    trusted = selection.by_network["first"]
+    trusted = selection.extras["kept_first"]
     assert first[trusted].max() <= first[~trusted].min()
     terms = outcome["terms"]
     expected = terms["first"] + terms["second"] + terms["consistency"] - terms["disparity"]
