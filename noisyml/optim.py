@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
@@ -260,58 +259,6 @@ class Plateau(LRScheduler):
         """Go on where `state_dict` was taken."""
         super().load_state_dict(state_dict["schedule"])
         self._watch.load_state_dict(state_dict["watch"])
-
-
-class PlateauHistory(NamedTuple):
-    """What `Plateau` made of the scores of a run, to be replayed by `multistep` in another.
-
-    Attributes:
-        rates: the rate during each epoch.
-        milestones: finished epochs after which the rate fell.
-        best_epoch: number, from 0, of the first epoch with the best score; a replay has one more.
-    """
-
-    rates: list[float]
-    milestones: list[int]
-    best_epoch: int
-
-
-def plateau_history(
-    scores: Sequence[float],
-    lr: float,
-    *,
-    factor: float = 0.1,
-    patience: int = 4,
-    threshold: float = 1e-4,
-) -> PlateauHistory:
-    """The rates that `Plateau` would have set, had the epochs of a run ended with these scores.
-
-    The two-stage protocol of ProxyNCA++ (arXiv 2004.01113): a schedule found on held-out classes is
-    replayed on all of them, up to the epoch that was best.
-
-    Args:
-        scores: one per epoch, larger is better.
-        lr: rate at the start.
-        factor: see `Plateau`.
-        patience: see `Plateau`.
-        threshold: see `Plateau`.
-
-    Raises:
-        UserError: no scores, or one that is not a number.
-    """
-    if not scores or any(math.isnan(score) for score in scores):
-        raise UserError(
-            "A schedule is replayed from the validation scores of every epoch, and some are "
-            "missing: validate after every epoch (trainer.check_val_every_n_epoch=1)."
-        )
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=lr)
-    schedule = Plateau(optimizer, factor=factor, patience=patience, threshold=threshold)
-    rates = []
-    for score in scores:
-        rates.append(float(optimizer.param_groups[0]["lr"]))
-        schedule.observe({schedule.monitor: score})
-    falls = [epoch for epoch in range(1, len(rates)) if rates[epoch] < rates[epoch - 1]]
-    return PlateauHistory(rates, falls, max(range(len(scores)), key=lambda epoch: scores[epoch]))
 
 
 def _half_cosine(step: int, first: int, last: int, final_share: float) -> float:

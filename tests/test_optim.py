@@ -102,23 +102,6 @@ def test_an_exponential_rate_may_fall_a_little_at_every_step():
         rates(optim.exponential_steps, 6, decay_steps=0)
 
 
-def test_plateau_and_its_replay_as_released_with_proxynca_pp():
-    golden = load("proxynca_pp/schedule.npz")
-    scores, lr = golden["val_hmean"].tolist(), float(golden["base_lr"])
-    settings = {"factor": float(golden["factor"]), "patience": int(golden["patience"])}
-    history = optim.plateau_history(scores, lr, **settings)
-    np.testing.assert_allclose(history.rates, golden["lr_at_epoch_start"], rtol=1e-12)
-    assert history.milestones == golden["lr_steps"].tolist()
-    assert history.best_epoch == golden["best_epoch"]
-
-    epochs = history.best_epoch + 1
-    replayed = rates(
-        optim.multistep, 2 * epochs, epochs=epochs, milestones=history.milestones, gamma=0.1
-    )
-    assert epochs == len(golden["trainval_lr"])
-    np.testing.assert_allclose(np.array(replayed[:-1:2]) / 2 * lr, golden["trainval_lr"])
-
-
 def test_a_plateau_keeps_its_count_over_a_checkpoint(tmp_path):
     def fresh():
         rates = [{"params": [nn.Parameter(torch.zeros(1))], "lr": lr} for lr in (1.0, 10.0)]
@@ -151,12 +134,6 @@ def test_a_plateau_names_the_metrics_there_are():
     plateau = optim.Plateau(optimizer, monitor="val/precision_at_2")
     with pytest.raises(UserError, match=r"not measured. Did you mean 'val/precision_at_1'\?"):
         plateau.observe({"val/precision_at_1": 0.5, "val/map_at_r": 0.4})
-
-
-def test_a_replay_needs_the_scores_of_all_epochs():
-    for scores in ([], [0.5, float("nan")]):
-        with pytest.raises(UserError, match="check_val_every_n_epoch"):
-            optim.plateau_history(scores, 0.1)
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisyml.apps._folder import record_death, recorded, write_inputs
+from noisyml.apps._stages import (
+    begin_stages,
+    check_values,
+    load_config,
+    resolve,
+    resumed_stages,
+)
 from noisyml.errors import SweepError, UserError
-from noisyml.runs.folder import RunFolder
+from noisyml.runs.folder import RunFolder, locate_checkpoint
+from noisyml.stages.controller import possible_handovers
+from noisyml.stages.plan import Handover
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -96,7 +105,7 @@ def lead(config: DictConfig, arguments: list[str], followers: Followers) -> dict
 
     hydra = HydraConfig.get()
     folder = RunFolder(Path(hydra.runtime.output_dir))
-    config = resolve(config, folder)
+    composed, config = config, resolve(config, folder, Handover())
     check_values(config)
     check_ranks(config)
     overrides = list(hydra.overrides.task)
@@ -108,9 +117,10 @@ def lead(config: DictConfig, arguments: list[str], followers: Followers) -> dict
         title = f"[{hydra.job.num + 1}/{math.prod(varied.values())}] {' '.join(here)}"
     if not folder.is_run():
         choices = dict(hydra.runtime.choices)
-        _write_stages(config, folder, overrides, choices)
+        if config.get("stages"):
+            begin_stages(config, folder, overrides, choices)
         write_inputs(folder, config, overrides, choices)
-    elif _differs(config, folder):
+    elif all(_differs(resolve(composed, folder, g), folder) for g in possible_handovers(folder)):
         raise SweepError(
             f"{folder.path} holds a run with another configuration; choose another "
             f"hydra.{'sweep' if swept else 'run'}.dir, or remove that folder."
@@ -132,23 +142,6 @@ def join(path: Path) -> None:
     config = OmegaConf.load(folder.config_file)
     assert isinstance(config, DictConfig)
     train(config, folder, str(config.name), Followers())
-
-
-def check_values(config: DictConfig) -> None:
-    """Refuse values that no run can have, before anything is read or written.
-
-    Raises:
-        UserError: such a value.
-    """
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"seed={config.seed} must lie between 0 and {2**32 - 1}.")
-    if not str(config.name or "").strip("/"):
-        raise UserError("name= is empty: give the run a name, it becomes a folder.")
-    if config.trainer.max_epochs is not None and config.trainer.max_epochs == 0:
-        raise UserError("trainer.max_epochs=0 trains nothing: give at least 1.")
-    nothing = [g for g in ("dataset", "noise", "selector", "method") if config.get(g) is None]
-    if nothing:
-        raise UserError(f"{nothing[0]}=null leaves a part out; see `noisyml list`.")
 
 
 def _say_what_is_assumed(config: DictConfig, overrides: list[str]) -> None:
@@ -202,21 +195,6 @@ def continue_run(path: Path, overrides: list[str], followers: Followers) -> int:
     return 0
 
 
-def resolve(config: DictConfig, folder: RunFolder) -> DictConfig:
-    """The configuration with every interpolation replaced by its value."""
-    from omegaconf import OmegaConf, open_dict
-
-    from noisyml.stages.plan import stage_folders
-
-    before = stage_folders(folder.path, config)
-    with open_dict(config):
-        config.run_dir = str(folder.path)
-        if before:
-            config.previous_run = str(before[-1])
-        config.paths.cache = str(Path(config.paths.cache).expanduser())
-    return OmegaConf.create(OmegaConf.to_container(config, resolve=True))  # type: ignore[return-value]
-
-
 def _differs(config: DictConfig, folder: RunFolder) -> bool:
     """True unless the folder's run has the same configuration, apart from what is only shown."""
     from omegaconf import OmegaConf
@@ -231,42 +209,17 @@ def _differs(config: DictConfig, folder: RunFolder) -> bool:
     return essence(wanted) != essence(folder.config())
 
 
-def _write_stages(
-    config: DictConfig, folder: RunFolder, typed: list[str], choices: dict[str, str]
-) -> None:
-    """Compose the runs that go before this one and write their configurations."""
-    from omegaconf import open_dict
-
-    from noisyml.runs.processes import check_ranks
-    from noisyml.stages.plan import compose_stages, stage_folders
-
-    previous = None
-    paths = stage_folders(folder.path, config)
-    for path, stage in zip(paths, compose_stages(config, typed, choices), strict=True):
-        with open_dict(stage.config):
-            stage.config.name = f"{config.name}/{path.name}"
-            stage.config.previous_run = previous
-        settings = resolve(stage.config, RunFolder(path))
-        check_values(settings)
-        check_ranks(settings)
-        write_inputs(RunFolder(path), settings, stage.overrides, stage.choices)
-        previous = str(path)
-
-
 def train_stages(
     config: DictConfig, folder: RunFolder, title: str, followers: Followers
 ) -> dict[str, float]:
     """Train what goes before the run, as far as it is not finished, and then the run itself."""
-    from omegaconf import DictConfig, OmegaConf
+    from noisyml.runs.processes import is_main_process
 
-    from noisyml.stages.plan import stage_folders
-
-    for path in stage_folders(folder.path, config):
-        stage = RunFolder(path)
-        if stage.status().get("state") != "finished":
-            settings = OmegaConf.load(stage.config_file)
-            assert isinstance(settings, DictConfig)
-            train(settings, stage, f"{title} · {path.name}", followers)
+    # Ranks that rank 0 starts are told a stage's own folder, and the run's when its turn has come.
+    if config.get("stages") and is_main_process():
+        for stage in resumed_stages(config, folder).pending():
+            train(load_config(stage), stage, f"{title} · {stage.path.name}", followers)
+        config = load_config(folder)
     return train(config, folder, title, followers)
 
 
@@ -323,6 +276,8 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     assembly = assemble(config, progress=announce if is_main_process() else None)
     data, method = assembly.data, assembly.method
+    if config.init_from is not None and _last_checkpoint(folder) is None:
+        method.load_encoder(locate_checkpoint(Path(config.init_from), "last")[1])
     manifest = data.manifest
     if is_main_process():
         manifest.save(folder.noise_file)

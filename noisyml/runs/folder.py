@@ -25,6 +25,7 @@ Layout of ``outputs/<verb>/<name>/<timestamp or sweep number>/``:
 ``embeddings/SPLIT/``    rows of ``noisyml embed``, see `noisyml.embeddings.store`
 ``knn/SPLIT/``           neighbours of ``noisyml knn``
 ``stages/NAME/``         runs that went before this one (a teacher), each with all of the above
+``stages.json``          what was decided about them and what the run was given by them
 ``plots/*.png``          pictures
 ``report.html``          the page made of all this; ``report.md`` its table
 ``train.log``            messages; ``tensorboard/`` and ``wandb/`` if these loggers were asked for
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
 
 METRICS_FILE = "metrics.json"
 CONFIG_FILE = "config.yaml"
-#: Runs that went before a run, see `noisyml.stages.plan`.
+#: Runs that went before a run, see `noisyml.stages`.
 STAGES_FOLDER = "stages"
 
 
@@ -120,6 +121,11 @@ class RunFolder:
         return self.path / "status.json"
 
     @property
+    def stages_file(self) -> Path:
+        """Decisions about the runs that went before this one (JSON)."""
+        return self.path / "stages.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of ``last.ckpt`` and ``best.ckpt``."""
         return self.path / "checkpoints"
@@ -152,6 +158,14 @@ class RunFolder:
         if not self.overrides_file.is_file():
             return []
         return [str(item) for item in yaml.safe_load(self.overrides_file.read_text()) or []]
+
+    def choices(self) -> dict[str, str]:
+        """The option chosen in each config group."""
+        import yaml
+
+        if not self.choices_file.is_file():
+            return {}
+        return dict(yaml.safe_load(self.choices_file.read_text()) or {})
 
     def metrics(self) -> dict[str, float]:
         """Final metrics; an undefined one is NaN."""

@@ -1,125 +1,162 @@
-"""Runs that go before a run: a teacher for its student, a search for a schedule to be replayed.
-
-The configuration names them in order (``stages=teacher``, or any mapping of this form)::
-
-    stages:
-      teacher:
-        repeat: 1                                # so many times, each after the one before
-        overrides: [method=prism, loss=triplet]  # what differs from the run itself
-        without: [distillation]                  # parts it lacks
-
-A part that a stage replaces (``method=...``) or lacks comes without the settings that the run has
-for it, typed or from an experiment: they belong to another part. Each stage is a whole run of its
-own in ``RUN_DIR/stages/NAME`` with its own configuration, checkpoints and metrics.
-``${previous_run}`` is the folder of the stage before, in a stage as in the run itself.
-"""
+"""Interface of policies: what a stage is made from, what it hands on, what it resulted in."""
 
 from __future__ import annotations
 
-import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, TypeVar
 
-from noisyml.command.words import words_in
+from noisyml.checks import Checked
 from noisyml.errors import UserError
-from noisyml.runs.folder import STAGES_FOLDER
+from noisyml.runs.folder import RunFolder
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
+_Plan = TypeVar("_Plan", bound="Handover")
 
 
-class StageRun(NamedTuple):
-    """The configuration of a stage and its origin.
+class StageUnfinishedError(Exception):
+    """The results of a stage were asked for before it is finished."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """A stage of a run: known by its folder from the start, by its results when it is finished.
+
+    A policy that asks for results too early is interrupted by `StageUnfinishedError` and asked
+    again when the stage is finished; it need not care.
 
     Attributes:
-        config: its composed configuration, not resolved.
-        overrides: what it is composed from.
-        choices: the option chosen in each group.
+        path: folder of the stage.
     """
 
-    config: DictConfig
-    overrides: list[str]
-    choices: dict[str, str]
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The stage's name, which its folder bears."""
+        return self.path.name
+
+    @property
+    def finished(self) -> bool:
+        """True if the stage has been trained and tested."""
+        return RunFolder(self.path).status().get("state") == "finished"
+
+    @property
+    def run(self) -> RunFolder:
+        """The run folder with all results.
+
+        Raises:
+            StageUnfinishedError: they are not there yet.
+        """
+        if not self.finished:
+            raise StageUnfinishedError(self.name)
+        return RunFolder(self.path)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Final metrics by name (``val/map_at_r``); an undefined one is NaN.
+
+        Raises:
+            StageUnfinishedError: they are not there yet.
+        """
+        return self.run.metrics()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved configuration as plain dictionaries.
+
+        Raises:
+            StageUnfinishedError: the stage is not finished.
+        """
+        return self.run.config()
 
 
-def stage_folders(run_dir: Path, config: DictConfig) -> list[Path]:
-    """The folders of a run's stages, in the order in which they are trained.
+@dataclass(frozen=True, kw_only=True)
+class Handover:
+    """What a stage, or the run itself, is given by the stages before it.
+
+    Attributes:
+        previous: run folder that ``${previous_run}`` stands for in its configuration.
+        init_from: run folder or checkpoint whose encoder it starts from (``init_from``).
+        settings: values by their keys (``trainer.max_epochs``, or a whole part), set before the
+            configuration is resolved; its ``config.yaml`` shows them.
+    """
+
+    previous: Path | None = None
+    init_from: Path | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan(Handover):
+    """What a stage is made from, beyond the run's own configuration.
+
+    Attributes:
+        name: of its folder, one of its own for each stage of a run.
+        overrides: what differs from the run itself, as typed: ``method=prism``, ``loss.margin=1``.
+        without: parts that it lacks.
+        previous: see `Handover`.
+        init_from: see `Handover`.
+        settings: see `Handover`.
 
     Raises:
-        UserError: a stage that is not described as the head of this module says.
+        UserError: a name that is no folder's.
     """
-    folders = []
-    for name, stage in (config.get("stages") or {}).items():
-        if (
-            stage is None
-            or "overrides" not in stage
-            or set(stage) - {"overrides", "repeat", "without"}
-        ):
-            raise UserError(
-                f"stages.{name} must be a mapping with overrides (a list of settings) and, if "
-                "wanted, repeat and without (a list of parts)."
-            )
-        repeat = stage.get("repeat", 1)
-        if not isinstance(repeat, int) or repeat < 0:
-            raise UserError(f"stages.{name}.repeat={repeat} must be a whole number from 0 up.")
-        numbers = [""] if repeat == 1 else [f"_{i + 1}" for i in range(repeat)]
-        folders += [run_dir / STAGES_FOLDER / f"{name}{number}" for number in numbers]
-    return folders
+
+    name: str
+    overrides: Sequence[str] = ()
+    without: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if not self.name or self.name.startswith(".") or "/" in self.name:
+            raise UserError(f"A stage cannot be called '{self.name}': its folder bears the name.")
 
 
-def compose_stages(
-    config: DictConfig, typed: Sequence[str], choices: Mapping[str, str]
-) -> list[StageRun]:
-    """The configurations of a run's stages, in the order of `stage_folders`.
+class Policy(Checked, ABC):
+    """Decides from the results so far what is trained next, before the run itself.
 
-    Args:
-        config: of the run itself, resolved.
-        typed: the overrides it was composed from.
-        choices: the option it has in each group.
+    The same results must lead to the same decision, chance included (draw from a generator seeded
+    by a setting and the number of stages): an interrupted run may ask again. What was decided is
+    kept and not asked for again.
     """
-    found = []
-    for stage in (config.get("stages") or {}).values():
-        own = [str(override) for override in stage.overrides]
-        composed = _compose_stage(typed, choices, own, list(stage.get("without") or ()))
-        found += [copy.deepcopy(composed) for _ in range(stage.get("repeat", 1))]
+
+    @abstractmethod
+    def next(self, done: Sequence[StageResult]) -> StagePlan | None:
+        """The next stage.
+
+        Args:
+            done: all stages so far, in the order of their plans.
+
+        Returns:
+            Its plan, or None to go on to the run itself.
+        """
+
+    def hand_over(self, done: Sequence[StageResult]) -> Handover:
+        """What the run itself is given; by default the folder of the last stage.
+
+        Args:
+            done: all stages, in the order of their plans.
+        """
+        return Handover(previous=done[-1].path if done else None)
+
+
+def to_plain(handover: Handover) -> dict[str, Any]:
+    """A plan as values that JSON can hold; `StagePlan` and `Handover` take them back."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Path):
+            return str(value)
+        if isinstance(value, Mapping):
+            return {str(key): plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+    found = plain(asdict(handover))
+    assert isinstance(found, dict)
     return found
 
 
-def _compose_stage(
-    typed: Sequence[str], of_run: Mapping[str, str], own: Sequence[str], without: Sequence[str]
-) -> StageRun:
-    from hydra import compose
-    from omegaconf import open_dict
-
-    # An option that the run has as well replaces nothing, and keeps its settings.
-    ours = words_in(own)
-    same = {word.key for word in ours if of_run.get(word.key) == word.value}
-    changed = [word.key for word in ours if word.key not in same]
-    overrides = [
-        word.text
-        for word in words_in(typed)
-        if word.key not in same and not word.is_below(*changed, *without, "stages")
-    ] + list(own)
-    config = compose("train", overrides, return_hydra_config=True)
-    choices = {
-        group: option
-        for group, option in config.hydra.runtime.choices.items()
-        if group.partition("/")[0] != "hydra"
-    }
-    replaced = [key for key in changed if key in choices]
-    # An experiment's values are merged last, into whatever part stands there: the parts in question
-    # are taken from a configuration without it.
-    theirs = [word.text for word in ours if word.is_below(*replaced)]
-    if "method" not in replaced:
-        theirs.append(f"method={choices['method']}")
-    plain = compose("train", theirs)
-    with open_dict(config):
-        for part in (*replaced, *without):
-            config.pop(part, None)
-            if part in plain:
-                config[part] = plain[part]
-        # An experiment may bring the stages themselves.
-        config.pop("stages", None)
-        del config["hydra"]
-    return StageRun(config, overrides, choices)
+def from_plain(kind: type[_Plan], values: Mapping[str, Any]) -> _Plan:
+    """Undo `to_plain`."""
+    paths = {key: Path(values[key]) for key in ("previous", "init_from") if values[key]}
+    return kind(**{**values, **paths})

@@ -1,5 +1,6 @@
 """Runs that go before a run: teachers, generations, a schedule found and replayed."""
 
+import json
 import signal
 
 import pandas as pd
@@ -89,6 +90,77 @@ def test_a_schedule_is_found_and_replayed(shell):
     assert falls[1] == [epoch for epoch in falls[0] if epoch <= best]
 
 
+GREEDY = """
+# The better of two, twice
+_target_: support.policies.BetterOfTwo
+rates: [[0.0001, 0.003], [0.003, 0.0001]]
+"""
+
+
+def test_a_greedy_search_goes_on_with_the_better_candidate_and_survives_kills(shell):
+    """Killed in the training of a candidate, and again before a finished round is decided."""
+    own = shell.folder / "own" / "stages"
+    own.mkdir(parents=True)
+    (own / "greedy.yaml").write_text(GREEDY.lstrip())
+    typed = ["train", "--config-dir", "own", "stages=greedy", *ZERO_SHOT]
+    status, said = shell(*typed, "name=whole")
+    assert status == 0, said
+    whole = next(run for run in shell.runs() if run.parent.name == "whole")
+    scores = {}
+    for stage in (whole / "stages").iterdir():
+        scores[stage.name] = json.loads((stage / "metrics.json").read_text())["val/map_at_r"]
+    first = max(("round_1_a", "round_1_b"), key=scores.__getitem__)
+    second = max(scores, key=scores.__getitem__)
+    assert first == "round_1_b", "the larger rate learns more in two epochs"
+    assert config(whole / "stages" / "round_2_a")["init_from"] == str(whole / "stages" / first)
+    assert config(whole)["init_from"] == config(whole)["previous_run"]
+    assert config(whole)["init_from"] == str(whole / "stages" / second)
+    chosen = config(whole / "stages" / second)["optimizer"]["lr"]
+    assert config(whole)["optimizer"]["lr"] == chosen
+
+    settings = "step: 9, name: round_1_b, marker: struck, run_dir: '${run_dir}'"
+    victim = f"+callbacks.kill={{_target_: support.saboteur.KillOnceIn, {settings}}}"
+    killed = shell.apart(*typed, "name=killed", victim)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    broken = next(run for run in shell.runs() if run.parent.name == "killed")
+    assert sorted(stage.name for stage in (broken / "stages").iterdir()) == [
+        "round_1_a",
+        "round_1_b",
+    ]
+    undecided = shell.apart("train", f"resume={broken}", DIE_BEFORE_DECIDING="1")
+    assert undecided.returncode == -signal.SIGKILL, undecided.stderr
+    assert (broken / "stages" / "round_1_b" / "metrics.json").exists()
+    assert not (broken / "stages" / "round_2_a").exists()
+    status, said = shell("train", f"resume={broken}")
+    assert status == 0, said
+    for name, tensor in state(whole)["state_dict"].items():
+        if isinstance(tensor, torch.Tensor):
+            resumed = state(broken)["state_dict"][name]
+            torch.testing.assert_close(resumed, tensor, rtol=0, atol=0, equal_nan=True, msg=name)
+    decided = [
+        json.loads((run / "stages.json").read_text().replace(str(run), "RUN"))
+        for run in (whole, broken)
+    ]
+    assert decided[0] == decided[1]
+
+
+def test_the_schedule_of_an_earlier_run_is_replayed_and_written_down(shell):
+    plateau = ["scheduler=plateau", "scheduler.patience=0", "trainer.max_epochs=3"]
+    assert shell("train", *ZERO_SHOT, *plateau, "name=found")[0] == 0
+    (found,) = shell.runs()
+    rows = pd.read_csv(found / "history.csv").dropna(subset=["val/precision_at_1"])
+    best = int(rows.set_index("epoch")["val/precision_at_1"].idxmax())
+    replay = ["stages=replay", f"stages.run={found}"]
+    assert shell("train", *ZERO_SHOT, *replay, "name=replayed")[0] == 0
+    run = next(r for r in shell.runs() if r.parent.name == "replayed")
+    assert config(run)["trainer"]["max_epochs"] == config(run)["scheduler"]["epochs"] == best + 1
+    assert config(run)["scheduler"]["_target_"] == "noisyml.optim.multistep"
+    assert pd.read_csv(run / "history.csv")["epoch"].max() == best
+    status, said = shell("train", *ZERO_SHOT, *replay, "name=replayed", f"hydra.run.dir={run}")
+    assert status == 0
+    assert "finished already" in said, "the same command is known to be the same run"
+
+
 STUDENT = """
 # @package _global_
 defaults:
@@ -139,7 +211,7 @@ def test_an_experiment_is_about_the_run_not_its_teacher(shell):
     [
         (["method=rkd"], "The student has no teacher"),
         (["method=rkd", "teacher.checkpoint=nowhere"], "nowhere belongs to no run folder"),
-        (["method=proxynca_pp", "method.replay=nowhere"], "nowhere holds no finished run"),
+        (["stages=replay", "stages.run=nowhere"], "nowhere holds no finished run"),
         (["method=iaa", "method.start=0.9"], "lower method.start"),
         (["stages=teacher", "stages.teacher.repeat=-1"], "stages.teacher.repeat=-1 must be"),
         (["method=cbml", "pseudo_labels=kmeans", "pseudo_labels.num_clusters=1"], "num_clusters=1"),

@@ -1,7 +1,8 @@
-"""A callback that kills its own process, as a power cut would."""
+"""Callbacks that end their own process, as a power cut or Ctrl-C would."""
 
 import os
 import signal
+from pathlib import Path
 
 from lightning import Callback
 
@@ -28,3 +29,18 @@ class InterruptAt(Callback):
         """Interrupt."""
         if trainer.global_step == self.step:
             raise KeyboardInterrupt
+
+
+class KillOnceIn(Callback):
+    """SIGKILL after `step` optimiser steps of the run in the folder `name`, the first time."""
+
+    def __init__(self, step: int, run_dir: str, name: str, marker: str) -> None:
+        self.step = step
+        self.here = Path(run_dir).name == name
+        self.marker = Path(marker)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        """Kill, and leave the marker."""
+        if self.here and trainer.global_step == self.step and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)

@@ -6,14 +6,13 @@ own and can each be switched off: the positive proxy in the denominator (``loss.
 temperature (``loss.scale``), global max pooling (``backbone.pooling``), layer norm before the
 embedding (``head.input_norm``), class-balanced batches (``sampler``) and fast proxies
 (``method.param_groups.loss.lr``). This module adds the training procedure: epochs in which the
-backbone stands still, a fresh optimiser after them, gradients clipped by value except those of the
-proxies, and the replay of a schedule that an earlier run found on held-out classes.
+backbone stands still, a fresh optimiser after them, and gradients clipped by value except those of
+the proxies. ``stages=development`` finds a schedule on held-out classes and replays it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -27,21 +26,13 @@ from noisyml.methods.metric_learning.base import MetricLearning
 from noisyml.methods.metric_learning.pseudo_labels import PseudoLabels
 from noisyml.metrics.base import Evaluator
 from noisyml.models.encoder import Encoder
-from noisyml.optim import (
-    OptimizerFactory,
-    Plateau,
-    PlateauHistory,
-    SchedulerFactory,
-    multistep,
-    plateau_history,
-)
-from noisyml.runs.folder import RunFolder
+from noisyml.optim import OptimizerFactory, Plateau, SchedulerFactory
 from noisyml.selectors.base import Selector
 from noisyml.similarity.memory_bank import MemoryBank
 
 
 class ProxyNCAPP(MetricLearning):
-    """A proxy loss, warmed up with a still backbone, on a schedule found or replayed.
+    """A proxy loss, warmed up with a still backbone.
 
     Args:
         encoder, loss, selector, memory, optimizer, scheduler, evaluator, param_groups,
@@ -49,9 +40,6 @@ class ProxyNCAPP(MetricLearning):
         warmup_epochs: first epochs in which the backbone's weights stand still (its batch norms
             follow the data) and after which the optimiser starts afresh.
         clip_value: largest absolute gradient of each weight of the encoder; None: no limit.
-        replay: folder of a finished run with ``scheduler=plateau``; its falls of the rate are
-            repeated at the same epochs, and training ends after its best one. None: the configured
-            schedule over all epochs.
 
     Raises:
         UserError: a value out of range.
@@ -70,7 +58,6 @@ class ProxyNCAPP(MetricLearning):
         evaluator: Evaluator,
         warmup_epochs: int = 5,
         clip_value: float | None = 10.0,
-        replay: str | None = None,
         param_groups: Mapping[str, Mapping[str, Any]] | None = None,
         pseudo_labels: PseudoLabels | None = None,
     ) -> None:
@@ -91,7 +78,6 @@ class ProxyNCAPP(MetricLearning):
             raise UserError(f"method.clip_value={clip_value} must be positive, or null for none.")
         self.warmup_epochs = warmup_epochs
         self.clip_value = clip_value
-        self.replay = replay
         self.register_buffer("warmed_up", torch.tensor(warmup_epochs == 0))
 
     # -- the step ----------------------------------------------------------------------------
@@ -124,67 +110,14 @@ class ProxyNCAPP(MetricLearning):
     # -- the schedule ------------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        """The configured schedule, or the one a run on held-out classes has found."""
+        """The configured schedule; it must leave epochs after the warm-up."""
         epochs = self.trainer.max_epochs
         if epochs is not None and 0 < epochs <= self.warmup_epochs:
             raise UserError(
                 f"method.warmup_epochs={self.warmup_epochs} leaves none of the "
                 f"{epochs} epochs to train the backbone: raise trainer.max_epochs."
             )
-        if self.replay is None:
-            return super().configure_optimizers()
-        found, factor = self.found_schedule(RunFolder(Path(self.replay)))
-        length = self.warmup_epochs + found.best_epoch + 1
-        self.trainer.fit_loop.max_epochs = length
-        milestones = [self.warmup_epochs + epoch for epoch in found.milestones]
-
-        def replayed(optimizer: Optimizer, *, total_steps: int) -> Any:
-            return multistep(
-                optimizer,
-                total_steps=total_steps,
-                epochs=length,
-                milestones=milestones,
-                gamma=factor,
-            )
-
-        self._make_scheduler = replayed
         return super().configure_optimizers()
-
-    def found_schedule(self, run: RunFolder) -> tuple[PlateauHistory, float]:
-        """What the plateau rule made of the validation scores of a run, warm-up left out.
-
-        Returns:
-            The schedule, and the factor of each fall.
-
-        Raises:
-            UserError: the run is not there, not finished, or had another kind of schedule.
-        """
-        if run.status().get("state") != "finished":
-            raise UserError(
-                f"{run.path} holds no finished run whose schedule could be replayed: set "
-                "method.replay to one, or use stages=development."
-            )
-        config = run.config()
-        settings = config["scheduler"] or {}
-        if not str(settings.get("_target_", "")).endswith("Plateau"):
-            raise UserError(
-                f"The run {run.path} was not trained with scheduler=plateau, so it has no schedule "
-                "to replay."
-            )
-        history, monitor = run.history(), settings["monitor"]
-        if monitor not in history:
-            raise UserError(f"The run {run.path} has no {monitor} to find a schedule from.")
-        scores = history.dropna(subset=[monitor]).groupby("epoch")[monitor].last()
-        warmup = int(config["method"].get("warmup_epochs", 0))
-        scores = scores[scores.index >= warmup]
-        found = plateau_history(
-            [float(score) for score in scores],
-            1.0,
-            factor=settings["factor"],
-            patience=settings["patience"],
-            threshold=settings["threshold"],
-        )
-        return found, float(settings["factor"])
 
     def follow_plateau(self, plateau: Plateau, metrics: Mapping[str, float]) -> None:
         """The plateau rule does not look at epochs in which the backbone stood still."""
