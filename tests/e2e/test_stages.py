@@ -118,7 +118,7 @@ def test_a_greedy_search_goes_on_with_the_better_candidate_and_survives_kills(sh
     chosen = config(whole / "stages" / second)["optimizer"]["lr"]
     assert config(whole)["optimizer"]["lr"] == chosen
 
-    settings = "step: 9, name: round_1_b, marker: struck, run_dir: '${run_dir}'"
+    settings = "step: 9, name: round_1_b, marker: struck"
     victim = f"+callbacks.kill={{_target_: support.saboteur.KillOnceIn, {settings}}}"
     killed = shell.apart(*typed, "name=killed", victim)
     assert killed.returncode == -signal.SIGKILL, killed.stderr

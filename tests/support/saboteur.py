@@ -34,13 +34,14 @@ class InterruptAt(Callback):
 class KillOnceIn(Callback):
     """SIGKILL after `step` optimiser steps of the run in the folder `name`, the first time."""
 
-    def __init__(self, step: int, run_dir: str, name: str, marker: str) -> None:
+    def __init__(self, step: int, name: str, marker: str) -> None:
         self.step = step
-        self.here = Path(run_dir).name == name
+        self.name = name
         self.marker = Path(marker)
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         """Kill, and leave the marker."""
-        if self.here and trainer.global_step == self.step and not self.marker.exists():
+        here = Path(trainer.default_root_dir).name == self.name
+        if here and trainer.global_step == self.step and not self.marker.exists():
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
