@@ -46,7 +46,8 @@ from torch import Tensor, nn
 from noisyml.apps._quiet import quiet
 from noisyml.assembly.build import Assembly, assemble, build
 from noisyml.command.config import compose
-from noisyml.data.base import ArrayImages, DatasetSource, Split
+from noisyml.data.base import DatasetSource, Split
+from noisyml.data.inputs import ArrayImages
 from noisyml.embeddings.extraction import Extractor, ShardLoaders, ShardWriting
 from noisyml.embeddings.store import EmbeddingPlan, SplitWriter
 

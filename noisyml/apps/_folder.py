@@ -61,7 +61,7 @@ def recorded(folder: RunFolder, go_on: str) -> Iterator[None]:
         folder: of the run.
         go_on: the command that continues it, told after Ctrl-C.
     """
-    from noisyml.data.base import BrokenImage
+    from noisyml.data.inputs import BrokenImage
 
     began = time.time()
     folder.write_status("running", began=began)

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from noisyml.data.base import BrokenImage, ImageSource, as_rgb
 from noisyml.data.datamodule import DataModule
+from noisyml.data.inputs import BrokenImage, ImageSource, as_rgb
 from noisyml.metrics.label_trust import class_selection, selection_by_class
 from noisyml.runs.artefacts import Artefact
 from noisyml.storage.parquet import last_epoch

@@ -1,122 +1,22 @@
-"""What a data set is to the rest of the house: named splits of indexed images and labels."""
+"""Interface of data sets: named splits of indexed inputs and labels."""
 
 from __future__ import annotations
 
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
+from noisyml.checks import Checked
+from noisyml.data.inputs import ChosenInputs, ImageSource, Inputs
+from noisyml.errors import UserError
 from noisyml.targets import Labels, Target, target_of
 
 #: In the extra ``clean_label``: nobody knows the true class; known to be wrong, but no more.
 UNKNOWN, WRONG = -1, -2
-
-#: A decoded image: PIL's if grey or RGB, uint8 [H, W, bands] if it has other bands.
-Picture = Image.Image | NDArray[np.uint8]
-
-
-def as_rgb(picture: Picture) -> Image.Image:
-    """A picture to look at: RGB; of an image with other bands the first three."""
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
-    seen = picture[:, :, :3] if picture.shape[2] >= 3 else picture[:, :, [0, 0, 0]]
-    return Image.fromarray(np.ascontiguousarray(seen))
-
-
-class ImageSource(Protocol):
-    """Random access to decoded images."""
-
-    def __len__(self) -> int: ...
-
-    def load(self, index: int) -> Picture:
-        """The image at `index`, mode ``L`` or ``RGB`` or an array of other bands.
-
-        Raises `BrokenImage` if it is undecodable.
-        """
-        ...
-
-
-def sentence_of(error: type[Exception], message: str) -> str:
-    """The message of an exception that PyTorch carried over from a worker process.
-
-    PyTorch rebuilds such an exception from one text, a traceback that ends in the message.
-
-    Args:
-        error: the exception's class.
-        message: what its constructor was given; text of another kind is returned as it is.
-    """
-    if not message.startswith(f"Caught {error.__name__} in DataLoader worker"):
-        return message
-    return message.rsplit(f"{error.__module__}.{error.__qualname__}: ", 1)[-1].strip()
-
-
-class BrokenImage(Exception):
-    """An image that cannot be decoded; `key` names the file."""
-
-    def __init__(self, key: str, reason: str = "") -> None:
-        # One argument must do: PyTorch rebuilds the exceptions of its workers from their message.
-        key = sentence_of(BrokenImage, key)
-        super().__init__(f"{key}: {reason}" if reason else key)
-        self.key = key
-        self.reason = reason
-
-
-@dataclass(frozen=True)
-class ArrayImages:
-    """Images held in memory: ``pixels`` is uint8 [N, H, W] (grey) or [N, H, W, 3] (RGB)."""
-
-    pixels: NDArray[np.uint8]
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def load(self, index: int) -> Image.Image:
-        """The image at `index` as a PIL image."""
-        return Image.fromarray(self.pixels[index])
-
-
-@dataclass(frozen=True)
-class FileImages:
-    """Images decoded from files when asked for: ``paths[i]`` relative to ``root`` or absolute."""
-
-    paths: Sequence[str]
-    root: str = "."
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def path(self, index: int) -> str:
-        """Where the image at `index` lies."""
-        return os.path.join(self.root, self.paths[index])
-
-    def load(self, index: int) -> Image.Image:
-        """The image at `index`, converted to RGB; raises `BrokenImage` naming the file."""
-        path = self.path(index)
-        try:
-            with Image.open(path) as image:
-                return image.convert("RGB")
-        except MemoryError:
-            raise
-        except Exception as error:
-            # A damaged file makes decoders trip over anything: OSError mostly, but TypeError,
-            # ValueError, SyntaxError, EOFError and struct.error have been seen too.
-            raise BrokenImage(path, _why(error)) from error
-
-
-def _why(error: Exception) -> str:
-    """What is wrong with an image file, in a few words and without its path."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image, or damaged"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    message = str(error)
-    return "truncated" if "truncated" in message.lower() else message or type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -125,9 +25,10 @@ class Split:
 
     Attributes:
         name: ``train``, ``val``, ``test``, ``query`` or ``gallery``.
-        images: where the pixels come from.
+        inputs: where the pixels (or what else is looked at) come from.
         labels: int64 [N], the labels as the data set gives them, ``0 .. len(class_names) - 1``;
-            uint8 [N, C] multi-hot where an image may have several or none.
+            uint8 [N, C] multi-hot where an image may have several or none; -1 in a split of
+            distractors, which belong to no class.
         class_names: one name per label value. Splits with disjoint classes (zero-shot retrieval)
             may share one list or bring their own; retrieval only compares labels inside a split
             (or between ``query`` and ``gallery``, which must share the list).
@@ -137,21 +38,31 @@ class Split:
         extras: further per-sample arrays by name (``coarse_label``, ``caption``, ``is_noise``).
             ``clean_label`` [N] int64 of a set with real noise: the true class where it is known,
             else `UNKNOWN` or `WRONG`; only diagnostics see it.
+        labelled: bool [N], False for samples whose label training must not use (semi-supervised
+            sets); None: all are labelled.
     """
 
     name: str
-    images: ImageSource
+    inputs: Inputs[Any]
     labels: Labels
     class_names: Sequence[str]
     keys: Sequence[str]
     fingerprint: str
     extras: dict[str, NDArray] = field(default_factory=dict)
+    labelled: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
-        if not len(self.images) == len(self.labels) == len(self.keys):
+        if not len(self.inputs) == len(self.labels) == len(self.keys):
             raise ValueError(
-                f"split {self.name}: {len(self.images)} images, {len(self.labels)} labels and "
-                f"{len(self.keys)} keys; they must be equally many"
+                f"split {self.name}: {len(self.inputs)} {self.inputs.kind}, {len(self.labels)} "
+                f"labels and {len(self.keys)} keys; they must be equally many"
+            )
+        if self.labelled is not None and (
+            self.labelled.shape != (len(self.labels),) or self.labelled.dtype != np.bool_
+        ):
+            raise ValueError(
+                f"split {self.name}: labelled must be bool [{len(self.labels)}], not "
+                f"{self.labelled.dtype} {list(self.labelled.shape)}"
             )
         if self.target.class_columns(self.labels) not in (None, len(self.class_names)):
             raise ValueError(
@@ -172,12 +83,74 @@ class Split:
         """Images of each class, int64 [C]."""
         return self.target.class_counts(self.labels, len(self.class_names))
 
+    @property
+    def images(self) -> ImageSource:
+        """The inputs, for code that looks at pixels.
+
+        Raises:
+            UserError: inputs of another kind.
+        """
+        if self.inputs.kind != "images":
+            raise UserError(
+                f"The {self.name} split holds {self.inputs.kind}, but images are needed here."
+            )
+        return self.inputs
+
+    def take(self, rows: NDArray[np.int64], fingerprint: str) -> Split:
+        """The samples at `rows` [M], renumbered 0 .. M-1, as a split of the same name.
+
+        Args:
+            rows: positions.
+            fingerprint: of the new split.
+        """
+        return replace(
+            self,
+            inputs=ChosenInputs(self.inputs, rows),
+            labels=self.labels[rows],
+            keys=[self.keys[row] for row in rows.tolist()],
+            fingerprint=fingerprint,
+            extras={name: values[rows] for name, values in self.extras.items()},
+            labelled=None if self.labelled is None else self.labelled[rows],
+        )
+
     def members(self, label: int) -> NDArray[np.int64]:
         """Positions of the images that have a label."""
         return self.target.members(self.labels, label)
 
 
-class DatasetSource(ABC):
+#: What the samples of a split are in a test set: queries that are their own gallery (``pool``),
+#: ``query``, ``gallery``, or ``distractors``: more gallery, of no query's class.
+TestRole = Literal["pool", "query", "gallery", "distractors"]
+
+#: The splits of a test set by their role.
+TestSet = Mapping[TestRole, str]
+
+#: The test set whose metrics a run goes by.
+DEFAULT_TEST_SET = "test"
+
+#: The roles in the order in which their splits are read, with their split in the default test set.
+TEST_ROLES: dict[TestRole, str] = {
+    "pool": "test",
+    "query": "query",
+    "gallery": "gallery",
+    "distractors": "distractors",
+}
+
+
+def default_test_sets(names: Collection[str]) -> dict[str, TestSet]:
+    """The one test set of splits named after their roles: ``test``, or ``query`` and ``gallery``.
+
+    Args:
+        names: of all splits.
+
+    Returns:
+        That test set by its name, or nothing if none of the splits is for testing.
+    """
+    parts: TestSet = {role: name for role, name in TEST_ROLES.items() if name in names}
+    return {DEFAULT_TEST_SET: parts} if parts else {}
+
+
+class DatasetSource(Checked, ABC):
     """A data set: constructed from its config node, cheap until `splits` is called.
 
     Class attributes describe it to ``noisyml list datasets`` and to the error for missing files.
@@ -193,6 +166,16 @@ class DatasetSource(ABC):
     how_to_get: ClassVar[str] = ""
     #: Where the splits come from, if that is not the data set's own matter; set by `splits`.
     split_origin: str = ""
+
+    def test_sets(self, names: Collection[str]) -> dict[str, TestSet]:
+        """Test sets by name; the first is the default one and is called ``test``.
+
+        Several of them may share a split, e.g. a gallery with and without distractors.
+
+        Args:
+            names: of the splits that `splits` returned.
+        """
+        return default_test_sets(names)
 
     @abstractmethod
     def missing(self) -> str | None:

@@ -16,14 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from noisyml.data.base import (
-    ArrayImages,
-    BrokenImage,
-    FileImages,
-    ImageSource,
-    Split,
-    as_rgb,
-)
+from noisyml.data.base import Split
+from noisyml.data.inputs import ArrayImages, BrokenImage, FileImages, ImageSource, as_rgb
 from noisyml.targets import Labels, target_of
 
 #: Images given to the threads at a time: bounds the memory that waiting results take.

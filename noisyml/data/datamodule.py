@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -17,9 +17,17 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from noisyml import distributed
-from noisyml.data.base import DatasetSource, ImageSource, Picture, Split
+from noisyml.checks import Checked, Count, WholeNonNegative
+from noisyml.data.base import (
+    DEFAULT_TEST_SET,
+    TEST_ROLES,
+    DatasetSource,
+    Split,
+    TestRole,
+    TestSet,
+)
 from noisyml.data.features import CachedFeatures, Progress, cached_features
-from noisyml.data.readers.layout import check_choice
+from noisyml.data.labelling import Labelling, raw_pixels
 from noisyml.data.samplers.plans import EMPTY, BatchPlan, DrawnBatch, PlannedBatches
 from noisyml.data.subset import subset
 from noisyml.data.transforms.image import ViewMaker
@@ -28,20 +36,14 @@ from noisyml.data.views import (
     FeatureView,
     OnBroken,
     TrainingView,
-    UnusableBatch,
-    stack,
     whole,
 )
 from noisyml.errors import UserError
 from noisyml.noise.base import Injector
-from noisyml.noise.injectors.open_set import OpenSet
 from noisyml.noise.manifest import NoiseManifest
 from noisyml.targets import Labels, Target
 
 log = logging.getLogger(__name__)
-
-#: The parts of a data set that ``test`` may consist of, with their role in retrieval.
-TEST_SPLITS = {"test": "pool", "query": "query", "gallery": "gallery"}
 
 
 class FrozenBackbone(Protocol):
@@ -64,24 +66,7 @@ class FrozenBackbone(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True)
-class ReplacedImages:
-    """Images of which some are taken from another source: open-set noise keeps the label."""
-
-    images: ImageSource
-    source: ImageSource
-    source_index: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def load(self, index: int) -> Picture:
-        """The image at `index`, from the source where the manifest says so."""
-        other = int(self.source_index[index])
-        return self.images.load(index) if other < 0 else self.source.load(other)
-
-
-class DataModule(LightningDataModule):
+class DataModule(Checked, LightningDataModule):
     """Splits, noise, features and loaders of one run.
 
     `prepare_labels` must be called before the model is built: it reads the splits and corrupts the
@@ -117,22 +102,19 @@ class DataModule(LightningDataModule):
         transform: ViewMaker,
         sampler: Callable[..., BatchPlan],
         *,
-        seed: int,
+        seed: WholeNonNegative,
         cache_dir: str,
-        eval_batch_size: int = 128,
-        num_workers: int = 0,
+        eval_batch_size: Count = 128,
+        num_workers: WholeNonNegative = 0,
         on_broken: OnBroken = "error",
         noisy_val: Literal["auto"] | bool = "auto",
         open_set_source: DatasetSource | None = None,
-        train_size: int | None = None,
-        train_seed: int = 0,
+        train_size: Count | None = None,
+        train_seed: WholeNonNegative = 0,
         pin_memory: bool = False,
         progress: Callable[[str], Any] | None = None,
     ) -> None:
         super().__init__()
-        check_choice("data.on_broken", on_broken, ("error", "skip"))
-        if noisy_val != "auto" and not isinstance(noisy_val, bool):
-            raise UserError(f"data.noisy_val is '{noisy_val}'; choose one of: auto, true, false.")
         self.dataset = dataset
         self.noise = noise
         self.transform = transform
@@ -156,7 +138,8 @@ class DataModule(LightningDataModule):
         self._resume_at = (0, 0)
         self._batches: PlannedBatches | None = None
         self._substitutes: NDArray[np.int64] | None = None
-        self._foreign: Split | None = None
+        #: The splits of each test set by role; the default one is called ``test``.
+        self.test_sets: dict[str, TestSet] = {}
 
     # -- labels ------------------------------------------------------------------------------
 
@@ -175,105 +158,25 @@ class DataModule(LightningDataModule):
         splits = dict(self.dataset.splits())
         if self.train_size is not None:
             splits["train"] = subset(splits["train"], self.train_size, self.train_seed)
-        train = splits["train"]
-        noise = self.noise
-        noise.check_kind(train.labels)
-        if isinstance(noise, OpenSet) and noise.source_size is None and noise.rate > 0:
-            noise = dataclasses.replace(noise, source_size=len(self._open_set_images()))
-        self.manifest = self._corrupt(train, noise, backbone)
-        self.num_classes = self.manifest.num_classes
-        self.splits = splits
-        if self.manifest.source_index is not None:
-            self.splits["train"] = self._with_foreign_images(train, self.manifest.source_index)
-        self.val_labels: Labels | None = None
-        if "val" in splits:
-            self.val_labels = splits["val"].labels
-            if self.noisy_val and self.noise.training_only:
-                log.info(
-                    "noise %s exists for the training split only; val stays as it is",
-                    self.noise.name,
-                )
-            elif self.noisy_val and self.manifest.changed.any():
-                self.val_labels = self._corrupt(splits["val"], self.noise, backbone).observed
-        return self.manifest
+        self.test_sets = self.dataset.test_sets(list(splits))
+        _check_test_sets(self.test_sets, splits)
 
-    def _corrupt(
-        self, split: Split, noise: Injector, backbone: FrozenBackbone | None
-    ) -> NoiseManifest:
-        features = None
-        if noise.needs_features:
-            features = self._noise_features(split, noise, backbone)
-        manifest = noise.inject(
-            split.labels,
-            len(split.class_names),
-            keys=split.keys,
-            features=features,
-            class_names=split.class_names,
-        )
-        if not self.dataset.labels_are_true and not manifest.changed.any():
-            return manifest.with_unknown_truth(split.extras.get("clean_label"))
-        return manifest
-
-    def _noise_features(
-        self, split: Split, noise: Injector, backbone: FrozenBackbone | None
-    ) -> NDArray[np.floating[Any]]:
-        """What instance-dependent noise looks at: pixels in 0..255, embeddings, probabilities."""
-        if noise.feature_kind == "pixels":
-            return self._pixels(split)
-        if backbone is not None:
+        def features(split: Split) -> NDArray[Any]:
             self.backbone = backbone
-            features = np.asarray(self._cached(split).features)
-        elif noise.feature_kind == "embeddings":
-            raise UserError(
-                f"noise '{noise.name}' groups images by their features: set backbone.frozen=true, "
-                f"so that there is a fixed network to compute them with."
-            )
-        else:
-            features = self._pixels(split)
-        if noise.feature_kind == "embeddings":
-            return features
-        return _class_probabilities(features, split.labels, len(split.class_names))
+            return np.asarray(self._cached(split).features)
 
-    def _pixels(self, split: Split) -> NDArray[np.float32]:
-        """Raw pixels 0..255 of the evaluation form, float32 [N, H * W * C]; zeros if broken."""
-        view = EvaluationView(split, self.transform, on_broken=self.on_broken)
-        batches = [
-            view.__getitems__(np.arange(start, min(start + 1024, len(split))))
-            for start in range(0, len(split), 1024)
-        ]
-        images = stack([image for batch in batches for image in batch["image"]])
-        if not len(images):
-            raise UnusableBatch(
-                f"None of the {len(split)} images of the {split.name} split can be decoded; "
-                "`noisyml data check` says why."
-            )
-        # Height, width, channel: the order in which released generators project raw pixels.
-        flat = images.permute(0, 2, 3, 1).flatten(1)
-        pixels = np.zeros((len(split), flat.shape[1]), dtype=np.float32)
-        pixels[torch.cat([batch["index"] for batch in batches]).numpy()] = flat.numpy()
-        return pixels
-
-    def _open_set_images(self) -> Split:
-        """The training split of the open-set source, read once."""
-        if self.open_set_source is None:
-            raise UserError(
-                "Open-set noise takes images from another data set: name it by its configuration, "
-                "e.g. 'data.open_set_source={_target_: noisyml.data.datasets.digits.Digits}'."
-            )
-        if self._foreign is None:
-            self._foreign = self.open_set_source.splits()["train"]
-        return self._foreign
-
-    def _with_foreign_images(self, train: Split, source_index: NDArray[np.int64]) -> Split:
-        source = self._open_set_images()
-        if source_index.max(initial=-1) >= len(source):
-            raise UserError(
-                f"The noise manifest refers to image {source_index.max()} of the open-set source, "
-                f"which has {len(source)}; set noise.source_size to that, or to null."
-            )
-        images = ReplacedImages(train.images, source.images, source_index)
-        fingerprint = f"{train.fingerprint}+{source.fingerprint}+{self.manifest.sha256}"
-        return dataclasses.replace(train, images=images, fingerprint=fingerprint)
+        labelling = Labelling(
+            self.dataset,
+            self.noise,
+            pixels=lambda split: raw_pixels(split, self.transform, self.on_broken),
+            features=None if backbone is None else features,
+            open_set_source=self.open_set_source,
+        )
+        observed = labelling.observe(splits, self.noisy_val)
+        self.manifest, self.splits = observed.manifest, observed.splits
+        self.val_labels = observed.val_labels
+        self.num_classes = self.manifest.num_classes
+        return self.manifest
 
     @property
     def target(self) -> Target:
@@ -300,9 +203,17 @@ class DataModule(LightningDataModule):
         return []
 
     @property
-    def test_splits(self) -> dict[str, str]:
-        """The splits that make up the test, in loader order, with their roles."""
-        return {name: role for name, role in TEST_SPLITS.items() if name in self.splits}
+    def test_splits(self) -> dict[str, list[tuple[str, TestRole]]]:
+        """The splits of all test sets in loader order, each with the sets and roles it serves.
+
+        Set by set, and in each in the order of `TEST_ROLES`; a split of several sets comes once.
+        """
+        serves: dict[str, list[tuple[str, TestRole]]] = {}
+        for test_set, parts in self.test_sets.items():
+            for role in TEST_ROLES:
+                if role in parts:
+                    serves.setdefault(parts[role], []).append((test_set, role))
+        return serves
 
     # -- features ----------------------------------------------------------------------------
 
@@ -419,7 +330,7 @@ class DataModule(LightningDataModule):
         view: Dataset[Any]
         if self.backbone is not None:
             usable = self._usable("train")
-            view = FeatureView(self._features["train"].features, labels)
+            view = FeatureView(self._features["train"].features, labels, split.labelled)
         else:
             usable = np.arange(len(split))
             view = TrainingView(split, labels, self.transform, self.on_broken)
@@ -487,7 +398,7 @@ class DataModule(LightningDataModule):
         view: Dataset[Any]
         if name in self._features:
             labels = split.labels if labels is None else labels
-            view = FeatureView(self._features[name].features, labels)
+            view = FeatureView(self._features[name].features, labels, split.labelled)
         else:
             view = EvaluationView(split, self.transform, labels, self.on_broken)
         mine = self._usable(name)
@@ -537,22 +448,23 @@ class DataModule(LightningDataModule):
         self._resume_at = (state_dict["epoch"], state_dict["consumed"])
 
 
-def _class_probabilities(
-    features: NDArray[np.float32], labels: NDArray[np.int64], num_classes: int
-) -> NDArray[np.float64]:
-    """Softmax outputs [N, C] of a classifier trained on the clean labels, as such noise asks for.
+def _check_test_sets(test_sets: Mapping[str, TestSet], splits: Mapping[str, Split]) -> None:
+    """Refuse test sets of splits that are not there, or whose labels cannot be compared.
 
-    A multinomial logistic regression on standardised features stands in for the networks of the
-    papers; classes without members get probability 0.
+    Raises:
+        ValueError: such a set; the data set's code is wrong.
     """
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.preprocessing import StandardScaler
-
-    scaled = StandardScaler().fit_transform(features)
-    classifier = LogisticRegression(C=0.1, max_iter=200).fit(scaled, labels)
-    probabilities = np.zeros((len(labels), num_classes))
-    probabilities[:, classifier.classes_] = classifier.predict_proba(scaled)
-    return probabilities
+    for test_set, parts in test_sets.items():
+        unknown = sorted(set(parts) - set(TEST_ROLES)) + [
+            name for name in parts.values() if name not in splits
+        ]
+        if unknown or not ({"pool"} <= parts.keys() or {"query", "gallery"} <= parts.keys()):
+            raise ValueError(
+                f"test set {test_set}: {dict(parts)} must give splits of the data set the role "
+                "pool, or query and gallery; distractors may be added"
+            )
+    if test_sets and next(iter(test_sets)) != DEFAULT_TEST_SET:
+        raise ValueError(f"the first test set must be called {DEFAULT_TEST_SET}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,29 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
-from numpy.typing import NDArray
 
-from noisyml.data.base import ImageSource, Picture, Split
+from noisyml.data.base import Split
 from noisyml.data.readers.partition import hash_ranks
 from noisyml.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class SubsetImages:
-    """Some rows of another source."""
-
-    images: ImageSource
-    rows: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def load(self, index: int) -> Picture:
-        """The image at row ``rows[index]`` of the source."""
-        return self.images.load(int(self.rows[index]))
 
 
 def subset(split: Split, size: int, seed: int) -> Split:
@@ -59,11 +41,4 @@ def subset(split: Split, size: int, seed: int) -> Split:
     place = np.empty(len(split), dtype=np.int64)
     place[order] = np.arange(len(split)) - np.repeat(np.cumsum(counts) - counts, counts)
     rows = np.flatnonzero(place < quota[member])
-    return dataclasses.replace(
-        split,
-        images=SubsetImages(split.images, rows),
-        labels=split.labels[rows],
-        keys=[split.keys[row] for row in rows.tolist()],
-        fingerprint=f"{split.fingerprint}[{size} by {seed}]",
-        extras={name: values[rows] for name, values in split.extras.items()},
-    )
+    return split.take(rows, f"{split.fingerprint}[{size} by {seed}]")

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from noisyml.data.base import BrokenImage, Split, sentence_of
+from noisyml.data.base import Split
+from noisyml.data.inputs import BrokenImage, sentence_of
 from noisyml.data.samplers.plans import DrawnBatch
 from noisyml.data.transforms.image import ViewMaker
 from noisyml.errors import UserError
@@ -21,7 +22,8 @@ OnBroken = Literal["error", "skip"]
 
 #: ``index`` [b] int64, ``label`` [b] int64 or (several labels) ``labels`` [b, C] float32 of zeros
 #: and ones, ``image`` uint8 [b, C, H, W] or ``features`` [b, F] (in training, of a transform that
-#: makes V > 1 views, ``views`` uint8 [b, V, C, H, W] instead),
+#: makes V > 1 views, ``views`` uint8 [b, V, C, H, W] instead), ``labelled`` [b] bool where a split
+#: has samples whose label training must not use,
 #: ``broken`` [k] int64: positions that could not be decoded and are absent from the batch.
 Batch = dict[str, Tensor]
 
@@ -61,17 +63,26 @@ def stack(images: Sequence[Tensor]) -> Tensor:
     return torch.stack(colour)
 
 
+def _labelled_field(labelled: NDArray[np.bool_] | None, index: NDArray[np.int64]) -> Batch:
+    """``labelled`` [b] bool of a split where some samples are not; nothing elsewhere."""
+    if labelled is None:
+        return {}
+    return {"labelled": torch.from_numpy(np.ascontiguousarray(labelled[index]))}
+
+
 def _batch(
     positions: NDArray[np.int64],
     labels: Labels,
     images: list[Tensor],
     broken: list[int],
+    labelled: NDArray[np.bool_] | None = None,
 ) -> Batch:
     gone = np.isin(positions, np.asarray(broken, dtype=np.int64))
     index = positions[~gone]
     return {
         "index": torch.from_numpy(np.ascontiguousarray(index)),
         **label_fields(labels, index),
+        **_labelled_field(labelled, index),
         "image": stack(images),
         "broken": torch.tensor(broken, dtype=torch.int64),
     }
@@ -117,7 +128,9 @@ class TrainingView(Dataset[Any]):
                 f"None of the {len(broken)} images of a training batch can be decoded (one of "
                 f"them: {self._split.keys[broken[0]]}); `noisyml data check` lists them all."
             )
-        return self._by_views(_batch(drawn.index, self._labels, images, broken))
+        return self._by_views(
+            _batch(drawn.index, self._labels, images, broken, self._split.labelled)
+        )
 
     def _nothing(self) -> Batch:
         """What a process gets of a last batch of fewer images than processes: tensors of length 0.
@@ -131,7 +144,9 @@ class TrainingView(Dataset[Any]):
                 if self._on_broken == "error":
                     raise
             else:
-                batch = self._by_views(_batch(np.empty(0, dtype=np.int64), self._labels, like, []))
+                none = np.empty(0, dtype=np.int64)
+                batch = _batch(none, self._labels, like, [], self._split.labelled)
+                batch = self._by_views(batch)
                 return {key: rows[:0] for key, rows in batch.items()}
         raise UnusableBatch(f"None of the {len(self._split)} training images can be decoded.")
 
@@ -176,7 +191,7 @@ class EvaluationView(Dataset[Any]):
                 if self._on_broken == "error":
                     raise
                 broken.append(position)
-        return _batch(asked, self._labels, images, broken)
+        return _batch(asked, self._labels, images, broken, self._split.labelled)
 
 
 class FeatureView(Dataset[Any]):
@@ -185,10 +200,16 @@ class FeatureView(Dataset[Any]):
     Args:
         features: raw backbone features [N, F] float32, memory-mapped.
         labels: [N] int64 or [N, C] uint8.
+        labelled: [N] bool, see `Split.labelled`; None: all are.
     """
 
-    def __init__(self, features: NDArray[np.float32], labels: Labels) -> None:
-        self._features, self._labels = features, labels
+    def __init__(
+        self,
+        features: NDArray[np.float32],
+        labels: Labels,
+        labelled: NDArray[np.bool_] | None = None,
+    ) -> None:
+        self._features, self._labels, self._labelled = features, labels, labelled
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -198,6 +219,7 @@ class FeatureView(Dataset[Any]):
         return {
             "index": torch.from_numpy(np.ascontiguousarray(index)),
             **label_fields(self._labels, index),
+            **_labelled_field(self._labelled, index),
             "features": torch.from_numpy(np.ascontiguousarray(self._features[index])),
             "broken": torch.empty(0, dtype=torch.int64),
         }

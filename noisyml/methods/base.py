@@ -11,6 +11,7 @@ from lightning import LightningModule
 from torch import Tensor
 
 from noisyml import distributed
+from noisyml.data.base import DEFAULT_TEST_SET
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss, Loss
@@ -164,8 +165,8 @@ class Method(LightningModule):
         if dataloader_idx < first_test_loader:
             self._collect("val", batch, "pool")
         else:
-            prefix, role = test_loaders(data)[dataloader_idx - first_test_loader]
-            self._collect(f"{ON_TEST}/{prefix}", batch, role)
+            for prefix, role in test_loaders(data)[dataloader_idx - first_test_loader]:
+                self._collect(f"{ON_TEST}/{prefix}", batch, role)
 
     def on_validation_epoch_end(self) -> None:
         """Compute and log the metrics."""
@@ -175,7 +176,7 @@ class Method(LightningModule):
             if self._plateau is not None and not self.trainer.sanity_checking:
                 self.follow_plateau(self._plateau, metrics)
         if data.validate_on_test:
-            for prefix in dict(test_loaders(data)):
+            for prefix in test_prefixes(data):
                 self._report(f"{ON_TEST}/{prefix}")
         self._evaluations.clear()
 
@@ -185,12 +186,13 @@ class Method(LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Evaluate a batch of one part of a test set."""
-        prefix, role = test_loaders(self.trainer.datamodule)[dataloader_idx]  # type: ignore[attr-defined]
-        self._collect(prefix, batch, role)
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        for prefix, role in test_loaders(data)[dataloader_idx]:
+            self._collect(prefix, batch, role)
 
     def on_test_epoch_end(self) -> None:
         """Compute and log the metrics of every test set."""
-        for prefix in dict(test_loaders(self.trainer.datamodule)):  # type: ignore[attr-defined]
+        for prefix in test_prefixes(self.trainer.datamodule):  # type: ignore[attr-defined]
             self._report(prefix)
         self._evaluations.clear()
 
@@ -257,9 +259,22 @@ class Method(LightningModule):
         return embeddings
 
 
-def test_loaders(data: Any) -> list[tuple[str, SplitRole]]:
-    """Prefix of metrics, and role, of each loader of the test, in their order."""
-    return [("test", role) for role in data.test_splits.values()]
+def test_prefix(test_set: str) -> str:
+    """Prefix of the metrics of a test set: ``test`` of the default one, ``test/NAME`` of others."""
+    return test_set if test_set == DEFAULT_TEST_SET else f"{DEFAULT_TEST_SET}/{test_set}"
+
+
+def test_prefixes(data: DataModule) -> list[str]:
+    """Prefixes of the metrics of all test sets, the default one first."""
+    return [test_prefix(name) for name in data.test_sets]
+
+
+def test_loaders(data: DataModule) -> list[list[tuple[str, SplitRole]]]:
+    """What each loader of the test serves, in their order: prefix of metrics, and role."""
+    return [
+        [(test_prefix(test_set), role) for test_set, role in served]
+        for served in data.test_splits.values()
+    ]
 
 
 def leave_out_frozen_backbone(

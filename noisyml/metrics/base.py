@@ -14,7 +14,7 @@ from noisyml.errors import UserError
 from noisyml.runs.artefacts import Artefact
 from noisyml.targets import TargetKind
 
-SplitRole = Literal["pool", "query", "gallery"]
+SplitRole = Literal["pool", "query", "gallery", "distractors"]
 
 
 class Evaluator(Checked, ABC):

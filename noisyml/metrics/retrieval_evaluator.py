@@ -133,15 +133,18 @@ class RetrievalEvaluator(Evaluator):
             UserError: nothing taken in, ``query`` without ``gallery`` or mixed with ``pool``, or
                 NaN embeddings.
         """
-        pool, query, gallery = (self._whole(role) for role in ("pool", "query", "gallery"))
+        pool, query, gallery, distractors = map(self._whole, get_args(SplitRole))
         queries = query if pool is None else pool
         alone = pool is None and gallery is None
         if queries is None or alone or (pool is not None and query is not None):
             raise UserError(
                 "The retrieval evaluator needs a pool, a pool and a gallery, or a query and a "
-                f"gallery set, but has {self._present(pool, query, gallery)}; check the splits "
+                f"gallery set, but has {self._present(pool, query, gallery, distractors)}; check the splits "
                 "that the data set names."
             )
+        if distractors is not None:
+            joined = [distractors] if gallery is None else [gallery, distractors]
+            gallery = (torch.cat([part[0] for part in joined]), torch.cat([p[1] for p in joined]))
         embeddings, labels = queries
         other, other_labels, own = None, None, None
         if gallery is not None:

@@ -129,7 +129,8 @@ class SingleLabel(Target):
 
     def class_counts(self, labels: Labels, num_classes: int) -> NDArray[np.int64]:
         """Samples of each class, int64 [C]."""
-        return np.bincount(labels, minlength=num_classes).astype(np.int64)
+        # Distractors have a negative label: they belong to no class.
+        return np.bincount(labels[labels >= 0], minlength=num_classes).astype(np.int64)
 
     def members(self, labels: Labels, label: int) -> NDArray[np.int64]:
         """Positions of the samples of a class."""

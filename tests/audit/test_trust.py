@@ -15,7 +15,7 @@ from noisyml.audit.trust import (
     trust_artefacts,
     trust_by_class,
 )
-from noisyml.data.base import BrokenImage
+from noisyml.data.inputs import BrokenImage
 from noisyml.noise.manifest import NoiseManifest
 
 

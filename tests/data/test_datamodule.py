@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from noisyml import distributed
-from noisyml.data.base import ArrayImages, BrokenImage, DatasetSource, Split
+from noisyml.data.base import DatasetSource, Split
 from noisyml.data.datamodule import DataModule
+from noisyml.data.inputs import ArrayImages, BrokenImage
+from noisyml.data.labelling import raw_pixels
 from noisyml.data.samplers.plans import Shuffle
 from noisyml.data.transforms.image import ImageTransform
 from noisyml.errors import UserError
@@ -83,7 +85,8 @@ def test_training_sees_observed_labels_and_tests_the_true_ones(tmp_path):
     for loader, name in ((query, "query"), (gallery, "gallery")):
         labels = torch.cat([batch["label"] for batch in loader]).numpy()
         assert np.array_equal(labels, data.splits[name].labels)
-    assert data.test_splits == {"query": "query", "gallery": "gallery"}
+    assert data.test_sets == {"test": {"query": "query", "gallery": "gallery"}}
+    assert data.test_splits == {"query": [("test", "query")], "gallery": [("test", "gallery")]}
 
 
 @pytest.mark.parametrize(
@@ -193,7 +196,9 @@ def test_pixels_for_noise_come_in_height_width_channel_order(tmp_path):
     """Released generators project raw pixels in this order; bit-exact labels depend on it."""
     pixels = RNG.integers(0, 256, (7, 8, 8, 3), dtype=np.uint8)
     coloured = Split("train", ArrayImages(pixels), np.zeros(7, int), ["a"], list("abcdefg"), "c")
-    np.testing.assert_array_equal(module(tmp_path)._pixels(coloured), pixels.reshape(7, -1))
+    np.testing.assert_array_equal(
+        raw_pixels(coloured, ImageTransform(), "error"), pixels.reshape(7, -1)
+    )
 
 
 def test_processes_with_different_labels_are_refused(tmp_path, monkeypatch):
@@ -214,8 +219,8 @@ def test_processes_with_different_labels_are_refused(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"on_broken": "skipp"}, r"data\.on_broken is 'skipp'; choose one of: error, skip"),
-        ({"noisy_val": "maybe"}, r"data\.noisy_val is 'maybe'; choose one of: auto, true, false"),
+        ({"on_broken": "skipp"}, "on_broken=skipp must be error or skip. Did you mean"),
+        ({"noisy_val": "maybe"}, "noisy_val=maybe must be auto or true or false"),
     ],
 )
 def test_values_outside_the_choices_are_refused(tmp_path, settings, said):
@@ -242,7 +247,7 @@ class MixedBroken(Mixed):
 def with_images(kind):
     toy = Toy()
     train = toy.made["train"]
-    toy.made["train"] = dataclasses.replace(train, images=kind(train.images.pixels))
+    toy.made["train"] = dataclasses.replace(train, inputs=kind(train.images.pixels))
     return toy
 
 
@@ -272,7 +277,7 @@ def test_noise_by_pixels_skips_broken_images(tmp_path):
         module(tmp_path, toy, PartDependent(rate=0.4)).prepare_labels()
     data = module(tmp_path, toy, PartDependent(rate=0.4), on_broken="skip")
     assert len(data.prepare_labels().observed) == 60
-    pixels = data._pixels(toy.made["train"])
+    pixels = raw_pixels(toy.made["train"], data.transform, "skip")
     assert not pixels[3].any()
     np.testing.assert_array_equal(pixels[4], toy.made["train"].images.pixels[4].ravel())
 

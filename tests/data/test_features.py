@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from noisyml.data.base import ArrayImages, BrokenImage, Split
+from noisyml.data.base import Split
 from noisyml.data.features import cached_features
+from noisyml.data.inputs import ArrayImages, BrokenImage
 from noisyml.data.transforms.image import ImageTransform
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 6, 6), dtype=np.uint8)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from noisyml.data.datamodule import DataModule
+from noisyml.data.labelling import Labelling
 from noisyml.noise.manifest import NoiseManifest
 
 DIGITS = [
@@ -153,14 +153,14 @@ def test_shuffled_true_labels_leave_the_weights_bit_identical(shell, monkeypatch
         "trainer.max_epochs=2",
     ]
     assert shell("train", *typed, "name=truth")[0] == 0
-    corrupt = DataModule._corrupt
+    corrupt = Labelling.corrupt
 
-    def lying(self, split, noise, backbone):
-        manifest = corrupt(self, split, noise, backbone)
+    def lying(self, split, noise):
+        manifest = corrupt(self, split, noise)
         clean = manifest.clean[np.random.default_rng(0).permutation(len(manifest.clean))]
         return dataclasses.replace(manifest, clean=clean, changed=clean != manifest.observed)
 
-    monkeypatch.setattr(DataModule, "_corrupt", lying)
+    monkeypatch.setattr(Labelling, "corrupt", lying)
     assert shell("train", *typed, "name=lie")[0] == 0
     runs = {run.parent.name: run for run in shell.runs() if "stages" not in run.parts}
     said = [NoiseManifest.load(runs[name] / "noise.parquet") for name in ("truth", "lie")]

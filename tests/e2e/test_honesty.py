@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import torch
 from support.shell import TINY
 
-from noisyml.data.datamodule import DataModule
+from noisyml.data.labelling import Labelling
 from noisyml.data.views import Batch, FeatureView
 from noisyml.noise.manifest import NoiseManifest
 
@@ -26,14 +26,14 @@ def test_shuffled_true_labels_leave_the_trained_weights_bit_identical(shell, mon
 
     length = len(NoiseManifest.load(truth / "noise.parquet"))
     order = np.random.default_rng(0).permutation(length)
-    corrupt = DataModule._corrupt
+    corrupt = Labelling.corrupt
 
-    def lying(self, split, noise, backbone):
-        manifest = corrupt(self, split, noise, backbone)
+    def lying(self, split, noise):
+        manifest = corrupt(self, split, noise)
         clean = manifest.clean[order]
         return dataclasses.replace(manifest, clean=clean, changed=clean != manifest.observed)
 
-    monkeypatch.setattr(DataModule, "_corrupt", lying)
+    monkeypatch.setattr(Labelling, "corrupt", lying)
     assert shell("train", *settings, "name=lie")[0] == 0
     (lie,) = [run for run in shell.runs() if run != truth]
 

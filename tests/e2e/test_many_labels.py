@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from noisyml.data.datamodule import DataModule
+from noisyml.data.labelling import Labelling
 from noisyml.embeddings.store import EmbeddingStore
 from noisyml.noise.manifest import NoiseManifest
 from noisyml.reports.artefacts import read_judgements, read_manifest
@@ -179,14 +179,14 @@ def test_judged_samples_are_wrong_if_any_entry_is(shell):
 def test_shuffled_true_labels_leave_the_weights_bit_identical(shell, monkeypatch):
     typed = [*MOSAICS, *FEW, ENTRIES, QUIET, "data.noisy_val=false"]
     assert shell("train", *typed, "name=truth")[0] == 0
-    corrupt = DataModule._corrupt
+    corrupt = Labelling.corrupt
 
-    def lying(self, split, noise, backbone):
-        manifest = corrupt(self, split, noise, backbone)
+    def lying(self, split, noise):
+        manifest = corrupt(self, split, noise)
         clean = manifest.clean[np.random.default_rng(0).permutation(len(manifest.clean))]
         return dataclasses.replace(manifest, clean=clean, changed=clean != manifest.observed)
 
-    monkeypatch.setattr(DataModule, "_corrupt", lying)
+    monkeypatch.setattr(Labelling, "corrupt", lying)
     assert shell("train", *typed, "name=lie")[0] == 0
     runs = {run.parent.name: run for run in shell.runs()}
     said = [NoiseManifest.load(runs[name] / "noise.parquet") for name in ("truth", "lie")]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from support.remote_sensing_trees import earth_tree, merced_tree
 
-from noisyml.data.datamodule import DataModule
+from noisyml.data.labelling import Labelling
 from noisyml.noise.manifest import NoiseManifest
 
 MOSAIC = [
@@ -107,14 +107,14 @@ def test_true_labels_change_no_weight(shell, name, monkeypatch):
     typed = ["train", *MOSAIC, *METHODS[name], "data.noisy_val=false", "trainer.max_epochs=1"]
     status, said = shell(*typed, "name=truth")
     assert status == 0, said
-    corrupt = DataModule._corrupt
+    corrupt = Labelling.corrupt
 
-    def lying(self, split, noise, backbone):
-        manifest = corrupt(self, split, noise, backbone)
+    def lying(self, split, noise):
+        manifest = corrupt(self, split, noise)
         clean = np.roll(manifest.clean, 1, axis=0)
         return dataclasses.replace(manifest, clean=clean, changed=clean != manifest.observed)
 
-    monkeypatch.setattr(DataModule, "_corrupt", lying)
+    monkeypatch.setattr(Labelling, "corrupt", lying)
     status, said = shell(*typed, "name=lie")
     assert status == 0, said
     runs = {run.parent.name: run for run in shell.runs()}

@@ -232,7 +232,7 @@ class BigEarthNetS2(ClosedSetFiles):
         )
         fingerprint = f"{split.fingerprint}+{images.settings()}"
         return dataclasses.replace(
-            split, images=images, keys=list(listed.paths), fingerprint=fingerprint
+            split, inputs=images, keys=list(listed.paths), fingerprint=fingerprint
         )
 
     def _labels(self, patches: Sequence[str], listed_in: Path) -> NDArray[np.uint8]:

@@ -158,7 +158,7 @@ class TreeSatAI(ClosedSetFiles):
             self.root, list(listed.paths), ("",), self.chosen, self.limits, side, "bilinear"
         )
         fingerprint = f"{split.fingerprint}+{images.settings()}"
-        return dataclasses.replace(split, images=images, fingerprint=fingerprint)
+        return dataclasses.replace(split, inputs=images, fingerprint=fingerprint)
 
     def _genera(self, images: Sequence[str]) -> NDArray[np.uint8]:
         path = self.root / LABELS

@@ -12,13 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from noisyml.data.base import BrokenImage, Picture
+from noisyml.data.inputs import BrokenImage, InputKind, Picture
 from noisyml.errors import UserError
 
 RESAMPLINGS: tuple[str, ...] = ("nearest", "bilinear", "bicubic")
@@ -56,6 +56,8 @@ class BandImages:
         side: length of both sides, in pixels; bands of another size are resampled.
         resampling: ``nearest``, ``bilinear`` or ``bicubic``.
     """
+
+    kind: ClassVar[InputKind] = "images"
 
     root: Path
     stems: Sequence[str]

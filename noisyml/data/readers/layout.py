@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyml.data.base import ArrayImages, FileImages, Split
+from noisyml.data.base import Split
+from noisyml.data.inputs import ArrayImages, FileImages
 from noisyml.errors import UserError
 
 if TYPE_CHECKING:
@@ -266,7 +267,7 @@ def file_split(
         )
     return Split(
         name=name,
-        images=FileImages(list(paths), str(root)),
+        inputs=FileImages(list(paths), str(root)),
         labels=labels,
         class_names=class_names,
         keys=list(paths),

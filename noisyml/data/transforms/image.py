@@ -17,7 +17,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from noisyml.data.base import Picture
+from noisyml.data.inputs import Picture
 from noisyml.errors import UserError
 
 Crop = Literal["none", "centre", "random", "random_resized"]

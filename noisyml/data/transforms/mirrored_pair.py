@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from noisyml.data.base import Picture
+from noisyml.data.inputs import Picture
 from noisyml.data.readers.layout import check_choice
 from noisyml.data.transforms.image import ImageTransform, check_range
 from noisyml.errors import UserError

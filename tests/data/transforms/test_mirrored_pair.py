@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 from support import paths
 
-from noisyml.data.base import ArrayImages, BrokenImage, Split
+from noisyml.data.base import Split
+from noisyml.data.inputs import ArrayImages, BrokenImage
 from noisyml.data.samplers.plans import DrawnBatch
 from noisyml.data.transforms.image import ImageTransform
 from noisyml.data.transforms.mirrored_pair import MirroredPair, add_noise, erase, random_box

@@ -1,0 +1,172 @@
+"""Inputs of a split, sample by sample: images so far."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+#: The kinds of inputs by name; vectors and pairs of image and text are further ones.
+InputKind = Literal["images"]
+
+Item = TypeVar("Item", covariant=True)
+
+
+class Inputs(Protocol[Item]):
+    """Random access to the inputs of a split."""
+
+    @property
+    def kind(self) -> InputKind:
+        """The kind of what `load` gives."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def load(self, index: int) -> Item:
+        """The input at `index`."""
+        ...
+
+
+@dataclass(frozen=True)
+class ChosenInputs:
+    """Some rows of other inputs, of whatever kind."""
+
+    inputs: Inputs[Any]
+    rows: NDArray[np.int64]
+
+    @property
+    def kind(self) -> InputKind:
+        """The kind of the others."""
+        return self.inputs.kind
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def load(self, index: int) -> Any:
+        """The input at row ``rows[index]`` of the others."""
+        return self.inputs.load(int(self.rows[index]))
+
+
+@dataclass(frozen=True)
+class ReplacedInputs:
+    """Inputs of which some are taken from another source: open-set noise keeps the label."""
+
+    inputs: Inputs[Any]
+    source: Inputs[Any]
+    source_index: NDArray[np.int64]
+
+    @property
+    def kind(self) -> InputKind:
+        """The kind of both."""
+        return self.inputs.kind
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def load(self, index: int) -> Any:
+        """The input at `index`, from the source where the manifest says so."""
+        other = int(self.source_index[index])
+        return self.inputs.load(index) if other < 0 else self.source.load(other)
+
+
+#: A decoded image: PIL's if grey or RGB, uint8 [H, W, bands] if it has other bands.
+Picture = Image.Image | NDArray[np.uint8]
+
+
+def as_rgb(picture: Picture) -> Image.Image:
+    """A picture to look at: RGB; of an image with other bands the first three."""
+    if isinstance(picture, Image.Image):
+        return picture.convert("RGB")
+    seen = picture[:, :, :3] if picture.shape[2] >= 3 else picture[:, :, [0, 0, 0]]
+    return Image.fromarray(np.ascontiguousarray(seen))
+
+
+#: Random access to decoded images: ``load`` gives one of mode ``L`` or ``RGB``, or an array of
+#: other bands, and raises `BrokenImage` if it is undecodable.
+ImageSource = Inputs[Picture]
+
+
+def sentence_of(error: type[Exception], message: str) -> str:
+    """The message of an exception that PyTorch carried over from a worker process.
+
+    PyTorch rebuilds such an exception from one text, a traceback that ends in the message.
+
+    Args:
+        error: the exception's class.
+        message: what its constructor was given; text of another kind is returned as it is.
+    """
+    if not message.startswith(f"Caught {error.__name__} in DataLoader worker"):
+        return message
+    return message.rsplit(f"{error.__module__}.{error.__qualname__}: ", 1)[-1].strip()
+
+
+class BrokenImage(Exception):
+    """An image that cannot be decoded; `key` names the file."""
+
+    def __init__(self, key: str, reason: str = "") -> None:
+        # One argument must do: PyTorch rebuilds the exceptions of its workers from their message.
+        key = sentence_of(BrokenImage, key)
+        super().__init__(f"{key}: {reason}" if reason else key)
+        self.key = key
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class ArrayImages:
+    """Images held in memory: ``pixels`` is uint8 [N, H, W] (grey) or [N, H, W, 3] (RGB)."""
+
+    kind: ClassVar[InputKind] = "images"
+
+    pixels: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def load(self, index: int) -> Image.Image:
+        """The image at `index` as a PIL image."""
+        return Image.fromarray(self.pixels[index])
+
+
+@dataclass(frozen=True)
+class FileImages:
+    """Images decoded from files when asked for: ``paths[i]`` relative to ``root`` or absolute."""
+
+    kind: ClassVar[InputKind] = "images"
+
+    paths: Sequence[str]
+    root: str = "."
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def path(self, index: int) -> str:
+        """Where the image at `index` lies."""
+        return os.path.join(self.root, self.paths[index])
+
+    def load(self, index: int) -> Image.Image:
+        """The image at `index`, converted to RGB; raises `BrokenImage` naming the file."""
+        path = self.path(index)
+        try:
+            with Image.open(path) as image:
+                return image.convert("RGB")
+        except MemoryError:
+            raise
+        except Exception as error:
+            # A damaged file makes decoders trip over anything: OSError mostly, but TypeError,
+            # ValueError, SyntaxError, EOFError and struct.error have been seen too.
+            raise BrokenImage(path, _why(error)) from error
+
+
+def _why(error: Exception) -> str:
+    """What is wrong with an image file, in a few words and without its path."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or damaged"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    message = str(error)
+    return "truncated" if "truncated" in message.lower() else message or type(error).__name__
