@@ -139,7 +139,8 @@ class Labelling:
         if self.open_set_source is None:
             raise UserError(
                 "Open-set noise takes images from another data set: name it by its configuration, "
-                "e.g. 'data.open_set_source={_target_: noisyml.data.datasets.digits.Digits}'."
+                "e.g. 'data.open_set_source={_target_: "
+                "noisyml.data.datasets.embedded.digits.Digits}'."
             )
         if self._foreign is None:
             self._foreign = self.open_set_source.splits()["train"]

@@ -13,7 +13,7 @@ from PIL import Image
 from noisyml import cli
 from noisyml.data.base import Split
 from noisyml.data.checks import check_images, contact_sheet, find_duplicates
-from noisyml.data.datasets.image_folder import ImageFolder
+from noisyml.data.datasets.own.image_folder import ImageFolder
 from noisyml.data.inputs import ArrayImages, FileImages
 
 

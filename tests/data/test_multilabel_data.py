@@ -10,13 +10,14 @@ from PIL import Image
 
 from noisyml.data.checks import check_images, contact_sheet, find_duplicates
 from noisyml.data.datamodule import DataModule
-from noisyml.data.datasets import glyphs
-from noisyml.data.datasets.csv_table import CsvTable
-from noisyml.data.datasets.digits import Digits
-from noisyml.data.datasets.glyphs import Character, Glyphs
-from noisyml.data.datasets.mosaic import Mosaic
+from noisyml.data.datasets.embedded import glyphs
+from noisyml.data.datasets.embedded.digits import Digits
+from noisyml.data.datasets.embedded.glyphs import Glyphs
+from noisyml.data.datasets.embedded.mosaic import Mosaic
+from noisyml.data.datasets.own.csv_table import CsvTable
 from noisyml.data.readers.layout import array_split
 from noisyml.data.readers.partition import carve_labelled
+from noisyml.data.readers.typefaces import Character
 from noisyml.data.samplers.balanced import ClassBalanced, RandomClasses
 from noisyml.data.samplers.plans import MPerClass, Shuffle
 from noisyml.data.transforms.image import ImageTransform

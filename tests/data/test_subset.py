@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from noisyml.data.datasets.digits import Digits
+from noisyml.data.datasets.embedded.digits import Digits
 from noisyml.data.subset import subset
 from noisyml.errors import UserError
 

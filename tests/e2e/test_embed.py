@@ -73,7 +73,7 @@ def encoder_by_hand(run):
 
 
 def test_rows_are_what_the_trained_network_says(shell, trained):
-    from noisyml.data.datasets.digits import Digits
+    from noisyml.data.datasets.embedded.digits import Digits
 
     status, said = shell(
         "embed", f"checkpoint={trained}", "rows_per_shard=100", "hydra.run.dir=out"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from noisyml.data.datasets import fashion_mnist
+from noisyml.data.datasets.small_images import fashion_mnist
 from noisyml.reports import aggregate, load_runs
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

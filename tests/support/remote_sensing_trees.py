@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from noisyml.data.datasets.bigearthnet import BANDS
+from noisyml.data.datasets.remote_sensing.bigearthnet import BANDS
 
 MERCED_LABELS = [
     "airplane",

@@ -50,7 +50,10 @@ class RunMaker:
         config = {
             "seed": seed,
             "method": {"_target_": "noisyml.methods.metric_learning.prism.Prism"},
-            "dataset": {"_target_": "noisyml.data.datasets.glyphs.Glyphs", "classes": N_CLASSES},
+            "dataset": {
+                "_target_": "noisyml.data.datasets.embedded.glyphs.Glyphs",
+                "classes": N_CLASSES,
+            },
             "noise": {"_target_": "noisyml.noise.Symmetric", "rate": rate, "seed": seed},
             "selector": {
                 "_target_": f"noisyml.selectors.{selector.title().replace('_', '')}",

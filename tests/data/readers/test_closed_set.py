@@ -9,15 +9,15 @@ from omegaconf import OmegaConf
 from PIL import Image
 from support import paths
 
-from noisyml.data.datasets import affectnet, ferplus
-from noisyml.data.datasets.affectnet import AffectNet
-from noisyml.data.datasets.cifar import Cifar10, Cifar100
-from noisyml.data.datasets.clothing1m import Clothing1M, balanced_subset
-from noisyml.data.datasets.ferplus import FERPlus, majority_vote
-from noisyml.data.datasets.food101n import Food101NClosedSet
-from noisyml.data.datasets.mnist import MNIST
-from noisyml.data.datasets.raf_db import RAFDB
-from noisyml.data.datasets.tiny_imagenet import TinyImageNet
+from noisyml.data.datasets.faces import affectnet, ferplus
+from noisyml.data.datasets.faces.affectnet import AffectNet
+from noisyml.data.datasets.faces.ferplus import FERPlus, majority_vote
+from noisyml.data.datasets.faces.raf_db import RAFDB
+from noisyml.data.datasets.real_noise.clothing1m import Clothing1M, balanced_subset
+from noisyml.data.datasets.real_noise.food101n import Food101NClosedSet
+from noisyml.data.datasets.small_images.cifar import Cifar10, Cifar100
+from noisyml.data.datasets.small_images.mnist import MNIST
+from noisyml.data.datasets.small_images.tiny_imagenet import TinyImageNet
 from noisyml.errors import UserError
 from noisyml.noise import LabelList, NoNoise
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from noisyml.data.datasets import fashion_mnist
+from noisyml.data.datasets.small_images import fashion_mnist
 from noisyml.errors import UserError
 from noisyml.noise import Asymmetric, FromManifest, Matrix, NoNoise, Pair, Symmetric
 from noisyml.noise.base import Injector

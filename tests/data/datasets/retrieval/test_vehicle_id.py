@@ -7,8 +7,8 @@ from omegaconf import OmegaConf
 from PIL import Image
 from support import paths
 
-from noisyml.data.datasets import vehicle_id
-from noisyml.data.datasets.vehicle_id import VehicleID, one_of_each
+from noisyml.data.datasets.retrieval import vehicle_id
+from noisyml.data.datasets.retrieval.vehicle_id import VehicleID, one_of_each
 from noisyml.errors import UserError
 
 CONF = paths.CONF / "dataset" / "vehicle_id.yaml"

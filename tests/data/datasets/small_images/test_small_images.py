@@ -8,8 +8,8 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from support import paths
 
-from noisyml.data.datasets.cifar import CIFAR10_CLASSES, Cifar10, Cifar100
-from noisyml.data.datasets.mnist import MNIST
+from noisyml.data.datasets.small_images.cifar import CIFAR10_CLASSES, Cifar10, Cifar100
+from noisyml.data.datasets.small_images.mnist import MNIST
 from noisyml.data.readers.partition import bare_protocol
 from noisyml.errors import UserError
 from noisyml.noise import Asymmetric, HumanLabels

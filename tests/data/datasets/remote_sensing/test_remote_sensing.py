@@ -21,10 +21,10 @@ from support.remote_sensing_trees import (
 )
 
 from noisyml.data.checks import check_images, contact_sheet
-from noisyml.data.datasets import bigearthnet
-from noisyml.data.datasets.bigearthnet import BANDS, NOMENCLATURE, BigEarthNetS2
-from noisyml.data.datasets.treesatai import GENERA, SPECIES, TreeSatAI
-from noisyml.data.datasets.ucmerced import UCMercedMultiLabel
+from noisyml.data.datasets.remote_sensing import bigearthnet
+from noisyml.data.datasets.remote_sensing.bigearthnet import BANDS, NOMENCLATURE, BigEarthNetS2
+from noisyml.data.datasets.remote_sensing.treesatai import GENERA, SPECIES, TreeSatAI
+from noisyml.data.datasets.remote_sensing.ucmerced import UCMercedMultiLabel
 from noisyml.data.inputs import BrokenImage, as_rgb
 from noisyml.data.readers.band_images import Band, BandImages, choose_bands, read_tiff
 from noisyml.data.readers.layout import at_once, stat_files

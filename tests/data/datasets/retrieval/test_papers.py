@@ -14,17 +14,18 @@ from PIL import Image
 from scipy.io import savemat
 from support import paths
 
-from noisyml.data.datasets import fashion_mnist
-from noisyml.data.datasets.cars98n import Cars98N
-from noisyml.data.datasets.cars196 import Cars196
-from noisyml.data.datasets.cub200 import CUB200
-from noisyml.data.datasets.digits import Digits
-from noisyml.data.datasets.fashion_mnist import FashionMNIST
-from noisyml.data.datasets.food101n import Food101N
-from noisyml.data.datasets.inshop import InShop
-from noisyml.data.datasets.mnist import read_idx
-from noisyml.data.datasets.sop import StanfordOnlineProducts
-from noisyml.data.datasets.vehicle_id import VehicleID
+from noisyml.data import datasets
+from noisyml.data.datasets.embedded.digits import Digits
+from noisyml.data.datasets.real_noise.cars98n import Cars98N
+from noisyml.data.datasets.real_noise.food101n import Food101N
+from noisyml.data.datasets.retrieval.cars196 import Cars196
+from noisyml.data.datasets.retrieval.cub200 import CUB200
+from noisyml.data.datasets.retrieval.inshop import InShop
+from noisyml.data.datasets.retrieval.sop import StanfordOnlineProducts
+from noisyml.data.datasets.retrieval.vehicle_id import VehicleID
+from noisyml.data.datasets.small_images import fashion_mnist
+from noisyml.data.datasets.small_images.fashion_mnist import FashionMNIST
+from noisyml.data.datasets.small_images.mnist import read_idx
 from noisyml.data.readers.partition import held_out_classes
 from noisyml.data.readers.path_lists import read_path_list
 from noisyml.errors import UserError
@@ -524,7 +525,8 @@ def test_missing_data_sets_say_how_to_get_them(family, tmp_path, monkeypatch):
 
 
 def test_importing_data_sets_is_light():
-    modules = [path.stem for path in Path(fashion_mnist.__file__).parent.glob("*.py")]
+    folder = Path(datasets.__file__).parent
+    modules = [".".join(p.relative_to(folder).with_suffix("").parts) for p in folder.rglob("*.py")]
     assert len(modules) > 11
     heavy = {"torch", "pandas", "scipy", "sklearn", "matplotlib", "pyarrow"}
     program = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from noisyml.data.datasets.mnist import IdxImages
+from noisyml.data.datasets.small_images.mnist import IdxImages
 
 CLASS_NAMES = (
     "T-shirt/top",

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.data.base import Split
-from noisyml.data.datasets import bigearthnet
+from noisyml.data.datasets.remote_sensing import bigearthnet
 from noisyml.data.readers.band_images import Band, BandImages, band_limits, choose_bands
 from noisyml.data.readers.closed_set import ClosedSetFiles, Listed, check_share
 from noisyml.data.readers.layout import check_choice, check_count, first_missing, read_lines

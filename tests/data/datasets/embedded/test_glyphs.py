@@ -4,13 +4,16 @@ import hashlib
 import shutil
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from noisyml.data.datasets import glyphs
-from noisyml.data.datasets.glyphs import FACES, Character, Glyphs, draw, find_characters, script
+from noisyml.data.datasets.embedded import glyphs
+from noisyml.data.datasets.embedded.glyphs import Glyphs
+from noisyml.data.readers import typefaces
+from noisyml.data.readers.typefaces import FACES, Character, draw, find_characters, script
 from noisyml.errors import UserError
 
 SMALL = {
@@ -73,7 +76,7 @@ def test_extras_name_the_class(small):
         train.keys, train.extras["caption"], train.extras["script"], strict=True
     ):
         point = int(key.split("/")[0].removeprefix("U+"), 16)
-        assert glyphs.unicodedata.name(chr(point)) == caption
+        assert unicodedata.name(chr(point)) == caption
         assert script(point) == kind
 
 
@@ -89,7 +92,7 @@ def test_no_two_images_are_the_same(small):
 
 def test_another_process_draws_the_same_pixels(small):
     program = (
-        "from noisyml.data.datasets.glyphs import Glyphs;"
+        "from noisyml.data.datasets.embedded.glyphs import Glyphs;"
         f"print(*[s.fingerprint for s in Glyphs(**{SMALL!r}).splits().values()]);"
         "import sys; assert 'torch' not in sys.modules"
     )
@@ -146,7 +149,7 @@ def test_no_class_has_the_clean_picture_of_another(alphabet):
     for character in alphabet:
         assert len(character.faces) >= 12
         for face in set(character.faces) & {0, 5, 10, 12}:
-            picture = glyphs._canvas(face, character.code_point, 32)
+            picture = typefaces._canvas(face, character.code_point, 32)
             assert picture.any()
             twin = seen[face].setdefault(picture.tobytes(), character.code_point)
             assert twin == character.code_point

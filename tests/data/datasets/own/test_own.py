@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from noisyml.data.datasets.csv_table import CsvTable
-from noisyml.data.datasets.image_folder import ImageFolder
+from noisyml.data.datasets.own.csv_table import CsvTable
+from noisyml.data.datasets.own.image_folder import ImageFolder
 from noisyml.data.inputs import BrokenImage, FileImages
 from noisyml.errors import UserError
 

@@ -1,0 +1,1 @@
+"""Scenes seen from the air and from orbit."""

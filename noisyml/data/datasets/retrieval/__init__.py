@@ -1,0 +1,1 @@
+"""Retrieval benchmarks: classes of the test that training does not have."""

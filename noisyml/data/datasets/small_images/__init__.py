@@ -1,0 +1,1 @@
+"""Classification sets of small images."""
