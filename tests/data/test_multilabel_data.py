@@ -181,9 +181,9 @@ def test_mosaics_depend_on_their_seed_and_not_on_their_number():
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"grid": (3,)}, "rows and columns"),
+        ({"grid": (3,)}, "must be a list of 2"),
         ({"items": (1, 4)}, r"in 0 \.\. 3"),
-        ({"num_test": 0}, "num_test is 0; it must be at least 1"),
+        ({"num_test": 0}, "num_test=0 must be a whole number of at least 1"),
     ],
 )
 def test_impossible_mosaics_are_refused(settings, words):

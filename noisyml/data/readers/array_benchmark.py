@@ -11,13 +11,13 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.base import DatasetSource, Split
-from noisyml.data.readers.layout import array_split, check_choice, check_count, require_files
-from noisyml.data.readers.partition import bare_protocol, carve_samples, carving, check_fractions
+from noisyml.data.readers.layout import array_split, check_count, require_files
+from noisyml.data.readers.partition import bare_protocol, carve_samples, carving
 
 ArraySplit = Literal["official", "bare"]
 #: How ``val`` is taken from the training half.
-ARRAY_SPLITS: tuple[str, ...] = ("official", "bare")
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,11 @@ class ArrayBenchmark(DatasetSource):
     def __init__(
         self,
         root: str,
-        val_fraction: float = 0.1,
-        seed: int = 0,
+        val_fraction: OpenShare = 0.1,
+        seed: WholeNonNegative = 0,
         check_counts: bool = True,
         split: ArraySplit = "official",
     ) -> None:
-        check_fractions(val_fraction)
-        check_choice("dataset.split", split, ARRAY_SPLITS)
         self.root = Path(root)
         self.val_fraction = val_fraction
         self.seed = seed

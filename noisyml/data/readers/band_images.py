@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +21,7 @@ from PIL import Image
 from noisyml.data.inputs import BrokenImage, InputKind, Picture
 from noisyml.errors import UserError
 
-RESAMPLINGS: tuple[str, ...] = ("nearest", "bilinear", "bicubic")
+Resampling = Literal["nearest", "bilinear", "bicubic"]
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class BandImages:
     chosen: tuple[int, ...]
     limits: NDArray[np.float32]
     side: int
-    resampling: str
+    resampling: Resampling
 
     def __len__(self) -> int:
         return len(self.stems)
@@ -165,6 +165,4 @@ def band_limits(bands: Sequence[Band], chosen: Sequence[int], spread: float) -> 
     Raises:
         UserError: `spread` is not positive.
     """
-    if not spread > 0:
-        raise UserError(f"dataset.spread is {spread}; it must be above 0.")
     return np.array([bands[number].limits(spread) for number in chosen], dtype=np.float32)

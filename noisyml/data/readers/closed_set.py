@@ -13,13 +13,13 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.base import DatasetSource, Split
 from noisyml.data.readers.layout import check_count, file_split, require_files, stat_files
 from noisyml.data.readers.partition import (
     carve_labelled,
     carve_samples,
     carving,
-    check_fractions,
 )
 from noisyml.errors import UserError
 from noisyml.targets import Labels
@@ -88,9 +88,12 @@ class ClosedSetFiles(DatasetSource):
     name: ClassVar[str]
 
     def __init__(
-        self, root: str, val_fraction: float = 0.1, seed: int = 0, check_counts: bool = True
+        self,
+        root: str,
+        val_fraction: OpenShare = 0.1,
+        seed: WholeNonNegative = 0,
+        check_counts: bool = True,
     ) -> None:
-        check_fractions(val_fraction)
         self.root = Path(root)
         self.val_fraction = val_fraction
         self.seed = seed
@@ -181,12 +184,6 @@ def available(name: str, root: Path, train: Listed, max_missing: float) -> Liste
         )
     logger.warning("%s; training goes on without them.", report)
     return train.take(np.flatnonzero(there))
-
-
-def check_share(key: str, value: float) -> None:
-    """Raise `UserError` unless `value` lies in [0, 1)."""
-    if not 0 <= value < 1:
-        raise UserError(f"dataset.{key} is {value}; it must lie in [0, 1).")
 
 
 def check_range(labels: NDArray[np.int64], classes: int, path: Path, first: int = 0) -> None:

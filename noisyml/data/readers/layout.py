@@ -48,16 +48,6 @@ def first_missing(root: Path, *names: str) -> str | None:
     return next((str(root / name) for name in names if not (root / name).exists()), None)
 
 
-def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    """Raise unless `value` is one of `choices`.
-
-    Raises:
-        UserError: it is not.
-    """
-    if value not in choices:
-        raise UserError(f"{key} is '{value}'; choose one of: {', '.join(choices)}.")
-
-
 def check_count(what: str, found: int, expected: int) -> None:
     """Compare a count with the published one.
 

@@ -5,39 +5,38 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyml.checks import Hint, Interval
 from noisyml.errors import UserError
 from noisyml.targets import Labels, target_of
 
 SplitKind = Literal["zero_shot", "closed_set"]
-SPLIT_KINDS: tuple[str, ...] = ("zero_shot", "closed_set")
+#: The training split of a benchmark: all of its training classes, or half of them.
+DevelopmentSplit = Literal["official", "dev"]
+#: A share held out that must not be nothing.
+TestShare = Annotated[float, Interval(gt=0, lt=1), Hint("A test split is needed.")]
 SPLIT_NAMES: tuple[str, ...] = ("train", "val", "test", "query", "gallery")
 
 
-def check_fractions(
-    val_fraction: float, test_fraction: float = 0.0, needs_test: bool = False
-) -> None:
-    """Raise unless both fractions lie in [0, 1) and leave something to train on.
+def check_fractions(val_fraction: float, test_fraction: float) -> None:
+    """Check that shares held out leave something to train on.
 
     Args:
-        val_fraction: share held out for ``val``.
-        test_fraction: share held out for ``test``.
-        needs_test: whether the test fraction must be positive.
+        val_fraction: share held out for ``val``, in [0, 1).
+        test_fraction: share held out for ``test``, in [0, 1).
 
     Raises:
         UserError: they do not.
     """
-    if not (0 <= val_fraction < 1 and 0 <= test_fraction < 1 and val_fraction + test_fraction < 1):
+    if val_fraction + test_fraction >= 1:
         raise UserError(
             f"dataset.val_fraction={val_fraction} and test_fraction={test_fraction} leave nothing "
-            "to train on: both must be at least 0 and their sum below 1."
+            "to train on: their sum must be below 1."
         )
-    if needs_test and test_fraction == 0:
-        raise UserError("dataset.test_fraction is 0, but a test split is needed: raise it.")
 
 
 def hash_ranks(keys: Sequence[str], seed: int) -> NDArray[np.uint64]:
@@ -195,12 +194,8 @@ def last_classes(labels: NDArray[np.int64], val_classes: int, name: str) -> NDAr
     return np.isin(labels, classes[len(classes) - val_classes :])
 
 
-#: What the training split of a benchmark is: all of its training classes, or half of them.
-DEVELOPMENT: tuple[str, ...] = ("official", "dev")
-
-
 def held_out_classes(
-    labels: NDArray[np.int64], split: str, val_classes: int, name: str
+    labels: NDArray[np.int64], split: DevelopmentSplit, val_classes: int, name: str
 ) -> NDArray[np.bool_]:
     """Which training samples of a zero-shot benchmark become ``val``, bool [N].
 
@@ -212,10 +207,8 @@ def held_out_classes(
         name: of the data set, for messages.
 
     Raises:
-        UserError: an unknown `split`, or a number that does not fit it.
+        UserError: a number that does not fit `split`.
     """
-    if split not in DEVELOPMENT:
-        raise UserError(f"dataset.split is '{split}'; choose one of: {', '.join(DEVELOPMENT)}.")
     if split == "dev":
         if val_classes:
             raise UserError(

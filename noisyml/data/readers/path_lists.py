@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.readers.layout import stat_files
 from noisyml.data.readers.zero_shot import Rows, ZeroShotFiles
 from noisyml.errors import UserError
@@ -72,13 +73,11 @@ class CrawledFiles(ZeroShotFiles):
     def __init__(
         self,
         root: str,
-        max_missing: float = 0.1,
-        val_classes: int = 0,
+        max_missing: OpenShare = 0.1,
+        val_classes: WholeNonNegative = 0,
         check_counts: bool = True,
     ) -> None:
         super().__init__(root, val_classes, check_counts)
-        if not 0 <= max_missing < 1:
-            raise UserError(f"dataset.max_missing is {max_missing}; it must lie in [0, 1).")
         self.max_missing = max_missing
         #: Training images that are listed but not there; filled by `splits`.
         self.missing_files: list[str] = []

@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyml.checks import WholeNonNegative
 from noisyml.data.base import DatasetSource, Split
 from noisyml.data.readers.layout import (
     check_archives,
@@ -17,9 +18,7 @@ from noisyml.data.readers.layout import (
     file_split,
     require_files,
 )
-from noisyml.data.readers.partition import held_out_classes
-
-DevelopmentSplit = Literal["official", "dev"]
+from noisyml.data.readers.partition import DevelopmentSplit, held_out_classes
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class ZeroShotFiles(DatasetSource):
     def __init__(
         self,
         root: str,
-        val_classes: int = 0,
+        val_classes: WholeNonNegative = 0,
         check_counts: bool = True,
         split: DevelopmentSplit = "official",
         archives: str | None = None,

@@ -10,11 +10,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyml.checks import Checked, Count, WholeNonNegative
 from noisyml.data.samplers.plans import EMPTY, check_batch, check_one_label
 from noisyml.errors import UserError
 
 
-class ClassBalanced:
+class ClassBalanced(Checked):
     """P distinct classes, all equally likely, and the next K samples of each.
 
     Every class keeps a shuffled list and a cursor, which move on from epoch to epoch; where fewer
@@ -36,14 +37,14 @@ class ClassBalanced:
     def __init__(
         self,
         labels: NDArray[np.int64],
-        seed: int,
-        batch_size: int,
-        samples_per_class: int = 4,
-        batches_per_epoch: int | None = None,
+        seed: WholeNonNegative,
+        batch_size: Count,
+        samples_per_class: Count = 4,
+        batches_per_epoch: Count | None = None,
     ) -> None:
         check_one_label(labels)
-        check_batch(len(labels), batch_size, batches_per_epoch)
-        if samples_per_class < 1 or batch_size % samples_per_class:
+        check_batch(len(labels), batch_size)
+        if batch_size % samples_per_class:
             raise UserError(
                 f"sampler.batch_size={batch_size} is not a multiple of "
                 f"sampler.samples_per_class={samples_per_class}; change one of them."
@@ -111,7 +112,7 @@ class ClassBalanced:
         return batches
 
 
-class RandomClasses:
+class RandomClasses(Checked):
     """Classes in random order, up to K random samples of each, until the batch is full.
 
     The last class of a batch is cut, so B need not be a multiple of K. Batches do not depend on
@@ -131,15 +132,13 @@ class RandomClasses:
     def __init__(
         self,
         labels: NDArray[np.int64],
-        seed: int,
-        batch_size: int,
-        samples_per_class: int = 5,
-        batches_per_epoch: int | None = None,
+        seed: WholeNonNegative,
+        batch_size: Count,
+        samples_per_class: Count = 5,
+        batches_per_epoch: Count | None = None,
     ) -> None:
         check_one_label(labels)
-        check_batch(len(labels), batch_size, batches_per_epoch)
-        if samples_per_class < 1:
-            raise UserError(f"sampler.samples_per_class={samples_per_class} must be at least 1.")
+        check_batch(len(labels), batch_size)
         self.batch_size = batch_size
         self.samples_per_class = samples_per_class
         self.seed = seed

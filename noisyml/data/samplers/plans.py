@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
+from noisyml.checks import Checked, Count, WholeNonNegative
 from noisyml.errors import UserError
-from noisyml.targets import Labels
+from noisyml.targets import Labels, target_of
 
 
 class DrawnBatch(NamedTuple):
@@ -47,31 +48,25 @@ class BatchPlan(Protocol):
 EMPTY = -1
 
 
-def check_batch(samples: int, batch_size: int, batches_per_epoch: int | None) -> None:
-    """Raise `UserError` unless a batch fits into the split and an epoch has one."""
-    if batch_size < 1:
-        raise UserError(f"sampler.batch_size={batch_size} must be at least 1.")
+def check_batch(samples: int, batch_size: int) -> None:
+    """Raise `UserError` unless a batch fits into the split."""
     if batch_size > samples:
         raise UserError(
             f"sampler.batch_size={batch_size} exceeds the {samples} training samples; lower it."
-        )
-    if batches_per_epoch is not None and batches_per_epoch < 1:
-        raise UserError(
-            f"sampler.batches_per_epoch={batches_per_epoch} must be at least 1, or null for as "
-            "many as the training split fills."
         )
 
 
 def check_one_label(labels: Labels) -> None:
     """Raise `UserError` unless every sample has one label, by which a batch can be drawn."""
-    if labels.ndim != 1:
+    target = target_of(labels)
+    if not target.exclusive:
         raise UserError(
-            "The sampler draws batches by class, but the images of this data set have several "
-            "labels each: use sampler=shuffle."
+            f"The sampler draws batches by class, but this data set gives {target.words}: use "
+            "sampler=shuffle."
         )
 
 
-class MPerClass:
+class MPerClass(Checked):
     """P x K batches: P distinct classes, K samples of each.
 
     Each class's samples are padded to a multiple of K with random repeats, shuffled and cut into
@@ -95,18 +90,18 @@ class MPerClass:
     def __init__(
         self,
         labels: NDArray[np.int64],
-        seed: int,
-        batch_size: int,
-        samples_per_class: int | None = None,
-        batches_per_epoch: int | None = None,
+        seed: WholeNonNegative,
+        batch_size: Count,
+        samples_per_class: Count | None = None,
+        batches_per_epoch: Count | None = None,
     ) -> None:
         check_one_label(labels)
-        check_batch(len(labels), batch_size, batches_per_epoch)
+        check_batch(len(labels), batch_size)
         if samples_per_class is None:
             classes = len(np.unique(labels))
             fitting = (k for k in range(4, batch_size) if batch_size % k == 0)
             samples_per_class = next((k for k in fitting if batch_size // k <= classes), batch_size)
-        if samples_per_class < 1 or batch_size % samples_per_class:
+        if batch_size % samples_per_class:
             raise UserError(
                 f"sampler.batch_size={batch_size} is not a multiple of "
                 f"sampler.samples_per_class={samples_per_class}; change one of them."
@@ -171,7 +166,7 @@ class MPerClass:
         return members[shuffled].reshape(-1, k), first_slot // k, chunk_counts
 
 
-class Shuffle:
+class Shuffle(Checked):
     """Every sample once per epoch in random order.
 
     Args:
@@ -188,12 +183,12 @@ class Shuffle:
     def __init__(
         self,
         labels: Labels,
-        seed: int,
-        batch_size: int,
-        batches_per_epoch: int | None = None,
+        seed: WholeNonNegative,
+        batch_size: Count,
+        batches_per_epoch: Count | None = None,
         drop_last: bool = True,
     ) -> None:
-        check_batch(len(labels), batch_size, batches_per_epoch)
+        check_batch(len(labels), batch_size)
         self.batch_size = batch_size
         self.seed = seed
         self._n = len(labels)
@@ -231,7 +226,7 @@ class PlannedBatches(Sampler[DrawnBatch]):
     def __init__(
         self,
         plan: BatchPlan,
-        seed: int,
+        seed: WholeNonNegative,
         rank: int = 0,
         world_size: int = 1,
         epoch: int = 0,

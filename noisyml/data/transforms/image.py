@@ -17,12 +17,12 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from noisyml.checks import Checked, Count, Positive, Share, WholeNonNegative
 from noisyml.data.inputs import Picture
 from noisyml.errors import UserError
 
 Crop = Literal["none", "centre", "random", "random_resized"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
-CROPS: tuple[str, ...] = ("none", "centre", "random", "random_resized")
 _MODES = {mode.value: mode for mode in InterpolationMode}
 #: What torchvision transforms: PIL images, and tensors [C, H, W] of any number of channels.
 _Image = Image.Image | Tensor
@@ -50,7 +50,7 @@ class ViewMaker(Protocol):
         ...
 
 
-class ImageTransform:
+class ImageTransform(Checked):
     """Resize, crop, flip; the training form is random, the evaluation form is not.
 
     Args:
@@ -80,31 +80,24 @@ class ImageTransform:
 
     def __init__(
         self,
-        size: int | None = None,
-        resize: int | None = None,
+        size: Count | None = None,
+        resize: Count | None = None,
         keep_aspect: bool = True,
         resize_in_training: bool = True,
         crop: Crop = "none",
-        crop_scale: Sequence[float] = (0.2, 1.0),
-        aspect_ratio: Sequence[float] = (3 / 4, 4 / 3),
-        padding: int = 0,
-        horizontal_flip: float = 0.0,
+        crop_scale: tuple[Positive, Positive] = (0.2, 1.0),
+        aspect_ratio: tuple[Positive, Positive] = (3 / 4, 4 / 3),
+        padding: WholeNonNegative = 0,
+        horizontal_flip: Share = 0.0,
         interpolation: Interpolation = "bilinear",
         colour: Literal["keep", "grey", "rgb"] = "keep",
     ) -> None:
-        if crop not in CROPS:
-            raise UserError(f"transform.crop={crop} is not known: use {', '.join(CROPS)}.")
         if size is None and crop != "none":
             raise UserError(f"transform.crop={crop} needs transform.size, the side in pixels.")
         if size is not None and resize is not None and resize < size:
             raise UserError(
                 f"transform.resize={resize} is below transform.size={size}: the centre crop would "
                 "be padded with black; set resize to at least size."
-            )
-        if interpolation not in ("bilinear", "bicubic", "lanczos"):
-            raise UserError(
-                f"transform.interpolation={interpolation} is not known: use bilinear, bicubic or "
-                "lanczos."
             )
         self.crop_scale = check_range("crop_scale", crop_scale, 1.0)
         self.aspect_ratio = check_range("aspect_ratio", aspect_ratio, math.inf)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,17 +16,22 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from noisyml.checks import Checked, Interval, NonNegative, Positive, Share
 from noisyml.data.inputs import Picture
-from noisyml.data.readers.layout import check_choice
 from noisyml.data.transforms.image import ImageTransform, check_range
-from noisyml.errors import UserError
 
 PairMode = Literal["independent", "mirrored"]
 #: Top, left, height and width in pixels.
 Box = tuple[int, int, int, int]
 
 
-class MirroredPair:
+#: Standard deviation of the released noise, in grey levels.
+RELEASED_STD = math.sqrt(30.0)
+#: A grey level.
+Grey = Annotated[int, Interval(ge=0, le=255)]
+
+
+class MirroredPair(Checked):
     """View 1 shows the image as it stands, view 2 its mirror image; boxes are erased at random.
 
     An erased box takes the colour that the backbone's normalisation turns into 0. Pixels are whole
@@ -57,22 +62,13 @@ class MirroredPair:
         self,
         image: ImageTransform,
         pair_mode: PairMode = "independent",
-        noise_probability: float = 0.0,
-        noise_std: float = math.sqrt(30.0),
-        erase_probability: float = 0.5,
-        erase_scale: Sequence[float] = (0.02, 0.25),
-        erase_ratio: Sequence[float] = (0.3, 3.3),
-        mean_colour: Sequence[int] = (124, 116, 104),
+        noise_probability: Share = 0.0,
+        noise_std: NonNegative = RELEASED_STD,
+        erase_probability: Share = 0.5,
+        erase_scale: tuple[Positive, Positive] = (0.02, 0.25),
+        erase_ratio: tuple[Positive, Positive] = (0.3, 3.3),
+        mean_colour: tuple[Grey, Grey, Grey] = (124, 116, 104),
     ) -> None:
-        check_choice("transform.pair_mode", pair_mode, ("independent", "mirrored"))
-        for key, share in (
-            ("noise_probability", noise_probability),
-            ("erase_probability", erase_probability),
-        ):
-            if not 0 <= share <= 1:
-                raise UserError(f"transform.{key}={share} is not a probability between 0 and 1.")
-        if not noise_std >= 0:
-            raise UserError(f"transform.noise_std={noise_std} must be 0 or more grey levels.")
         self.image = image
         self.pair_mode = pair_mode
         self.noise_probability = noise_probability
@@ -80,7 +76,7 @@ class MirroredPair:
         self.erase_probability = erase_probability
         self.erase_scale = check_range("erase_scale", erase_scale, 1.0)
         self.erase_ratio = check_range("erase_ratio", erase_ratio, math.inf)
-        self.mean_colour = tuple(mean_colour)
+        self.mean_colour = (mean_colour[0], mean_colour[1], mean_colour[2])
 
     def fingerprint(self) -> str:
         """Everything the evaluation form depends on."""

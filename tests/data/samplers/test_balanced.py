@@ -154,7 +154,7 @@ def test_plans_depend_on_seed_and_epoch_only(make):
         (lambda: ClassBalanced(LABELS[:48], 0, 48, 4), "stops before the last"),
         (lambda: ClassBalanced(LABELS, 0, 300, 4), "exceeds the 203"),
         (lambda: RandomClasses(LABELS, 0, 61, 5), "12 classes make 60, fewer than"),
-        (lambda: RandomClasses(LABELS, 0, 61, 0), "samples_per_class=0 must be at least 1"),
+        (lambda: RandomClasses(LABELS, 0, 61, 0), "samples_per_class=0 must be a whole"),
         (lambda: RandomClasses(LABELS, 0, 8, 5, 0), "batches_per_epoch=0 must be"),
     ],
 )

@@ -6,11 +6,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.base import DatasetSource, Split
-from noisyml.data.readers.layout import array_split, check_choice
+from noisyml.data.readers.layout import array_split
 from noisyml.data.readers.partition import (
-    SPLIT_KINDS,
     SplitKind,
+    TestShare,
     carve,
     carving,
     check_fractions,
@@ -34,13 +35,12 @@ class Digits(DatasetSource):
     def __init__(
         self,
         split: SplitKind = "closed_set",
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.3,
-        seed: int = 0,
+        val_fraction: OpenShare = 0.1,
+        test_fraction: TestShare = 0.3,
+        seed: WholeNonNegative = 0,
         mirrored: bool = False,
     ) -> None:
-        check_choice("dataset.split", split, SPLIT_KINDS)
-        check_fractions(val_fraction, test_fraction, needs_test=True)
+        check_fractions(val_fraction, test_fraction)
         self.split = split
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction

@@ -12,16 +12,16 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyml.checks import Count, Ge, Interval, OpenShare, Share, WholeNonNegative
 from noisyml.data.base import DatasetSource, Split
 from noisyml.data.readers import cache
-from noisyml.data.readers.layout import array_split, check_choice, require_files
+from noisyml.data.readers.layout import array_split, require_files
 from noisyml.data.readers.partition import (
-    SPLIT_KINDS,
     SplitKind,
     carve_samples,
     check_fractions,
@@ -41,6 +41,12 @@ from noisyml.errors import UserError
 
 if TYPE_CHECKING:
     from noisyml.targets import Labels
+
+
+#: A number of classes that can be told apart.
+Several = Annotated[int, Ge(2)]
+#: A number of faces.
+FaceCount = Annotated[int, Interval(ge=1, le=16)]
 
 
 class Glyphs(DatasetSource):
@@ -81,43 +87,25 @@ class Glyphs(DatasetSource):
 
     def __init__(
         self,
-        num_train_classes: int = 100,
-        num_val_classes: int = 20,
-        num_test_classes: int = 100,
-        distortions: int = 4,
-        min_faces: int = 12,
-        max_faces: int | None = None,
-        image_size: int = 32,
+        num_train_classes: Several = 100,
+        num_val_classes: WholeNonNegative = 20,
+        num_test_classes: Several = 100,
+        distortions: Count = 4,
+        min_faces: FaceCount = 12,
+        max_faces: FaceCount | None = None,
+        image_size: Annotated[int, Interval(ge=8, le=512)] = 32,
         split: SplitKind = "zero_shot",
         held_out: Literal["instances", "faces"] = "instances",
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        min_difference: float = 0.04,
+        val_fraction: OpenShare = 0.1,
+        test_fraction: OpenShare = 0.2,
+        min_difference: Share = 0.04,
         targets: Literal["character", "words"] = "character",
-        min_word_classes: int = 5,
-        class_seed: int = 0,
-        seed: int = 0,
+        min_word_classes: Count = 5,
+        class_seed: WholeNonNegative = 0,
+        seed: WholeNonNegative = 0,
         cache_dir: str | None = None,
     ) -> None:
-        check_choice("dataset.split", split, SPLIT_KINDS)
-        check_choice("dataset.held_out", held_out, ("instances", "faces"))
-        check_choice("dataset.targets", targets, ("character", "words"))
         check_fractions(val_fraction, test_fraction)
-        for key, value, least, most in (
-            ("num_train_classes", num_train_classes, 2, 10_000),
-            ("num_val_classes", num_val_classes, 0, 10_000),
-            ("num_test_classes", num_test_classes, 2, 10_000),
-            ("distortions", distortions, 1, 1_000),
-            ("min_faces", min_faces, 1, len(FACES)),
-            ("max_faces", len(FACES) if max_faces is None else max_faces, 1, len(FACES)),
-            ("image_size", image_size, 8, 512),
-            ("min_difference", min_difference, 0, 1),
-            ("min_word_classes", min_word_classes, 1, 10_000),
-            ("class_seed", class_seed, 0, 2**63),
-            ("seed", seed, 0, 2**63),
-        ):
-            if not least <= value <= most:
-                raise UserError(f"dataset.{key} is {value}; it must lie in {least} .. {most}.")
         self.num_train_classes = num_train_classes
         self.num_val_classes = num_val_classes
         self.num_test_classes = num_test_classes

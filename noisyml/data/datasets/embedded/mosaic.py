@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyml.checks import Count, WholeNonNegative
 from noisyml.data.base import DatasetSource, Split
 from noisyml.data.readers.layout import array_split, require_files
 from noisyml.errors import UserError
@@ -38,28 +38,18 @@ class Mosaic(DatasetSource):
     def __init__(
         self,
         source: DatasetSource,
-        grid: Sequence[int] = (1, 3),
-        items: Sequence[int] = (1, 3),
-        num_train: int = 2000,
-        num_val: int = 200,
-        num_test: int = 1000,
-        seed: int = 0,
+        grid: tuple[Count, Count] = (1, 3),
+        items: tuple[WholeNonNegative, Count] = (1, 3),
+        num_train: Count = 2000,
+        num_val: WholeNonNegative = 200,
+        num_test: Count = 1000,
+        seed: WholeNonNegative = 0,
     ) -> None:
-        if len(grid) != 2 or min(grid) < 1:
-            raise UserError(f"dataset.grid={list(grid)} must be two numbers: rows and columns.")
-        if len(items) != 2 or not 0 <= items[0] <= items[1] <= grid[0] * grid[1] or items[1] < 1:
+        if not items[0] <= items[1] <= grid[0] * grid[1]:
             raise UserError(
                 f"dataset.items={list(items)} must be the least and the greatest number of filled "
                 f"cells, in 0 .. {grid[0] * grid[1]}."
             )
-        for key, value, least in (
-            ("num_train", num_train, 1),
-            ("num_val", num_val, 0),
-            ("num_test", num_test, 1),
-            ("seed", seed, 0),
-        ):
-            if value < least:
-                raise UserError(f"dataset.{key} is {value}; it must be at least {least}.")
         self.source = source
         self.labels_are_true = source.labels_are_true
         self.grid = (grid[0], grid[1])

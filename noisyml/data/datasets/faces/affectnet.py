@@ -6,13 +6,14 @@ import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.readers.closed_set import ClosedSetFiles, Listed, check_range
-from noisyml.data.readers.layout import check_choice, first_missing, whole_numbers
+from noisyml.data.readers.layout import first_missing, whole_numbers
 from noisyml.errors import UserError
 
 CLASS_NAMES = (
@@ -63,15 +64,13 @@ class AffectNet(ClosedSetFiles):
     def __init__(
         self,
         root: str,
-        classes: int = 8,
-        layout: str = "auto",
-        val_fraction: float = 0.1,
-        seed: int = 0,
+        classes: Literal[8, 7] = 8,
+        layout: Literal["auto", "sets", "lists"] = "auto",
+        val_fraction: OpenShare = 0.1,
+        seed: WholeNonNegative = 0,
         check_counts: bool = True,
     ) -> None:
         super().__init__(root, val_fraction, seed, check_counts)
-        check_choice("dataset.classes", str(classes), ("8", "7"))
-        check_choice("dataset.layout", layout, ("auto", "sets", "lists"))
         self.classes = classes
         self.layout = layout
 

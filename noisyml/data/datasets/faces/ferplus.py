@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.readers.closed_set import ClosedSetFiles, Listed
-from noisyml.data.readers.layout import check_choice, check_count, first_missing, whole_numbers
+from noisyml.data.readers.layout import check_count, first_missing, whole_numbers
 from noisyml.errors import UserError
 
 CLASS_NAMES = (
@@ -57,17 +58,14 @@ class FERPlus(ClosedSetFiles):
     def __init__(
         self,
         root: str,
-        classes: int = 8,
-        majority: str = "absolute",
-        val: str = "official",
-        val_fraction: float = 0.1,
-        seed: int = 0,
+        classes: Literal[8, 7] = 8,
+        majority: Literal["absolute", "plurality"] = "absolute",
+        val: Literal["official", "carved"] = "official",
+        val_fraction: OpenShare = 0.1,
+        seed: WholeNonNegative = 0,
         check_counts: bool = True,
     ) -> None:
         super().__init__(root, val_fraction, seed, check_counts)
-        check_choice("dataset.classes", str(classes), ("8", "7"))
-        check_choice("dataset.majority", majority, ("absolute", "plurality"))
-        check_choice("dataset.val", val, ("official", "carved"))
         self.classes = classes
         self.majority = majority
         self.val = val

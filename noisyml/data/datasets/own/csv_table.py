@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.base import DatasetSource, Split
 from noisyml.data.readers.layout import (
-    check_choice,
     parts_to_splits,
     require_files,
     stat_files,
 )
 from noisyml.data.readers.partition import (
-    SPLIT_KINDS,
     SPLIT_NAMES,
     SplitKind,
     arrange,
@@ -87,16 +86,19 @@ class CsvTable(DatasetSource):
         labels_column: str | None = "auto",
         split_column: str | None = "auto",
         split: SplitKind = "closed_set",
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        seed: int = 0,
+        val_fraction: OpenShare = 0.1,
+        test_fraction: OpenShare = 0.2,
+        seed: WholeNonNegative = 0,
         labels_are_true: bool = False,
         clean_val: bool = False,
     ) -> None:
-        check_choice("dataset.split", split, SPLIT_KINDS)
         check_fractions(val_fraction, test_fraction)
         self.path = Path(path)
-        check_choice("The suffix of dataset.path", self.path.suffix.lower(), TABLE_SUFFIXES)
+        if self.path.suffix.lower() not in TABLE_SUFFIXES:
+            raise UserError(
+                f"dataset.path={path} is no table: its name must end in "
+                f"{', '.join(TABLE_SUFFIXES)}."
+            )
         self.root = self.path.parent if root is None else Path(root)
         self.path_column = path_column
         self.label_column = label_column

@@ -9,15 +9,14 @@ from typing import ClassVar
 
 import numpy as np
 
+from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.base import DatasetSource, Split
 from noisyml.data.readers.layout import (
     IMAGE_SUFFIXES,
-    check_choice,
     parts_to_splits,
     require_files,
 )
 from noisyml.data.readers.partition import (
-    SPLIT_KINDS,
     SplitKind,
     arrange,
     check_fractions,
@@ -58,13 +57,12 @@ class ImageFolder(DatasetSource):
         self,
         path: str,
         split: SplitKind = "closed_set",
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        seed: int = 0,
+        val_fraction: OpenShare = 0.1,
+        test_fraction: OpenShare = 0.2,
+        seed: WholeNonNegative = 0,
         labels_are_true: bool = False,
         clean_val: bool = False,
     ) -> None:
-        check_choice("dataset.split", split, SPLIT_KINDS)
         check_fractions(val_fraction, test_fraction)
         self.path = Path(path)
         self.split = split

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
+from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.readers.layout import first_missing
 from noisyml.data.readers.path_lists import CrawledFiles, read_path_list
 from noisyml.data.readers.zero_shot import Rows
@@ -38,8 +39,8 @@ class Cars98N(CrawledFiles):
         self,
         root: str,
         lists: str | None = None,
-        max_missing: float = 0.1,
-        val_classes: int = 0,
+        max_missing: OpenShare = 0.1,
+        val_classes: WholeNonNegative = 0,
         check_counts: bool = True,
     ) -> None:
         super().__init__(root, max_missing, val_classes, check_counts)

@@ -5,21 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyml.checks import Ge, Hint, OpenShare, WholeNonNegative
 from noisyml.data.base import UNKNOWN
 from noisyml.data.readers.closed_set import (
     ClosedSetFiles,
     Listed,
     available,
     check_range,
-    check_share,
 )
 from noisyml.data.readers.layout import (
-    check_choice,
     first_missing,
     read_columns,
     read_lines,
@@ -32,7 +31,6 @@ CLASS_NAMES = (
     "T-Shirt", "Shirt", "Knitwear", "Chiffon", "Sweater", "Hoodie", "Windbreaker", "Jacket",
     "Down Coat", "Suit", "Shawl", "Dress", "Vest", "Underwear",
 )  # fmt: skip
-TRAINING = ("noisy", "clean")
 KEY_LISTS = {
     "noisy": "noisy_train_key_list.txt",
     "clean": "clean_train_key_list.txt",
@@ -76,20 +74,13 @@ class Clothing1M(ClosedSetFiles):
     def __init__(
         self,
         root: str,
-        train: str = "noisy",
-        subset: int | None = None,
-        max_missing: float = 0.0,
-        seed: int = 0,
+        train: Literal["noisy", "clean"] = "noisy",
+        subset: Annotated[int, Ge(14), Hint("That is one image per class.")] | None = None,
+        max_missing: OpenShare = 0.0,
+        seed: WholeNonNegative = 0,
         check_counts: bool = True,
     ) -> None:
         super().__init__(root, 0.0, seed, check_counts)
-        check_choice("dataset.train", train, TRAINING)
-        if subset is not None and subset < len(CLASS_NAMES):
-            raise UserError(
-                f"dataset.subset={subset} is less than one image per class: give at least "
-                f"{len(CLASS_NAMES)}, or null for all images."
-            )
-        check_share("max_missing", max_missing)
         self.train = train
         self.subset = subset
         self.max_missing = max_missing

@@ -9,8 +9,9 @@ from typing import ClassVar
 
 import numpy as np
 
+from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.base import UNKNOWN, WRONG
-from noisyml.data.readers.closed_set import ClosedSetFiles, Listed, available, check_share
+from noisyml.data.readers.closed_set import ClosedSetFiles, Listed, available
 from noisyml.data.readers.layout import (
     IMAGE_SUFFIXES,
     check_count,
@@ -65,8 +66,8 @@ class Food101N(CrawledFiles):
         self,
         root: str,
         lists: str | None = None,
-        max_missing: float = 0.1,
-        val_classes: int = 0,
+        max_missing: OpenShare = 0.1,
+        val_classes: WholeNonNegative = 0,
         check_counts: bool = True,
     ) -> None:
         super().__init__(root, max_missing, val_classes, check_counts)
@@ -137,13 +138,12 @@ class Food101NClosedSet(ClosedSetFiles):
     def __init__(
         self,
         root: str,
-        val_fraction: float = 0.0,
-        max_missing: float = 0.1,
-        seed: int = 0,
+        val_fraction: OpenShare = 0.0,
+        max_missing: OpenShare = 0.1,
+        seed: WholeNonNegative = 0,
         check_counts: bool = True,
     ) -> None:
         super().__init__(root, val_fraction, seed, check_counts)
-        check_share("max_missing", max_missing)
         self.max_missing = max_missing
 
     def missing(self) -> str | None:

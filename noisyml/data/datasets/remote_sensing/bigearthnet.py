@@ -7,24 +7,24 @@ import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyml.checks import Positive
 from noisyml.data.base import Split
 from noisyml.data.readers import cache
 from noisyml.data.readers.band_images import (
-    RESAMPLINGS,
     Band,
     BandImages,
+    Resampling,
     band_limits,
     choose_bands,
 )
 from noisyml.data.readers.closed_set import ClosedSetFiles, Listed
 from noisyml.data.readers.layout import (
     at_once,
-    check_choice,
     files_digest,
     first_missing,
     read_lines,
@@ -176,16 +176,14 @@ class BigEarthNetS2(ClosedSetFiles):
         self,
         root: str,
         lists: str,
-        classes: int = 19,
+        classes: Literal[19, 43] = 19,
         bands: str | Sequence[str] = "all",
-        resampling: str = "bicubic",
-        spread: float = 2.0,
+        resampling: Resampling = "bicubic",
+        spread: Positive = 2.0,
         check_counts: bool = True,
         cache_dir: str | None = None,
     ) -> None:
         super().__init__(root, check_counts=check_counts)
-        check_choice("dataset.classes", str(classes), ("19", "43"))
-        check_choice("dataset.resampling", resampling, RESAMPLINGS)
         self.lists = Path(lists)
         self.classes = classes
         self.chosen = choose_bands(bands, BANDS, NAMED_BANDS)

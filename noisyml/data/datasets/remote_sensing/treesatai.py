@@ -6,16 +6,17 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import PurePosixPath
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyml.checks import OpenShare, Positive, WholeNonNegative
 from noisyml.data.base import Split
 from noisyml.data.datasets.remote_sensing import bigearthnet
 from noisyml.data.readers.band_images import Band, BandImages, band_limits, choose_bands
-from noisyml.data.readers.closed_set import ClosedSetFiles, Listed, check_share
-from noisyml.data.readers.layout import check_choice, check_count, first_missing, read_lines
+from noisyml.data.readers.closed_set import ClosedSetFiles, Listed
+from noisyml.data.readers.layout import check_count, first_missing, read_lines
 from noisyml.errors import UserError
 from noisyml.targets import target_of
 
@@ -90,22 +91,19 @@ class TreeSatAI(ClosedSetFiles):
     def __init__(
         self,
         root: str,
-        sensor: str = "aerial",
-        extent: str = "60m",
-        labels: str = "genus",
-        area_threshold: float = 0.07,
+        sensor: Literal["aerial", "s1", "s2"] = "aerial",
+        extent: Literal["60m", "200m"] = "60m",
+        labels: Literal["genus", "species"] = "genus",
+        area_threshold: OpenShare = 0.07,
         bands: str | Sequence[str] = "all",
-        spread: float = 2.0,
-        val_fraction: float = 0.1,
-        seed: int = 0,
+        spread: Positive = 2.0,
+        val_fraction: OpenShare = 0.1,
+        seed: WholeNonNegative = 0,
         check_counts: bool = True,
     ) -> None:
         super().__init__(root, val_fraction, seed, check_counts)
-        check_choice("dataset.sensor", sensor, tuple(SENSORS))
-        extents = tuple(metres for own, metres in SIDES if own == sensor)
-        check_choice("dataset.extent", extent, extents)
-        check_choice("dataset.labels", labels, ("genus", "species"))
-        check_share("area_threshold", area_threshold)
+        if (sensor, extent) not in SIDES:
+            raise UserError("dataset.sensor=aerial has images of dataset.extent=60m only.")
         self.sensor, self.extent = sensor, extent
         self.labels = labels
         self.area_threshold = area_threshold

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.readers.closed_set import ClosedSetFiles, Listed
 from noisyml.data.readers.layout import (
     check_count,
@@ -14,7 +15,7 @@ from noisyml.data.readers.layout import (
     read_lines,
     whole_numbers,
 )
-from noisyml.data.readers.partition import carving, check_fractions
+from noisyml.data.readers.partition import TestShare, carving, check_fractions
 from noisyml.errors import UserError
 
 TABLE = "LandUse_Multilabeled.txt"
@@ -49,12 +50,12 @@ class UCMercedMultiLabel(ClosedSetFiles):
     def __init__(
         self,
         root: str,
-        val_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        seed: int = 0,
+        val_fraction: OpenShare = 0.1,
+        test_fraction: TestShare = 0.2,
+        seed: WholeNonNegative = 0,
         check_counts: bool = True,
     ) -> None:
-        check_fractions(val_fraction, test_fraction, needs_test=True)
+        check_fractions(val_fraction, test_fraction)
         super().__init__(root, val_fraction, seed, check_counts)
         self.test_fraction = test_fraction
 

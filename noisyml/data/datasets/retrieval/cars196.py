@@ -8,8 +8,10 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from noisyml.data.readers.layout import check_choice, first_missing, image_files
-from noisyml.data.readers.zero_shot import DevelopmentSplit, Rows, ZeroShotFiles
+from noisyml.checks import WholeNonNegative
+from noisyml.data.readers.layout import first_missing, image_files
+from noisyml.data.readers.partition import DevelopmentSplit
+from noisyml.data.readers.zero_shot import Rows, ZeroShotFiles
 from noisyml.errors import UserError
 
 Layout = Literal["auto", "folders", "annos", "devkit"]
@@ -54,13 +56,12 @@ class Cars196(ZeroShotFiles):
         self,
         root: str,
         layout: Layout = "auto",
-        val_classes: int = 0,
+        val_classes: WholeNonNegative = 0,
         check_counts: bool = True,
         split: DevelopmentSplit = "official",
         archives: str | None = None,
     ) -> None:
         super().__init__(root, val_classes, check_counts, split, archives)
-        check_choice("dataset.layout", layout, ("auto", "folders", "annos", "devkit"))
         self.layout = layout
 
     def missing(self) -> str | None:

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from noisyml.checks import WholeNonNegative
 from noisyml.data.base import DatasetSource, Split
 from noisyml.data.readers.layout import (
     check_count,
@@ -14,8 +15,7 @@ from noisyml.data.readers.layout import (
     read_columns,
     require_files,
 )
-from noisyml.data.readers.partition import held_out_classes
-from noisyml.data.readers.zero_shot import DevelopmentSplit
+from noisyml.data.readers.partition import DevelopmentSplit, held_out_classes
 from noisyml.errors import UserError
 
 LIST = "list_eval_partition.txt"
@@ -47,7 +47,7 @@ class InShop(DatasetSource):
     def __init__(
         self,
         root: str,
-        val_classes: int = 0,
+        val_classes: WholeNonNegative = 0,
         check_counts: bool = True,
         split: DevelopmentSplit = "official",
     ) -> None:

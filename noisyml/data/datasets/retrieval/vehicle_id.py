@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyml.checks import WholeNonNegative
 from noisyml.data.base import DatasetSource, Split
 from noisyml.data.readers.layout import (
-    check_choice,
     check_count,
     first_missing,
     parts_to_splits,
@@ -18,8 +18,7 @@ from noisyml.data.readers.layout import (
     require_files,
     whole_numbers,
 )
-from noisyml.data.readers.partition import hash_ranks, held_out_classes
-from noisyml.data.readers.zero_shot import DevelopmentSplit
+from noisyml.data.readers.partition import DevelopmentSplit, hash_ranks, held_out_classes
 from noisyml.errors import UserError
 
 Protocol = Literal["query_gallery", "self"]
@@ -62,17 +61,11 @@ class VehicleID(DatasetSource):
         root: str,
         test_size: Literal[800, 1600, 2400] = 800,
         protocol: Protocol = "query_gallery",
-        seed: int = 0,
-        val_classes: int = 0,
+        seed: WholeNonNegative = 0,
+        val_classes: WholeNonNegative = 0,
         check_counts: bool = True,
         split: DevelopmentSplit = "official",
     ) -> None:
-        if test_size not in TEST_SIZES:
-            raise UserError(
-                f"dataset.test_size is {test_size}; choose one of: "
-                f"{', '.join(map(str, TEST_SIZES))}."
-            )
-        check_choice("dataset.protocol", protocol, ("query_gallery", "self"))
         self.root = Path(root)
         self.test_size = test_size
         self.protocol = protocol

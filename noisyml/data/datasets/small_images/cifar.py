@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.readers.array_benchmark import ArrayBenchmark, ArraySplit, LabelledArrays
-from noisyml.data.readers.layout import check_choice, first_missing, read_lines
+from noisyml.data.readers.layout import first_missing, read_lines
 from noisyml.errors import UserError
 from noisyml.storage.pickles import read_plain
 
@@ -146,14 +147,13 @@ class Cifar100(_Cifar):
     def __init__(
         self,
         root: str,
-        val_fraction: float = 0.1,
-        seed: int = 0,
+        val_fraction: OpenShare = 0.1,
+        seed: WholeNonNegative = 0,
         check_counts: bool = True,
         split: ArraySplit = "official",
         labels: Literal["fine", "coarse"] = "fine",
     ) -> None:
         super().__init__(root, val_fraction, seed, check_counts, split)
-        check_choice("dataset.labels", labels, ("fine", "coarse"))
         self.labels = labels
 
     def missing(self) -> str | None:

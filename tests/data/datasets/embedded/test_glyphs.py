@@ -212,11 +212,11 @@ def test_image_size(cache):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"split": "open"}, "dataset.split is 'open'"),
-        ({"min_faces": 17}, "dataset.min_faces is 17; it must lie in 1 .. 16"),
-        ({"num_train_classes": 1}, "dataset.num_train_classes is 1"),
-        ({"held_out": "dice"}, "dataset.held_out is 'dice'"),
-        ({"max_faces": 0}, "dataset.max_faces is 0"),
+        ({"split": "open"}, "split=open must be zero_shot or closed_set"),
+        ({"min_faces": 17}, "min_faces=17 must be a whole number from 1 to 16"),
+        ({"num_train_classes": 1}, "num_train_classes=1 must be a whole number of at least 2"),
+        ({"held_out": "dice"}, "held_out=dice must be instances or faces"),
+        ({"max_faces": 0}, "max_faces=0 must be a whole number from 1 to 16"),
     ],
 )
 def test_impossible_settings(settings, message):

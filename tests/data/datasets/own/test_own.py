@@ -233,7 +233,7 @@ def test_unreadable_tables(tmp_path):
             CsvTable(str(tmp_path / name)).splits()
     with pytest.raises(UserError, match=r"the table \S+gone.csv is missing"):
         CsvTable(str(tmp_path / "gone.csv")).splits()
-    with pytest.raises(UserError, match=r"suffix of dataset.path is '.xlsx'"):
+    with pytest.raises(UserError, match=r"is no table: its name must end in .csv"):
         CsvTable(str(tmp_path / "x.xlsx"))
 
 

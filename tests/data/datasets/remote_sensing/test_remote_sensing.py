@@ -63,7 +63,7 @@ def test_uc_merced_divides_every_scene(merced):
         assert split.images.load(0).size == (4, 3)
     with pytest.raises(UserError, match=r"Images in .*: expected 2100 as published, found 20"):
         UCMercedMultiLabel(str(merced)).splits()
-    with pytest.raises(UserError, match=r"dataset.test_fraction is 0"):
+    with pytest.raises(UserError, match=r"test_fraction=0.0 must be a number above 0"):
         UCMercedMultiLabel(str(merced), test_fraction=0.0)
     table = merced / "LandUse_Multilabeled.txt"
     good = table.read_text()
@@ -356,14 +356,14 @@ def test_treesatai(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"sensor": "radar"}, "dataset.sensor is 'radar'"),
-        ({"extent": "200m"}, "dataset.extent is '200m'; choose one of: 60m"),
+        ({"sensor": "radar"}, "sensor=radar must be aerial, s1 or s2"),
+        ({"extent": "200m"}, "images of dataset.extent=60m only"),
         ({"bands": "infrared"}, r"dataset.bands is 'infrared'; choose all, rgb, or a list of IR"),
         ({"sensor": "s1", "bands": "rgb"}, r"choose all, or a list of VV, VH"),
         ({"bands": ["R", "X"]}, r"dataset.bands has no 'X'; there are IR, G, B, R"),
         ({"bands": ["R", "R"]}, "each once"),
-        ({"spread": 0.0}, r"dataset.spread is 0.0"),
-        ({"area_threshold": 1.0}, r"dataset.area_threshold is 1.0"),
+        ({"spread": 0.0}, r"spread=0.0 must be a number above 0"),
+        ({"area_threshold": 1.0}, r"area_threshold=1.0 must be a number from 0 to below 1"),
     ],
 )
 def test_band_mistakes(tmp_path, settings, message):

@@ -99,7 +99,7 @@ def test_development_takes_half_of_the_training_classes(cub):
     assert splits["val"].labels.tolist() == [2, 2, 0, 1]
     with pytest.raises(UserError, match=r"split=dev holds out half .* leave dataset.val_classes=1"):
         CUB200(str(cub), split="dev", val_classes=1, check_counts=False).splits()
-    with pytest.raises(UserError, match=r"dataset.split is 'half'; choose one of: official, dev"):
+    with pytest.raises(UserError, match=r"split=half must be official or dev"):
         CUB200(str(cub), split="half", check_counts=False).splits()
 
 
@@ -224,7 +224,7 @@ def test_cars_layout_can_be_named(tmp_path):
         source = Cars196(str(tmp_path), layout=layout, check_counts=False)
         assert source.splits()["train"].keys[0].startswith(start)
     assert Cars196(str(tmp_path), layout="devkit").missing().endswith("devkit/cars_meta.mat")
-    with pytest.raises(UserError, match=r"dataset.layout is 'kaggle'"):
+    with pytest.raises(UserError, match=r"layout=kaggle must be auto, folders, annos or devkit"):
         Cars196(str(tmp_path), layout="kaggle")
 
 

@@ -121,7 +121,7 @@ def test_cifar100_has_two_kinds_of_labels(tmp_path, version):
         assert 0.3 < manifest.actual_rate < 0.7
         same = CIFAR100_FINE_TO_COARSE[manifest.observed] == CIFAR100_FINE_TO_COARSE[fine.labels]
         assert same.all() == (names == "cifar100_superclass")
-    with pytest.raises(UserError, match=r"dataset.labels is 'both'"):
+    with pytest.raises(UserError, match=r"labels=both must be fine or coarse"):
         Cifar100(str(tmp_path), labels="both")
     if version == "binary":
         raw = np.fromfile(folder / "train.bin", dtype=np.uint8)
@@ -193,7 +193,7 @@ def test_mnist(tmp_path):
         MNIST(str(tmp_path)).splits()
     with pytest.raises(UserError, match=r"takes 100 validation samples .* use split=official"):
         MNIST(str(tmp_path), split="bare", check_counts=False).splits()
-    with pytest.raises(UserError, match=r"dataset.split is 'half'"):
+    with pytest.raises(UserError, match=r"split=half must be official or bare"):
         MNIST(str(tmp_path), split="half")
 
 
