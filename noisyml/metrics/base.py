@@ -50,7 +50,8 @@ class Evaluator(Checked, ABC):
                 ``logits`` [b, C] float. Those that `needs` does not name are not looked at.
             targets: labels [b] int64, or multi-hot [b, C].
             index: positions in the split [b] int64.
-            role: ``pool`` (queries that are their own gallery), ``query`` or ``gallery``.
+            role: ``pool`` (queries that are their own gallery), ``query``, ``gallery``, or
+                ``distractors`` (more gallery, of no query's class).
 
         Raises:
             UserError: an output is missing, or the labels are of another kind.

@@ -139,8 +139,8 @@ class RetrievalEvaluator(Evaluator):
         if queries is None or alone or (pool is not None and query is not None):
             raise UserError(
                 "The retrieval evaluator needs a pool, a pool and a gallery, or a query and a "
-                f"gallery set, but has {self._present(pool, query, gallery, distractors)}; check the splits "
-                "that the data set names."
+                f"gallery set, but has {self._present(pool, query, gallery, distractors)}; check "
+                "the splits that the data set names."
             )
         if distractors is not None:
             joined = [distractors] if gallery is None else [gallery, distractors]
