@@ -1,4 +1,4 @@
-"""Retrieval metrics: exact, blockwise, with the rules for ties and lone queries stated.
+"""Retrieval metrics of embeddings: exact, blockwise, with stated rules for ties and lone queries.
 
 A query's ranking orders the gallery by descending cosine (or ascending Euclidean distance), ties by
 ascending gallery number, the query itself left out by its number. With R relevant items left, and
@@ -20,6 +20,11 @@ rank(m) the rank of the m-th of them:
   relevant one; equals ``recall_at_K`` without ties and is optimistic with them.
 
 A *lone* query has no relevant item (R = 0).
+
+From embeddings to metrics: `retrieval_metrics` checks its arguments and asks for ranks
+(`noisyml.similarity.ranks`: `task` relates queries to a gallery, `walk` leads them past it, `tile`
+and `block` count the negatives before each relevant item); `RankMetric` turns the ranks of a query
+into values, and their means are returned.
 """
 
 from __future__ import annotations
@@ -27,11 +32,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args, overload
+from typing import Annotated, Literal, overload
 
 import torch
 from torch import Tensor
 
+from noisyml.checks import Count, Ge, Hint, checked
 from noisyml.distributed import (
     all_reduce_sum,
     is_distributed,
@@ -49,6 +55,8 @@ Distance = Literal["cosine", "l2"]
 
 DEFAULT_METRICS = ("precision_at_1", "r_precision", "map_at_r")
 DEFAULT_MEMORY_BUDGET = 128 * 2**20
+#: Working memory in bytes, of 1 MiB or more.
+MemoryBudget = Annotated[int, Ge(2**20), Hint("Tiles of scores need 1 MiB.")]
 
 _FIXED = ("r_precision", "map_at_r", "map", "map_trapezoid", "mrr", "mean_precision_1_to_100")
 _AT_K = re.compile(r"(precision|recall|recall_margin|map)_at_([1-9]\d*)")
@@ -181,6 +189,7 @@ def retrieval_metrics(
 ) -> tuple[dict[str, float], dict[str, Tensor]]: ...
 
 
+@checked
 @torch.no_grad()
 def retrieval_metrics(
     query: Tensor,
@@ -189,7 +198,7 @@ def retrieval_metrics(
     gallery_labels: Tensor | None = None,
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
-    recall_at: Sequence[int] = (1,),
+    recall_at: Sequence[Count] = (1,),
     metric: Distance = "cosine",
     exclude_self: bool | None = None,
     query_index_in_gallery: Tensor | None = None,
@@ -197,7 +206,7 @@ def retrieval_metrics(
     lone: Lone = "exclude",
     average: Average = "micro",
     tie_bounds: bool = False,
-    memory_budget_bytes: int = DEFAULT_MEMORY_BUDGET,
+    memory_budget_bytes: MemoryBudget = DEFAULT_MEMORY_BUDGET,
     return_per_query: bool = False,
     share_over_ranks: bool = False,
 ) -> dict[str, float] | tuple[dict[str, float], dict[str, Tensor]]:
@@ -234,25 +243,19 @@ def retrieval_metrics(
         share_over_ranks: all ranks hold the same inputs; each does a share of the work.
 
     Raises:
-        UserError: NaN or infinite embeddings, an unknown metric, or an option out of its range.
+        UserError: NaN or infinite embeddings, or an unknown metric.
         ValueError: shapes that do not fit together.
         TypeError: labels that are not integers or embeddings that are not floating point.
+
+    Example:
+        >>> rows = torch.tensor([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
+        >>> found = retrieval_metrics(rows, torch.tensor([0, 0, 1, 0]), metrics=["map_at_r"])
+        >>> {name: round(value, 3) for name, value in found.items()}
+        {'map_at_r': 0.75, 'recall_at_1': 0.667, 'queries': 4.0, 'lone_queries': 1.0}
     """
     own_index = _own_index(
         query, query_labels, gallery, gallery_labels, exclude_self, query_index_in_gallery
     )
-    for name, value, allowed in (
-        ("metric", metric, get_args(Distance)),
-        ("lone", lone, get_args(Lone)),
-        ("average", average, get_args(Average)),
-    ):
-        if value not in allowed:
-            raise UserError(f"Retrieval option {name}={value!r} must be {' or '.join(allowed)}.")
-    if memory_budget_bytes < 2**20:
-        raise UserError(
-            f"Retrieval option memory_budget_bytes={memory_budget_bytes} is too small; give at "
-            "least 1048576 (1 MiB)."
-        )
     names = dict.fromkeys([*metrics, *(f"recall_at_{k}" for k in recall_at)])
     wanted = [RankMetric.parse(name) for name in names]
     columns: list[tuple[str, RankMetric, Ties]] = [

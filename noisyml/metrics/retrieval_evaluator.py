@@ -13,7 +13,7 @@ from noisyml.checks import Count, Ge, Seed
 from noisyml.distributed import all_reduce_sum, collective_device, gather, rank
 from noisyml.errors import UserError
 from noisyml.metrics.base import Evaluator, SplitRole
-from noisyml.metrics.clustering import ami, cluster_embeddings, nmi
+from noisyml.metrics.clustering import ami, nmi
 from noisyml.metrics.retrieval import (
     DEFAULT_MEMORY_BUDGET,
     DEFAULT_METRICS,
@@ -23,6 +23,7 @@ from noisyml.metrics.retrieval import (
     RankMetric,
     retrieval_metrics,
 )
+from noisyml.similarity.kmeans import kmeans
 
 
 @dataclass
@@ -176,10 +177,12 @@ class RetrievalEvaluator(Evaluator):
         scores = embeddings.new_zeros(2, dtype=torch.float64)
         # On one rank only: k-means need not give the same clusters twice on different machines.
         if rank() == 0:
-            rows = embeddings
+            # On a CPU sums have one order, and so the clusters are the same in every run.
+            rows = embeddings.to("cpu", torch.float32)
             if self.metric == "cosine":
-                rows = torch.nn.functional.normalize(embeddings.to(torch.float32), dim=1)
-            clusters = cluster_embeddings(rows, len(labels.unique()), seed=self.seed)
+                rows = torch.nn.functional.normalize(rows, dim=1)
+            n_clusters = len(labels.unique())
+            clusters = kmeans(rows, n_clusters, max_iterations=20, seed=self.seed).labels
             scores[0] = nmi(labels, clusters)
             scores[1] = ami(labels, clusters)
         scores = all_reduce_sum(scores)

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import pad
 
+from noisyml.checks import Count, NonNegative, Seed, checked
 from noisyml.distributed import all_reduce_sum, gather, rank
 from noisyml.errors import UserError
 
@@ -68,8 +69,6 @@ class _Rows:
         device: torch.device | str | None,
         sharded: bool,
     ) -> None:
-        if metric not in ("l2", "cosine"):
-            raise ValueError(f"metric must be 'l2' or 'cosine', got {metric!r}")
         if x.ndim != 2:
             raise ValueError(f"rows must be [n, D], got {tuple(x.shape)}")
         self._x = x
@@ -210,6 +209,7 @@ def _approach(rows: _Rows, centroid: Tensor, nearest: Tensor) -> None:
         torch.minimum(nearest[start:stop], distance, out=nearest[start:stop])
 
 
+@checked
 def plus_plus_centroids(
     x: Array,
     uniforms: NDArray[np.float64],
@@ -238,6 +238,11 @@ def plus_plus_centroids(
         UserError: NaN or infinite rows, or a class below the largest label without rows.
 
     Source: Arthur and Vassilvitskii, SODA 2007, section 2.2.
+
+    Example:
+        >>> rows = torch.tensor([[0.0], [0.0], [4.0]])
+        >>> plus_plus_centroids(rows, np.array([0.1, 0.9])).flatten().tolist()
+        [0.0, 4.0]
     """
     rows = _Rows(x, metric, device, sharded)
     pinned = _pinned(rows, labels)
@@ -411,21 +416,22 @@ def _lloyd(
     return best_labels, best_centroids, best_inertia, done
 
 
+@checked
 def kmeans(
     x: Array,
-    n_clusters: int,
+    n_clusters: Count,
     *,
     metric: Literal["l2", "cosine"] = "l2",
     labels: Tensor | None = None,
     init: Literal["k-means++", "random"] | Tensor = "k-means++",
-    n_init: int = 1,
-    max_iterations: int = 300,
-    tolerance: float = 1e-4,
-    seed: int = 0,
+    n_init: Count = 1,
+    max_iterations: Count = 300,
+    tolerance: NonNegative = 1e-4,
+    seed: Seed = 0,
     backend: Literal["auto", "torch", "faiss"] = "auto",
     sharded: bool = False,
     device: torch.device | str | None = None,
-    memory_budget_bytes: int = 2**26,
+    memory_budget_bytes: Count = 2**26,
 ) -> KMeans:
     """Clusters of the rows from the best of `n_init` starts.
 
@@ -457,13 +463,15 @@ def kmeans(
     Raises:
         UserError: NaN or infinite rows, more clusters than (unlabelled) rows, more labelled classes
             than clusters, or labels with gaps.
-        ValueError: other parameters out of range.
+        ValueError: shapes that do not fit, an unknown `init`, or a `backend` that cannot take the
+            rows.
+
+    Example:
+        >>> rows = torch.tensor([[0.0, 0.0], [0.0, 1.0], [8.0, 8.0], [8.0, 9.0]])
+        >>> found = kmeans(rows, 2)
+        >>> found.inertia, sorted(found.centroids.tolist())
+        (1.0, [[0.0, 0.5], [8.0, 8.5]])
     """
-    if min(n_clusters, n_init, max_iterations) < 1 or not tolerance >= 0:
-        raise ValueError(
-            f"needs n_clusters, n_init, max_iterations >= 1 and tolerance >= 0, got {n_clusters}, "
-            f"{n_init}, {max_iterations}, {tolerance}"
-        )
     rows = _Rows(x, metric, device, sharded)
     pinned = _pinned(rows, labels)
     fixed = _class_means(rows, pinned)
@@ -496,8 +504,6 @@ def _engine(backend: Literal["auto", "torch", "faiss"], rows: _Rows) -> Literal[
     fits = rows.device.type == "cpu" and rows.dtype == torch.float32
     if backend == "faiss" and not fits:
         raise ValueError("backend='faiss' needs float32 rows on a CPU: use 'auto' or 'torch'")
-    if backend not in ("auto", "torch", "faiss"):
-        raise ValueError(f"backend must be 'auto', 'torch' or 'faiss', got {backend!r}")
     if backend == "auto":
         return "faiss" if fits else "torch"
     return backend

@@ -617,11 +617,14 @@ def test_broken_embeddings_are_named() -> None:
     ("options", "words"),
     [
         ({"metrics": ["map@r"]}, "Unknown retrieval metric 'map@r'"),
-        ({"recall_at": [0]}, "recall_at_0"),
-        ({"metric": "dot"}, "metric='dot'"),
-        ({"lone": "drop"}, "lone='drop'"),
-        ({"average": "mean"}, "average='mean'"),
-        ({"memory_budget_bytes": 10}, "memory_budget_bytes"),
+        ({"recall_at": [0]}, r"recall_at\[0\]=0 must be a whole number of at least 1"),
+        ({"metric": "dot"}, "metric=dot must be cosine or l2"),
+        ({"lone": "drop"}, "lone=drop must be exclude or zero"),
+        ({"average": "mean"}, "average=mean must be micro or macro"),
+        (
+            {"memory_budget_bytes": 10},
+            "memory_budget_bytes=10 must be a whole number of at least 1048576",
+        ),
     ],
 )
 def test_wrong_options_get_one_sentence(options: dict, words: str) -> None:

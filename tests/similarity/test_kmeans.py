@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from support import paths
 from torch import Tensor
 
+from noisyml.checks import ArgumentError
 from noisyml.errors import UserError
 from noisyml.similarity.kmeans import KMeans, kmeans, plus_plus_centroids
 
@@ -215,15 +217,20 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(UserError, match="3 labelled classes do not fit into 2 clusters"):
         kmeans(x, 2, labels=y)
     for arguments, words in (
-        ({"n_clusters": 0}, "n_clusters"),
-        ({"n_clusters": 2, "metric": "ip"}, "metric"),
         ({"n_clusters": 2, "init": "pca"}, "init"),
         ({"n_clusters": 2, "init": x[:3]}, "given centroids"),
-        ({"n_clusters": 2, "backend": "numpy"}, "backend"),
         ({"n_clusters": 2, "backend": "faiss"}, "float32"),
         ({"n_clusters": 2, "labels": y[:5]}, "labels"),
     ):
         with pytest.raises(ValueError, match=words):
+            kmeans(x, **arguments)
+    for arguments, words in (
+        ({"n_clusters": 0}, "n_clusters=0 must be a whole number of at least 1"),
+        ({"n_clusters": 2, "metric": "ip"}, "metric=ip must be l2 or cosine"),
+        ({"n_clusters": 2, "backend": "numpy"}, "backend=numpy must be auto, torch or faiss"),
+        ({"n_clusters": 2, "tolerance": -1.0}, "tolerance=-1.0 must be a number of at least 0"),
+    ):
+        with pytest.raises(ArgumentError, match=re.escape(words)):
             kmeans(x, **arguments)
     with pytest.raises(ValueError, match="rows must be"):
         kmeans(x[0], 1)
