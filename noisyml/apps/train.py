@@ -174,6 +174,7 @@ def continue_run(path: Path, overrides: list[str], followers: Followers) -> int:
     folder = RunFolder(path)
     if not folder.is_run():
         raise UserError(f"{path} holds no run (no {folder.config_file.name}); nothing to resume.")
+    folder.check_buildable()
     logging.basicConfig(level=logging.INFO, format="[%(levelname)s] %(message)s")
     config = OmegaConf.load(folder.config_file)
     assert isinstance(config, DictConfig)

@@ -182,6 +182,19 @@ class RunFolder:
         """The content of ``status.json``, ``{}`` if there is none."""
         return dict(json.loads(self.status_file.read_text())) if self.status_file.is_file() else {}
 
+    def check_buildable(self) -> None:
+        """Refuse a training run whose configuration has the keys of an earlier version.
+
+        Raises:
+            UserError: it was made before evaluators had names.
+        """
+        if "evaluators" not in self.config():
+            raise UserError(
+                f"{self.path} was made by an earlier version of noisyml, whose configurations had "
+                f"other keys: `noisyml report` still reads it, but it can be neither resumed nor "
+                f"evaluated; train anew."
+            )
+
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
         """Hold the folder for this process; another one that wants it is refused.
@@ -230,6 +243,7 @@ def locate_checkpoint(path: Path, which: str) -> tuple[RunFolder, Path]:
         file = run.checkpoints / f"{which}.ckpt"
     if not run.is_run():
         raise UserError(f"{path} belongs to no run folder (no {run.config_file.name} beside it).")
+    run.check_buildable()
     if not file.is_file():
         there = ", ".join(sorted(p.stem for p in run.checkpoints.glob("*.ckpt"))) or "none"
         raise UserError(f"There is no checkpoint {file}; which=... may be one of: {there}.")

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from noisyml.apps import embed, evaluate, train
+from noisyml.errors import UserError
 from noisyml.reports.report import build_report, write_report
 from noisyml.runs.folder import RunFolder
 
@@ -43,3 +45,14 @@ def test_runs_made_before_stand_beside_each_other(old_run):
     assert report.table.keys == ("selector",)
     assert [row.values for row in report.table.rows] == [("bare",), ("keep_all",)]
     assert not report.unfinished
+
+
+@pytest.mark.parametrize(
+    ("verb", "word"), [(train, "resume"), (evaluate, "checkpoint"), (embed, "checkpoint")]
+)
+def test_other_verbs_refuse_a_run_made_before_in_a_sentence(
+    old_run, verb, word, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"made by an earlier version of noisyml.* train anew"):
+        verb.main([f"{word}={old_run.path}"])
