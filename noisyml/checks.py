@@ -278,7 +278,8 @@ def _strictly(annotation: Any) -> Any:
         return Annotated[float, AllowInfNan(False)]
     if origin is Annotated:
         inner = parts[0] if any(isinstance(e, AllowInfNan) for e in parts) else _strictly(parts[0])
-        return Annotated[(inner, *(e for e in parts[1:] if not isinstance(e, Hint)))]
+        extras = [extra for extra in parts[1:] if not isinstance(extra, Hint)]
+        return Annotated[(inner, *extras)] if extras else inner
     if origin in (Union, types.UnionType):
         return Union[tuple(map(_strictly, parts))]  # noqa: UP007
     if origin is tuple and Ellipsis not in parts:

@@ -44,7 +44,8 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from noisyml.apps._quiet import quiet
-from noisyml.assembly.build import Assembly, assemble, build
+from noisyml.assembly.build import Assembly, assemble
+from noisyml.assembly.nodes import build
 from noisyml.command.config import compose
 from noisyml.data.base import DatasetSource, Split
 from noisyml.data.inputs import ArrayImages

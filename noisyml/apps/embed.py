@@ -302,7 +302,7 @@ def extract(config: DictConfig, folder: RunFolder) -> dict[str, float]:
     import torch.distributed as dist
 
     from noisyml.apps._quiet import quiet
-    from noisyml.assembly.build import build
+    from noisyml.assembly.nodes import build
     from noisyml.embeddings.extraction import Extractor, ShardLoaders, ShardWriting, observed_labels
     from noisyml.runs.processes import cluster_environment, is_main_process
 
@@ -359,7 +359,8 @@ def network(config: DictConfig) -> tuple[DataModule, Encoder | BackboneOnly]:
     Raises:
         UserError: data or weights missing, or parts that do not go together.
     """
-    from noisyml.assembly.build import assemble, build
+    from noisyml.assembly.build import assemble
+    from noisyml.assembly.nodes import build
     from noisyml.data.datamodule import DataModule
     from noisyml.data.samplers.plans import Shuffle
     from noisyml.embeddings.extraction import BackboneOnly

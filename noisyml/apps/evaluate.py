@@ -66,7 +66,8 @@ def evaluate(config: DictConfig, checkpoint: Path) -> dict[str, float]:
     import lightning
 
     from noisyml.apps._quiet import quiet
-    from noisyml.assembly.build import assemble, build
+    from noisyml.assembly.build import assemble
+    from noisyml.assembly.nodes import build
     from noisyml.runs.progress import announce
 
     quiet()

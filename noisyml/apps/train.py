@@ -264,7 +264,8 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     from lightning.pytorch.callbacks import LambdaCallback
 
     from noisyml.apps._quiet import quiet
-    from noisyml.assembly.build import assemble, build
+    from noisyml.assembly.build import assemble
+    from noisyml.assembly.nodes import build
     from noisyml.callbacks.artefacts import describe_run
     from noisyml.callbacks.checkpoint import AtomicCheckpointIO, RunCheckpoints
     from noisyml.callbacks.history import History

@@ -11,13 +11,19 @@ from lightning import LightningModule
 from torch import Tensor
 
 from noisyml import distributed
+from noisyml.checks import Checked
 from noisyml.data.base import DEFAULT_TEST_SET
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss, Loss
-from noisyml.metrics.base import Evaluation, Evaluator, SplitRole, headline, needed_outputs
-from noisyml.models.encoder import Encoder
-from noisyml.optim import OptimizerFactory, Plateau, SchedulerFactory, parameter_groups
+from noisyml.methods.checkpoints import (
+    leave_out_frozen_backbone,
+    load_encoder,
+    restore_frozen_backbone,
+)
+from noisyml.methods.parts import Parts, Sizes
+from noisyml.metrics.base import Evaluation, SplitRole, headline, needed_outputs
+from noisyml.optim import Plateau, parameter_groups
 from noisyml.runs.artefacts import Artefact
 from noisyml.targets import TargetKind, labels_of
 
@@ -30,51 +36,51 @@ if TYPE_CHECKING:
 ON_TEST = "on_test"
 
 
-class Method(LightningModule):
+class Method(Checked, LightningModule):
     """Base of all methods; a subclass writes `training_step` and, if it must, `after_backward`.
 
+    A constructor takes the parts and keyword-only settings of its own, whose annotations are
+    checked.
+
     Args:
-        encoder: images or features to embeddings.
-        optimizer: parameter groups to an optimiser.
-        scheduler: ``(optimizer, total_steps=...)`` to a schedule per step, or to a `Plateau`; None:
-            constant rate.
-        evaluator: computes the metrics of a split; several of them by name.
-        param_groups: optimiser arguments by prefix of parameter names, see
-            `noisyml.optim.parameter_groups`.
+        parts: encoder, optimiser, evaluators and what else `needs_parts` names.
     """
 
+    #: Parts beyond encoder, optimiser and evaluators: ``loss selector memory another_encoder``.
+    needs_parts: ClassVar[frozenset[str]] = frozenset()
     #: Fields of `Evidence` this method fills for a selector.
     evidence: ClassVar[frozenset[str]] = frozenset()
-    #: The kind of loss it takes, if its constructor has a `loss`.
+    #: Kind of loss it takes, if it needs one.
     takes_loss: ClassVar[type[Loss]] = EmbeddingLoss
     #: Views of each image that a training batch holds, see `ViewMaker`.
     n_views: ClassVar[int] = 1
-    #: What `outputs` gives an evaluator, see `Evaluator.needs`.
+    #: Outputs that it gives an evaluator, see `Evaluator.needs`.
     gives: ClassVar[frozenset[str]] = frozenset({"embeddings"})
-    #: Which labels it learns from.
+    #: Kinds of labels it learns from.
     target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"single"})
     #: True if it also learns from the validation split, whose labels must be official and clean.
     trains_on_val: ClassVar[bool] = False
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None,
-        evaluator: Evaluator | Mapping[str, Evaluator],
-        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
-    ) -> None:
+    def __init__(self, parts: Parts) -> None:
         super().__init__()
-        self.encoder = encoder
-        if isinstance(evaluator, Evaluator):
-            evaluator = {"evaluator": evaluator}
-        self.evaluators = dict(evaluator)
+        self.encoder = parts.encoder
+        self.evaluators = dict(parts.evaluators)
         self._evaluations: dict[tuple[str, str], Evaluation] = {}
-        self.param_groups = dict(param_groups or {})
-        self._make_optimizer = optimizer
-        self._make_scheduler = scheduler
+        self.param_groups = dict(parts.param_groups)
+        self._make_optimizer = parts.optimizer
+        self._make_scheduler = parts.scheduler
         self._plateau: Plateau | None = None
         self.evaluation_artefacts: list[Artefact] = []
+
+    @classmethod
+    def adapt_sizes(cls, sizes: Sizes, settings: Mapping[str, Any]) -> Sizes:
+        """Sizes for all other parts, where the method's own settings change those of the data.
+
+        Args:
+            sizes: of data and encoder.
+            settings: the method's, as configured.
+        """
+        return sizes
 
     # -- training ----------------------------------------------------------------------------
 
@@ -275,78 +281,3 @@ def test_loaders(data: DataModule) -> list[list[tuple[str, SplitRole]]]:
         [(test_prefix(test_set), role) for test_set, role in served]
         for served in data.test_splits.values()
     ]
-
-
-def leave_out_frozen_backbone(
-    encoder: Encoder, checkpoint: dict[str, Any], prefix: str = "encoder."
-) -> None:
-    """Take the weights of the encoder's frozen network, if it is frozen, out of a checkpoint.
-
-    Args:
-        encoder: whose names in the checkpoint begin with `prefix`.
-        checkpoint: about to be saved; its fingerprint of the network stays.
-        prefix: see `encoder`.
-    """
-    if not encoder.backbone.frozen:
-        return
-    state = checkpoint["state_dict"]
-    for name in [n for n in state if n.startswith(f"{prefix}backbone.body.")]:
-        del state[name]
-    checkpoint["frozen_backbone"] = encoder.backbone.fingerprint()
-
-
-def restore_frozen_backbone(
-    encoder: Encoder, checkpoint: dict[str, Any], prefix: str = "encoder."
-) -> None:
-    """Undo `leave_out_frozen_backbone`.
-
-    Args:
-        encoder: whose names in the checkpoint begin with `prefix`.
-        checkpoint: was saved without the network's weights.
-        prefix: see `encoder`.
-
-    Raises:
-        UserError: it was trained with another network, or with one that was not frozen.
-    """
-    backbone = encoder.backbone
-    known = checkpoint.get("frozen_backbone")
-    if backbone.frozen != (known is not None):
-        raise UserError(
-            "The checkpoint and the configuration differ in backbone.frozen; use the "
-            "configuration the checkpoint was trained with."
-        )
-    if known is not None and known != backbone.fingerprint():
-        raise UserError(
-            "The frozen backbone differs from the one the checkpoint was trained with; use the "
-            "same backbone and weights."
-        )
-    if known is not None:
-        for name, tensor in backbone.body.state_dict().items():
-            checkpoint["state_dict"][f"{prefix}backbone.body.{name}"] = tensor
-
-
-def load_encoder(encoder: Encoder, file: Path, prefix: str = "encoder.") -> None:
-    """Take the weights of an encoder from a checkpoint of a run.
-
-    Args:
-        encoder: receives them.
-        file: a checkpoint; opened without unpickling.
-        prefix: of the names of its parameters in the checkpoint.
-
-    Raises:
-        UserError: it belongs to another architecture or frozen network.
-    """
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    restore_frozen_backbone(encoder, checkpoint, prefix)
-    state = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(prefix)
-    }
-    try:
-        encoder.load_state_dict(state)
-    except RuntimeError as error:
-        raise UserError(
-            f"{file} holds another encoder than the configuration describes: keep backbone "
-            f"and head as they were trained ({str(error).splitlines()[1].strip()})."
-        ) from error

@@ -26,16 +26,17 @@ from torch import Tensor, nn
 from noisyml import distributed
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
-from noisyml.methods.base import (
-    Method,
+from noisyml.methods.base import Method
+from noisyml.methods.checkpoints import (
     leave_out_frozen_backbone,
+    load_classifier,
     load_encoder,
     restore_frozen_backbone,
 )
-from noisyml.methods.classification.base import class_scores, load_classifier
-from noisyml.metrics.base import Evaluator, SplitRole
+from noisyml.methods.parts import Parts
+from noisyml.metrics.base import SplitRole
 from noisyml.models.encoder import Encoder
-from noisyml.optim import OptimizerFactory, SchedulerFactory
+from noisyml.models.heads import class_scores
 from noisyml.targets import labels_of
 
 Predict = Literal["first", "second", "mean", "best"]
@@ -94,46 +95,32 @@ class Network(nn.Module):
 class TwoNetworks(Method):
     """Two networks and the choice of who answers; a subclass writes what they learn.
 
+    One optimiser trains both networks. A prefix of `Parts.param_groups` that names parameters of
+    the first network (``encoder.head``, ``classifier``) holds for the peer too, unless
+    ``peer.encoder.head`` says otherwise.
+
     Args:
-        encoder: the first network's.
-        peer: the second network's, of the same configuration; a frozen backbone is shared.
-        optimizer, scheduler, evaluator: see `Method`; one optimiser trains both networks.
-        class_names: of the observed classes, in the order of their numbers.
+        parts: the second network is `Parts.another_encoder`.
         predict: who answers when the model is evaluated: the ``first`` network, the ``second``,
             their ``mean`` probability (embeddings are then the first network's), or the ``best``,
             the network that did better in the last validation.
         best_by: the validation metric that ``best`` goes by, larger is better.
-        param_groups: see `Method`; a prefix of the first network's parameters (``encoder.head``,
-            ``classifier``) holds for the peer too, unless ``peer.encoder.head`` says otherwise.
-
-    Raises:
-        UserError: a `predict` that does not exist.
     """
+
+    needs_parts: ClassVar[frozenset[str]] = frozenset({"another_encoder"})
 
     gives: ClassVar[frozenset[str]] = frozenset({"embeddings", "logits"})
     #: 0: the first network did better in the last validation that compared them, 1: the second.
     chosen: Tensor
 
     def __init__(
-        self,
-        encoder: Encoder,
-        peer: Encoder,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None,
-        evaluator: Evaluator,
-        class_names: Sequence[str],
-        predict: Predict = "first",
-        best_by: str = "accuracy",
-        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
+        self, parts: Parts, *, predict: Predict = "first", best_by: str = "accuracy"
     ) -> None:
-        super().__init__(encoder, optimizer, scheduler, evaluator, param_groups)
-        if predict not in (*NETWORKS, "mean", "best"):
-            raise UserError(
-                f"method.predict={predict} is not known: use first, second, mean or best."
-            )
-        self.class_names = list(class_names)
-        self.classifier = nn.Linear(encoder.out_features, len(self.class_names))
-        self.peer = Network(peer, len(self.class_names))
+        super().__init__(parts)
+        another = parts.another_encoder()
+        self.class_names = list(parts.sizes.class_names)
+        self.classifier = nn.Linear(self.encoder.out_features, len(self.class_names))
+        self.peer = Network(another, len(self.class_names))
         self.predict = predict
         self.best_by = best_by
         self.register_buffer("chosen", torch.tensor(_UNKNOWN))

@@ -24,6 +24,12 @@ def unit_norm(embeddings: Tensor) -> Tensor:
         return F.normalize(embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)))
 
 
+def class_scores(classifier: nn.Linear, embeddings: Tensor) -> Tensor:
+    """Class scores [b, C] of embeddings [b, D], float32 or better whatever the precision."""
+    scores: Tensor = classifier(embeddings)
+    return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+
 class UnitNorm(nn.Module):
     """`unit_norm` as a layer."""
 

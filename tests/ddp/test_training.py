@@ -17,12 +17,12 @@ RECIPES = {
     ),
     "avg-proxies": (
         {"selector": "prism_avg", "loss": "proxy_nca", "head": "mlp"},
-        {"method": {"param_groups": {"loss": {"lr": 0.01}}}, "head": SMALL_HEAD},
+        {"param_groups": {"loss": {"lr": 0.01}}, "head": SMALL_HEAD},
         8,
     ),
     "cbml-clusters": (
         {"method": "cbml", "pseudo_labels": "kmeans"},
-        {"pseudo_labels": {"num_clusters": 16}},
+        {"method": {"pseudo_labels": {"num_clusters": 16}}},
         5,
     ),
     "iaa": (

@@ -111,17 +111,19 @@ def test_a_teacher_is_trained_first_and_its_scores_are_handed_on(shell):
         "method=rkd_classification",
         "stages=classification_teacher",
         "distillation=rkd_hinton",
-        "distillation.weights.hinton=4",
-        "distillation.weights.angle=0",
-        "teacher.which=best",
+        "method.distillation.weights.hinton=4",
+        "method.distillation.weights.angle=0",
+        "method.teacher.which=best",
     )
     assert status == 0, said
     run = next(run for run in shell.runs() if "stages" not in run.parts)
     stage = run / "stages" / "teacher"
     assert config(stage)["method"]["_target_"].endswith("Classification")
-    assert "distillation" not in config(stage)
-    assert config(run)["teacher"] == {"checkpoint": str(stage), "which": "best"}
-    assert config(run)["distillation"]["weights"] == {"distance": 25.0, "angle": 0, "hinton": 4}
+    assert not {"distillation", "teacher"} & set(config(stage)["method"])
+    student = config(run)["method"]
+    assert student["teacher"]["checkpoint"] == str(stage)
+    assert student["teacher"]["which"] == "best"
+    assert student["distillation"]["weights"] == {"distance": 25.0, "angle": 0, "hinton": 4}
     assert metrics(stage)["test/accuracy"] > 0.7
     assert metrics(run)["test/accuracy"] > 0.5
     # A student needs no teacher to be used.
@@ -223,7 +225,7 @@ def test_a_teacher_that_cannot_teach_is_refused(shell):
     plain = [*DIGITS, "trainer.max_epochs=1", "head.out_features=16"]
     assert shell("train", *plain)[0] == 0
     (ranker,) = shell.runs()
-    student = ["train", *DIGITS, "method=rkd_classification", f"teacher.checkpoint={ranker}"]
+    student = ["train", *DIGITS, "method=rkd_classification", f"method.teacher.checkpoint={ranker}"]
     for typed, sentence in (
         (["distillation=hinton"], "holds an encoder without a classifier"),
         (["backbone.frozen=true"], "A frozen student hands on cached features"),

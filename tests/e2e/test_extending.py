@@ -12,9 +12,11 @@ from noisyml.methods.base import Method
 
 
 class Plain(Method):
-    def __init__(self, encoder, loss, optimizer, scheduler, evaluator):
-        super().__init__(encoder, optimizer, scheduler, evaluator)
-        self.loss = loss
+    needs_parts = frozenset({"loss"})
+
+    def __init__(self, parts):
+        super().__init__(parts)
+        self.loss = parts.loss
 
     def training_step(self, batch, batch_idx):
         embeddings, labels, _ = self.embed_globally(batch)

@@ -26,7 +26,7 @@ MOSAIC = [
     "backbone.image_size=[8,24]",
     "head=linear",
 ]
-CLUSTERS = ["pseudo_labels=kmeans", "pseudo_labels.num_clusters=16", "trainer.max_epochs=3"]
+CLUSTERS = ["pseudo_labels=kmeans", "method.pseudo_labels.num_clusters=16", "trainer.max_epochs=3"]
 GLYPHS = ["dataset=glyphs", "dataset.split=closed_set", "dataset.num_train_classes=20"]
 TRUSTED = [*GLYPHS, "dataset.min_faces=16", "backbone.image_size=32", "head=linear"]
 LAST_TWO = ["model_choice=[last,mean_last]", "mean_last_epochs=2"]

@@ -28,8 +28,8 @@ def test_generations_teach_each_other_and_a_killed_one_goes_on(shell):
     assert config(teacher)["method"]["_target_"].endswith("Prism")
     assert config(teacher)["head"]["normalise"] is True
     assert "stages" not in config(teacher)
-    assert config(generation)["teacher"]["checkpoint"] == str(teacher)
-    assert config(whole)["teacher"]["checkpoint"] == str(generation)
+    assert config(generation)["method"]["teacher"]["checkpoint"] == str(teacher)
+    assert config(whole)["method"]["teacher"]["checkpoint"] == str(generation)
     assert config(whole)["head"]["out_features"] == 16
     # The student's size was typed; its teacher's head is one of its own.
     assert config(teacher)["head"]["out_features"] == 512
@@ -166,9 +166,10 @@ STUDENT = """
 defaults:
   - override /method: rkd
   - override /stages: teacher
-method: {task_weight: 0.5}
-distillation: {weights: {angle: 1.0}}
-teacher: {which: best}
+method:
+  task_weight: 0.5
+  distillation: {weights: {angle: 1.0}}
+  teacher: {which: best}
 head: {out_features: 8}
 optimizer: {lr: 0.002}
 stages:
@@ -195,9 +196,12 @@ def test_an_experiment_is_about_the_run_not_its_teacher(shell):
     student, teacher = config(run), config(run / "stages" / "teacher")
     assert student["method"]["task_weight"] == 0.5
     assert student["head"]["out_features"] == 8
-    assert student["teacher"] == {"checkpoint": str(run / "stages" / "teacher"), "which": "best"}
+    taught_by = student["method"]["teacher"]
+    assert taught_by["checkpoint"] == str(run / "stages" / "teacher")
+    assert taught_by["which"] == "best"
     assert "task_weight" not in teacher["method"]
-    assert not {"distillation", "teacher", "stages"} & set(teacher)
+    assert not {"distillation", "teacher"} & set(teacher["method"])
+    assert "stages" not in teacher
     assert teacher["head"]["out_features"] == 24
     assert teacher["head"]["normalise"] is True
     assert teacher["optimizer"]["lr"] == student["optimizer"]["lr"] == 0.002
@@ -210,11 +214,14 @@ def test_an_experiment_is_about_the_run_not_its_teacher(shell):
     ("typed", "sentence"),
     [
         (["method=rkd"], "The student has no teacher"),
-        (["method=rkd", "teacher.checkpoint=nowhere"], "nowhere belongs to no run folder"),
+        (["method=rkd", "method.teacher.checkpoint=nowhere"], "nowhere belongs to no run folder"),
         (["stages=replay", "stages.run=nowhere"], "nowhere holds no finished run"),
         (["method=iaa", "method.start=0.9"], "lower method.start"),
         (["stages=teacher", "stages.teacher.repeat=-1"], "stages.teacher.repeat=-1 must be"),
-        (["method=cbml", "pseudo_labels=kmeans", "pseudo_labels.num_clusters=1"], "num_clusters=1"),
+        (
+            ["method=cbml", "pseudo_labels=kmeans", "method.pseudo_labels.num_clusters=1"],
+            "method.pseudo_labels.num_clusters=1 must lie between 2",
+        ),
     ],
 )
 def test_mistakes_end_in_a_sentence(shell, typed, sentence):

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from support.parts import parts_for
 from torch import nn
 
 from noisyml.errors import UserError
 from noisyml.methods.classification.small_loss import mean_log_probability
 from noisyml.methods.two_networks import TwoNetworks, better
-from noisyml.metrics.classification import ClassificationEvaluator
 from noisyml.metrics.retrieval_evaluator import RetrievalEvaluator
 from noisyml.models.backbones.base import mlp, small_cnn
 from noisyml.models.encoder import Encoder
@@ -49,8 +49,16 @@ def encoder():
 
 def both(seed=0, optimizer=sgd, evaluator=None, names=NAMES, **settings):
     torch.manual_seed(seed)
-    evaluator = evaluator or ClassificationEvaluator()
-    return Both(encoder(), encoder(), optimizer, None, evaluator, names, **settings)
+    groups = settings.pop("param_groups", {})
+    parts = parts_for(
+        encoder(),
+        names,
+        another=encoder,
+        optimizer=optimizer,
+        evaluator=evaluator,
+        param_groups=groups,
+    )
+    return Both(parts, **settings)
 
 
 def batch(seed=0):
@@ -110,7 +118,7 @@ def test_early_layers_of_both_networks_keep_their_gradient():
         return Encoder(backbone, IdentityHead(backbone.out_features))
 
     torch.manual_seed(0)
-    method = Both(network(), network(), sgd, None, ClassificationEvaluator(), NAMES)
+    method = Both(parts_for(network(), NAMES, another=network))
     image = torch.randint(0, 256, (6, 1, 16, 16), dtype=torch.uint8)
     given = batch() | {"image": image}
     like = copy.deepcopy(method)
@@ -242,7 +250,7 @@ def once(evaluator):
 
 
 def test_a_choice_that_does_not_exist_is_refused():
-    with pytest.raises(UserError, match=r"method\.predict=third is not known"):
+    with pytest.raises(UserError, match="predict=third must be first, second, mean or best"):
         both(predict="third")
 
 
@@ -293,8 +301,10 @@ def test_a_frozen_network_is_shared_and_left_out_of_checkpoints(tmp_path):
         heads = [EmbeddingHead(16, 8, normalise=False) for _ in range(2)]
         encoders = [Encoder(backbone, head) for head in heads]
         settings = {"encoder.head": {"lr": 0.3}, "encoder.backbone": {"lr": 0.0}}
-        evaluator = ClassificationEvaluator()
-        return Both(*encoders, sgd, None, evaluator, NAMES, param_groups=settings)
+        parts = parts_for(
+            encoders[0], NAMES, another=lambda: encoders[1], optimizer=sgd, param_groups=settings
+        )
+        return Both(parts)
 
     method = frozen(1)
     complete = set(method.state_dict())

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import paths
+from support.parts import parts_for
 from torch import nn
 
 from noisyml.errors import UserError
 from noisyml.methods.classification.base import Classification
-from noisyml.metrics.classification import ClassificationEvaluator
 from noisyml.selectors.bare import Bare, bare_statistics, posteriors
 from noisyml.selectors.base import Evidence
 
@@ -41,15 +41,11 @@ class FirstLayers(nn.Module):
 
 
 def bare(encoder=None, classes=2, **settings):
-    return Classification(
-        encoder or FirstLayers(),
-        Bare(**settings),
-        torch.optim.Adam,
-        None,
-        ClassificationEvaluator(),
-        [str(c) for c in range(classes)],
-        on_empty="keep_all",
+    names = [str(c) for c in range(classes)]
+    parts = parts_for(
+        encoder or FirstLayers(), names, selector=Bare(**settings), optimizer=torch.optim.Adam
     )
+    return Classification(parts, on_empty="keep_all")
 
 
 def judge(logits, labels, **settings):

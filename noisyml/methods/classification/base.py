@@ -8,7 +8,7 @@ noisy-label literature; methods that weigh, correct or exchange samples start fr
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -19,18 +19,17 @@ from torch import Tensor, nn
 
 from noisyml import distributed
 from noisyml.data.views import Batch
-from noisyml.errors import UserError
 from noisyml.losses.base import Loss, ScoreLoss
 from noisyml.losses.classification.base import ClassificationLoss, CrossEntropy
 from noisyml.methods.base import Method
+from noisyml.methods.checkpoints import load_classifier
 from noisyml.methods.classification.class_maps import class_map_samples
-from noisyml.metrics.base import Evaluator
+from noisyml.methods.parts import Parts
 from noisyml.models.class_maps import obstacle_to_class_maps
-from noisyml.models.encoder import Encoder
-from noisyml.models.heads import unit_norm
-from noisyml.optim import OptimizerFactory, SchedulerFactory
+from noisyml.models.heads import class_scores, unit_norm
 from noisyml.runs.artefacts import Artefact
-from noisyml.selectors.base import Evidence, Selection, Selector
+from noisyml.selectors.base import Evidence, Selection
+from noisyml.selectors.keep_all import KeepAll
 from noisyml.targets import labels_of
 
 if TYPE_CHECKING:
@@ -72,18 +71,13 @@ class Classification(Method):
     `mean_loss` and `outcome`.
 
     Args:
-        encoder: images or features to embeddings.
-        selector: judges the global batch by embeddings, class scores or losses.
-        optimizer, scheduler, evaluator, param_groups: see `Method`.
-        class_names: of the observed classes, in the order of their numbers.
-        loss: per sample; None: cross-entropy.
+        parts: the loss is one per sample, by default cross-entropy; the selector judges the global
+            batch by embeddings, class scores or losses, and without one everything is kept.
         on_empty: a global batch of which nothing is kept teaches nothing (``skip``), or as a
             whole (``keep_all``); either way it counts as not kept.
-
-    Raises:
-        UserError: an unknown `on_empty`.
     """
 
+    needs_parts: ClassVar[frozenset[str]] = frozenset({"loss", "selector"})
     takes_loss: ClassVar[type[Loss]] = ClassificationLoss
 
     #: ``proxies`` are the rows of the classifier's weight: its directions without length and bias.
@@ -91,27 +85,15 @@ class Classification(Method):
         {"embeddings", "logits", "sample_loss", "proxies"}
     )
     gives: ClassVar[frozenset[str]] = frozenset({"embeddings", "logits"})
+    loss: ScoreLoss
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        selector: Selector,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None,
-        evaluator: Evaluator,
-        class_names: Sequence[str],
-        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
-        loss: ScoreLoss | None = None,
-        on_empty: OnEmpty = "skip",
-    ) -> None:
-        super().__init__(encoder, optimizer, scheduler, evaluator, param_groups)
-        if on_empty not in ("skip", "keep_all"):
-            raise UserError(f"method.on_empty={on_empty} is not known: use skip or keep_all.")
-        self.loss = CrossEntropy() if loss is None else loss
+    def __init__(self, parts: Parts, *, on_empty: OnEmpty = "skip") -> None:
+        super().__init__(parts)
+        self.loss = CrossEntropy() if parts.loss is None else parts.need("loss", ScoreLoss)
+        self.selector = KeepAll() if parts.selector is None else parts.selector
         self.on_empty = on_empty
-        self.class_names = list(class_names)
-        self.classifier = nn.Linear(encoder.out_features, len(self.class_names))
-        self.selector = selector
+        self.class_names = list(parts.sizes.class_names)
+        self.classifier = nn.Linear(self.encoder.out_features, len(self.class_names))
         self._judged: tuple[Evidence, Selection] | None = None
 
     # -- the step ----------------------------------------------------------------------------
@@ -252,49 +234,3 @@ class Classification(Method):
         super().load_trained(file)
         if "logits" in self.wanted_outputs:
             self.classifier = load_classifier(file, self.class_names)
-
-
-def class_scores(classifier: nn.Linear, embeddings: Tensor) -> Tensor:
-    """Class scores [b, C] of embeddings [b, D], float32 or better whatever the precision."""
-    scores: Tensor = classifier(embeddings)
-    return scores.to(torch.promote_types(scores.dtype, torch.float32))
-
-
-def load_classifier(
-    file: Path, class_names: Sequence[str], prefix: str = "classifier."
-) -> nn.Linear:
-    """The classifier in a checkpoint of a run.
-
-    Args:
-        file: a checkpoint; opened without unpickling.
-        class_names: the classes it has to tell apart, in the order of their numbers.
-        prefix: of the names of its parameters in the checkpoint.
-
-    Raises:
-        UserError: there is none, or it was trained for other classes.
-    """
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    state = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in checkpoint["state_dict"].items()
-        if name.startswith(prefix)
-    }
-    if not state:
-        raise UserError(
-            f"{file} holds an encoder without a classifier: use a run of method=classification."
-        )
-    known, wanted = list(checkpoint["class_names"]), list(class_names)
-    if known != wanted:
-        raise UserError(
-            f"The classifier in {file} knows {_described(known)}, but the data has "
-            f"{_described(wanted)}: use data with the same classes, in the same order."
-        )
-    classifier = nn.Linear(state["weight"].shape[1], state["weight"].shape[0])
-    classifier.load_state_dict(state)
-    return classifier
-
-
-def _described(names: Sequence[str]) -> str:
-    """A number of classes and the first few of their names."""
-    shown = ", ".join(f"'{name}'" for name in names[:3])
-    return f"{len(names)} classes ({shown}{', ...' if len(names) > 3 else ''})"

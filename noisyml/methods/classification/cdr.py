@@ -8,19 +8,14 @@ and follow what momentum they have. Biases and normalisation layers are left alo
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from noisyml.errors import UserError
-from noisyml.losses.classification.base import ClassificationLoss
+from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.methods.classification.base import Classification, OnEmpty
-from noisyml.metrics.base import Evaluator
-from noisyml.models.encoder import Encoder
-from noisyml.optim import OptimizerFactory, SchedulerFactory
-from noisyml.selectors.base import Selector
+from noisyml.methods.parts import Parts
 
 
 @torch.no_grad()
@@ -45,47 +40,21 @@ class CDR(Classification):
     """Classification in which only critical parameters follow the gradient.
 
     Args:
-        encoder, selector, optimizer, scheduler, evaluator, class_names, param_groups, loss,
-            on_empty: see `Classification`.
+        parts, on_empty: see `Classification`.
         noise_rate: tau, share of wrong labels expected, in [0, 1).
         gradual_epochs: epochs in which the critical share falls linearly from 1 to 1 - tau; 0: it
             is 1 - tau from the start (released code).
-
-    Raises:
-        UserError: a value out of range.
     """
 
     def __init__(
         self,
-        encoder: Encoder,
-        selector: Selector,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None,
-        evaluator: Evaluator,
-        class_names: Sequence[str],
-        noise_rate: float,
-        gradual_epochs: int = 0,
-        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
-        loss: ClassificationLoss | None = None,
+        parts: Parts,
+        *,
+        noise_rate: OpenShare,
+        gradual_epochs: WholeNonNegative = 0,
         on_empty: OnEmpty = "skip",
     ) -> None:
-        super().__init__(
-            encoder,
-            selector,
-            optimizer,
-            scheduler,
-            evaluator,
-            class_names,
-            param_groups,
-            loss,
-            on_empty,
-        )
-        if not 0 <= noise_rate < 1:
-            raise UserError(
-                f"method.noise_rate={noise_rate} is the share of wrong labels: give 0 to below 1."
-            )
-        if gradual_epochs < 0:
-            raise UserError(f"method.gradual_epochs={gradual_epochs} must not be negative.")
+        super().__init__(parts, on_empty=on_empty)
         self.noise_rate = noise_rate
         self.gradual_epochs = gradual_epochs
 

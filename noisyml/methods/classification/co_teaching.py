@@ -14,20 +14,17 @@ candidates; here it is one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
 
+from noisyml.checks import Count, OpenShare, Positive, WholeNonNegative
 from noisyml.data.views import Batch
-from noisyml.errors import UserError
 from noisyml.methods.classification.base import kept_mean
 from noisyml.methods.classification.small_loss import SmallLoss
+from noisyml.methods.parts import Parts
 from noisyml.methods.two_networks import Predict, Seen
-from noisyml.metrics.base import Evaluator
-from noisyml.models.encoder import Encoder
-from noisyml.optim import OptimizerFactory, SchedulerFactory
 from noisyml.selectors.small_loss import exchange, quota
 
 
@@ -62,48 +59,31 @@ class CoTeachingPlus(CoTeaching):
     """Co-teaching among the samples on which the two networks disagree.
 
     Args:
-        encoder, peer, optimizer, scheduler, evaluator, class_names: see `TwoNetworks`.
+        parts, predict, best_by: see `TwoNetworks`.
         noise_rate, num_gradual, exponent: see `SmallLoss`; the quota is a share of the samples in
             disagreement.
         warmup_epochs: epochs of plain co-teaching, before disagreement counts.
-        predict, best_by, param_groups: see `TwoNetworks`.
-
-    Raises:
-        UserError: no noise rate, or a value that cannot be.
     """
 
     def __init__(
         self,
-        encoder: Encoder,
-        peer: Encoder,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None,
-        evaluator: Evaluator,
-        class_names: Sequence[str],
-        noise_rate: float | None,
-        num_gradual: int = 10,
-        exponent: float = 1.0,
-        warmup_epochs: int = 20,
+        parts: Parts,
+        *,
+        noise_rate: OpenShare | None,
+        num_gradual: Count = 10,
+        exponent: Positive = 1.0,
+        warmup_epochs: WholeNonNegative = 20,
         predict: Predict = "first",
         best_by: str = "accuracy",
-        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
         super().__init__(
-            encoder,
-            peer,
-            optimizer,
-            scheduler,
-            evaluator,
-            class_names,
-            noise_rate,
-            num_gradual,
-            exponent,
-            predict,
-            best_by,
-            param_groups,
+            parts,
+            noise_rate=noise_rate,
+            num_gradual=num_gradual,
+            exponent=exponent,
+            predict=predict,
+            best_by=best_by,
         )
-        if warmup_epochs < 0:
-            raise UserError(f"method.warmup_epochs={warmup_epochs} must be at least 0.")
         self.warmup_epochs = warmup_epochs
 
     def exchange(self, seen: Seen, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,24 +10,20 @@ rate is asked for. Mirroring must not change the class: digits, letters and traf
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from noisyml import distributed
+from noisyml.checks import NonNegative
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
-from noisyml.losses.base import ScoreLoss
 from noisyml.losses.classification.eac import attention_consistency
 from noisyml.methods.classification.base import Classification, Classified, OnEmpty
-from noisyml.metrics.base import Evaluator
+from noisyml.methods.parts import Parts
 from noisyml.models.backbones.base import LAST_MAP
 from noisyml.models.class_maps import obstacle_to_class_maps
-from noisyml.models.encoder import Encoder
-from noisyml.optim import OptimizerFactory, SchedulerFactory
-from noisyml.selectors.base import Selector
 
 
 class EAC(Classification):
@@ -37,54 +33,33 @@ class EAC(Classification):
     normalises each by itself and updates its statistics twice a step.
 
     Args:
-        encoder: with average pooling and nothing between it and the classifier.
-        selector: chooses which labels teach; the consistency reads none and sees all samples.
-        optimizer, scheduler, evaluator, class_names, param_groups: see `Classification`.
-        loss, on_empty: likewise; cross-entropy in the paper.
+        parts: the encoder has average pooling and nothing between it and the classifier; the
+            selector chooses which labels teach; the consistency reads none and sees all samples.
         consistency_weight: lambda, not negative; 5 in the paper, on a network that was trained on
             faces before; with 0 and without `ce_on_both` view 2 is not computed.
         detach_classifier: keep the classifier out of reach of the consistency.
         ce_on_both: let view 2 learn from labels too, by the mean of both views' losses (ablation;
             the paper's supervision is imbalanced). What the loss remembers of a sample is what the
             network makes of view 1, and moves on once a step.
+        on_empty: see `Classification`.
 
     Raises:
-        UserError: an encoder without class activation maps, or a negative weight.
+        UserError: an encoder without class activation maps.
     """
 
     n_views: ClassVar[int] = 2
 
     def __init__(
         self,
-        encoder: Encoder,
-        selector: Selector,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None,
-        evaluator: Evaluator,
-        class_names: Sequence[str],
-        consistency_weight: float = 1.0,
+        parts: Parts,
+        *,
+        consistency_weight: NonNegative = 1.0,
         detach_classifier: bool = True,
         ce_on_both: bool = False,
-        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
-        loss: ScoreLoss | None = None,
         on_empty: OnEmpty = "skip",
     ) -> None:
-        super().__init__(
-            encoder,
-            selector,
-            optimizer,
-            scheduler,
-            evaluator,
-            class_names,
-            param_groups,
-            loss,
-            on_empty,
-        )
-        if not consistency_weight >= 0:
-            raise UserError(
-                f"method.consistency_weight={consistency_weight} is negative: give 0 or more."
-            )
-        if obstacle := obstacle_to_class_maps(encoder):
+        super().__init__(parts, on_empty=on_empty)
+        if obstacle := obstacle_to_class_maps(parts.encoder):
             raise UserError(f"EAC compares class activation maps, and {obstacle}.")
         self.consistency_weight = consistency_weight
         self.detach_classifier = detach_classifier

@@ -16,7 +16,7 @@ leave no trace in running statistics: they update copies of the buffers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,15 +26,12 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from noisyml import distributed
+from noisyml.checks import Count, Hint, Seed
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
-from noisyml.losses.classification.base import ClassificationLoss
 from noisyml.methods.classification.base import Classification, Classified
-from noisyml.metrics.base import Evaluator
-from noisyml.models.encoder import Encoder
+from noisyml.methods.parts import Parts
 from noisyml.models.norm import GlobalBatchNorm1d
-from noisyml.optim import OptimizerFactory, SchedulerFactory
-from noisyml.selectors.keep_all import KeepAll
 from noisyml.targets import labels_of
 
 #: Parameters by name.
@@ -64,37 +61,23 @@ class MetaLearning(Classification):
     Under DDP every rank computes the gradient of the whole trusted batch.
 
     Args:
-        encoder, optimizer, scheduler, evaluator, class_names, param_groups, loss: see
-            `Classification`; trusted samples have cross-entropy whatever `loss`.
+        parts: see `Classification`; trusted samples have cross-entropy whatever the loss.
         trusted_batch_size: trusted samples drawn for each step; None: all of them, each step.
         seed: of the run, draws the trusted samples.
-
-    Raises:
-        UserError: a value out of range.
     """
+
+    needs_parts: ClassVar[frozenset[str]] = frozenset({"loss"})
 
     trains_on_val: ClassVar[bool] = True
 
     def __init__(
         self,
-        encoder: Encoder,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None,
-        evaluator: Evaluator,
-        class_names: Sequence[str],
-        trusted_batch_size: int | None = None,
-        seed: int = 0,
-        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
-        loss: ClassificationLoss | None = None,
+        parts: Parts,
+        *,
+        trusted_batch_size: Annotated[Count | None, Hint("null takes all trusted samples.")] = None,
+        seed: Seed = 0,
     ) -> None:
-        super().__init__(
-            encoder, KeepAll(), optimizer, scheduler, evaluator, class_names, param_groups, loss
-        )
-        if trusted_batch_size is not None and trusted_batch_size < 1:
-            raise UserError(
-                f"method.trusted_batch_size={trusted_batch_size} must be at least 1, or null for "
-                f"all trusted samples."
-            )
+        super().__init__(parts)
         self.trusted_batch_size = trusted_batch_size
         self.seed = seed
         #: All trusted samples, in main memory.

@@ -10,7 +10,7 @@ weight network is small by default, and moves by SGD, as in the comparison of Pa
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,13 +18,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from noisyml import distributed
+from noisyml.checks import Count, OpenShare, Positive, Seed
 from noisyml.data.views import Batch
-from noisyml.errors import UserError
-from noisyml.losses.classification.base import ClassificationLoss
 from noisyml.methods.classification.meta_learning import MetaLearning, Parameters
-from noisyml.metrics.base import Evaluator
-from noisyml.models.encoder import Encoder
-from noisyml.optim import OptimizerFactory, SchedulerFactory
+from noisyml.methods.parts import Parts
 from noisyml.selectors.base import Selection
 
 
@@ -34,51 +31,25 @@ class MetaWeightNet(MetaLearning):
     A sample counts as kept if its weight, in [0, 1] and also its score, is positive.
 
     Args:
-        encoder, optimizer, scheduler, evaluator, class_names, trusted_batch_size, seed,
-            param_groups, loss: see `MetaLearning`.
+        parts, trusted_batch_size, seed: see `MetaLearning`.
         virtual_lr: size of the virtual step, above 0.
         weight_lr: learning rate of the weight network, above 0.
         momentum: of the weight network's updates, in [0, 1).
         hidden_features: width of its hidden layer.
-
-    Raises:
-        UserError: a value out of range.
     """
 
     def __init__(
         self,
-        encoder: Encoder,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None,
-        evaluator: Evaluator,
-        class_names: Sequence[str],
-        trusted_batch_size: int | None = None,
-        virtual_lr: float = 1e-4,
-        weight_lr: float = 1e-3,
-        momentum: float = 0.9,
-        hidden_features: int = 50,
-        seed: int = 0,
-        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
-        loss: ClassificationLoss | None = None,
+        parts: Parts,
+        *,
+        trusted_batch_size: Count | None = None,
+        virtual_lr: Positive = 1e-4,
+        weight_lr: Positive = 1e-3,
+        momentum: OpenShare = 0.9,
+        hidden_features: Count = 50,
+        seed: Seed = 0,
     ) -> None:
-        super().__init__(
-            encoder,
-            optimizer,
-            scheduler,
-            evaluator,
-            class_names,
-            trusted_batch_size,
-            seed,
-            param_groups,
-            loss,
-        )
-        for name, rate in {"virtual_lr": virtual_lr, "weight_lr": weight_lr}.items():
-            if rate <= 0:
-                raise UserError(f"method.{name}={rate} is the size of a step: give more than 0.")
-        if not 0 <= momentum < 1:
-            raise UserError(f"method.momentum={momentum} is a share: give 0 to below 1.")
-        if hidden_features < 1:
-            raise UserError(f"method.hidden_features={hidden_features} must be at least 1.")
+        super().__init__(parts, trusted_batch_size=trusted_batch_size, seed=seed)
         self.virtual_lr = virtual_lr
         self.weight_lr = weight_lr
         self.momentum = momentum

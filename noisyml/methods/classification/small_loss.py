@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from noisyml.checks import Count, OpenShare, Positive
 from noisyml.errors import UserError
+from noisyml.methods.parts import Parts
 from noisyml.methods.two_networks import Predict, Seen, TwoNetworks
-from noisyml.metrics.base import Evaluator
-from noisyml.models.encoder import Encoder
-from noisyml.optim import OptimizerFactory, SchedulerFactory
 from noisyml.selectors.base import Selection
 from noisyml.selectors.small_loss import forget_rate
 
@@ -28,54 +26,32 @@ class SmallLoss(TwoNetworks):
     """Two classifiers that learn from a share of each global batch, the samples of small loss.
 
     Args:
-        encoder, peer, optimizer, scheduler, evaluator, class_names: see `TwoNetworks`.
+        parts, predict, best_by: see `TwoNetworks`.
         noise_rate: share of wrong labels that the user believes there is, in [0, 1); in the end
             that share of each batch is left out.
         num_gradual: epochs over which that share rises from 0, T_k.
         exponent: c of the rise, see `noisyml.selectors.small_loss.forget_rate`.
-        predict, best_by, param_groups: see `TwoNetworks`.
 
     Raises:
-        UserError: no noise rate, or a value that cannot be.
+        UserError: no noise rate.
     """
 
     def __init__(
         self,
-        encoder: Encoder,
-        peer: Encoder,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None,
-        evaluator: Evaluator,
-        class_names: Sequence[str],
-        noise_rate: float | None,
-        num_gradual: int = 10,
-        exponent: float = 1.0,
+        parts: Parts,
+        *,
+        noise_rate: OpenShare | None,
+        num_gradual: Count = 10,
+        exponent: Positive = 1.0,
         predict: Predict = "first",
         best_by: str = "accuracy",
-        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        super().__init__(
-            encoder,
-            peer,
-            optimizer,
-            scheduler,
-            evaluator,
-            class_names,
-            predict,
-            best_by,
-            param_groups,
-        )
+        super().__init__(parts, predict=predict, best_by=best_by)
         if noise_rate is None:
             raise UserError(
                 f"{type(self).__name__} leaves out as many samples as have wrong labels: set "
                 f"method.noise_rate to the share that you believe there is, e.g. 0.2."
             )
-        if not 0 <= noise_rate < 1:
-            raise UserError(f"method.noise_rate={noise_rate} is not a share from 0 to below 1.")
-        if num_gradual < 1:
-            raise UserError(f"method.num_gradual={num_gradual} must be at least 1 epoch.")
-        if exponent <= 0:
-            raise UserError(f"method.exponent={exponent} must be above 0.")
         self.noise_rate = noise_rate
         self.num_gradual = num_gradual
         self.exponent = exponent

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -11,10 +12,8 @@ from noisyml import distributed
 from noisyml.data.views import Batch
 from noisyml.losses.base import EmbeddingLoss
 from noisyml.methods.base import Method
-from noisyml.methods.metric_learning.pseudo_labels import PseudoLabels
-from noisyml.metrics.base import Evaluator
-from noisyml.models.encoder import Encoder
-from noisyml.optim import OptimizerFactory, SchedulerFactory
+from noisyml.methods.metric_learning.pseudo_labels import PseudoLabels, check_clusters
+from noisyml.methods.parts import Parts, Sizes
 from noisyml.selectors.base import Evidence, Selection, Selector
 from noisyml.similarity.memory_bank import MemoryBank
 
@@ -25,37 +24,39 @@ class MetricLearning(Method):
     A subclass writes `training_step` from `embed_globally`, `judge`, `remember` and `outcome`.
 
     Args:
-        encoder: images or features to embeddings.
-        loss: any loss on embeddings, perhaps reading the memory.
-        selector: judges the global batch.
-        memory: bank of earlier trusted embeddings; filled only if loss or selector reads it.
-        optimizer, scheduler, evaluator, param_groups: see `Method`.
-        pseudo_labels: labels made by clustering that take the place of the observed ones.
+        parts: any loss on embeddings, perhaps reading the memory; the memory is filled only if loss
+            or selector reads it.
+        pseudo_labels: makes labels by clustering, from ``num_samples``, that take the place of the
+            observed ones; None: the observed ones teach.
     """
 
+    needs_parts: ClassVar[frozenset[str]] = frozenset({"loss", "selector", "memory"})
     #: Fields of `Evidence` such a method fills (and proxies, where the loss has them).
     evidence: ClassVar[frozenset[str]] = frozenset({"embeddings", "memory"})
 
     def __init__(
-        self,
-        encoder: Encoder,
-        loss: EmbeddingLoss,
-        selector: Selector,
-        memory: MemoryBank,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None,
-        evaluator: Evaluator,
-        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
-        pseudo_labels: PseudoLabels | None = None,
+        self, parts: Parts, *, pseudo_labels: Callable[..., PseudoLabels] | None = None
     ) -> None:
-        super().__init__(encoder, optimizer, scheduler, evaluator, param_groups)
-        self.loss = loss
-        self.selector = selector
-        self.memory = memory
-        self.pseudo_labels = pseudo_labels
-        self._memory_is_read = "memory" in loss.needs | selector.needs
+        super().__init__(parts)
+        self.loss = parts.need("loss", EmbeddingLoss)
+        self.selector = parts.need("selector", Selector)
+        self.memory = parts.need("memory", MemoryBank)
+        self.pseudo_labels = (
+            None if pseudo_labels is None else pseudo_labels(num_samples=parts.sizes.num_samples)
+        )
+        self._memory_is_read = "memory" in self.loss.needs | self.selector.needs
         self._judged: tuple[Evidence, Selection] | None = None
         self._newcomers: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @classmethod
+    def adapt_sizes(cls, sizes: Sizes, settings: Mapping[str, Any]) -> Sizes:
+        """As many classes as clusters, where clusters teach."""
+        pseudo_labels = settings.get("pseudo_labels")
+        if pseudo_labels is None:
+            return sizes
+        number = pseudo_labels["num_clusters"]
+        check_clusters(number, sizes.num_samples)
+        return replace(sizes, num_classes=number)
 
     # -- labels ------------------------------------------------------------------------------
 

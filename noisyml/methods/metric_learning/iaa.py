@@ -9,8 +9,8 @@ losses, further samples in any other loss. Nothing is added at test time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -18,90 +18,59 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noisyml import distributed
+from noisyml.checks import Count, Hint, NonNegative, OpenShare, WholeNonNegative
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
-from noisyml.losses.base import EmbeddingLoss
 from noisyml.losses.metric_learning.class_covariance import ClassCovariance, full_class_moments
 from noisyml.losses.metric_learning.iaa import AugmentationSchedule, augmented_loss
 from noisyml.methods.metric_learning.base import MetricLearning
 from noisyml.methods.metric_learning.pseudo_labels import PseudoLabels
-from noisyml.metrics.base import Evaluator
-from noisyml.models.encoder import Encoder
-from noisyml.optim import OptimizerFactory, SchedulerFactory
-from noisyml.selectors.base import Selector
+from noisyml.methods.parts import Parts
 from noisyml.similarity.class_moments import ClassMoments
-from noisyml.similarity.memory_bank import MemoryBank
 
 
 class IAA(MetricLearning):
     """Metric learning on a batch and on copies drawn from the covariance of their class.
 
     Args:
-        encoder, loss, selector, memory, optimizer, scheduler, evaluator, param_groups,
-            pseudo_labels: see `MetricLearning`.
+        parts, pseudo_labels: see `MetricLearning`.
         statistics: makes the class statistics from ``num_classes`` and ``embedding_size``.
-        num_classes: C.
-        embedding_size: A.
         copies: M, synthetic embeddings per sample.
         strength: lambda, share of the covariance that the noise has.
         start: share of the epochs before the first statistics, in [0, 1) (paper's code: 30 of 100).
         warmup_epochs: epochs with statistics and without copies.
         update_every: epochs between two passes over the training split.
         decay: let the strength fall towards the end, as the released code does.
-
-    Raises:
-        UserError: no copies, or a start beyond the end.
     """
 
     updated_at: Tensor
 
     def __init__(
         self,
-        encoder: Encoder,
-        loss: EmbeddingLoss,
-        selector: Selector,
-        memory: MemoryBank,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None,
-        evaluator: Evaluator,
+        parts: Parts,
+        *,
         statistics: Callable[..., ClassCovariance],
-        num_classes: int,
-        embedding_size: int,
-        copies: int = 3,
-        strength: float = 0.8,
-        start: float = 0.3,
-        warmup_epochs: int = 0,
-        update_every: int = 2,
+        copies: Annotated[Count, Hint("strength=0 switches them off.")] = 3,
+        strength: NonNegative = 0.8,
+        start: OpenShare = 0.3,
+        warmup_epochs: WholeNonNegative = 0,
+        update_every: Count = 2,
         decay: bool = True,
-        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
-        pseudo_labels: PseudoLabels | None = None,
+        pseudo_labels: Callable[..., PseudoLabels] | None = None,
     ) -> None:
-        super().__init__(
-            encoder,
-            loss,
-            selector,
-            memory,
-            optimizer,
-            scheduler,
-            evaluator,
-            param_groups,
-            pseudo_labels,
+        super().__init__(parts, pseudo_labels=pseudo_labels)
+        sizes = parts.sizes
+        self.statistics = statistics(
+            num_classes=sizes.num_classes, embedding_size=sizes.embedding_size
         )
-        if copies < 1:
-            raise UserError(f"method.copies={copies} must be at least 1; method.strength=0 is off.")
-        if not 0 <= start < 1:
-            raise UserError(f"method.start={start} is a share of the epochs: give 0 to below 1.")
-        self.statistics = statistics(num_classes=num_classes, embedding_size=embedding_size)
         self.copies = copies
+        self.start = start
         self._schedule_settings: dict[str, Any] = {
             "strength": strength,
             "warmup_epochs": warmup_epochs,
             "update_every": update_every,
             "decay": decay,
         }
-        self.start = start
-        # Refuses values out of range now, not in the first epoch.
-        AugmentationSchedule(epochs=1, start_epoch=0, **self._schedule_settings)
         self.register_buffer("updated_at", torch.tensor(-1))
 
     @property

@@ -12,63 +12,42 @@ cross-batch memory baseline (MCL).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any, Literal
 
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
-from noisyml.losses.base import EmbeddingLoss
 from noisyml.methods.metric_learning.base import MetricLearning
 from noisyml.methods.metric_learning.pseudo_labels import PseudoLabels
-from noisyml.metrics.base import Evaluator
-from noisyml.models.encoder import Encoder
-from noisyml.optim import OptimizerFactory, SchedulerFactory
-from noisyml.selectors.base import Selector
-from noisyml.similarity.memory_bank import MemoryBank
+from noisyml.methods.parts import Parts
 
 
 class Prism(MetricLearning):
     """Any metric-learning loss on the samples a selector trusts, with a memory of the trusted.
 
     Args:
-        encoder: images or features to embeddings.
-        loss: any loss on embeddings, perhaps reading the memory.
-        selector: judges the global batch.
-        memory: bank of earlier trusted embeddings.
-        optimizer, scheduler, evaluator, param_groups, pseudo_labels: see `MetricLearning`.
+        parts, pseudo_labels: see `MetricLearning`.
         enqueue: the memory takes the batch ``after`` the loss has read it, or ``before`` (the
             released code of the baseline, whose samples then meet themselves).
 
     Raises:
-        UserError: an unknown `enqueue`.
+        UserError: samples in the memory before a selector judges them by it.
     """
 
     def __init__(
         self,
-        encoder: Encoder,
-        loss: EmbeddingLoss,
-        selector: Selector,
-        memory: MemoryBank,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None,
-        evaluator: Evaluator,
+        parts: Parts,
+        *,
         enqueue: Literal["after", "before"] = "after",
-        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
-        pseudo_labels: PseudoLabels | None = None,
+        pseudo_labels: Callable[..., PseudoLabels] | None = None,
     ) -> None:
-        super().__init__(
-            encoder,
-            loss,
-            selector,
-            memory,
-            optimizer,
-            scheduler,
-            evaluator,
-            param_groups,
-            pseudo_labels,
-        )
-        if enqueue not in ("after", "before"):
-            raise UserError(f"method.enqueue={enqueue} is not known: use after or before.")
+        super().__init__(parts, pseudo_labels=pseudo_labels)
+        if enqueue == "before" and self.selector.needs:
+            raise UserError(
+                f"method.enqueue=before puts the batch into the memory before "
+                f"{type(self.selector).__name__} judges it, so that every sample vouches for "
+                f"itself: use selector=keep_all."
+            )
         self.enqueue = enqueue
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:

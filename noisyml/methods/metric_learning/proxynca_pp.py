@@ -5,77 +5,50 @@ Analysis", ECCV 2020 (arXiv 2004.01113). The six enhancements over Proxy-NCA are
 own and can each be switched off: the positive proxy in the denominator (``loss.denominator``), the
 temperature (``loss.scale``), global max pooling (``backbone.pooling``), layer norm before the
 embedding (``head.input_norm``), class-balanced batches (``sampler``) and fast proxies
-(``method.param_groups.loss.lr``). This module adds the training procedure: epochs in which the
-backbone stands still, a fresh optimiser after them, and gradients clipped by value except those of
-the proxies. ``stages=development`` finds a schedule on held-out classes and replays it.
+(``param_groups.loss.lr``). This module adds the training procedure: epochs in which the backbone
+stands still, a fresh optimiser after them, and gradients clipped by value except those of the
+proxies. ``stages=development`` finds a schedule on held-out classes and replays it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from noisyml.checks import Hint, Positive, WholeNonNegative
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
-from noisyml.losses.base import EmbeddingLoss
 from noisyml.methods.metric_learning.base import MetricLearning
 from noisyml.methods.metric_learning.pseudo_labels import PseudoLabels
-from noisyml.metrics.base import Evaluator
-from noisyml.models.encoder import Encoder
-from noisyml.optim import OptimizerFactory, Plateau, SchedulerFactory
-from noisyml.selectors.base import Selector
-from noisyml.similarity.memory_bank import MemoryBank
+from noisyml.methods.parts import Parts
+from noisyml.optim import Plateau
 
 
 class ProxyNCAPP(MetricLearning):
     """A proxy loss, warmed up with a still backbone.
 
     Args:
-        encoder, loss, selector, memory, optimizer, scheduler, evaluator, param_groups,
-            pseudo_labels: see `MetricLearning`.
+        parts, pseudo_labels: see `MetricLearning`.
         warmup_epochs: first epochs in which the backbone's weights stand still (its batch norms
             follow the data) and after which the optimiser starts afresh.
         clip_value: largest absolute gradient of each weight of the encoder; None: no limit.
-
-    Raises:
-        UserError: a value out of range.
     """
 
     warmed_up: Tensor
 
     def __init__(
         self,
-        encoder: Encoder,
-        loss: EmbeddingLoss,
-        selector: Selector,
-        memory: MemoryBank,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None,
-        evaluator: Evaluator,
-        warmup_epochs: int = 5,
-        clip_value: float | None = 10.0,
-        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
-        pseudo_labels: PseudoLabels | None = None,
+        parts: Parts,
+        *,
+        warmup_epochs: WholeNonNegative = 5,
+        clip_value: Annotated[Positive | None, Hint("null sets no limit.")] = 10.0,
+        pseudo_labels: Callable[..., PseudoLabels] | None = None,
     ) -> None:
-        super().__init__(
-            encoder,
-            loss,
-            selector,
-            memory,
-            optimizer,
-            scheduler,
-            evaluator,
-            param_groups,
-            pseudo_labels,
-        )
-        if warmup_epochs < 0:
-            raise UserError(f"method.warmup_epochs={warmup_epochs} must not be negative.")
-        if clip_value is not None and not clip_value > 0:
-            raise UserError(f"method.clip_value={clip_value} must be positive, or null for none.")
+        super().__init__(parts, pseudo_labels=pseudo_labels)
         self.warmup_epochs = warmup_epochs
         self.clip_value = clip_value
         self.register_buffer("warmed_up", torch.tensor(warmup_epochs == 0))

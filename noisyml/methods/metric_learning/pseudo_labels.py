@@ -3,19 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import nn
 
 from noisyml import distributed
-from noisyml.errors import UserError
+from noisyml.checks import ArgumentError, Checked, Count, Hint, Seed, WholeNonNegative
 
 if TYPE_CHECKING:
     from noisyml.methods.base import Method
 
 
-class PseudoLabels(nn.Module):
+def check_clusters(number: int, num_samples: int) -> None:
+    """Refuse numbers of clusters that a training split cannot have.
+
+    Raises:
+        ArgumentError: fewer than two, or more than samples.
+    """
+    if not 2 <= number <= num_samples:
+        raise ArgumentError(
+            "num_clusters",
+            number,
+            f"must lie between 2 and the {num_samples} training samples",
+        )
+
+
+class PseudoLabels(Checked, nn.Module):
     """Cluster numbers that stand in for labels, in the sampler and in the loss.
 
     Spherical k-means on the unit-norm embeddings of the training images as evaluation sees them.
@@ -41,21 +55,12 @@ class PseudoLabels(nn.Module):
         self,
         num_samples: int,
         num_clusters: int,
-        every_n_epochs: int = 1,
-        iterations: int = 50,
-        seed: int = 0,
+        every_n_epochs: Annotated[WholeNonNegative, Hint("0 clusters once.")] = 1,
+        iterations: Count = 50,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
-        if not 2 <= num_clusters <= num_samples:
-            raise UserError(
-                f"pseudo_labels.num_clusters={num_clusters} must lie between 2 and the "
-                f"{num_samples} training samples."
-            )
-        if every_n_epochs < 0:
-            raise UserError(
-                f"pseudo_labels.every_n_epochs={every_n_epochs} must not be negative; 0 clusters "
-                "once."
-            )
+        check_clusters(num_clusters, num_samples)
         self.num_clusters = num_clusters
         self.every_n_epochs = every_n_epochs
         self.iterations = iterations

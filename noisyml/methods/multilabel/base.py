@@ -7,17 +7,13 @@ Methods that weigh, correct or exchange samples or entries start from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from noisyml.data.views import Batch
 from noisyml.losses.base import Loss
 from noisyml.losses.multilabel.base import MultiLabelLoss
 from noisyml.methods.classification.base import Classification
-from noisyml.metrics.base import Evaluator
-from noisyml.models.encoder import Encoder
-from noisyml.optim import OptimizerFactory, SchedulerFactory
-from noisyml.selectors.base import Selector
+from noisyml.methods.parts import Parts
 from noisyml.targets import TargetKind
 
 
@@ -29,10 +25,8 @@ class MultiLabel(Classification):
     sample and in all), so that it also fits methods with two networks.
 
     Args:
-        encoder: images or features to embeddings.
-        selector: judges the global batch: samples [B], or entries [B, C].
-        optimizer, scheduler, evaluator, class_names, param_groups: see `Classification`.
-        loss: of each entry, and its reduction.
+        parts: the loss is of each entry, and has a reduction; the selector judges the global batch:
+            samples [B], or entries [B, C].
     """
 
     takes_loss: ClassVar[type[Loss]] = MultiLabelLoss
@@ -40,20 +34,9 @@ class MultiLabel(Classification):
     evidence: ClassVar[frozenset[str]] = Classification.evidence | {"entry_loss"}
     loss: MultiLabelLoss
 
-    def __init__(
-        self,
-        encoder: Encoder,
-        selector: Selector,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None,
-        evaluator: Evaluator,
-        class_names: Sequence[str],
-        loss: MultiLabelLoss,
-        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
-    ) -> None:
-        super().__init__(
-            encoder, selector, optimizer, scheduler, evaluator, class_names, param_groups, loss
-        )
+    def __init__(self, parts: Parts) -> None:
+        parts.need("loss", MultiLabelLoss)
+        super().__init__(parts)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One step: classify, judge, learn from the trusted."""

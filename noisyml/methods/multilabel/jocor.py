@@ -9,13 +9,12 @@ is ever there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
+from noisyml.checks import OpenShare, Share, WholeNonNegative
 from noisyml.data.views import Batch
-from noisyml.errors import UserError
 from noisyml.losses.multilabel.jocor import (
     Divergence,
     Unit,
@@ -25,10 +24,8 @@ from noisyml.losses.multilabel.jocor import (
     small_losses,
 )
 from noisyml.methods.multilabel.two_networks import MultiLabelTwoNetworks
+from noisyml.methods.parts import Parts
 from noisyml.methods.two_networks import Predict
-from noisyml.metrics.base import Evaluator
-from noisyml.models.encoder import Encoder
-from noisyml.optim import OptimizerFactory, SchedulerFactory
 from noisyml.selectors.base import Selection
 
 
@@ -38,7 +35,7 @@ class JoCoRMultiLabel(MultiLabelTwoNetworks):
     The share that is kept is one of the global batch.
 
     Args:
-        encoder, peer, optimizer, scheduler, evaluator, class_names: see `TwoNetworks`.
+        parts, predict, best_by: see `TwoNetworks`.
         tau: share left out in the end, in [0, 1); for noise of a rate r relative to the positives,
             r times the share of positive entries (additive or subtractive), or twice that (mixed).
         gradual_epochs: T_k, epochs over which that share rises from 0.
@@ -46,52 +43,21 @@ class JoCoRMultiLabel(MultiLabelTwoNetworks):
         unit: what is left out: each ``entry``, whole samples (``sample``), or of every ``class``
             equally many entries.
         divergence: ``symmetric_kl``, or ``released`` by a re-implementation, see `joint_losses`.
-        predict, best_by, param_groups: see `TwoNetworks`.
-
-    Raises:
-        UserError: a value out of range or a choice that does not exist.
     """
 
     def __init__(
         self,
-        encoder: Encoder,
-        peer: Encoder,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None,
-        evaluator: Evaluator,
-        class_names: Sequence[str],
-        tau: float = 0.05,
-        gradual_epochs: int = 10,
-        co_lambda: float = 0.6,
+        parts: Parts,
+        *,
+        tau: OpenShare = 0.05,
+        gradual_epochs: WholeNonNegative = 10,
+        co_lambda: Share = 0.6,
         unit: Unit = "entry",
         divergence: Divergence = "symmetric_kl",
         predict: Predict = "best",
         best_by: str = "map_macro",
-        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        super().__init__(
-            encoder,
-            peer,
-            optimizer,
-            scheduler,
-            evaluator,
-            class_names,
-            predict,
-            best_by,
-            param_groups,
-        )
-        for name, choice, choices in (
-            ("unit", unit, ("entry", "sample", "class")),
-            ("divergence", divergence, ("symmetric_kl", "released")),
-        ):
-            if choice not in choices:
-                raise UserError(f"method.{name}={choice} is not known: use {' or '.join(choices)}.")
-        if not 0 <= tau < 1:
-            raise UserError(f"method.tau={tau} is the share left out: give 0 to below 1.")
-        if gradual_epochs < 0:
-            raise UserError(f"method.gradual_epochs={gradual_epochs} must not be negative.")
-        if not 0 <= co_lambda <= 1:
-            raise UserError(f"method.co_lambda={co_lambda} is not a weight from 0 to 1.")
+        super().__init__(parts, predict=predict, best_by=best_by)
         self.tau = tau
         self.gradual_epochs = gradual_epochs
         self.co_lambda = co_lambda

@@ -12,19 +12,18 @@ networks suspect.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from noisyml import distributed
+from noisyml.checks import Interval, NonNegative, Positive, Seed, Share, WholeNonNegative
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.base import Loss
 from noisyml.losses.multilabel.base import MultiLabelLoss
 from noisyml.losses.multilabel.rcml import (
-    Bandwidth,
     Ranking,
     flip_agreed,
     kept_count,
@@ -33,10 +32,8 @@ from noisyml.losses.multilabel.rcml import (
     swap_rate,
 )
 from noisyml.methods.multilabel.two_networks import MultiLabelTwoNetworks
+from noisyml.methods.parts import Parts
 from noisyml.methods.two_networks import NETWORKS, Predict, Seen
-from noisyml.metrics.base import Evaluator
-from noisyml.models.encoder import Encoder
-from noisyml.optim import OptimizerFactory, SchedulerFactory
 from noisyml.selectors.base import Selection
 from noisyml.selectors.small_loss import small_loss
 
@@ -69,10 +66,9 @@ class RCML(MultiLabelTwoNetworks):
     The ranking, the share kept and both discrepancies see the global batch.
 
     Args:
-        encoder, peer, optimizer, scheduler, evaluator, class_names, predict, best_by, param_groups:
-            see `TwoNetworks`.
-        loss: of each entry, and how a sample's entries add up (released: the sum over classes with
-            bce and focal, their mean with sat and elr); each network has its own copy.
+        parts: the loss is of each entry and says how a sample's entries add up (released: the sum
+            over classes with bce and focal, their mean with sat and elr); each network has its own
+            copy.
         seed: of the run, for random exclusion.
         variant: ``rcml`` ranks by soft probabilities; ``ccml`` by the loss plus `rank_alpha` times
             the errors of hard decisions, and corrects labels.
@@ -98,97 +94,43 @@ class RCML(MultiLabelTwoNetworks):
         flip_share: ccml: share of the commonly suspected samples that are corrected.
         flipped_ranking: ccml: after corrections each network is ranked by its ``own`` decisions, or
             both by the ``first`` network's (released).
-
-    Raises:
-        UserError: a value out of range or a choice that does not exist.
+        predict, best_by: see `TwoNetworks`.
     """
 
+    needs_parts: ClassVar[frozenset[str]] = frozenset({"another_encoder", "loss"})
     takes_loss: ClassVar[type[Loss]] = MultiLabelLoss
 
     def __init__(
         self,
-        encoder: Encoder,
-        peer: Encoder,
-        loss: MultiLabelLoss,
-        optimizer: OptimizerFactory,
-        scheduler: SchedulerFactory | None,
-        evaluator: Evaluator,
-        class_names: Sequence[str],
-        seed: int = 0,
+        parts: Parts,
+        *,
+        seed: Seed = 0,
         variant: Literal["rcml", "ccml"] = "rcml",
         ranking: Literal["group_lasso", "random"] = "group_lasso",
-        miss_alpha: float = 0.2,
-        extra_beta: float = 0.8,
+        miss_alpha: NonNegative = 0.2,
+        extra_beta: NonNegative = 0.8,
         swap: bool = True,
-        swap_start: float = 0.6,
-        swap_end: float = 0.6,
+        swap_start: Annotated[float, Interval(gt=0, le=1)] = 0.6,
+        swap_end: Annotated[float, Interval(gt=0, le=1)] = 0.6,
         final_full: bool = False,
-        warmup_epochs: int = 0,
+        warmup_epochs: WholeNonNegative = 0,
         share_memory: bool = False,
         discrepancy: Literal["mmd", "none"] = "mmd",
         feature_layer: str = "block1",
-        bandwidth: Bandwidth = "median",
-        lambda2: float = 1.0,
-        lambda3: float = 0.1,
-        threshold: float = 0.5,
-        rank_alpha: float = 0.0,
-        flip_bound: float = 0.9,
-        flip_share: float = 0.01,
+        bandwidth: Positive | Literal["median"] = "median",
+        lambda2: NonNegative = 1.0,
+        lambda3: NonNegative = 0.1,
+        threshold: Share = 0.5,
+        rank_alpha: NonNegative = 0.0,
+        flip_bound: Share = 0.9,
+        flip_share: Share = 0.01,
         flipped_ranking: Literal["own", "first"] = "own",
         predict: Predict = "best",
         best_by: str = "map_micro",
-        param_groups: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        super().__init__(
-            encoder,
-            peer,
-            optimizer,
-            scheduler,
-            evaluator,
-            class_names,
-            predict,
-            best_by,
-            param_groups,
-        )
-        for name, choice, choices in (
-            ("variant", variant, ("rcml", "ccml")),
-            ("ranking", ranking, ("group_lasso", "random")),
-            ("discrepancy", discrepancy, ("mmd", "none")),
-            ("flipped_ranking", flipped_ranking, ("own", "first")),
-        ):
-            if choice not in choices:
-                raise UserError(f"method.{name}={choice} is not known: use {' or '.join(choices)}.")
-        for name, value in (
-            ("miss_alpha", miss_alpha),
-            ("extra_beta", extra_beta),
-            ("lambda2", lambda2),
-            ("lambda3", lambda3),
-            ("rank_alpha", rank_alpha),
-            ("warmup_epochs", warmup_epochs),
-        ):
-            if not value >= 0:
-                raise UserError(f"method.{name}={value} must not be negative.")
-        for name, share in (("swap_start", swap_start), ("swap_end", swap_end)):
-            if not 0 < share <= 1:
-                raise UserError(
-                    f"method.{name}={share} is a share of the batch: give more than 0, at most 1."
-                )
-        for name, share in (
-            ("threshold", threshold),
-            ("flip_bound", flip_bound),
-            ("flip_share", flip_share),
-        ):
-            if not 0 <= share <= 1:
-                raise UserError(f"method.{name}={share} is a share: give 0 to 1.")
-        if isinstance(bandwidth, str) and bandwidth != "median":
-            raise UserError(f"method.bandwidth={bandwidth} is not known: use median or a number.")
-        if not isinstance(bandwidth, str) and not bandwidth > 0:
-            raise UserError(
-                f"method.bandwidth={bandwidth} divides squared distances: give a positive number "
-                "or median."
-            )
-        self.loss = loss
-        self.peer_loss = None if share_memory else copy.deepcopy(loss)
+        super().__init__(parts, predict=predict, best_by=best_by)
+        self.loss = parts.need("loss", MultiLabelLoss)
+        self.peer_loss = None if share_memory else copy.deepcopy(self.loss)
         self.seed = seed
         self.variant = variant
         self.ranking = ranking

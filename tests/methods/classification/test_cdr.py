@@ -3,29 +3,21 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from support.parts import parts_for
 from torch import nn
 
 from noisyml.errors import UserError
 from noisyml.methods.classification.cdr import CDR, keep_critical_gradients
-from noisyml.metrics.classification import ClassificationEvaluator
 from noisyml.models.backbones.base import small_cnn
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import IdentityHead
-from noisyml.selectors.keep_all import KeepAll
 
 
 def cdr(**settings):
     torch.manual_seed(0)
     backbone = small_cnn(widths=(4, 8))
-    return CDR(
-        Encoder(backbone, IdentityHead(backbone.out_features)),
-        KeepAll(),
-        torch.optim.SGD,
-        None,
-        ClassificationEvaluator(),
-        ["ant", "bee", "cat"],
-        **{"noise_rate": 0.4, **settings},
-    )
+    parts = parts_for(Encoder(backbone, IdentityHead(backbone.out_features)))
+    return CDR(parts, **{"noise_rate": 0.4, **settings})
 
 
 def batch():
@@ -87,5 +79,5 @@ def test_the_share_falls_over_the_first_epochs():
 
 def test_settings_out_of_range_are_refused():
     for wrong in ({"noise_rate": 1.0}, {"gradual_epochs": -1}, {"on_empty": "stop"}):
-        with pytest.raises(UserError, match=f"method.{next(iter(wrong))}"):
+        with pytest.raises(UserError, match=f"{next(iter(wrong))}=.* must be"):
             cdr(**wrong)

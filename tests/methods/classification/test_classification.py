@@ -5,15 +5,16 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from support.parts import parts_for
 from torch import nn
 
 from noisyml.errors import UserError
 from noisyml.losses.classification.base import GeneralisedCrossEntropy, generalised_cross_entropy
 from noisyml.losses.distillation.classical import DistillationSum, Features, HintonDistillation
 from noisyml.losses.distillation.relational import RKDDistance
-from noisyml.methods.classification.base import Classification, kept_mean, load_classifier
+from noisyml.methods.checkpoints import load_classifier
+from noisyml.methods.classification.base import Classification, kept_mean
 from noisyml.methods.classification.rkd import RKDClassification
-from noisyml.metrics.classification import ClassificationEvaluator
 from noisyml.metrics.retrieval_evaluator import RetrievalEvaluator
 from noisyml.models.backbones.base import mlp, small_cnn
 from noisyml.models.encoder import Encoder
@@ -43,10 +44,6 @@ class Fixed(Selector):
         self.updates += 1
 
 
-def optimizer(groups):
-    return torch.optim.SGD(groups, lr=0.1)
-
-
 def encoder(width=16):
     backbone = mlp(image_size=4, hidden_features=[width])
     return Encoder(backbone, IdentityHead(backbone.out_features))
@@ -54,8 +51,7 @@ def encoder(width=16):
 
 def classification(keep=(True,) * 6, evaluator=None, names=NAMES):
     torch.manual_seed(0)
-    evaluator = evaluator or ClassificationEvaluator()
-    return Classification(encoder(), Fixed(keep), optimizer, None, evaluator, names)
+    return Classification(parts_for(encoder(), names, selector=Fixed(keep), evaluator=evaluator))
 
 
 def batch():
@@ -221,17 +217,21 @@ def teacher():
     return Teacher(network, nn.Linear(network.out_features, len(NAMES)))
 
 
+def hand_over(made):
+    """A teacher that is there already, as a method asks for it."""
+
+    def made_for(student, class_names):
+        return made
+
+    return made_for
+
+
 def student(terms, weights, keep=(True,) * 6, taught_by=None, **settings):
     torch.manual_seed(0)
     return RKDClassification(
-        encoder(),
-        Fixed(keep),
-        optimizer,
-        None,
-        ClassificationEvaluator(),
-        NAMES,
+        parts_for(encoder(), NAMES, selector=Fixed(keep)),
         distillation=DistillationSum(terms, weights),
-        teacher=taught_by or teacher(),
+        teacher=hand_over(taught_by or teacher()),
         **settings,
     )
 
@@ -275,14 +275,9 @@ def test_feature_maps_are_compared_where_a_loss_reads_them():
         return Encoder(backbone, IdentityHead(backbone.out_features))
 
     pupil = RKDClassification(
-        network(0),
-        Fixed(),
-        optimizer,
-        None,
-        ClassificationEvaluator(),
-        NAMES,
+        parts_for(network(0), NAMES, selector=Fixed()),
         distillation=DistillationSum({"attention": AttentionTransfer(["block1", "block2"])}),
-        teacher=Teacher(network(1)),
+        teacher=hand_over(Teacher(network(1))),
     )
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (6, 1, 16, 16), generator=generator, dtype=torch.uint8)

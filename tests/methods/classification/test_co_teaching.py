@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import paths
+from support.parts import parts_for
 
 from noisyml.errors import UserError
 from noisyml.losses.links import joint_loss
@@ -15,7 +16,6 @@ from noisyml.methods.classification.base import kept_mean
 from noisyml.methods.classification.co_teaching import CoTeaching, CoTeachingPlus, disagreement
 from noisyml.methods.classification.jocor import JoCoR
 from noisyml.methods.classification.small_loss import SmallLoss
-from noisyml.metrics.classification import ClassificationEvaluator
 from noisyml.models.backbones.base import mlp
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import IdentityHead
@@ -25,10 +25,6 @@ ORIGINALS = paths.GOLDEN / "mlnoise" / "single_label_originals.npz"
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
 
 
-def optimizer(groups):
-    return torch.optim.SGD(groups, lr=0.1)
-
-
 def encoder():
     backbone = mlp(image_size=4, hidden_features=[16])
     return Encoder(backbone, IdentityHead(backbone.out_features))
@@ -36,9 +32,7 @@ def encoder():
 
 def method(kind, epoch=0, noise_rate=0.4, **settings):
     torch.manual_seed(0)
-    evaluator = ClassificationEvaluator()
-    names = ["ant", "bee", "cat"]
-    made = kind(encoder(), encoder(), optimizer, None, evaluator, names, noise_rate, **settings)
+    made = kind(parts_for(encoder(), another=encoder), noise_rate=noise_rate, **settings)
     made._trainer = SimpleNamespace(current_epoch=epoch)
     return made
 
@@ -190,11 +184,11 @@ def test_agreement_is_worth_its_weight():
     ("kind", "settings", "sentence"),
     [
         (SmallLoss, {"noise_rate": None}, r"set method\.noise_rate to the share"),
-        (SmallLoss, {"noise_rate": 1.0}, r"method\.noise_rate=1\.0 is not a share"),
-        (SmallLoss, {"num_gradual": 0}, r"method\.num_gradual=0"),
-        (SmallLoss, {"exponent": 0.0}, r"method\.exponent=0\.0"),
-        (CoTeachingPlus, {"warmup_epochs": -1}, r"method\.warmup_epochs=-1"),
-        (JoCoR, {"co_lambda": 1.5}, r"method\.co_lambda=1\.5"),
+        (SmallLoss, {"noise_rate": 1.0}, r"noise_rate=1\.0 must be a number from 0 to below 1"),
+        (SmallLoss, {"num_gradual": 0}, "num_gradual=0 must be"),
+        (SmallLoss, {"exponent": 0.0}, r"exponent=0\.0 must be"),
+        (CoTeachingPlus, {"warmup_epochs": -1}, "warmup_epochs=-1 must be"),
+        (JoCoR, {"co_lambda": 1.5}, r"co_lambda=1\.5 must be"),
     ],
 )
 def test_values_that_cannot_be_are_refused(kind, settings, sentence):

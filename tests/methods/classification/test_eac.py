@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from methods.classification.test_classification import Fixed, gradients, optimizer
+from methods.classification.test_classification import Fixed, gradients
 from support import paths
+from support.parts import parts_for
 from torch import nn
 
 from noisyml.errors import UserError
@@ -16,7 +17,6 @@ from noisyml.losses.classification.elr import EarlyLearningRegularisation
 from noisyml.losses.classification.sat import SelfAdaptiveTraining
 from noisyml.losses.links import SOFTMAX
 from noisyml.methods.classification.eac import EAC
-from noisyml.metrics.classification import ClassificationEvaluator
 from noisyml.models.backbones.base import Backbone, mlp, resnet, small_cnn, timm_model
 from noisyml.models.class_maps import obstacle_to_class_maps
 from noisyml.models.encoder import Encoder
@@ -36,15 +36,10 @@ def encoder(backbone=None, normalise=False):
 def eac(network=None, keep=(True,) * 6, classes=3, selector=None, **settings):
     torch.manual_seed(0)
     names = [f"class {i}" for i in range(classes)]
-    return EAC(
-        network or encoder(),
-        selector or Fixed(keep),
-        optimizer,
-        None,
-        ClassificationEvaluator(),
-        names,
-        **settings,
-    )
+    # What is no part is a setting.
+    others = {"loss": settings.pop("loss")} if "loss" in settings else {}
+    parts = parts_for(network or encoder(), names, selector=selector or Fixed(keep), **others)
+    return EAC(parts, **settings)
 
 
 def batch():
@@ -310,5 +305,5 @@ def test_networks_without_class_maps_are_refused(network, sentence):
 
 
 def test_a_negative_weight_is_refused():
-    with pytest.raises(UserError, match="consistency_weight=-1 is negative"):
+    with pytest.raises(UserError, match="consistency_weight=-1 must be a number of at least 0"):
         eac(consistency_weight=-1)

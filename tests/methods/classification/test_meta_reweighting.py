@@ -5,13 +5,13 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from support.parts import parts_for
 from torch import nn
 from torch.func import functional_call
 
 from noisyml.errors import UserError
 from noisyml.methods.classification.meta_reweighting import MetaReweighting, positive_shares
 from noisyml.methods.classification.meta_weight_net import MetaWeightNet
-from noisyml.metrics.classification import ClassificationEvaluator
 from noisyml.models.backbones.base import Backbone, small_cnn
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import EmbeddingHead
@@ -51,8 +51,7 @@ def make(kind, backbone=None, norm="none", **settings):
     backbone = backbone or small_cnn(widths=(4, 8))
     head = EmbeddingHead(backbone.out_features, 8, hidden_features=[8], norm=norm)
     encoder = Encoder(backbone, head)
-    evaluator = ClassificationEvaluator()
-    method = kind(encoder, torch.optim.SGD, None, evaluator, ["ant", "bee", "cat"], **settings)
+    method = kind(parts_for(encoder), **settings)
     method.trusted = TRUSTED
     return method.double()
 
@@ -167,11 +166,11 @@ def test_trusted_samples_are_drawn_anew_for_each_step(monkeypatch):
 
 
 def test_settings_out_of_range_are_refused():
-    with pytest.raises(UserError, match=r"method\.trusted_batch_size"):
+    with pytest.raises(UserError, match="null takes all trusted samples"):
         make(MetaReweighting, trusted_batch_size=0)
     wrong = {"virtual_lr": 0.0, "weight_lr": -1.0, "momentum": 1.0, "hidden_features": 0}
     for name, value in wrong.items():
-        with pytest.raises(UserError, match=f"method.{name}"):
+        with pytest.raises(UserError, match=f"{name}=.* must be"):
             make(MetaWeightNet, **{name: value})
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from support.parts import parts_for
 from torch import nn
 
 from noisyml.errors import UserError
@@ -43,14 +44,15 @@ class Unit(nn.Linear):
 
 
 def prism(keep, **settings):
-    def optimizer(groups):
-        return torch.optim.SGD(groups, lr=0.1)
-
     memory = MemoryBank(10, 4, 3)
-    method = Prism(
-        Unit(5, 4), Sum(), Fixed(keep), memory, optimizer, None, RetrievalEvaluator(), **settings
+    parts = parts_for(
+        Unit(5, 4),
+        loss=Sum(),
+        selector=Fixed(keep),
+        memory=memory,
+        evaluator=RetrievalEvaluator(),
     )
-    return method, memory
+    return Prism(parts, **settings), memory
 
 
 def batch():
@@ -85,5 +87,5 @@ def test_the_released_baseline_lets_the_loss_see_the_batch_itself():
 
 
 def test_an_unknown_order_is_refused():
-    with pytest.raises(UserError, match="use after or before"):
+    with pytest.raises(UserError, match="must be after or before"):
         prism([True] * 6, enqueue="never")

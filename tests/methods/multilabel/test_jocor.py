@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from support.parts import parts_for
 
 from noisyml.errors import UserError
 from noisyml.losses.multilabel.jocor import joint_losses
@@ -21,15 +22,8 @@ def encoder(seed):
 
 
 def jocor(epoch=0, **settings):
-    method = JoCoRMultiLabel(
-        encoder(0),
-        encoder(1),
-        lambda groups: torch.optim.SGD(groups, lr=0.1),
-        None,
-        MultiLabelEvaluator(),
-        ["ant", "bee", "cat"],
-        **settings,
-    )
+    parts = parts_for(encoder(0), another=lambda: encoder(1), evaluator=MultiLabelEvaluator())
+    method = JoCoRMultiLabel(parts, **settings)
     method._trainer = SimpleNamespace(current_epoch=epoch)
     return method
 
@@ -66,11 +60,11 @@ def test_everything_teaches_at_first():
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"tau": 1.0}, r"method\.tau=1\.0"),
-        ({"co_lambda": 1.5}, r"method\.co_lambda=1\.5"),
-        ({"gradual_epochs": -1}, r"method\.gradual_epochs=-1"),
-        ({"unit": "batch"}, r"method\.unit=batch is not known: use entry or sample or class"),
-        ({"divergence": "js"}, r"method\.divergence=js"),
+        ({"tau": 1.0}, r"tau=1\.0 must be a number from 0 to below 1"),
+        ({"co_lambda": 1.5}, r"co_lambda=1\.5 must be a number from 0 to 1"),
+        ({"gradual_epochs": -1}, "gradual_epochs=-1 must be a whole number of at least 0"),
+        ({"unit": "batch"}, "unit=batch must be entry, sample or class"),
+        ({"divergence": "js"}, "divergence=js must be symmetric_kl or released"),
     ],
 )
 def test_mistakes_are_one_sentence(settings, sentence):

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from support.parts import parts_for
 
 from noisyml.losses.multilabel.base import BinaryCrossEntropy, Focal
 from noisyml.methods.multilabel.base import MultiLabel
@@ -36,15 +37,14 @@ class Fixed(Selector):
 def method(selector, loss=None):
     torch.manual_seed(0)
     backbone = mlp(image_size=(2, 8), hidden_features=[16])
-    return MultiLabel(
+    parts = parts_for(
         Encoder(backbone, IdentityHead(backbone.out_features)),
-        selector,
-        lambda groups: torch.optim.SGD(groups, lr=0.1),
-        None,
-        MultiLabelEvaluator(),
         NAMES,
-        loss or BinaryCrossEntropy(),
+        selector=selector,
+        evaluator=MultiLabelEvaluator(),
+        loss=loss or BinaryCrossEntropy(),
     )
+    return MultiLabel(parts)
 
 
 def batch():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support import paths
+from support.parts import parts_for
 from torch import nn
 
 from noisyml.errors import UserError
@@ -47,16 +48,14 @@ def encoder(seed):
 
 
 def rcml(loss=None, classes=NAMES, **settings):
-    return RCML(
+    parts = parts_for(
         encoder(0),
-        encoder(1),
-        loss or BinaryCrossEntropy(reduction="class_sum"),
-        lambda groups: torch.optim.SGD(groups, lr=0.1),
-        None,
-        MultiLabelEvaluator(),
         classes,
-        **settings,
+        another=lambda: encoder(1),
+        loss=loss or BinaryCrossEntropy(reduction="class_sum"),
+        evaluator=MultiLabelEvaluator(),
     )
+    return RCML(parts, **settings)
 
 
 def settings_of(case):
@@ -343,15 +342,15 @@ def test_a_mean_of_probabilities_is_a_mean_of_probabilities():
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"variant": "rmcl"}, r"method\.variant=rmcl is not known: use rcml or ccml"),
-        ({"ranking": "loss"}, r"method\.ranking=loss"),
-        ({"discrepancy": "kl"}, r"method\.discrepancy=kl"),
-        ({"swap_start": 60}, r"method\.swap_start=60 is a share"),
-        ({"swap_end": 0.0}, r"method\.swap_end=0\.0 is a share"),
-        ({"bandwidth": "mean"}, r"method\.bandwidth=mean is not known"),
-        ({"bandwidth": 0.0}, r"method\.bandwidth=0\.0 divides"),
-        ({"lambda2": -1.0}, r"method\.lambda2=-1\.0 must not be negative"),
-        ({"flip_share": 2.0}, r"method\.flip_share=2\.0 is a share"),
+        ({"variant": "rmcl"}, "variant=rmcl must be rcml or ccml. Did you mean"),
+        ({"ranking": "loss"}, "ranking=loss must be group_lasso or random"),
+        ({"discrepancy": "kl"}, "discrepancy=kl must be mmd or none"),
+        ({"swap_start": 60}, "swap_start=60 must be a number above 0 and at most 1"),
+        ({"swap_end": 0.0}, r"swap_end=0\.0 must be a number above 0 and at most 1"),
+        ({"bandwidth": "mean"}, "bandwidth=mean must be a number above 0 or median"),
+        ({"bandwidth": 0.0}, r"bandwidth=0\.0 must be a number above 0"),
+        ({"lambda2": -1.0}, r"lambda2=-1\.0 must be a number of at least 0"),
+        ({"flip_share": 2.0}, r"flip_share=2\.0 must be a number from 0 to 1"),
     ],
 )
 def test_mistakes_are_one_sentence(settings, sentence):
