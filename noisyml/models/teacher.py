@@ -86,7 +86,7 @@ class Teacher(nn.Module):
         if checkpoint.get("teacher") != self.fingerprint():
             raise UserError(
                 "The teacher has changed since the checkpoint was written: restore "
-                "teacher.checkpoint, or start a new run."
+                "method.teacher.checkpoint, or start a new run."
             )
         for name, tensor in self.state_dict().items():
             checkpoint["state_dict"][f"teacher.{name}"] = tensor

@@ -192,7 +192,7 @@ def test_shuffled_true_labels_leave_the_weights_bit_identical(shell, monkeypatch
         (["method=classification", "loss=sat"], "a plain loss for 60 epochs, and the run has 3"),
         (["method=classification", "loss=elr", "loss.momentum=2"], "loss.momentum=2"),
         (["selector=bare"], "Bare judges samples by logits, which Prism does not provide"),
-        (["method=bare", "method.on_empty=stop"], "use skip or keep_all"),
+        (["method=bare", "method.on_empty=stop"], "method.on_empty=stop must be skip or keep_all"),
         (["method=classification", "dataset.split=zero_shot"], "dataset.split=closed_set"),
         (["method=classification", "selector=prism_avg"], "by memory, which Classification does"),
         (["method=classification", "pseudo_labels=kmeans"], "leave out pseudo_labels=..."),

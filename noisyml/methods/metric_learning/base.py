@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from noisyml import distributed
+from noisyml.checks import ArgumentError
 from noisyml.data.views import Batch
 from noisyml.losses.base import EmbeddingLoss
 from noisyml.methods.base import Method
@@ -55,7 +56,10 @@ class MetricLearning(Method):
         if pseudo_labels is None:
             return sizes
         number = pseudo_labels["num_clusters"]
-        check_clusters(number, sizes.num_samples)
+        try:
+            check_clusters(number, sizes.num_samples)
+        except ArgumentError as error:
+            raise error.below("method.pseudo_labels") from None
         return replace(sizes, num_classes=number)
 
     # -- labels ------------------------------------------------------------------------------

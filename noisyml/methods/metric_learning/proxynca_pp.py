@@ -12,7 +12,7 @@ proxies. ``stages=development`` finds a schedule on held-out classes and replays
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import torch
