@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 #: Composes the root configuration with overrides; Hydra's own part of it under ``hydra``.
 Compose = Callable[[Sequence[str]], "DictConfig"]
+#: Keys that the options of the group ``method`` write outside their own node.
+_WRITTEN_BY_METHOD = "param_groups"
 
 
 class StageRun(NamedTuple):
@@ -50,6 +52,8 @@ def compose_stage(
     ours = words_in(own)
     same = {word.key for word in ours if of_run.get(word.key) == word.value}
     changed = [word.key for word in ours if word.key not in same]
+    if "method" in changed:
+        changed.append(_WRITTEN_BY_METHOD)
     overrides = [
         word.text
         for word in words_in(typed)
@@ -57,7 +61,7 @@ def compose_stage(
     ] + own
     config = compose(overrides)
     choices = chosen_options(config)
-    replaced = [key for key in changed if key in choices]
+    replaced = [key for key in changed if key in choices or key == _WRITTEN_BY_METHOD]
     # An experiment's values are merged last, into whatever part stands there: the parts in question
     # are taken from a configuration without it.
     theirs = [word.text for word in ours if word.is_below(*replaced)]
