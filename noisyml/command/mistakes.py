@@ -110,10 +110,11 @@ def _known_keys(root: str, overrides: list[str]) -> list[str]:
 def _unknown_key(key: str, root: str, overrides: list[str]) -> str:
     """The sentence for a setting that does not exist."""
     group, _, leaf = key.partition(".")
-    chosen = {word.key: word.value for word in words_in(choices_in(words_in(overrides)))}
+    words = words_in(choices_in(words_in(overrides)))
+    chosen = {word.key: word.value for word in words if word.package is None}
     if leaf and group in group_names():
         having = [option for option, keys in keys_by_option(group).items() if leaf in keys]
-        if having:
+        if having and chosen.get(group) not in having:
             now = f"{group}={chosen[group]}" if group in chosen else f"The {group} in use"
             return (
                 f"{now} has no setting '{leaf}'; these have: "

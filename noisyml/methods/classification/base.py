@@ -169,9 +169,11 @@ class Classification(Method):
             loss: scalar with gradient.
             selection: of the global batch.
             index: [B], its positions in the training split.
-            terms: scalars that the loss is made of, by the name to log them under.
+            terms: scalars that the loss is made of, by the name to log them under; those of a sum
+                of losses join them.
         """
-        parts = {name: term.detach() for name, term in (terms or {}).items()}
+        terms = {**self.loss.last_terms, **(terms or {})}
+        parts = {name: term.detach() for name, term in terms.items()}
         return {"loss": loss, "selection": selection, "index": index, "terms": parts}
 
     def after_backward(self) -> None:

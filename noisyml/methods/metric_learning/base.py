@@ -134,9 +134,10 @@ class MetricLearning(Method):
 
         Clusters are nobody's claim about a sample, so there is no right or wrong to log for them.
         """
+        terms = self.loss.last_terms
         if self.pseudo_labels is not None:
-            return {"loss": loss}
-        return {"loss": loss, "selection": selection, "index": index}
+            return {"loss": loss, "terms": terms}
+        return {"loss": loss, "selection": selection, "index": index, "terms": terms}
 
     def after_backward(self) -> None:
         """The memory takes the trusted embeddings, after the loss has read it."""
