@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -27,7 +27,8 @@ def build(node: DictConfig, **available: Any) -> Any:
 
     Args:
         node: with ``_target_``, the path of a class or function.
-        **available: further arguments by name; those the target does not take are left out.
+        **available: further arguments by name, of the target and of nodes among its arguments;
+            those a target does not take are left out.
 
     Raises:
         ArgumentError: a value that the target's signature does not allow, by its full key.
@@ -36,7 +37,7 @@ def build(node: DictConfig, **available: Any) -> Any:
     target = get_object(str(node["_target_"]))
     takes = inspect.signature(target).parameters if available else {}
     extra = {name: value for name, value in available.items() if name in takes}
-    own = {str(key): _value(node, key) for key in node if key not in _DIRECTIVES}
+    own = {str(key): _value(node, key, available) for key in node if key not in _DIRECTIVES}
     call = functools.partial(_call, target, str(node._get_full_key(None)))
     if node.get("_partial_", False):
         return functools.partial(call, **(own | extra))
@@ -65,14 +66,14 @@ def settings(node: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items() if key not in _DIRECTIVES}
 
 
-def _value(parent: DictConfig | ListConfig, key: Any) -> Any:
+def _value(parent: DictConfig | ListConfig, key: Any, available: Mapping[str, Any]) -> Any:
     value = parent[key]
     if isinstance(value, DictConfig):
         if "_target_" in value:
-            return build(value)
-        return {name: _value(value, name) for name in value}
+            return build(value, **available)
+        return {name: _value(value, name, available) for name in value}
     if isinstance(value, ListConfig):
-        return [_value(value, i) for i in range(len(value))]
+        return [_value(value, i, available) for i in range(len(value))]
     return value
 
 

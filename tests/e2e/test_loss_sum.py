@@ -14,7 +14,8 @@ def test_terms_are_composed_trained_and_logged(shell):
         "loss@loss.terms.auxiliary=iaa_triplet",
         "+loss@loss.terms.bank=memory_contrastive",
         "+loss.weights.bank=0.5",
-        "selector=keep_all",
+        "+loss@loss.terms.proxies=proxy_nca",
+        "selector=prism_proxy",
     )
     assert status == 0, said
     (run,) = shell.runs()
@@ -22,7 +23,8 @@ def test_terms_are_composed_trained_and_logged(shell):
     assert loss["weights"] == {"cbml": 0.99, "auxiliary": 0.01, "bank": 0.5}
     assert loss["terms"]["auxiliary"]["margin"] == 0.2
     history = pd.read_csv(run / "history.csv")
-    for name in ("cbml", "auxiliary", "bank"):
+    # The proxies are a term's, and so many as there are classes: sizes reach the terms.
+    for name in ("cbml", "auxiliary", "bank", "proxies"):
         assert history[f"train/loss_{name}"].notna().any(), list(history.columns)
 
 

@@ -164,9 +164,7 @@ def test_losses_on_several_labels_are_summed_entry_by_entry():
 def test_terms_are_nodes_of_the_group(name, monkeypatch):
     """Another loss for a term, and a further term, are words of the command line."""
     monkeypatch.chdir(paths.ROOT)
-    other = {"sum": "iaa_triplet", "classification_sum": "sat", "multilabel_sum": "multilabel_elr"}[
-        name
-    ]
+    other = {"sum": "iaa_triplet", "classification_sum": "sat", "multilabel_sum": "bce"}[name]
     term = {"sum": "auxiliary", "classification_sum": "robust", "multilabel_sum": "focal"}[name]
     config = compose("train", [f"loss={name}", f"loss@loss.terms.{term}={other}"])
     alone = compose("train", [f"loss={other}"])

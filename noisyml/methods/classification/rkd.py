@@ -72,7 +72,7 @@ class RKDClassification(Student, Classification):
         loss = self.distillation(student, teacher)
         if self.task_weight != 0:
             loss = loss + self.task_weight * self.mean_loss(sample_loss, selection)
-        return self.outcome(loss, selection, seen.index)
+        return self.outcome(loss, selection, seen.index, self.distillation.last_terms)
 
     def student_features(self, batch: Batch) -> tuple[Classified, Features]:
         """The global batch as the student sees it; maps only if a loss reads them."""

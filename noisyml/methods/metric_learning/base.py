@@ -129,12 +129,25 @@ class MetricLearning(Method):
         if self._memory_is_read:
             self._newcomers = self.trusted(embeddings, labels, index, selection)
 
-    def outcome(self, loss: Tensor, selection: Selection, index: Tensor) -> dict[str, Any]:
+    def outcome(
+        self,
+        loss: Tensor,
+        selection: Selection,
+        index: Tensor,
+        terms: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Any]:
         """What `training_step` returns; the log of judgements reads it.
 
         Clusters are nobody's claim about a sample, so there is no right or wrong to log for them.
+
+        Args:
+            loss: scalar with gradient.
+            selection: of the global batch.
+            index: [B], its positions in the training split.
+            terms: scalars that the loss is made of, by the name to log them under; those of a sum
+                of losses join them.
         """
-        terms = self.loss.last_terms
+        terms = {**self.loss.last_terms, **(terms or {})}
         if self.pseudo_labels is not None:
             return {"loss": loss, "terms": terms}
         return {"loss": loss, "selection": selection, "index": index, "terms": terms}

@@ -78,7 +78,7 @@ class RKD(Student, MetricLearning):
             task = self.loss(unit, labels, memory=self.memory, keep=selection.keep)
             loss = loss + self.task_weight * task
         self.remember(unit, labels, index, selection)
-        return self.outcome(loss, selection, index)
+        return self.outcome(loss, selection, index, self.distillation.last_terms)
 
     def student_features(self, batch: Batch) -> Features:
         """The student's outputs [B, ...] for the global batch; maps only if a loss reads them."""
