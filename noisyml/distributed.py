@@ -36,7 +36,7 @@ def world_size() -> int:
 
 
 def collective_device() -> torch.device:
-    """Where a rank that has nothing must put its tensors to take part in a collective."""
+    """The device on which a rank without tensors takes part in a collective."""
     if is_distributed() and dist.get_backend() == "nccl":
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
@@ -115,50 +115,6 @@ def shard_slice(n: int) -> slice:
     return slice(start, start + share + (1 if r < rest else 0))
 
 
-def class_statistics(x: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Sums and counts per class over the samples of all ranks; not differentiable.
-
-    Sums run in double precision: how samples are spread over ranks does not show in single.
-
-    Args:
-        x: [n_r, D] floating point, this rank's samples; ``n_r`` may be 0.
-        labels: [n_r] int64 in ``0 .. num_classes - 1``.
-        num_classes: C.
-
-    Returns:
-        Sums [C, D] in the dtype of `x` and counts [C] int64, identical on all ranks.
-    """
-    sums = torch.zeros(num_classes, x.shape[1], dtype=torch.float64, device=x.device)
-    sums.index_add_(0, labels, x.detach().double())
-    counts = torch.bincount(labels, minlength=num_classes)
-    return all_reduce_sum(sums).to(x.dtype), all_reduce_sum(counts)
-
-
-def k_smallest(values: Tensor, k: int) -> Tensor:
-    """Which of this rank's samples are among the `k` smallest of the global batch.
-
-    All ranks choose alike: equal values in the order of ranks, then of places; NaN comes last.
-
-    Args:
-        values: [n_r], e.g. losses; ``n_r`` may be 0.
-        k: how many of the global batch, from 0 to its size.
-
-    Returns:
-        [n_r] bool; over all ranks exactly `k` are true.
-
-    Raises:
-        ValueError: the global batch has fewer than `k` samples.
-    """
-    sizes = shard_sizes(len(values), values.device)
-    total = sum(sizes)
-    if not 0 <= k <= total:
-        raise ValueError(f"k={k} must lie between 0 and the size of the global batch, {total}")
-    chosen = torch.zeros(total, dtype=torch.bool, device=values.device)
-    chosen[gather(values.detach()).argsort(stable=True)[:k]] = True
-    start = sum(sizes[: rank()])
-    return chosen[start : start + len(values)]
-
-
 def agreed_generator(
     seed: int, epoch: int, step: int, device: torch.device | str = "cpu"
 ) -> torch.Generator:
@@ -170,26 +126,6 @@ def agreed_generator(
         step: at least 0.
         device: where it draws.
     """
-    return _generator((seed, epoch, step), (), device)
-
-
-def own_generator(
-    seed: int, epoch: int, step: int, device: torch.device | str = "cpu"
-) -> torch.Generator:
-    """A generator that draws differently on every rank, but again so after a resumption.
-
-    Args:
-        seed: of the run, at least 0.
-        epoch: at least 0.
-        step: at least 0.
-        device: where it draws.
-    """
-    return _generator((seed, epoch, step), (rank(),), device)
-
-
-def _generator(
-    entropy: tuple[int, ...], branch: tuple[int, ...], device: torch.device | str
-) -> torch.Generator:
     # Neighbouring seeds must not give related streams, hence the hashing of `SeedSequence`.
-    words = np.random.SeedSequence(entropy, spawn_key=branch).generate_state(1, np.uint64)
+    words = np.random.SeedSequence((seed, epoch, step)).generate_state(1, np.uint64)
     return torch.Generator(device=device).manual_seed(int(words[0] >> np.uint64(1)))

@@ -226,7 +226,7 @@ class Extractor(LightningModule):
         return Embedded(torch.cat(positions), torch.cat(rows))
 
     def _on_device(self, batch: Batch) -> Batch:
-        """What the trainer does with a batch before it shows it to a step."""
+        """The batch as the trainer hands it to a step: converted and on the device."""
         converted = self.trainer.precision_plugin.convert_input(batch)
         moved: Batch = self.trainer.strategy.batch_to_device(converted)
         return moved

@@ -65,7 +65,7 @@ DType = Literal["float32", "float16"]
 
 @dataclass(frozen=True)
 class EmbeddingPlan:
-    """What the rows of a split depend on.
+    """Everything that the rows of a split depend on.
 
     Attributes:
         split: name of the split.
@@ -95,7 +95,7 @@ class EmbeddingPlan:
 
     @property
     def shards(self) -> int:
-        """How many shards there will be."""
+        """Number of shards of the whole split."""
         return -(-self.samples // self.rows_per_shard)
 
     def positions(self, shard: int) -> NDArray[np.int64]:

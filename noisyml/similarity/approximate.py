@@ -11,16 +11,16 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from noisyml.checks import Count, Ge, Interval, Seed, WholeNonNegative, checked
 from noisyml.errors import UserError
-from noisyml.similarity.exact.arithmetic import checked_metric
-from noisyml.similarity.exact.plan import check_request
+from noisyml.similarity.exact.plan import check_dims
 from noisyml.similarity.exact.sources import Array, RowSource
 from noisyml.similarity.search import topk
 
@@ -88,25 +88,26 @@ class _Rows:
         return torch.nn.functional.normalize(rows, dim=1) if self._cosine else rows.contiguous()
 
 
+@checked
 def approximate_topk(
     queries: Array,
     gallery: Array,
-    k: int,
+    k: Count,
     *,
     metric: Literal["cosine", "ip", "l2"] = "cosine",
     exclude: Tensor | NDArray[np.int64] | None = None,
     index: Literal["auto", "ivf", "ivfpq", "hnsw"] = "auto",
-    n_lists: int | None = None,
-    n_probes: int | None = None,
-    n_subquantisers: int | None = None,
-    n_bits: int = 8,
-    n_links: int = 32,
-    ef_construction: int = 200,
-    ef_search: int | None = None,
-    shortlist: int | None = None,
-    train_size: int | None = None,
-    recall_sample: int = 1000,
-    seed: int = 0,
+    n_lists: Count | None = None,
+    n_probes: Count | None = None,
+    n_subquantisers: Count | None = None,
+    n_bits: Annotated[int, Interval(ge=1, le=16)] = 8,
+    n_links: Annotated[int, Ge(2)] = 32,
+    ef_construction: Annotated[int, Ge(2)] = 200,
+    ef_search: Count | None = None,
+    shortlist: WholeNonNegative | None = None,
+    train_size: Count | None = None,
+    recall_sample: WholeNonNegative = 1000,
+    seed: Seed = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
 ) -> ApproximateTopK:
     """About the k nearest gallery rows of every query, and how many of them were missed.
@@ -142,18 +143,14 @@ def approximate_topk(
             rows than lists or codes need, subquantisers that do not divide D, no GPU for faiss.
         ValueError: other parameters out of range.
     """
-    cosine = checked_metric(metric) == "cosine"
+    cosine = metric == "cosine"
     source, target = _Rows(queries, "query", cosine), _Rows(gallery, "gallery", cosine)
-    check_request(source.dim, target.dim, k, "exact")
+    check_dims(source.dim, target.dim)
     excluded = _exclusions(exclude, len(source), len(target))
     kind = _kind(index, target)
     wanted = shortlist if shortlist is not None else (4 * k if kind == "ivfpq" else 0)
-    if recall_sample < 0 or wanted < 0 or (train_size is not None and train_size < 1):
-        raise ValueError("recall_sample, shortlist and train_size must not be negative")
 
     if kind == "hnsw":
-        if min(n_links, ef_construction) < 2:
-            raise ValueError("n_links and ef_construction must be at least 2")
         built = _small_world(target, metric, n_links, ef_construction, ef_search or max(64, 2 * k))
     else:
         built = _inverted_lists(
@@ -197,14 +194,10 @@ def _exclusions(
     return table
 
 
-def _kind(index: str, gallery: _Rows) -> IndexKind:
+def _kind(index: Literal["auto", "ivf", "ivfpq", "hnsw"], gallery: _Rows) -> IndexKind:
     if index == "auto":
         return "ivfpq" if 4 * len(gallery) * gallery.dim > _LARGEST_FLAT_BYTES else "ivf"
-    for kind in get_args(IndexKind):
-        if index == kind:
-            found: IndexKind = kind
-            return found
-    raise UserError(f"There is no approximate index '{index}': use auto, ivf, ivfpq or hnsw.")
+    return index
 
 
 def _faiss_metric(metric: str) -> int:
@@ -234,8 +227,6 @@ def _inverted_lists(
         n_probes = min(n_lists, max(8, n_lists // 16))
     if not 1 <= n_probes <= n_lists:
         raise ValueError(f"n_probes={n_probes} must be in 1..n_lists={n_lists}")
-    if not 1 <= n_bits <= 16:
-        raise ValueError(f"n_bits={n_bits} must be in 1..16")
     n_codes = 2**n_bits if kind == "ivfpq" else 1
     n_train = min(n, train_size or _TRAIN_ROWS_PER_CENTROID * max(n_lists, n_codes))
     if n_train < n_lists:
@@ -302,8 +293,6 @@ def _filled(index: Any, gallery: _Rows, kind: IndexKind, device: str) -> Iterato
     """The index with all gallery rows in it, on the GPU if that is wanted."""
     import faiss
 
-    if device not in ("auto", "cpu", "cuda"):
-        raise ValueError(f"device must be 'auto', 'cpu' or 'cuda', got {device!r}")
     n_gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
     if device == "cuda" and (kind == "hnsw" or n_gpus == 0):
         why = "faiss has no hnsw index for GPUs" if kind == "hnsw" else "faiss sees no GPU here"

@@ -11,10 +11,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from noisyml.checks import Count, checked
 from noisyml.distributed import all_reduce_sum
 from noisyml.errors import UserError
 
 
+@checked
 class ClassMoments:
     """Running moments of `num_classes` classes of `dim`-dimensional rows.
 
@@ -32,15 +34,16 @@ class ClassMoments:
         means: [C, D] float64, zero for a class without rows.
         squares: [C, D] float64, sum of squared deviations from the mean.
 
-    Raises:
-        ValueError: `num_classes` or `dim` is not positive.
+    Example:
+        >>> moments = ClassMoments(num_classes=2, dim=1)
+        >>> moments.update(torch.tensor([[1.0], [3.0], [5.0]]), torch.tensor([0, 0, 1]))
+        >>> moments.means.tolist(), moments.variances().tolist()
+        ([[2.0], [5.0]], [[1.0], [0.0]])
     """
 
     def __init__(
-        self, num_classes: int, dim: int, device: torch.device | str | None = None
+        self, num_classes: Count, dim: Count, device: torch.device | str | None = None
     ) -> None:
-        if min(num_classes, dim) < 1:
-            raise ValueError(f"num_classes={num_classes} and dim={dim} must be positive")
         self.counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
         self.means = torch.zeros(num_classes, dim, dtype=torch.float64, device=device)
         self.squares = torch.zeros(num_classes, dim, dtype=torch.float64, device=device)

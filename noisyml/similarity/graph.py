@@ -254,7 +254,7 @@ def csr_rows(graph: Graph, start: int = 0, stop: int | None = None) -> Tensor:
 
 @checked
 def consensus(neighbours: Graph, *, memory_budget_bytes: EntryBudget = 2**28) -> Graph:
-    """How many neighbourhoods contain both nodes: ``O^T O`` without its diagonal.
+    """Number of neighbourhoods that contain both nodes: ``O^T O`` without its diagonal.
 
     Args:
         neighbours: closed neighbourhoods O of N nodes (`knn_graph` with `self_loops`); the weights

@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Self
 import torch
 from torch import Tensor
 
+from noisyml.checks import Count, checked
 from noisyml.errors import UserError
 from noisyml.similarity.pinned_buffers import PinnedBuffers
 
@@ -26,6 +27,7 @@ class Rows(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
 
 
+@checked
 class MemoryBank(PinnedBuffers):
     """The last `size` embeddings, their labels and sample indices, and the sums of their classes.
 
@@ -47,8 +49,13 @@ class MemoryBank(PinnedBuffers):
             every rank, whatever the order of summation.
         class_counts: [C] int64, number of stored rows of each class.
 
-    Raises:
-        UserError: a size that is not positive, or an unknown `wrap`.
+    Example:
+        >>> bank = MemoryBank(size=2, dim=1, num_classes=3)
+        >>> rows = torch.tensor([[1.0], [-1.0], [1.0]])
+        >>> for i in range(3):
+        ...     bank.enqueue(rows[i : i + 1], torch.tensor([i]), torch.tensor([i]))
+        >>> bank.filled().labels.tolist(), bank.class_counts.tolist()
+        ([2, 1], [0, 1, 1])
     """
 
     embeddings: Tensor
@@ -59,20 +66,13 @@ class MemoryBank(PinnedBuffers):
 
     def __init__(
         self,
-        size: int,
-        dim: int,
-        num_classes: int,
+        size: Count,
+        dim: Count,
+        num_classes: Count,
         wrap: Literal["ring", "released"] = "ring",
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        if min(size, dim, num_classes) < 1:
-            raise UserError(
-                f"A memory bank needs at least one row, dimension and class, not size={size}, "
-                f"dim={dim}, num_classes={num_classes}: give positive numbers."
-            )
-        if wrap not in ("ring", "released"):
-            raise UserError(f"The memory bank knows no wrap={wrap!r}: use ring or released.")
         self.size = size
         self.wrap = wrap
         self.register_buffer("embeddings", torch.zeros(size, dim, dtype=dtype))

@@ -15,7 +15,8 @@ from typing import Literal
 
 import torch
 
-from noisyml.similarity.exact.arithmetic import Side, centre_of, checked_metric
+from noisyml.checks import Count, checked
+from noisyml.similarity.exact.arithmetic import Side, centre_of
 from noisyml.similarity.exact.float32 import Float32Filter, common_scale
 from noisyml.similarity.exact.plan import (
     Blocks,
@@ -23,7 +24,7 @@ from noisyml.similarity.exact.plan import (
     Task,
     TopK,
     block_sizes,
-    check_request,
+    check_dims,
     checked_exclude,
     device_of,
     positions,
@@ -43,18 +44,19 @@ from noisyml.similarity.exact.sources import Array, RowSource
 __all__ = ["TopK", "find", "self_topk", "topk"]
 
 
+@checked
 def topk(
     queries: Array,
     gallery: Array,
-    k: int,
+    k: Count,
     *,
     metric: Literal["cosine", "ip", "l2"] = "cosine",
     precision: Literal["exact", "fast"] = "exact",
     exclude: Array | None = None,
-    memory_budget_bytes: int | None = None,
+    memory_budget_bytes: Count | None = None,
     device: torch.device | str | None = None,
-    query_block: int | None = None,
-    gallery_block: int | None = None,
+    query_block: Count | None = None,
+    gallery_block: Count | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TopK:
     """The k nearest gallery rows of every query, exactly; equal scores by lowest row number.
@@ -80,13 +82,19 @@ def topk(
         `TopK` on the device of the computation.
 
     Raises:
-        UserError: shapes that do not fit, k < 1, an unknown metric, rows with NaN.
+        UserError: shapes that do not fit, or rows with NaN.
+
+    Example:
+        >>> import torch
+        >>> gallery = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> found = topk(torch.tensor([[2.0, 1.0]]), gallery, 2)
+        >>> found.index.tolist(), [round(score, 3) for score in found.scores[0].tolist()]
+        ([[2, 0]], [0.949, 0.894])
     """
     where = device_of(queries, device)
     source = RowSource(queries, "query", where)
     target = RowSource(gallery, "gallery", where)
-    metric = checked_metric(metric)
-    check_request(source.dim, target.dim, k, precision)
+    check_dims(source.dim, target.dim)
     excluded = checked_exclude(exclude, len(source), len(target), where)
     with torch.no_grad():
         centre = centre_of(target.take(positions(len(target)))) if metric == "l2" else None
@@ -103,16 +111,17 @@ def topk(
         return find(task, blocks, progress)
 
 
+@checked
 def self_topk(
     x: Array,
-    k: int,
+    k: Count,
     *,
     metric: Literal["cosine", "ip", "l2"] = "cosine",
     precision: Literal["exact", "fast"] = "exact",
-    memory_budget_bytes: int | None = None,
+    memory_budget_bytes: Count | None = None,
     device: torch.device | str | None = None,
-    query_block: int | None = None,
-    gallery_block: int | None = None,
+    query_block: Count | None = None,
+    gallery_block: Count | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TopK:
     """The k nearest other rows of every row; the answer of `topk` for half of the multiplications.
@@ -125,11 +134,15 @@ def self_topk(
 
     Raises:
         UserError: as `topk`.
+
+    Example:
+        >>> import torch
+        >>> found = self_topk(torch.tensor([[0.0], [1.0], [5.0]]), 1, metric="l2")
+        >>> found.index.tolist(), found.scores.tolist()
+        ([[1], [0], [1]], [[-1.0], [-1.0], [-16.0]])
     """
     where = device_of(x, device)
     source = RowSource(x, "given", where)
-    metric = checked_metric(metric)
-    check_request(source.dim, source.dim, k, precision)
     with torch.no_grad():
         centre = centre_of(source.take(positions(len(source)))) if metric == "l2" else None
         side = Side.of(source, metric, centre)
@@ -175,7 +188,7 @@ def find(task: Task, blocks: Blocks, progress: Callable[[int, int], None] | None
 
 
 def _coarse_filter(task: Task, product: Float32Filter) -> CoarseFilter | None:
-    """What a trial on rows that this process can read recommends."""
+    """The cheaper filter that a trial on rows of this process recommends, if any."""
     some = spread_out(len(task.queries), TRIAL_QUERIES).to(task.queries.device)
     items, rows = task.gallery.sample(TRIAL_GALLERY)
     own = task.own is not None

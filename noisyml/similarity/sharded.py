@@ -17,13 +17,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from noisyml import distributed
+from noisyml.checks import Count, check_arguments
 from noisyml.errors import UserError
-from noisyml.similarity.exact.arithmetic import Side, centre_of, checked_metric
+from noisyml.similarity.exact.arithmetic import Side, centre_of
 from noisyml.similarity.exact.plan import (
     Task,
     TopK,
     block_sizes,
-    check_request,
+    check_dims,
     checked_exclude,
     device_of,
     positions,
@@ -95,7 +96,7 @@ class ShardedGallery:
 def sharded_topk(
     local_queries: Array,
     local_gallery: Array,
-    k: int,
+    k: Count,
     *,
     metric: Literal["cosine", "ip", "l2"] = "cosine",
     precision: Literal["exact", "fast"] = "exact",
@@ -124,24 +125,31 @@ def sharded_topk(
 
     Raises:
         UserError: as `topk`; on all ranks, whichever rank the mistake is on.
+
+    Example:
+        >>> import torch
+        >>> rows = torch.tensor([[0.0], [1.0], [5.0]])
+        >>> sharded_topk(rows[:1], rows, 2, metric="l2").index.tolist()
+        [[0, 1]]
     """
     where = device_of(local_queries, device)
     with torch.no_grad():
-        kind, source, target = _agreed(
+        asked = {"k": k, "metric": metric, "precision": precision}
+        _agreed(where, lambda: check_arguments(sharded_topk, asked))
+        source, target = _agreed(
             where,
             lambda: (
-                checked_metric(metric),
                 RowSource(local_queries, "query", where),
                 RowSource(local_gallery, "gallery", where),
             ),
         )
-        _agreed(where, lambda: check_request(source.dim, target.dim, k, precision))
+        _agreed(where, lambda: check_dims(source.dim, target.dim))
         _check_dims(target)
         sizes = distributed.shard_sizes(len(target), where)
         excluded = _agreed(where, lambda: checked_exclude(exclude, len(source), sum(sizes), where))
-        centre = _common_centre(target, sizes) if kind == "l2" else None
+        centre = _common_centre(target, sizes) if metric == "l2" else None
         mine, theirs = _agreed(
-            where, lambda: (Side.of(source, kind, centre), Side.of(target, kind, centre))
+            where, lambda: (Side.of(source, metric, centre), Side.of(target, metric, centre))
         )
         gallery = ShardedGallery(target, theirs, sizes)
         blocks = block_sizes(source.dim, where, memory_budget_bytes, query_block, gallery_block)
@@ -151,7 +159,7 @@ def sharded_topk(
 
 def sharded_self_topk(
     local: Array,
-    k: int,
+    k: Count,
     *,
     metric: Literal["cosine", "ip", "l2"] = "cosine",
     precision: Literal["exact", "fast"] = "exact",
@@ -177,17 +185,22 @@ def sharded_self_topk(
 
     Raises:
         UserError: as `topk`; on all ranks, whichever rank the mistake is on.
+
+    Example:
+        >>> import torch
+        >>> rows = torch.tensor([[0.0], [1.0], [5.0]])
+        >>> sharded_self_topk(rows, 1, metric="l2").index.tolist()
+        [[1], [0], [1]]
     """
     where = device_of(local, device)
     with torch.no_grad():
-        kind, source = _agreed(
-            where, lambda: (checked_metric(metric), RowSource(local, "given", where))
-        )
-        _agreed(where, lambda: check_request(source.dim, source.dim, k, precision))
+        asked = {"k": k, "metric": metric, "precision": precision}
+        _agreed(where, lambda: check_arguments(sharded_self_topk, asked))
+        source = _agreed(where, lambda: RowSource(local, "given", where))
         _check_dims(source)
         sizes = distributed.shard_sizes(len(source), where)
-        centre = _common_centre(source, sizes) if kind == "l2" else None
-        side = _agreed(where, lambda: Side.of(source, kind, centre))
+        centre = _common_centre(source, sizes) if metric == "l2" else None
+        side = _agreed(where, lambda: Side.of(source, metric, centre))
         gallery = ShardedGallery(source, side, sizes)
         blocks = block_sizes(source.dim, where, memory_budget_bytes, query_block, gallery_block)
         start = sum(sizes[: distributed.rank()])

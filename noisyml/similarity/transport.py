@@ -21,6 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from noisyml.checks import NonNegative, Positive, WholeNonNegative, checked
 from noisyml.errors import UserError
 
 
@@ -70,18 +71,19 @@ def _log_marginal(mass: Tensor | None, cost: Tensor, dim: int) -> Tensor:
 
 
 def _update(log_marginal: Tensor, log_mass: Tensor) -> Tensor:
-    """What must be added to reach the marginal; -inf for lines that carry no mass."""
+    """The logarithm of a scaling that reaches the marginal; -inf for lines without mass."""
     return torch.where(log_marginal == -torch.inf, -torch.inf, log_marginal - log_mass)
 
 
+@checked
 def sinkhorn(
     cost: Tensor,
-    epsilon: float,
+    epsilon: Positive,
     *,
-    n_iterations: int = 100,
+    n_iterations: WholeNonNegative = 100,
     row_marginal: Tensor | None = None,
     column_marginal: Tensor | None = None,
-    tolerance: float | None = None,
+    tolerance: NonNegative | None = None,
     domain: Literal["log", "scaling"] = "log",
 ) -> Transport:
     """The entropic transport plan after a number of (rows, then columns) scalings.
@@ -106,17 +108,17 @@ def sinkhorn(
         The plan with its potentials.
 
     Raises:
-        ValueError: a parameter out of range or shapes that do not fit.
+        ValueError: shapes that do not fit.
         UserError: no plan exists (NaN costs, or mass on a line whose pairs are all forbidden), or
             the scaling domain underflowed.
+
+    Example:
+        >>> cost = torch.tensor([[0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+        >>> sinkhorn(cost, 0.5).plan.round(decimals=3).tolist()
+        [[0.44, 0.06], [0.06, 0.44]]
     """
-    if cost.ndim < 2 or not epsilon > 0 or n_iterations < 0:
-        raise ValueError(
-            f"needs a matrix, epsilon > 0 and n_iterations >= 0, got a cost {tuple(cost.shape)}, "
-            f"epsilon={epsilon}, n_iterations={n_iterations}"
-        )
-    if domain not in ("log", "scaling"):
-        raise ValueError(f"domain must be 'log' or 'scaling', got {domain!r}")
+    if cost.ndim < 2:
+        raise ValueError(f"a cost must be a matrix [..., M, N], got {tuple(cost.shape)}")
     if cost.dtype not in (torch.float32, torch.float64):
         cost = cost.float()
     log_r = _log_marginal(row_marginal, cost, -2)

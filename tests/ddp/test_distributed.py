@@ -29,28 +29,10 @@ def _work(rank, world, file, out):
     alone = weight.clone().requires_grad_()
     expected = ((whole @ alone) @ (whole @ alone).T).square().sum()
     expected.backward()
-    labels = torch.arange(len(whole)) % 3
-    mine_labels = labels[start : start + len(mine)]
-    sums, counts = distributed.class_statistics(mine.float(), mine_labels, 4)
-    # Three equal values in different shards, and a NaN, which is never small.
-    values = whole[:, 1].clone()
-    values[[0, len(whole) // 2, len(whole) - 1]] = -9.0
-    values[1] = float("nan")
-    kept = distributed.k_smallest(values[start : start + len(mine)], 2)
-    all_but_one = distributed.k_smallest(values[start : start + len(mine)], len(whole) - 1)
     draw = torch.rand(3, generator=distributed.agreed_generator(0, 1, 2))
-    own = torch.rand(3, generator=distributed.own_generator(0, 1, 2))
 
     results = {
-        "sums": torch.equal(
-            sums,
-            torch.stack([whole.float()[labels == c].double().sum(0).float() for c in range(4)]),
-        ),
-        "counts": counts.tolist() == [int((labels == c).sum()) for c in range(4)],
-        "ties": distributed.gather(kept).nonzero().flatten().tolist() == [0, len(whole) // 2],
-        "nan": distributed.gather(all_but_one).logical_not().nonzero().tolist() == [[1]],
         "agreed": torch.equal(distributed.gather(draw[None]), draw.expand(world, 3)),
-        "own": len(distributed.gather(own[None]).unique(dim=0)) == world,
         "values": torch.allclose(gathered, whole @ weight),
         "loss": torch.allclose(loss, expected),
         "gradient": torch.allclose(average, alone.grad),
@@ -83,27 +65,11 @@ def test_one_process_gathers_itself():
     assert not distributed.is_distributed()
 
 
-def test_one_process_counts_and_chooses_for_itself():
-    x = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]], requires_grad=True)
-    sums, counts = distributed.class_statistics(x, torch.tensor([1, 0, 1]), 3)
-    assert sums.tolist() == [[3.0, 4.0], [6.0, 8.0], [0.0, 0.0]]
-    assert counts.tolist() == [1, 2, 0]
-    assert not sums.requires_grad
-    losses = torch.tensor([2.0, 1.0, 1.0, 3.0])
-    assert distributed.k_smallest(losses, 1).tolist() == [False, True, False, False]
-    assert distributed.k_smallest(losses, 0).sum() == 0
-    for k in (-1, 5):
-        with pytest.raises(ValueError, match="between 0 and"):
-            distributed.k_smallest(losses, k)
-
-
 def test_generators_follow_seed_epoch_and_step():
-    def draws(make, *where):
-        return torch.rand(4, generator=make(*where)).tolist()
+    def draws(*where):
+        return torch.rand(4, generator=distributed.agreed_generator(*where)).tolist()
 
     places = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
-    for make in (distributed.agreed_generator, distributed.own_generator):
-        found = [draws(make, *place) for place in places]
-        assert found == [draws(make, *place) for place in places]
-        assert len({tuple(numbers) for numbers in found}) == len(places)
-    assert draws(distributed.agreed_generator, 0, 0, 0) != draws(distributed.own_generator, 0, 0, 0)
+    found = [draws(*place) for place in places]
+    assert found == [draws(*place) for place in places]
+    assert len({tuple(numbers) for numbers in found}) == len(places)

@@ -170,8 +170,12 @@ def test_mistakes_are_named() -> None:
         ({"index": "ivf", "n_lists": 301}, "300 training rows cannot fill 301 inverted lists"),
         ({"index": "ivfpq", "n_subquantisers": 5}, "5 subquantisers do not divide 16"),
         ({"index": "ivfpq", "n_bits": 10}, "300 training rows cannot fill 1024 codes"),
-        ({"index": "flat"}, "no approximate index 'flat'"),
+        ({"index": "flat"}, "index=flat must be auto, ivf, ivfpq or hnsw"),
         ({"index": "hnsw", "device": "cuda"}, "no hnsw index for GPUs"),
+        ({"n_bits": 0}, "n_bits=0 must be a whole number from 1 to 16"),
+        ({"index": "hnsw", "n_links": 1}, "n_links=1 must be a whole number of at least 2"),
+        ({"recall_sample": -1}, "recall_sample=-1 must be a whole number of at least 0"),
+        ({"device": "tpu"}, "device=tpu must be auto, cpu or cuda"),
     ):
         with pytest.raises(UserError, match=words):
             search(**settings)
@@ -180,10 +184,6 @@ def test_mistakes_are_named() -> None:
             search(device="cuda")
     for settings, words in (
         ({"n_lists": 4, "n_probes": 5}, "n_probes"),
-        ({"n_bits": 0}, "n_bits"),
-        ({"index": "hnsw", "n_links": 1}, "n_links"),
-        ({"recall_sample": -1}, "recall_sample"),
-        ({"device": "tpu"}, "device"),
         ({"exclude": torch.zeros(3, dtype=torch.int64)}, "exclude"),
         ({"exclude": torch.full((4,), 300)}, "exclude"),
     ):

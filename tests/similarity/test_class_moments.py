@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from noisyml.checks import ArgumentError
 from noisyml.errors import UserError
 from noisyml.similarity.class_moments import ClassMoments
 
@@ -113,5 +114,5 @@ def test_broken_rows_and_shapes_are_refused() -> None:
         moments.update(torch.zeros(4, 3), torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match="cannot join"):
         moments.merge(ClassMoments(2, 2))
-    with pytest.raises(ValueError, match="positive"):
+    with pytest.raises(ArgumentError, match="num_classes=0 must be a whole number of at least 1"):
         ClassMoments(0, 2)

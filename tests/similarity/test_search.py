@@ -373,8 +373,8 @@ def test_blocks_follow_the_budget():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ({"k": 0}, "k=0 neighbours: ask for at least 1"),
-        ({"metric": "euclidean"}, "Unknown metric 'euclidean': choose cosine, ip or l2"),
+        ({"k": 0}, "k=0 must be a whole number of at least 1"),
+        ({"metric": "euclidean"}, "metric=euclidean must be cosine, ip or l2"),
         ({"queries": torch.zeros(3, 5)}, "queries have 5 dimensions and the gallery has 4"),
         ({"queries": torch.zeros(4)}, r"query embeddings have shape \[4\]"),
         ({"gallery": torch.zeros(2, 4, dtype=torch.int64)}, r"gallery embeddings .*int64"),

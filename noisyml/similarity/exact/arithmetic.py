@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import warnings
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -76,20 +76,9 @@ def centre_of(rows: Tensor) -> Tensor:
     return (mean / step).round_().mul_(step)
 
 
-def checked_metric(metric: str) -> Metric:
-    """`metric`, if it is one.
-
-    Raises:
-        UserError: it is not.
-    """
-    if metric not in get_args(Metric):
-        raise UserError(f"Unknown metric {metric!r}: choose cosine, ip or l2.")
-    return cast(Metric, metric)
-
-
 @dataclass(frozen=True)
 class Side:
-    """What must be known of every row of one side before it can be compared.
+    """Facts about every row of one side that comparisons need.
 
     Attributes:
         metric: how rows are compared.
@@ -165,12 +154,12 @@ class Side:
         return high, low
 
     def output_scale(self) -> float:
-        """What turns an inner score into the score that callers see."""
+        """Factor from an inner score to the score that callers see."""
         return 2.0 if self.metric == "l2" else 1.0
 
 
 def double_error(query_norms: Tensor, gallery_norms: Tensor, metric: Metric, dim: int) -> Tensor:
-    """How far a float64 inner score may lie from the exact one, given canonical norms [...].
+    """Bound of the error of a float64 inner score, given canonical norms [...].
 
     The float64 product in any order (Higham, Accuracy and Stability of Numerical Algorithms, eq.
     3.5), both grids, and the product of the second limbs, which the exact score leaves out.

@@ -138,7 +138,7 @@ class _Room:
         return _Found(_address(query), _address(place), _address(self._scores), 0, len(query))
 
     def pairs(self, found: _Found) -> Pairs:
-        """What has been found."""
+        """The pairs found so far."""
         query, place = self._numbers[:, : found.count]
         return Pairs(query, place, self._scores[: found.count])
 
@@ -169,7 +169,7 @@ def _library() -> ctypes.CDLL | None:
 
 @functools.cache
 def _team() -> int | None:
-    """Where the function lies that runs work on the threads of PyTorch, if they are GNU OpenMP's.
+    """Address of the function that runs work on the threads of PyTorch, if they are GNU OpenMP's.
 
     They wait for more work actively, so two sets of threads would be in each other's way.
     """
@@ -181,7 +181,7 @@ def _team() -> int | None:
 
 
 def available() -> bool:
-    """Whether the loops were compiled and this processor runs them."""
+    """True if the loops were compiled and this processor runs them."""
     return _library() is not None
 
 
@@ -430,5 +430,5 @@ def _stretches(n: int, least: int) -> list[tuple[int, int]]:
 
 
 def _address(tensor: Tensor, offset: int = 0) -> int:
-    """Where the element number `offset` of a tensor's memory lies."""
+    """Address of the element number `offset` of a tensor's memory."""
     return tensor.data_ptr() + offset * tensor.element_size()

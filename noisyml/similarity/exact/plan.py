@@ -53,7 +53,7 @@ class Gallery(Protocol):
         ...
 
     def needed(self, wanted: list[bool]) -> list[bool]:
-        """Which panels must be visited if those marked in `wanted` are wanted here."""
+        """The panels to be visited if those marked in `wanted` are wanted here."""
         ...
 
     def sample(self, n: int) -> tuple[Tensor, Tensor]:
@@ -88,7 +88,7 @@ class LocalGallery:
 
 
 class Task(NamedTuple):
-    """What is to be found.
+    """A search: queries, gallery, and what is asked of them.
 
     Attributes:
         queries: this process's queries.
@@ -131,25 +131,21 @@ def spread_out(n: int, most: int) -> Tensor:
     return torch.arange(min(n, most)) * n // max(1, min(n, most))
 
 
-def check_request(query_dim: int, gallery_dim: int, k: int, precision: str) -> None:
-    """Refuse what cannot be searched.
+def check_dims(query_dim: int, gallery_dim: int) -> None:
+    """Refuse rows that cannot be compared.
 
     Raises:
-        UserError: dimensions differ, k < 1 or an unknown precision.
+        UserError: dimensions differ.
     """
-    if precision not in ("exact", "fast"):
-        raise UserError(f"Unknown precision {precision!r}: choose exact or fast.")
     if query_dim != gallery_dim:
         raise UserError(
             f"The queries have {query_dim} dimensions and the gallery has {gallery_dim}: embed "
             "both with the same model."
         )
-    if k < 1:
-        raise UserError(f"Cannot search for k={k} neighbours: ask for at least 1.")
 
 
 def device_of(queries: Array, device: torch.device | str | None) -> torch.device:
-    """Where to compute."""
+    """The device to compute on: the one asked for, or that of the queries."""
     if device is not None:
         return torch.device(device)
     return queries.device if isinstance(queries, Tensor) else torch.device("cpu")

@@ -320,20 +320,20 @@ class CoarseFilter:
 
 
 class Patience:
-    """When to try again what has failed: after 1, 2, 4, ... turns without it."""
+    """Turns at which to try again what has failed: after 1, 2, 4, ... turns without it."""
 
     def __init__(self) -> None:
         self._waiting, self._step = 0, 1
 
     def ready(self) -> bool:
-        """Whether this turn is one to try."""
+        """True if this turn is one to try."""
         if self._waiting:
             self._waiting -= 1
             return False
         return True
 
     def tell(self, worked: bool) -> None:
-        """How the try ended."""
+        """Take in how the try ended."""
         self._waiting, self._step = (0, 1) if worked else (self._step, 2 * self._step)
 
 
@@ -360,7 +360,7 @@ def int8_product(left: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
 
 @functools.cache
 def int8_works() -> bool:
-    """Whether this build and processor multiply 8-bit integers without overflow."""
+    """True if this build and processor multiply 8-bit integers without overflow."""
     if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.onednn, "qlinear_prepack")):
         return False
     # All products of one sign and at their largest: what saturates, saturates here.

@@ -102,7 +102,7 @@ def _score(task: Task, blocks: Blocks, index: Tensor, scores: Tensor) -> None:
 
 
 def _multiplied_where_they_lie(task: Task, raw: Tensor) -> bool:
-    """Whether the compiled loops can score pairs in float64 without float64 copies of the rows."""
+    """True if the compiled loops score pairs in float64 without float64 copies of the rows."""
     return (
         kernels.available()
         and raw.device.type == "cpu"
@@ -140,7 +140,7 @@ def _at_most_zero(task: Task, exact: Tensor) -> Tensor:
 
 
 def _doubtful(task: Task, queries: slice, scores: Tensor, index: Tensor) -> Tensor:
-    """Which float64 scores [n, W], descending, decide neither order nor rounding: bool [n, W]."""
+    """Float64 scores [n, W], descending, that decide neither order nor rounding: bool [n, W]."""
     side, double = task.query_side, torch.float64 in (task.queries.dtype, task.gallery.dtype)
     real = index >= 0
     if not len(task.gallery.side.norms):

@@ -144,7 +144,7 @@ def _pieces(
 
 
 def _on_diagonal(task: Task, cell: _Cell) -> bool:
-    """Whether the first item of a cell is its first query."""
+    """True if the first item of a cell is its first query."""
     return task.own is not None and task.own.start + cell.queries.start == cell.items.start
 
 
@@ -168,7 +168,7 @@ def _steps(cell: _Cell) -> list[_Cell]:
 
 
 def _asking(task: Task, cell: _Cell) -> list[_Asking]:
-    """Who asks: the left rows, and the right rows that are queries too."""
+    """The queries of a cell: its left rows, and the right rows that are queries too."""
     asking = [_Asking(cell.queries, cell.items.start, 0)]
     if cell.served is not None and task.own is not None:
         first = cell.items.start + cell.served - task.own.start
@@ -178,7 +178,7 @@ def _asking(task: Task, cell: _Cell) -> list[_Asking]:
 
 
 def _floors(shortlist: Shortlist, cell: _Cell, asking: list[_Asking]) -> tuple[Tensor, Tensor]:
-    """What the left rows and the right rows of a cell want to see: float32, +inf for nothing."""
+    """Lowest scores of interest to left and right rows of a cell: float32, +inf for none."""
     # A floor of -inf lets everything pass, but not what has been struck out.
     least = torch.finfo(torch.float32).min
     left = shortlist.floor(asking[0].queries).clamp_(min=least)
@@ -400,12 +400,12 @@ class _CoarseScan:
 
 
 def _is_own(own: range, panel: slice) -> bool:
-    """Whether a panel is among this process's queries."""
+    """True if a panel is among this process's queries."""
     return own.start <= panel.start < own.stop
 
 
 def _is_met(task: Task, blocks: Blocks, queries: slice, panel: slice) -> bool:
-    """Whether a product of these queries and this panel is due.
+    """True if a product of these queries and this panel is due.
 
     In a self-join, the first panel of this process's rows meets all queries, which gives them their
     first thresholds at once; later panels meet those that are neither in it nor behind themselves.

@@ -56,7 +56,7 @@ class RowSource:
 
     @property
     def direct(self) -> bool:
-        """Whether blocks are the rows where they lie, not copies."""
+        """True if blocks are the rows where they lie, not copies."""
         if not isinstance(self._array, Tensor):
             return False
         return self._array.dtype == self.dtype and self._array.device == self.device

@@ -70,7 +70,7 @@ def reaching(
 
 
 def _true_places(mask: Tensor) -> Tensor:
-    """Where a contiguous bool [n, multiple of 8] with few true entries is true, flat: int64."""
+    """Flat places of the few true entries of a contiguous bool [n, multiple of 8]: int64."""
     words = mask.view(-1).view(torch.int64).nonzero()
     word, byte = mask.view(-1, 8)[words.squeeze(1)].nonzero(as_tuple=True)
     return words.squeeze(1)[word] * 8 + byte

@@ -61,8 +61,8 @@ class QueryBlock:
         return rows[:, None] * _KEY_STRIDE - scores.clamp(min=-_KEY_STRIDE / 2)
 
     def negatives_before(self, ties: Ties) -> Tensor:
-        """How many negatives stand before the m-th relevant item, int64 [b, R]; if more than its
-        cap, some number above the cap."""
+        """Negatives before the m-th relevant item, int64 [b, R]; if more than its cap, some number
+        above the cap."""
         return self.counts[ties].cumsum(1)[:, :-1]
 
     def update_thresholds(self, seen: float = 1.0) -> None:

@@ -85,7 +85,7 @@ class Rows:
         return len(self.embeddings)
 
     def side(self) -> Side:
-        """What a filter must know of these rows."""
+        """Facts about these rows that a filter needs."""
         metric: Literal["cosine", "l2"] = "cosine" if self.half_squares is None else "l2"
         return Side(metric, None, self.factor, self.norms, self.half_squares)
 

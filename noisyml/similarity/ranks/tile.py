@@ -43,7 +43,7 @@ class Tile:
         return Tile(self.scores[:rows], self.left[:rows], self.right, coarse)
 
     def bar(self, side: Literal["rows", "columns"], floor: Tensor) -> Tensor:
-        """What a query's entries must reach for their float32 score to reach `floor` [n]."""
+        """The score that an entry needs for its float32 score to reach `floor` [n]."""
         if self.coarse is None:
             return floor
         coarse, left, right = self.coarse

@@ -238,7 +238,7 @@ class Ranking:
         return QueryBlock(query_index, scores, error, items, n_relevant, caps, counts, threshold)
 
     def _coarse_filter(self) -> CoarseFilter | None:
-        """What a trial on an even sample recommends.
+        """The cheaper filter that a trial on an even sample recommends, if any.
 
         It takes the scores that matter to a query for its nearest few items: as many as the most
         demanding metric looks at.
@@ -299,7 +299,7 @@ class Ranking:
         start: int,
         floors: tuple[Tensor, Tensor],
     ) -> tuple[Pairs, Pairs] | None:
-        """What reaches the floors of rows and columns, found one by one without a tile of scores.
+        """Pairs that reach the floors of rows and columns, found without a tile of scores.
 
         None if there are too many pairs: see `CoarseFilter.hits`.
         """
