@@ -432,6 +432,21 @@ class EmbeddingStore:
 
     Raises:
         UserError: there are no embeddings.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp()) / EMBEDDINGS_FOLDER
+        >>> settings = dict.fromkeys(["precision", "data", "labels", "transform", "encoder"], "")
+        >>> plan = EmbeddingPlan("test", 3, 2, "float32", 2, 1, **settings)
+        >>> writer = SplitWriter(folder / "test", plan)
+        >>> writer.begin()
+        >>> for shard in range(plan.shards):
+        ...     at = plan.positions(shard)
+        ...     writer.write(shard, at, np.ones((len(at), 2)) * at[:, None])
+        >>> writer.finish(np.array([0, 1, 1]), ["a.png", "b.png", "c.png"], ["ant", "bee"])
+        >>> split = EmbeddingStore(folder.parent).split("test")
+        >>> split.shape, split[1:].tolist(), split.label_names.tolist()
+        ((3, 2), [[1.0, 1.0], [2.0, 2.0]], ['ant', 'bee', 'bee'])
     """
 
     def __init__(self, path: str | Path) -> None:
