@@ -304,7 +304,8 @@ def _mistake(name: str, value: Any, annotation: Any, hint: str = "") -> Argument
             return _mistake(name, value, parts[0], own or hint)
         hint = own or hint
     if origin in (Union, types.UnionType):
-        listed = [p for p in parts if get_origin(p) in (*_LISTS, *_MAPPINGS)]
+        fitting = _MAPPINGS if isinstance(value, Mapping) else _LISTS
+        listed = [p for p in parts if get_origin(p) in fitting]
         if listed and isinstance(value, list | tuple | Mapping):
             return _mistake(name, value, listed[0], hint)
     if (

@@ -27,7 +27,7 @@ NAME_WIDTH = 220
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What decoding one image tells.
+    """Facts that decoding one image tells.
 
     Attributes:
         digest: hash of the file's bytes (of the pixels if held in memory); empty if unreadable.
@@ -44,7 +44,7 @@ class ImageFacts:
 
 @dataclass(frozen=True)
 class SplitReport:
-    """What `check_images` found in one split of N images and C classes.
+    """Findings of `check_images` in one split of N images and C classes.
 
     Attributes:
         split: the split's name.
@@ -71,7 +71,7 @@ class SplitReport:
 
     @property
     def modes(self) -> dict[str, int]:
-        """How many images have which stored mode, most frequent first."""
+        """Number of images of each stored mode, most frequent first."""
         return dict(Counter(fact.mode for fact in self.facts if fact.mode).most_common())
 
     @property
@@ -131,12 +131,12 @@ class Duplicate:
 
     @property
     def across_splits(self) -> bool:
-        """Whether more than one split holds the image: the test is then no test."""
+        """True if more than one split holds the image: the test is then no test."""
         return len({split for split, _, _ in self.members}) > 1
 
     @property
     def labels_differ(self) -> bool:
-        """Whether the copies carry different classes: one label at least is wrong."""
+        """True if the copies carry different classes: one label at least is wrong."""
         return len({name for _, _, name in self.members}) > 1
 
 
@@ -214,7 +214,7 @@ def find_duplicates(reports: Mapping[str, SplitReport]) -> list[Duplicate]:
 
 
 def sizes_differ(reports: Iterable[SplitReport]) -> bool:
-    """Whether the decodable images of all splits together have more than one size."""
+    """True if the decodable images of all splits together have more than one size."""
     limits = {report.sizes[key] for report in reports if report.sizes for key in ("min", "max")}
     return len(limits) > 1
 

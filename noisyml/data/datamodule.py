@@ -47,14 +47,14 @@ log = logging.getLogger(__name__)
 
 
 class FrozenBackbone(Protocol):
-    """What the feature cache needs of a backbone."""
+    """Interface of a backbone to the feature cache."""
 
     def raw_features(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] to float [B, F]."""
         ...
 
     def fingerprint(self) -> str:
-        """What raw features depend on."""
+        """Digest of all that raw features depend on."""
         ...
 
     def set_feature_statistics(self, mean: Tensor, std: Tensor) -> None:
@@ -192,7 +192,7 @@ class DataModule(Checked, LightningDataModule):
         return names
 
     def remarks(self) -> list[str]:
-        """What a user should know of the splits before reading numbers."""
+        """Remarks on the splits that a user should know before reading numbers."""
         if self.val_labels is None:
             return ["there is no validation split: the last model is reported, and no best one"]
         if not np.array_equal(self.val_labels, self.splits["val"].labels):
@@ -427,7 +427,7 @@ class DataModule(Checked, LightningDataModule):
     # -- resuming ----------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the sampler stands: epoch and batches of it already consumed."""
+        """Position of the sampler: epoch, and batches of it already consumed."""
         if self.trainer is None:
             return {}
         epoch = self.trainer.current_epoch

@@ -145,7 +145,7 @@ class FileImages:
         return len(self.paths)
 
     def path(self, index: int) -> str:
-        """Where the image at `index` lies."""
+        """Path of the image at `index`."""
         return os.path.join(self.root, self.paths[index])
 
     def load(self, index: int) -> Image.Image:
@@ -163,7 +163,7 @@ class FileImages:
 
 
 def _why(error: Exception) -> str:
-    """What is wrong with an image file, in a few words and without its path."""
+    """Reason why an image file cannot be read, in a few words and without its path."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image, or damaged"
     if isinstance(error, OSError) and error.strerror:

@@ -100,7 +100,7 @@ class Labelling:
         return Observed(manifest, observed, val_labels)
 
     def corrupt(self, split: Split, noise: Injector) -> NoiseManifest:
-        """What noise makes of the labels of a split.
+        """Corrupt the labels of a split.
 
         Raises:
             UserError: noise that does not fit the split.

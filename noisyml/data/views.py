@@ -133,7 +133,7 @@ class TrainingView(Dataset[Any]):
         )
 
     def _nothing(self) -> Batch:
-        """What a process gets of a last batch of fewer images than processes: tensors of length 0.
+        """Share of a process in a last batch of fewer images than processes: tensors of length 0.
 
         They have the shape of other images, so that the network is passed as by everybody else.
         """

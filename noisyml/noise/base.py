@@ -1,4 +1,4 @@
-"""What every injector has in common: checked labels in, a manifest out."""
+"""Base of injectors: checked labels in, a manifest out."""
 
 from __future__ import annotations
 
@@ -10,25 +10,14 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from noisyml.checks import WholeNonNegative, check_fields
 from noisyml.errors import UserError
 from noisyml.noise.manifest import NoiseManifest
 from noisyml.noise.random import ClassOrder, Draws, sample_ids
 from noisyml.targets import TARGETS, Labels, TargetKind, target_of
 
-#: What an injector wants as features: raw pixels 0..255, network embeddings, class probabilities.
+#: Features that an injector asks for: raw pixels 0..255, network embeddings, class probabilities.
 FeatureKind = Literal["none", "pixels", "embeddings", "probabilities"]
-
-
-def check_rate(rate: float, key: str = "noise.rate") -> None:
-    """Raise `UserError` unless `rate` is a fraction of 1."""
-    if not 0.0 <= rate <= 1.0:
-        raise UserError(f"{key}={rate} is not a fraction between 0 and 1; 0.4 means 40 percent.")
-
-
-def check_choice(value: str, choices: Sequence[str], key: str) -> None:
-    """Raise `UserError` unless `value` is one of `choices`."""
-    if value not in choices:
-        raise UserError(f"{key}={value} is unknown; choose one of {', '.join(choices)}.")
 
 
 @dataclass(frozen=True)
@@ -40,7 +29,7 @@ class Samples:
         num_classes: number of classes C.
         ids: uint64 [N], stable sample ids.
         keys: N sample keys or None.
-        features: float [N, D] or None; what they are depends on the injector's `feature_kind`.
+        features: float [N, D] or None; their meaning depends on the injector's `feature_kind`.
         class_names: C names or None.
     """
 
@@ -61,7 +50,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an injector decided; fields as in `NoiseManifest`, None follows from the rest."""
+    """The decisions of an injector; fields as in `NoiseManifest`, None follows from the rest."""
 
     observed: Labels
     nominal_rate: float | None = None
@@ -75,11 +64,15 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Injector(ABC):
-    """Corrupts the labels of a training split, once, as a pure function of its arguments."""
+    """Corrupts the labels of a training split, once, as a pure function of its arguments.
+
+    Raises:
+        ArgumentError: a setting that its annotation does not allow.
+    """
 
     #: The injector's name in records and the salt of its draws.
     name: ClassVar[str]
-    #: What `inject` needs as `features`.
+    #: The features that `inject` needs.
     feature_kind: ClassVar[FeatureKind] = "none"
     #: True if `inject` needs `features`.
     needs_features: ClassVar[bool] = False
@@ -88,6 +81,9 @@ class Injector(ABC):
     training_only: ClassVar[bool] = False
     #: The kinds of labels it corrupts.
     target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"single"})
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def check_kind(self, labels: ArrayLike) -> None:
         """Refuse labels of a kind that this injector does not corrupt.
@@ -219,7 +215,7 @@ class SeededInjector(SplitInjector):
         seed: the seed of the noise alone; training seeds do not touch it.
     """
 
-    seed: int = 0
+    seed: WholeNonNegative = 0
 
     @property
     def draws(self) -> Draws:
@@ -229,7 +225,13 @@ class SeededInjector(SplitInjector):
 
 @dataclass(frozen=True, kw_only=True)
 class NoNoise(SplitInjector):
-    """Leaves the labels as they are."""
+    """Leaves the labels as they are.
+
+    Example:
+        >>> from noisyml.noise import NoNoise
+        >>> NoNoise().inject([0, 1, 1], 2).actual_rate
+        0.0
+    """
 
     name: ClassVar[str] = "none"
     target_kinds: ClassVar[frozenset[TargetKind]] = frozenset(TARGETS)

@@ -27,7 +27,7 @@ _METADATA_KEY = b"noisyml.noise"
 
 
 class SampleState(IntEnum):
-    """What a training sample is, given the truth about it."""
+    """State of a training sample, given the truth about it."""
 
     UNKNOWN = -1
     CLEAN = 0
@@ -93,6 +93,13 @@ class NoiseManifest:
 
     Raises:
         ValueError: the arrays do not fit each other.
+
+    Example:
+        >>> from noisyml.noise import NoiseManifest
+        >>> observed, clean = [0, 1, 1], [0, 0, 1]
+        >>> manifest = NoiseManifest(observed, clean, [False, True, False], 2, injector="mine")
+        >>> round(manifest.actual_rate, 3), manifest.count_matrix().tolist()
+        (0.333, [[1, 1], [0, 1]])
     """
 
     observed: Labels

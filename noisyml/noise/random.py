@@ -63,6 +63,13 @@ def sample_ids(n: int, keys: Sequence[str] | None) -> NDArray[np.uint64]:
     Raises:
         UserError: two samples have the same key.
         ValueError: the number of keys is not `n`.
+
+    Example:
+        >>> from noisyml.noise.random import sample_ids
+        >>> sample_ids(3, None).tolist()
+        [0, 1, 2]
+        >>> bool((sample_ids(2, ["a", "b"]) == sample_ids(2, ["b", "a"])[::-1]).all())
+        True
     """
     if keys is None:
         return np.arange(n, dtype=np.uint64)
@@ -87,6 +94,12 @@ class Draws:
     Attributes:
         seed: any integer; the noise seed, not the training seed.
         injector: the injector's name, so that two injectors with one seed are independent.
+
+    Example:
+        >>> from noisyml.noise.random import Draws, sample_ids
+        >>> draws, ids = Draws(seed=0, injector="mine"), sample_ids(3, ["a", "b", "c"])
+        >>> draws.uniform(ids, "flip").round(3).tolist()
+        [0.686, 0.078, 0.964]
     """
 
     seed: int
@@ -150,6 +163,12 @@ class ClassOrder:
     Attributes:
         classes: int64 [C], ``classes[k]`` is the class of rank k.
         rank: int64 [C], the inverse permutation.
+
+    Example:
+        >>> import numpy as np
+        >>> from noisyml.noise.random import ClassOrder, sample_ids
+        >>> ClassOrder.of(np.array([1, 0, 1]), sample_ids(3, None), 2).classes.tolist()
+        [1, 0]
     """
 
     classes: NDArray[np.int64]

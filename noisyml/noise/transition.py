@@ -234,6 +234,11 @@ def class_map(
     Raises:
         UserError: unknown map, a named one for other classes, unknown class, or a class sent to
             itself.
+
+    Example:
+        >>> from noisyml.noise.transition import class_map
+        >>> class_map({"cat": "dog"}, 2, ["cat", "dog"])
+        {0: 1}
     """
     if isinstance(name_or_map, str):
         if name_or_map not in CLASS_MAPS:
@@ -317,14 +322,26 @@ def _misfit(preset: str, class_names: Sequence[str]) -> int | None:
 
 
 def symmetric_matrix(num_classes: int, rate: float) -> NDArray[np.float64]:
-    """Diagonal ``1 - rate``, elsewhere ``rate / (C-1)``; float64 [C, C]."""
+    """Diagonal ``1 - rate``, elsewhere ``rate / (C-1)``; float64 [C, C].
+
+    Example:
+        >>> from noisyml.noise.transition import symmetric_matrix
+        >>> symmetric_matrix(3, 0.4).tolist()
+        [[0.6, 0.2, 0.2], [0.2, 0.6, 0.2], [0.2, 0.2, 0.6]]
+    """
     matrix = np.full((num_classes, num_classes), rate / (num_classes - 1))
     np.fill_diagonal(matrix, 1.0 - rate)
     return matrix
 
 
 def map_matrix(num_classes: int, pairs: Mapping[int, int], rate: float) -> NDArray[np.float64]:
-    """Each source of `pairs` goes to its target with probability `rate`; float64 [C, C]."""
+    """Each source of `pairs` goes to its target with probability `rate`; float64 [C, C].
+
+    Example:
+        >>> from noisyml.noise.transition import map_matrix
+        >>> map_matrix(3, {0: 1}, 0.25).tolist()
+        [[0.75, 0.25, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    """
     matrix = np.eye(num_classes)
     sources, targets = list(pairs.keys()), list(pairs.values())
     matrix[sources, sources] = 1.0 - rate
@@ -333,12 +350,24 @@ def map_matrix(num_classes: int, pairs: Mapping[int, int], rate: float) -> NDArr
 
 
 def pair_map(num_classes: int) -> dict[int, int]:
-    """``c -> c+1 mod C`` (Han et al., Co-teaching, NeurIPS 2018)."""
+    """``c -> c+1 mod C`` (Han et al., Co-teaching, NeurIPS 2018).
+
+    Example:
+        >>> from noisyml.noise.transition import pair_map
+        >>> pair_map(3)
+        {0: 1, 1: 2, 2: 0}
+    """
     return {c: (c + 1) % num_classes for c in range(num_classes)}
 
 
 def preset_matrix(name: str) -> NDArray[np.float64]:
-    """A fixed 10 x 10 matrix of `MATRIX_PRESETS`; float64 [10, 10]."""
+    """A fixed 10 x 10 matrix of `MATRIX_PRESETS`; float64 [10, 10].
+
+    Example:
+        >>> from noisyml.noise.transition import preset_matrix
+        >>> preset_matrix("arbitrary_mnist").sum(axis=1).round(6).tolist() == [1.0] * 10
+        True
+    """
     matrix = np.eye(10)
     for source, targets in _PRESETS[name].items():
         for target, probability in targets.items():
@@ -355,6 +384,11 @@ def check_matrix(
     Raises:
         UserError: not C x C, negative or not finite, a row that does not sum to 1 within 1e-6, or
             (if asked for) an off-diagonal entry that is not below its row's diagonal.
+
+    Example:
+        >>> from noisyml.noise.transition import check_matrix
+        >>> check_matrix([[0.75, 0.25], [0.5, 0.5]], 2).tolist()
+        [[0.75, 0.25], [0.5, 0.5]]
     """
     array = np.asarray(matrix, dtype=np.float64)
     if array.shape != (num_classes, num_classes):
@@ -390,20 +424,8 @@ def check_matrix(
     return np.where(np.abs(sums - 1.0) > 1e-12, array / sums, array)
 
 
-def empirical_matrix(clean: ArrayLike, observed: ArrayLike, num_classes: int) -> NDArray:
-    """Row-stochastic estimate from two labellings (int [N] each); float64 [C, C].
-
-    A class without samples gets the identity row. Feed it to the matrix injector for noise with
-    the class transitions of human annotators.
-    """
-    cells = np.asarray(clean, dtype=np.int64) * num_classes + np.asarray(observed, dtype=np.int64)
-    counts = np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
-    sums = counts.sum(axis=1, keepdims=True)
-    return np.where(sums > 0, counts / np.maximum(sums, 1), np.eye(num_classes))
-
-
 def exact_counts(class_counts: ArrayLike, matrix: ArrayLike) -> NDArray[np.int64]:
-    """How many members of each class get which label, without randomness: int64 [C, C].
+    """Number of members of each class that get each label, without randomness: int64 [C, C].
 
     Largest remainders: ``floor(n_c P_cj)``, and the members left over go, one each, to the largest
     fractional parts (rounded to 9 decimals), ties to the smaller j.
@@ -411,6 +433,11 @@ def exact_counts(class_counts: ArrayLike, matrix: ArrayLike) -> NDArray[np.int64
     Args:
         class_counts: int [C], members n_c of each true class.
         matrix: float [C, C], row-stochastic.
+
+    Example:
+        >>> from noisyml.noise.transition import exact_counts
+        >>> exact_counts([4, 4], [[0.75, 0.25], [0.5, 0.5]]).tolist()
+        [[3, 1], [2, 2]]
     """
     members = np.asarray(class_counts, dtype=np.int64)
     probabilities = np.asarray(matrix, dtype=np.float64)

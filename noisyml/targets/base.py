@@ -110,7 +110,7 @@ class Target(ABC):
 
     @abstractmethod
     def facts(self, labels: Labels) -> dict[str, str]:
-        """What else to say of the labels of a split, by heading."""
+        """Further facts about the labels of a split, by heading."""
 
     # -- in files ----------------------------------------------------------------------------
 
@@ -133,7 +133,7 @@ class Target(ABC):
     # -- observed and true ones --------------------------------------------------------------
 
     def changed(self, observed: Labels, clean: Labels) -> NDArray[np.bool_]:
-        """Whether observed and true labels differ, by sample or by entry."""
+        """Marks of the observed labels that differ from the true ones, by sample or by entry."""
         return np.asarray(observed != clean)
 
     @abstractmethod
@@ -141,7 +141,7 @@ class Target(ABC):
         """Samples with any mark, bool [N], of marks like those of `changed`."""
 
     def unknown(self, clean: Labels, changed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Whether nobody knows that a label is right or wrong, by sample or by entry."""
+        """Marks of the labels that nobody knows to be right or wrong, by sample or by entry."""
         return np.asarray((clean < 0) & ~changed)
 
     def unknown_truth(self, observed: Labels) -> Labels:
@@ -204,7 +204,7 @@ class Target(ABC):
     def groups(
         self, labels: Labels, class_names: Sequence[str], most: int
     ) -> tuple[NDArray[np.int64], list[str], NDArray[np.int64]]:
-        """What a map of the samples tells apart.
+        """Groups that a map of the samples tells apart.
 
         Args:
             labels: N labels.

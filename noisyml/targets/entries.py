@@ -44,7 +44,14 @@ def entry_numbers(index: NDArray[np.int64], classes: int) -> NDArray[np.int64]:
 def positions_of(
     numbers: NDArray[np.int64], classes: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-    """Position and, of entries, class of judgements by number; the inverse of `entry_numbers`."""
+    """Position and, of entries, class of judgements by number; the inverse of `entry_numbers`.
+
+    Example:
+        >>> import numpy as np
+        >>> from noisyml.targets.entries import positions_of
+        >>> [part.tolist() for part in positions_of(np.array([8, 15]), 2)]
+        [[4, 7], [0, 1]]
+    """
     return (numbers // classes, numbers % classes) if classes else (numbers, None)
 
 
@@ -54,6 +61,12 @@ def as_judged(marks: NDArray[np.bool_], classes: int) -> NDArray[np.bool_]:
     Args:
         marks: [n] or [n, C] bool, e.g. which labels are wrong.
         classes: C if entries were judged, 0 if samples were.
+
+    Example:
+        >>> import numpy as np
+        >>> from noisyml.targets.entries import as_judged
+        >>> as_judged(np.array([[True, False], [False, False]]), 0).tolist()
+        [True, False]
     """
     whole = marks.ndim > 1 and not classes
     return np.asarray(marks.any(axis=1) if whole else marks)
@@ -68,6 +81,12 @@ def entry_texts(
         marks: 1, 0, or negative (unknown, which gives an empty text).
         entry: the class of each.
         class_names: C names.
+
+    Example:
+        >>> import numpy as np
+        >>> from noisyml.targets.entries import entry_texts
+        >>> entry_texts(np.array([1, 0]), np.array([0, 1]), ["ant", "bee"])
+        ['ant', 'no bee']
     """
     words = {1: "", 0: "no "}
     return [

@@ -39,7 +39,7 @@ class Band:
     std: float
 
     def limits(self, spread: float) -> tuple[float, float]:
-        """What becomes 0 and 255."""
+        """Values that become 0 and 255."""
         return self.mean - spread * self.std, self.mean + spread * self.std
 
 
@@ -71,7 +71,7 @@ class BandImages:
         return len(self.stems)
 
     def settings(self) -> str:
-        """What the pixels depend on beside the files, for a fingerprint."""
+        """Settings that the pixels depend on beside the files, for a fingerprint."""
         choices = (self.suffixes, self.chosen, self.side, self.resampling)
         return repr((*choices, self.limits.tolist()))
 
@@ -160,7 +160,7 @@ def choose_bands(
 
 
 def band_limits(bands: Sequence[Band], chosen: Sequence[int], spread: float) -> NDArray[np.float32]:
-    """What becomes 0 and 255 of each chosen band, float32 [bands, 2].
+    """Values of each chosen band that become 0 and 255, float32 [bands, 2].
 
     Raises:
         UserError: `spread` is not positive.

@@ -116,7 +116,7 @@ class ClosedSetFiles(DatasetSource):
         """The published number of images of some parts, or their numbers by class."""
 
     def usable(self, parts: dict[str, Listed]) -> dict[str, Listed]:
-        """What is trained and tested on of the counted parts; everything, if not overridden."""
+        """The images of the counted parts to train and test on; everything, if not overridden."""
         return parts
 
     def splits(self) -> dict[str, Split]:

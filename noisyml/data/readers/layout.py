@@ -1,4 +1,4 @@
-"""What the readers of files share: presence, counts, text tables, fingerprints, splits."""
+"""Shared steps of readers of files: presence, counts, text tables, fingerprints, splits."""
 
 from __future__ import annotations
 
@@ -174,7 +174,7 @@ def stat_files(root: Path, paths: Sequence[str]) -> list[os.stat_result | None]:
 
 
 def at_once(work: Callable[[Sequence[str]], Result], items: Sequence[str]) -> list[Result]:
-    """What `work` makes of consecutive parts of `items`, several at a time: disks are slow.
+    """Results of `work` on consecutive parts of `items`, several at a time: disks are slow.
 
     Args:
         work: called in threads; what it raises for the first failing part is raised.

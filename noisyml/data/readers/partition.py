@@ -1,4 +1,4 @@
-"""Who goes into which split: carving that depends on names and a seed, never on the order."""
+"""Carving of splits that depends on names and a seed, never on the order of the samples."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ def carve_classes(
 
 
 def last_classes(labels: NDArray[np.int64], val_classes: int, name: str) -> NDArray[np.bool_]:
-    """Which samples belong to the last `val_classes` label values, bool [N].
+    """Mask of the samples of the last `val_classes` label values, bool [N].
 
     Raises:
         UserError: `val_classes` is negative or leaves fewer than two classes to train on.
@@ -197,7 +197,7 @@ def last_classes(labels: NDArray[np.int64], val_classes: int, name: str) -> NDAr
 def held_out_classes(
     labels: NDArray[np.int64], split: DevelopmentSplit, val_classes: int, name: str
 ) -> NDArray[np.bool_]:
-    """Which training samples of a zero-shot benchmark become ``val``, bool [N].
+    """Mask of the training samples of a zero-shot benchmark that become ``val``, bool [N].
 
     Args:
         labels: int64 [N].
@@ -259,7 +259,7 @@ def carve(
 
 
 def carving(val_fraction: float, test_fraction: float, seed: int) -> str:
-    """How carved splits came about, for people.
+    """Origin of carved splits in words.
 
     Args:
         val_fraction: share carved for ``val``.
@@ -279,7 +279,7 @@ def origin(
     test_fraction: float,
     seed: int,
 ) -> str:
-    """Where the splits of the user's own data come from, for people.
+    """Origin of the splits of the user's own data in words.
 
     Args:
         given: what names them (``the column 'split'``), None if they are carved.

@@ -135,7 +135,7 @@ def _is_drawable(point: int) -> bool:
 def _reference_cells(
     face: int, points: Sequence[int]
 ) -> tuple[NDArray[np.bool_], NDArray[np.uint8]]:
-    """Which characters the face draws (bool [P]) and their undistorted cells (uint8 [P, R * R])."""
+    """Mask of the characters the face draws (bool [P]); undistorted cells (uint8 [P, R * R])."""
     # Canvases show a cell at twice its size; here they are not halved.
     size = REFERENCE_SIDE // 2
     # No Unicode character has this code point, so every face answers with its .notdef picture.

@@ -1,4 +1,4 @@
-"""Which samples meet in which batch: a pure function of (labels, seed, epoch).
+"""Plans of batches: pure functions of (labels, seed, epoch).
 
 A plan is made for the *global* batch on every rank from the same numbers, and each rank takes its
 slice, so two ranks with half a batch each see what one process with a whole batch sees. A batch

@@ -29,7 +29,7 @@ _Image = Image.Image | Tensor
 
 
 class ViewMaker(Protocol):
-    """What training and evaluation ask of a transform.
+    """Interface of a transform to training and evaluation.
 
     Attributes:
         n_views: views of each image in training; 1: a batch holds ``image``, else ``views``.

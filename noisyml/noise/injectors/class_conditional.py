@@ -11,17 +11,15 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from noisyml.checks import Share
 from noisyml.errors import UserError
 from noisyml.noise.base import (
     Outcome,
     Samples,
     SeededInjector,
-    check_choice,
-    check_rate,
 )
 from noisyml.noise.released import single_label as legacy
 from noisyml.noise.transition import (
-    MATRIX_PRESETS,
     check_matrix,
     check_preset_names,
     class_map,
@@ -34,8 +32,7 @@ from noisyml.noise.transition import (
 )
 
 
-def _check_legacy(count: str, recipe: str, default: str, choices: tuple[str, ...]) -> None:
-    check_choice(recipe, choices, "noise.legacy")
+def _check_legacy(count: str, recipe: str, default: str) -> None:
     if count != "legacy" and recipe != default:
         raise UserError(
             f"noise.legacy={recipe} has no effect with noise.count={count}; set noise.count=legacy "
@@ -62,22 +59,30 @@ class Symmetric(SeededInjector):
 
     At one seed the noise of a smaller rate is contained in that of a larger one (except ``exact``
     and ``legacy``), with the same wrong labels.
+
+    Example:
+        >>> import numpy as np
+        >>> from noisyml.noise import Symmetric
+        >>> labels = np.repeat([0, 1, 2], 4)
+        >>> manifest = Symmetric(rate=0.5, count="exact_per_class").inject(labels, 3)
+        >>> manifest.observed.tolist()
+        [2, 0, 1, 0, 1, 0, 1, 2, 0, 0, 2, 2]
+        >>> manifest.actual_rate
+        0.5
     """
 
     name: ClassVar[str] = "symmetric"
 
-    rate: float
+    rate: Share
     include_true: bool = False
     count: Literal["bernoulli", "exact", "exact_per_class", "exact_global", "legacy"] = "bernoulli"
     legacy: Literal["multinomial", "fer", "dividemix", "elr", "selcl"] = "multinomial"
 
     def __post_init__(self) -> None:
-        check_rate(self.rate)
-        counts = ("bernoulli", "exact", "exact_per_class", "exact_global", "legacy")
-        check_choice(self.count, counts, "noise.count")
-        recipes = ("multinomial", "fer", "dividemix", "elr", "selcl")
-        _check_legacy(self.count, self.legacy, "multinomial", recipes)
-        if self.count == "legacy" and self.include_true != (self.legacy in recipes[2:]):
+        super().__post_init__()
+        _check_legacy(self.count, self.legacy, "multinomial")
+        with_true = self.legacy in ("dividemix", "elr", "selcl")
+        if self.count == "legacy" and self.include_true != with_true:
             raise UserError(
                 f"noise.legacy={self.legacy} {'excludes' if self.include_true else 'includes'} the "
                 f"true class; set noise.include_true={str(not self.include_true).lower()}."
@@ -110,7 +115,7 @@ class Symmetric(SeededInjector):
         return Outcome(observed=observed, nominal_rate=self.rate)
 
     def _chosen(self, samples: Samples) -> NDArray[np.bool_]:
-        """Which samples draw a label, bool [N]."""
+        """Mask of the samples that draw a label, bool [N]."""
         if self.count == "bernoulli":
             return self.draws.uniform(samples.ids, "flip") < self.rate
         if self.count == "exact_global":
@@ -193,16 +198,18 @@ class Pair(SeededInjector):
         rate: P(label changes); from 0.5 on the wrong class is the majority.
         count: ``bernoulli``, ``exact`` (per class) or ``legacy`` (multinomial loop).
         seed: the noise seed.
+
+    Example:
+        >>> import numpy as np
+        >>> from noisyml.noise import Pair
+        >>> Pair(rate=0.5, count="exact").inject(np.repeat([0, 1, 2], 4), 3).observed.tolist()
+        [0, 1, 0, 1, 1, 1, 2, 2, 0, 0, 2, 2]
     """
 
     name: ClassVar[str] = "pair"
 
-    rate: float
+    rate: Share
     count: Literal["bernoulli", "exact", "legacy"] = "bernoulli"
-
-    def __post_init__(self) -> None:
-        check_rate(self.rate)
-        check_choice(self.count, ("bernoulli", "exact", "legacy"), "noise.count")
 
     def corrupt(self, samples: Samples) -> Outcome:
         """Flip to the next class."""
@@ -230,20 +237,25 @@ class Asymmetric(SeededInjector):
         legacy: ``multinomial``; ``dividemix``: an exact share of all samples passes the map;
             ``elr``: class by class, with the release's re-flip of changed labels; ``selcl``.
         seed: the noise seed.
+
+    Example:
+        >>> import numpy as np
+        >>> from noisyml.noise import Asymmetric
+        >>> manifest = Asymmetric(rate=1.0, map={0: 2}).inject(np.repeat([0, 1, 2], 4), 3)
+        >>> manifest.observed.tolist()
+        [2, 2, 2, 2, 1, 1, 1, 1, 2, 2, 2, 2]
     """
 
     name: ClassVar[str] = "asymmetric"
 
-    rate: float
+    rate: Share
     map: str | Mapping[int | str, int | str]
     count: Literal["bernoulli", "exact", "legacy"] = "bernoulli"
     legacy: Literal["multinomial", "dividemix", "elr", "selcl"] = "multinomial"
 
     def __post_init__(self) -> None:
-        check_rate(self.rate)
-        check_choice(self.count, ("bernoulli", "exact", "legacy"), "noise.count")
-        recipes = ("multinomial", "dividemix", "elr", "selcl")
-        _check_legacy(self.count, self.legacy, "multinomial", recipes)
+        super().__post_init__()
+        _check_legacy(self.count, self.legacy, "multinomial")
 
     def record(self) -> dict[str, Any]:
         """The constructor's arguments; a map of one's own as a plain dictionary."""
@@ -288,19 +300,28 @@ class Matrix(SeededInjector):
         count: ``bernoulli``, ``exact`` (per class, largest remainders) or ``legacy``.
         legacy: ``multinomial``, or ``cleanlab`` (truncated exact counts).
         seed: the noise seed.
+
+    Example:
+        >>> import numpy as np
+        >>> from noisyml.noise import Matrix
+        >>> rows = [[0.5, 0.5, 0], [0, 1, 0], [0, 0, 1]]
+        >>> manifest = Matrix(matrix=rows, count="exact").inject(np.repeat([0, 1, 2], 4), 3)
+        >>> manifest.count_matrix().tolist()
+        [[2, 2, 0], [0, 4, 0], [0, 0, 4]]
     """
 
     name: ClassVar[str] = "matrix"
 
     matrix: Sequence[Sequence[float]] | NDArray[np.float64] | None = None
     path: str | None = None
-    preset: str | None = None
+    preset: Literal["arbitrary_mnist", "arbitrary_cifar10"] | None = None
     normalize: bool = False
     diagonally_dominant: bool = False
     count: Literal["bernoulli", "exact", "legacy"] = "bernoulli"
     legacy: Literal["multinomial", "cleanlab"] = "multinomial"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         given = [self.matrix is not None, self.path is not None, self.preset is not None]
         if sum(given) != 1:
             raise UserError(
@@ -308,9 +329,7 @@ class Matrix(SeededInjector):
                 f"{sum(given)}; set one and leave the others null."
             )
         if self.preset is not None:
-            check_choice(self.preset, MATRIX_PRESETS, "noise.preset")
-        check_choice(self.count, ("bernoulli", "exact", "legacy"), "noise.count")
-        _check_legacy(self.count, self.legacy, "multinomial", ("multinomial", "cleanlab"))
+            _check_legacy(self.count, self.legacy, "multinomial")
 
     def record(self) -> dict[str, Any]:
         """The constructor's arguments; a large matrix by shape and hash."""

@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from noisyml.errors import UserError
-from noisyml.noise.base import Injector, Outcome, Samples, SplitInjector, check_choice
+from noisyml.noise.base import Injector, Outcome, Samples, SplitInjector
 from noisyml.noise.manifest import NoiseManifest
 from noisyml.noise.released.lists import (
     ListName,
@@ -69,6 +69,7 @@ class FromManifest(Injector):
     verify_official: bool = True
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if Path(self.path).suffix not in (".parquet", ".csv"):
             raise UserError(
                 f"noise.path={self.path} is neither a .parquet manifest nor a .csv list; give the "
@@ -159,7 +160,7 @@ class HumanLabels(SplitInjector):
     row: Literal["position", "number"] = "position"
 
     def __post_init__(self) -> None:
-        check_choice(self.row, ("position", "number"), "noise.row")
+        super().__post_init__()
         # By number the validation split finds its rows in the file too.
         object.__setattr__(self, "training_only", self.row == "position")
 

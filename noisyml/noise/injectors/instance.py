@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
 
+from noisyml.checks import Ge, Positive, Share
 from noisyml.errors import UserError
 from noisyml.noise.base import (
     FeatureKind,
@@ -16,52 +17,8 @@ from noisyml.noise.base import (
     Samples,
     SeededInjector,
     SplitInjector,
-    check_choice,
-    check_rate,
 )
 from noisyml.noise.released import single_label as legacy
-
-
-def flip_probabilities(
-    scores: NDArray, labels: NDArray[np.int64], flip_rate: NDArray[np.float64]
-) -> NDArray:
-    """Label distribution of each sample: ``q softmax(scores without y)``, ``1 - q`` at y.
-
-    Args:
-        scores: float [N, C], how much each class attracts each sample.
-        labels: int64 [N], true classes y.
-        flip_rate: float64 [N], q in [0, 1].
-
-    Returns:
-        [N, C] in the dtype of `scores` (Xia et al., NeurIPS 2020, Algorithm 2).
-    """
-    rows = np.arange(len(labels))
-    scores = scores.copy()
-    scores[rows, labels] = -np.inf
-    probabilities = flip_rate.astype(scores.dtype)[:, None] * softmax(scores, axis=1)
-    probabilities[rows, labels] = 1.0 - flip_rate
-    return probabilities
-
-
-def part_dependent_probabilities(
-    inputs: NDArray,
-    labels: NDArray[np.int64],
-    flip_rate: NDArray[np.float64],
-    weights: NDArray,
-) -> NDArray:
-    """Part-dependent label distributions (Xia et al., NeurIPS 2020, Algorithm 2), [N, C].
-
-    Args:
-        inputs: float [N, D], flattened inputs.
-        labels: int64 [N], true classes.
-        flip_rate: float64 [N], per-sample flip rates.
-        weights: float [C, D, C], one projection per true class.
-    """
-    scores = np.empty((len(labels), weights.shape[2]), dtype=np.result_type(inputs, weights))
-    for label in np.unique(labels):
-        members = labels == label
-        scores[members] = inputs[members] @ weights[label]
-    return flip_probabilities(scores, labels, flip_rate)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,26 +41,28 @@ class PartDependent(SeededInjector):
         count: ``bernoulli`` or ``legacy`` (released generator streams; for ``cifar_n`` the release
             uses seed 0).
         seed: the noise seed.
+
+    Example:
+        >>> import numpy as np
+        >>> from noisyml.noise import PartDependent
+        >>> pixels = np.arange(24.0).reshape(12, 2)
+        >>> noise = PartDependent(rate=0.5)
+        >>> noise.inject(np.repeat([0, 1, 2], 4), 3, features=pixels).observed.tolist()
+        [0, 1, 1, 0, 2, 2, 2, 2, 2, 1, 1, 1]
     """
 
     name: ClassVar[str] = "pdn"
     feature_kind: ClassVar[FeatureKind] = "pixels"
     needs_features: ClassVar[bool] = True
 
-    rate: float
-    norm_std: float = 0.1
-    pixel_factor: float = 1.0
+    rate: Share
+    norm_std: Positive = 0.1
+    pixel_factor: Positive = 1.0
     variant: Literal["part_dependent", "cifar_n"] = "part_dependent"
     count: Literal["bernoulli", "legacy"] = "bernoulli"
 
     def __post_init__(self) -> None:
-        check_rate(self.rate)
-        check_choice(self.variant, ("part_dependent", "cifar_n"), "noise.variant")
-        check_choice(self.count, ("bernoulli", "legacy"), "noise.count")
-        if not self.norm_std > 0:
-            raise UserError(f"noise.norm_std={self.norm_std} must be positive; the paper has 0.1.")
-        if not self.pixel_factor > 0:
-            raise UserError(f"noise.pixel_factor={self.pixel_factor} must be positive; 1 is raw.")
+        super().__post_init__()
         fixed = self.norm_std == 0.1 and self.pixel_factor == 1.0
         if self.count == "legacy" and self.variant == "cifar_n" and not fixed:
             raise UserError(
@@ -166,6 +125,13 @@ def pmd_levels(
     Returns:
         The likeliest class u and the second one s, int64 [N]; g float64 [N]; the probability of
         observing u rather than s, float64 [N].
+
+    Example:
+        >>> import numpy as np
+        >>> from noisyml.noise.injectors.instance import pmd_levels
+        >>> first, second, level, keep = pmd_levels(np.array([[0.7, 0.2, 0.1]]), kind=1, factor=1.0)
+        >>> int(first[0]), int(second[0]), round(float(level[0]), 3), round(float(keep[0]), 3)
+        (0, 1, 0.375, 0.625)
     """
     top = np.argsort(-eta, axis=1, kind="stable")[:, :2]
     best = np.take_along_axis(eta, top, axis=1)
@@ -195,6 +161,14 @@ class PolynomialMarginDiminishing(SeededInjector):
         factor: at least 1; larger means more noise.
         count: ``bernoulli`` or ``legacy`` (NumPy's old binomial stream).
         seed: the noise seed.
+
+    Example:
+        >>> import numpy as np
+        >>> from noisyml.noise import PolynomialMarginDiminishing
+        >>> eta = np.array([[0.9, 0.1], [0.55, 0.45], [0.2, 0.8], [0.48, 0.52]])
+        >>> noise = PolynomialMarginDiminishing(type=1)
+        >>> noise.inject([0, 0, 1, 1], 2, features=eta).observed.tolist()
+        [0, 0, 0, 1]
     """
 
     name: ClassVar[str] = "pmd"
@@ -202,15 +176,8 @@ class PolynomialMarginDiminishing(SeededInjector):
     needs_features: ClassVar[bool] = True
 
     type: Literal[1, 2, 3] = 1
-    factor: float = 1.2
+    factor: Annotated[float, Ge(1)] = 1.2
     count: Literal["bernoulli", "legacy"] = "bernoulli"
-
-    def __post_init__(self) -> None:
-        if self.type not in (1, 2, 3):
-            raise UserError(f"noise.type={self.type} is unknown; PMD noise has types 1, 2 and 3.")
-        if not self.factor >= 1:
-            raise UserError(f"noise.factor={self.factor} is below 1; it divides a probability.")
-        check_choice(self.count, ("bernoulli", "legacy"), "noise.count")
 
     def corrupt(self, samples: Samples) -> Outcome:
         """Draw between the two likeliest classes."""
@@ -234,16 +201,20 @@ class ClassificationBased(SplitInjector):
 
     Args:
         rate: fraction of samples that flip.
+
+    Example:
+        >>> import numpy as np
+        >>> from noisyml.noise import ClassificationBased
+        >>> eta = np.array([[0.9, 0.1], [0.55, 0.45], [0.2, 0.8], [0.48, 0.52]])
+        >>> ClassificationBased(rate=0.5).inject([0, 0, 1, 1], 2, features=eta).observed.tolist()
+        [0, 1, 1, 0]
     """
 
     name: ClassVar[str] = "classification_based"
     feature_kind: ClassVar[FeatureKind] = "probabilities"
     needs_features: ClassVar[bool] = True
 
-    rate: float
-
-    def __post_init__(self) -> None:
-        check_rate(self.rate)
+    rate: Share
 
     def corrupt(self, samples: Samples) -> Outcome:
         """Flip the most ambiguous samples."""

@@ -17,13 +17,14 @@ from typing import ClassVar, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyml.checks import Share
 from noisyml.errors import UserError, did_you_mean
-from noisyml.noise.base import Outcome, Samples, SeededInjector, check_choice, check_rate
+from noisyml.noise.base import Outcome, Samples, SeededInjector
 from noisyml.noise.released import multilabel as legacy
 from noisyml.targets import TargetKind
 
 #: One rate for all classes, one per class, or by class name (others: 0).
-Rates = float | Sequence[float] | Mapping[str, float]
+Rates = Share | Sequence[Share] | Mapping[str | int, Share]
 
 MULTI: frozenset[TargetKind] = frozenset({"multi"})
 
@@ -60,19 +61,8 @@ def whole_part(product: NDArray[np.float64] | float) -> NDArray[np.int64]:
     return np.floor(np.asarray(product) + 1e-9).astype(np.int64)
 
 
-def _check_rates(rates: Rates | None, key: str) -> None:
-    if isinstance(rates, Mapping):
-        for name, rate in rates.items():
-            check_rate(rate, f"{key}.{name}")
-    elif isinstance(rates, Sequence):
-        for number, rate in enumerate(rates):
-            check_rate(rate, f"{key}[{number}]")
-    elif rates is not None:
-        check_rate(rates, key)
-
-
 def _stream(samples: Samples, label: int) -> str:
-    """What a class's draws are salted with: its name, so that they do not know its number."""
+    """Salt of a class's draws: its name, so that they do not know its number."""
     return str(samples.class_names[label]) if samples.class_names is not None else str(label)
 
 
@@ -91,6 +81,14 @@ class MultiLabelMixed(SeededInjector):
         max_presence: no label is added to a class beyond this share of the samples.
         count: ``exact``, or ``legacy``: the draws of the released code.
         seed: the noise seed.
+
+    Example:
+        >>> import numpy as np
+        >>> from noisyml.noise import MultiLabelMixed
+        >>> labels = np.eye(4, dtype=int)[[0, 0, 1, 1, 2, 2, 3, 3]]
+        >>> rates = MultiLabelMixed(rate=0.5).inject(labels, 4).rates()
+        >>> rates["added_rate"], rates["removed_rate"]
+        (0.5, 0.5)
     """
 
     name: ClassVar[str] = "multilabel_mixed"
@@ -99,14 +97,8 @@ class MultiLabelMixed(SeededInjector):
     rate: Rates = 0.0
     rate_add: Rates | None = None
     rate_sub: Rates | None = None
-    max_presence: float = 0.95
+    max_presence: Share = 0.95
     count: Literal["exact", "legacy"] = "exact"
-
-    def __post_init__(self) -> None:
-        for key in ("rate", "rate_add", "rate_sub"):
-            _check_rates(getattr(self, key), f"noise.{key}")
-        check_rate(self.max_presence, "noise.max_presence")
-        check_choice(self.count, ("exact", "legacy"), "noise.count")
 
     def idle(self) -> bool:
         """False: two rates may each ask for something."""
@@ -157,22 +149,25 @@ class MultiLabelUniform(SeededInjector):
             or ``legacy``: the draws of the released noisifier, over the split.
         legacy: ``entries``, or ``classwise``: N samples' share of each class, for ``entries=all``.
         seed: the noise seed.
+
+    Example:
+        >>> import numpy as np
+        >>> from noisyml.noise import MultiLabelUniform
+        >>> labels = np.eye(4, dtype=int)[[0, 0, 1, 1, 2, 2, 3, 3]]
+        >>> MultiLabelUniform(rate=0.25).inject(labels, 4).actual_rate
+        0.25
     """
 
     name: ClassVar[str] = "multilabel_uniform"
     target_kinds: ClassVar[frozenset[TargetKind]] = MULTI
 
-    rate: float
+    rate: Share
     entries: Literal["all", "absent", "present", "each"] = "all"
     count: Literal["exact", "exact_per_class", "bernoulli", "legacy"] = "exact"
     legacy: Literal["entries", "classwise"] = "entries"
 
     def __post_init__(self) -> None:
-        check_rate(self.rate)
-        check_choice(self.entries, ("all", "absent", "present", "each"), "noise.entries")
-        counts = ("exact", "exact_per_class", "bernoulli", "legacy")
-        check_choice(self.count, counts, "noise.count")
-        check_choice(self.legacy, ("entries", "classwise"), "noise.legacy")
+        super().__post_init__()
         if self.legacy == "classwise" and (self.count, self.entries) != ("legacy", "all"):
             raise UserError(
                 "noise.legacy=classwise flips any entry as released: set noise.count=legacy and "
@@ -240,21 +235,26 @@ class MultiLabelPerSample(SeededInjector):
         legacy: ``rcml``, or ``ccml`` (noisifier): rounded counts and one set of classes for all
             noisy samples.
         seed: the noise seed.
+
+    Example:
+        >>> import numpy as np
+        >>> from noisyml.noise import MultiLabelPerSample
+        >>> labels = np.eye(4, dtype=int)[[0, 0, 1, 1, 2, 2, 3, 3]]
+        >>> noise = MultiLabelPerSample(sample_rate=0.5, class_rate=0.5)
+        >>> noise.inject(labels, 4).changed.sum(axis=1).tolist()
+        [0, 2, 2, 2, 0, 2, 0, 0]
     """
 
     name: ClassVar[str] = "multilabel_per_sample"
     target_kinds: ClassVar[frozenset[TargetKind]] = MULTI
 
-    sample_rate: float
-    class_rate: float
+    sample_rate: Share
+    class_rate: Share
     count: Literal["exact", "legacy"] = "exact"
     legacy: Literal["rcml", "ccml"] = "rcml"
 
     def __post_init__(self) -> None:
-        check_rate(self.sample_rate, "noise.sample_rate")
-        check_rate(self.class_rate, "noise.class_rate")
-        check_choice(self.count, ("exact", "legacy"), "noise.count")
-        check_choice(self.legacy, ("rcml", "ccml"), "noise.legacy")
+        super().__post_init__()
         if self.legacy == "ccml" and self.count != "legacy":
             raise UserError("noise.legacy=ccml has no effect without noise.count=legacy; set it.")
 

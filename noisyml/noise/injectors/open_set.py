@@ -7,8 +7,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from noisyml.checks import Share, WholeNonNegative
 from noisyml.errors import UserError
-from noisyml.noise.base import Outcome, Samples, SeededInjector, check_choice, check_rate
+from noisyml.noise.base import Outcome, Samples, SeededInjector
 from noisyml.noise.released import single_label as legacy
 
 
@@ -28,21 +29,27 @@ class OpenSet(SeededInjector):
             wrong ones.
         count: ``exact`` or ``legacy`` (Python's generator, label files of the release).
         seed: the noise seed.
+
+    Example:
+        >>> import numpy as np
+        >>> from noisyml.noise import OpenSet
+        >>> noise = OpenSet(rate=0.5, open_share=1.0, source_size=9)
+        >>> manifest = noise.inject(np.repeat([0, 1, 2], 4), 3)
+        >>> int((manifest.source_index >= 0).sum()), manifest.actual_rate
+        (6, 0.5)
     """
 
     name: ClassVar[str] = "open_set"
     training_only: ClassVar[bool] = True
 
-    rate: float
-    open_share: float = 0.5
-    source_size: int | None = None
+    rate: Share
+    open_share: Share = 0.5
+    source_size: WholeNonNegative | None = None
     include_true: bool = True
     count: Literal["exact", "legacy"] = "exact"
 
     def __post_init__(self) -> None:
-        check_rate(self.rate)
-        check_rate(self.open_share, "noise.open_share")
-        check_choice(self.count, ("exact", "legacy"), "noise.count")
+        super().__post_init__()
         if self.count == "legacy" and not self.include_true:
             raise UserError(
                 "The released open-set recipe redraws over all classes; set "

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from noisyml.checks import Count, Share
 from noisyml.errors import UserError
-from noisyml.noise.base import FeatureKind, Outcome, Samples, SeededInjector, check_rate
+from noisyml.noise.base import FeatureKind, Outcome, Samples, SeededInjector
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,13 @@ class Removal:
 
 
 def num_clusters(members: int) -> int:
-    """Clusters a class of `members` images falls into: ``max(1, members // 2)``."""
+    """Clusters a class of `members` images falls into: ``max(1, members // 2)``.
+
+    Example:
+        >>> from noisyml.noise.injectors.small_cluster import num_clusters
+        >>> num_clusters(1), num_clusters(7)
+        (1, 3)
+    """
     return max(1, members // 2)
 
 
@@ -45,6 +52,13 @@ def compact_labels(labels: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArra
 
     Returns:
         Renumbered labels int64 [N], and the old label of each new one int64 [K].
+
+    Example:
+        >>> import numpy as np
+        >>> from noisyml.noise.injectors.small_cluster import compact_labels
+        >>> new, old = compact_labels(np.array([7, 3, 7, 9]))
+        >>> new.tolist(), old.tolist()
+        ([0, 1, 0, 2], [7, 3, 9])
     """
     values, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
     order = np.argsort(first)
@@ -107,6 +121,15 @@ class SmallCluster(SeededInjector):
         rate: smallest fraction of images that end outside their class.
         n_init: k-means starts per class; the best one counts.
         seed: the noise seed.
+
+    Example:
+        >>> import numpy as np
+        >>> from noisyml.noise import SmallCluster
+        >>> embeddings = np.arange(24.0).reshape(12, 2)
+        >>> noise = SmallCluster(rate=0.3)
+        >>> manifest = noise.inject(np.repeat([0, 1, 2], 4), 3, features=embeddings)
+        >>> manifest.num_classes, manifest.class_source.tolist(), round(manifest.actual_rate, 3)
+        (2, [0, 2], 0.333)
     """
 
     name: ClassVar[str] = "small_cluster"
@@ -114,13 +137,8 @@ class SmallCluster(SeededInjector):
     feature_kind: ClassVar[FeatureKind] = "embeddings"
     needs_features: ClassVar[bool] = True
 
-    rate: float
-    n_init: int = 1
-
-    def __post_init__(self) -> None:
-        check_rate(self.rate)
-        if self.n_init < 1:
-            raise UserError(f"noise.n_init={self.n_init} must be at least 1.")
+    rate: Share
+    n_init: Count = 1
 
     def corrupt(self, samples: Samples) -> Outcome:
         """Dissolve classes until the rate is reached, then renumber."""

@@ -42,7 +42,7 @@ _NAME = re.compile(
 
 @dataclass(frozen=True)
 class ListName:
-    """What the file name of a list says.
+    """Facts in the file name of a list.
 
     Attributes:
         dataset: ``CARS``, ``CUB``, ``SOP``, ``CARSN``, ``FOOD`` or another prefix.
@@ -129,7 +129,7 @@ class PathList:
         return int(self.labels.max()) + 1
 
     def is_noise(self, cleaned: PathList) -> NDArray[np.bool_]:
-        """Which rows are noisy: those whose path is missing from `cleaned`, bool [rows]."""
+        """Mask of the noisy rows: those whose path is missing from `cleaned`, bool [rows]."""
         return ~pd.Index(self.paths).isin(cleaned.paths)
 
 
@@ -173,7 +173,7 @@ def reroot(path: str, folders: Sequence[str] = DATASET_FOLDERS) -> str:
 
 
 def join_key(path: str) -> str:
-    """What identifies an image in every layout: its class folder and its file name."""
+    """Key of an image in every layout: its class folder and its file name."""
     return "/".join(reroot(path).replace("\\", "/").split("/")[-2:])
 
 

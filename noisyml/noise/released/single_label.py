@@ -14,6 +14,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyml.noise.probabilities import flip_probabilities, part_dependent_probabilities
+
 Labels = NDArray[np.int64]
 
 
@@ -218,8 +220,6 @@ def part_dependent(
     """
     from scipy.stats import truncnorm
 
-    from noisyml.noise.injectors.instance import part_dependent_probabilities
-
     generator = _legacy_generator(seed)
     flip_rate = truncnorm(-rate / norm_std, (1 - rate) / norm_std, loc=rate, scale=norm_std).rvs(
         len(labels), random_state=generator
@@ -249,8 +249,6 @@ def cifar_n_instance(
         num_classes: number of classes; the projection D x C is shared by them.
         seed: seed of NumPy's legacy generator (0 in the release).
     """
-    from noisyml.noise.injectors.instance import flip_probabilities
-
     generator = _legacy_generator(seed)
     flip_rate = generator.normal(loc=rate, scale=0.1, size=1_000_000)
     flip_rate = flip_rate[(flip_rate > 0) & (flip_rate < 1)][: len(labels)]

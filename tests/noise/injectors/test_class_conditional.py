@@ -321,9 +321,9 @@ def test_maps_by_name_and_by_class_name() -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Symmetric(rate=1.5), "noise.rate=1.5"),
-        (lambda: Symmetric(rate=float("nan")), "noise.rate=nan"),
-        (lambda: Symmetric(rate=0.1, count="some"), "choose one of bernoulli, exact"),
+        (lambda: Symmetric(rate=1.5), "rate=1.5 must be a number from 0 to 1"),
+        (lambda: Symmetric(rate=float("nan")), "rate=nan must be a number from 0 to 1"),
+        (lambda: Symmetric(rate=0.1, count="some"), "count=some must be bernoulli, exact"),
         (lambda: Symmetric(rate=0.1, legacy="elr"), "noise.count=legacy"),
         (lambda: Symmetric(rate=0.1, count="legacy", legacy="elr"), "noise.include_true=true"),
         (
@@ -341,7 +341,7 @@ def test_maps_by_name_and_by_class_name() -> None:
         (lambda: Asymmetric(rate=0.1, map={1: 1}).inject([0], 4), "class 1 to itself"),
         (lambda: Asymmetric(rate=0.1, map={}).inject([0], 4), "is empty"),
         (lambda: Matrix(), "exactly one of"),
-        (lambda: Matrix(preset="x"), "noise.preset=x"),
+        (lambda: Matrix(preset="x"), "preset=x must be arbitrary_mnist or arbitrary_cifar10"),
         (lambda: Matrix(preset="arbitrary_mnist").inject([0], 4), "shape"),
         (lambda: Matrix(matrix=[[0.5, 0.4], [0, 1]]).inject([0], 2), "Row 0 .* sums to 0.9"),
         (lambda: Matrix(matrix=[[0.5, 0], [0.5, 1]]).inject([0], 2), "transpose"),

@@ -15,7 +15,7 @@ from noisyml.noise import (
     SampleState,
 )
 from noisyml.noise.base import Injector
-from noisyml.noise.injectors.instance import flip_probabilities
+from noisyml.noise.probabilities import flip_probabilities
 
 N, C = 4000, 5
 RNG = np.random.default_rng(0)
@@ -138,14 +138,20 @@ def test_open_share_limits(share: float) -> None:
         (lambda: PartDependent(rate=0.4).inject(LABELS, C), "needs pixels"),
         (lambda: PartDependent(rate=0.4, norm_std=0), "norm_std"),
         (lambda: PartDependent(rate=0.4, pixel_factor=0), "pixel_factor"),
-        (lambda: PartDependent(rate=0.4, variant="x"), "noise.variant=x"),
+        (
+            lambda: PartDependent(rate=0.4, variant="x"),
+            "variant=x must be part_dependent or cifar_n",
+        ),
         (
             lambda: PartDependent(rate=0.4, variant="cifar_n", count="legacy", norm_std=0.2),
             "noise.norm_std=0.1",
         ),
         (lambda: PartDependent(rate=0.4).inject([0], 1, features=[[1]]), "two classes"),
-        (lambda: PolynomialMarginDiminishing(type=4), "types 1, 2 and 3"),
-        (lambda: PolynomialMarginDiminishing(factor=0.5), "below 1"),
+        (lambda: PolynomialMarginDiminishing(type=4), "type=4 must be 1, 2 or 3"),
+        (
+            lambda: PolynomialMarginDiminishing(factor=0.5),
+            "factor=0.5 must be a number of at least 1",
+        ),
         (
             lambda: PolynomialMarginDiminishing().inject(LABELS, C, features=ETA * 2),
             "not class probabilities",
@@ -156,7 +162,10 @@ def test_open_share_limits(share: float) -> None:
         ),
         (lambda: OpenSet(rate=0.5, source_size=10).inject(LABELS, C), "needs 1000 foreign"),
         (lambda: OpenSet(rate=0.5).inject(LABELS, C), "set noise.source_size"),
-        (lambda: OpenSet(rate=0.5, open_share=2, source_size=9), "noise.open_share=2"),
+        (
+            lambda: OpenSet(rate=0.5, open_share=2, source_size=9),
+            "open_share=2 must be a number from 0 to 1",
+        ),
         (
             lambda: OpenSet(rate=0.5, source_size=9, count="legacy", include_true=False),
             "noise.include_true=true",

@@ -315,18 +315,21 @@ def test_arrays_that_do_not_fit_are_refused():
     [
         (lambda: inject(Symmetric(rate=0.3), multi_hot()), "choose e.g. noise=multilabel_mixed"),
         (lambda: MultiLabelMixed(rate=0.3).inject([0, 1], 2), "choose e.g. noise=symmetric"),
-        (lambda: MultiLabelMixed(rate=1.3), r"noise\.rate=1\.3 is not a fraction"),
-        (lambda: MultiLabelMixed(rate={"dog": 2}), r"noise\.rate\.dog=2 is not a fraction"),
-        (lambda: MultiLabelMixed(rate_add=[0.1, -1]), r"noise\.rate_add\[1\]=-1 is not"),
+        (lambda: MultiLabelMixed(rate=1.3), r"^rate=1\.3 must be a number from 0 to 1"),
+        (lambda: MultiLabelMixed(rate={"dog": 2}), r"^rate\.dog=2 must be a number from 0 to 1"),
+        (lambda: MultiLabelMixed(rate_add=[0.1, -1]), r"rate_add\[1\]=-1 must be"),
         (lambda: inject(MultiLabelMixed(rate=[0.1]), multi_hot()), "has 6 classes: give one per"),
         (
             lambda: inject(MultiLabelMixed(rate={"clas 1": 0.1}), multi_hot()),
             "Did you mean 'class 1'",
         ),
-        (lambda: MultiLabelMixed(rate=0.1, count="bernoulli"), "choose one of exact, legacy"),
-        (lambda: MultiLabelUniform(rate=0.1, entries="some"), "choose one of all, absent"),
+        (
+            lambda: MultiLabelMixed(rate=0.1, count="bernoulli"),
+            "count=bernoulli must be exact or legacy",
+        ),
+        (lambda: MultiLabelUniform(rate=0.1, entries="some"), "entries=some must be all, absent"),
         (lambda: MultiLabelUniform(rate=0.1, legacy="classwise"), r"set noise\.count=legacy"),
-        (lambda: MultiLabelPerSample(sample_rate=2, class_rate=0), r"noise\.sample_rate=2 is"),
+        (lambda: MultiLabelPerSample(sample_rate=2, class_rate=0), r"sample_rate=2 must be"),
         (
             lambda: MultiLabelPerSample(sample_rate=0.1, class_rate=0.1, legacy="ccml"),
             r"no effect without noise\.count=legacy",

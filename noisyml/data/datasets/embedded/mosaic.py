@@ -58,7 +58,7 @@ class Mosaic(DatasetSource):
         self.seed = seed
 
     def missing(self) -> str | None:
-        """What the source lacks."""
+        """The first thing that the source lacks, or None."""
         return self.source.missing()
 
     def splits(self) -> dict[str, Split]:

@@ -210,7 +210,7 @@ class CsvTable(DatasetSource):
             raise UserError(f"The table {self.path} cannot be read: {reason}.") from error
 
     def _separator(self) -> str:
-        """What separates the columns, by the first line: the suffix's separator wins ties."""
+        """Separator of the columns, by the first line: the suffix's separator wins ties."""
         promised = SEPARATORS[self.path.suffix.lower()]
         with self.path.open(encoding="utf-8-sig", newline="") as file:
             header = file.readline()

@@ -34,7 +34,7 @@ class IdxImages(ArrayBenchmark):
     folder: ClassVar[str]
 
     def folders(self) -> tuple[Path, ...]:
-        """Where the four files may lie: torchvision's download folder, or the root itself."""
+        """Folders that may hold the four files: torchvision's download folder, or the root."""
         return (self.root / self.folder / "raw", self.root)
 
     def missing(self) -> str | None:
