@@ -42,7 +42,7 @@ def test_misspelt_words_are_answered_with_a_suggestion(shell, typed, sentence):
         (["+backbone.standardise=true"], "needs backbone.frozen=true"),
         (["model_choice=[newest]"], "is not a list made of last, best, mean_last"),
         (["model_choice=mean_last"], "the last 5 epochs (mean_last_epochs), and the run has 2"),
-        (["noise.rate=1.4", "selector=keep_all"], "is not a fraction between 0 and 1"),
+        (["noise.rate=1.4", "selector=keep_all"], "rate=1.4 must be a number from 0 to 1"),
         (["loss=pml", "loss.name=CircelLoss"], "CircleLoss"),
         (["sampler.batch_size=30", "sampler.samples_per_class=4"], "not a multiple"),
         (["dataset=image_folder", "dataset.path=nowhere"], "nowhere"),
