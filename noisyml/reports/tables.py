@@ -466,6 +466,9 @@ _UNFINISHED = {
 
 
 def _test_label(name: str) -> str:
+    test_set, _, metric = name.rpartition("/")
+    if test_set and metric in TEST_METRICS:
+        return f"{test_set}: {_test_label(metric)}"
     recall = re.fullmatch(r"(recall|precision)_at_(\d+)", name)
     if recall:
         return f"{recall[1][0].upper()}@{recall[2]}"
@@ -473,15 +476,18 @@ def _test_label(name: str) -> str:
 
 
 def default_test_metrics(present: Sequence[str]) -> list[str]:
-    """Test metrics by choice of checkpoint, the same ones under each choice."""
+    """Test metrics by choice of checkpoint and test set, the same ones under each choice."""
     by_choice: dict[str, list[str]] = {}
     for metric in present:
         match = _METRIC.fullmatch(metric)
         if match and match["split"] == "test" and "loss" not in match["name"]:
             by_choice.setdefault(match["choice"] or "", []).append(match["name"])
     found = list(dict.fromkeys(name for names in by_choice.values() for name in names))
-    known = [name for name in TEST_METRICS if name in found]
-    shown = (known or found)[:TEST_COLUMNS]
+    known: list[str] = []
+    for test_set in sorted({name.rpartition("/")[0] for name in found}):
+        names = [f"{test_set}/{name}" if test_set else name for name in TEST_METRICS]
+        known += [name for name in names if name in found][:TEST_COLUMNS]
+    shown = known or found[:TEST_COLUMNS]
     order = sorted(by_choice, key=lambda c: (list(CHOICES).index(c) if c in CHOICES else 9, c))
     prefixes = [f"{choice}/" if choice else "" for choice in order]
     return [f"{prefix}test/{name}" for prefix in prefixes for name in shown]

@@ -11,7 +11,7 @@ from support.synthetic_runs import RunMaker
 
 from noisyml.errors import UserError
 from noisyml.reports import aggregate, load_runs, markdown_table, result_table
-from noisyml.reports.tables import Column
+from noisyml.reports.tables import Column, default_test_metrics
 
 P1 = "test/precision_at_1"
 
@@ -231,3 +231,24 @@ def test_an_interrupted_run_says_how_to_go_on(maker: RunMaker) -> None:
     runs = load_runs([maker.root])
     assert runs["state"].tolist() == ["interrupted"]
     assert runs["problem"][0] == f"Continue with noisyml train resume={run.path}"
+
+
+def test_named_test_sets_have_columns_after_the_default_one() -> None:
+    present = [
+        "best/test/map_at_r",
+        "best/test/roxford/map_hard",
+        "test/map_at_r",
+        "test/roxford/map_hard",
+        "test/roxford/map_medium",
+    ]
+    names = default_test_metrics(present)
+    assert names == [
+        "test/map_at_r",
+        "test/roxford/map_medium",
+        "test/roxford/map_hard",
+        "best/test/map_at_r",
+        "best/test/roxford/map_medium",
+        "best/test/roxford/map_hard",
+    ]
+    assert Column.of(names[1]).label == "roxford: mAP Medium"
+    assert Column.of("test/strange/name").label == "strange/name"
