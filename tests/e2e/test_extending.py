@@ -78,3 +78,51 @@ def test_loggers_write_into_the_run_folder_and_ask_nothing(shell, logger):
     assert any((run / logger).rglob("*"))
     if logger == "wandb":
         assert "recorded offline" in done.stdout + done.stderr
+
+
+EVALUATOR = '''
+"""Counts what it is shown."""
+
+import pandas as pd
+
+from noisyml.metrics.base import Evaluator
+from noisyml.runs.artefacts import Artefact
+
+
+class Counter(Evaluator):
+    headline = "shown"
+
+    def __init__(self):
+        self.shown = 0
+
+    def update(self, outputs, targets, index, role):
+        self.shown += len(index)
+
+    def compute(self):
+        return {"shown": float(self.shown)}
+
+    def artefacts(self):
+        yield Artefact("shown.csv", pd.DataFrame({"samples": [self.shown]}), "Samples shown")
+
+    def reset(self):
+        self.shown = 0
+'''
+
+
+def test_an_evaluator_of_ones_own_puts_a_table_into_the_report(shell, monkeypatch):
+    (shell.folder / "my_evaluator.py").write_text(EVALUATOR)
+    (shell.folder / "my_conf" / "evaluator").mkdir(parents=True)
+    (shell.folder / "my_conf" / "evaluator" / "counter.yaml").write_text(
+        "# @package evaluators.counter\n# Counts\n_target_: my_evaluator.Counter\n"
+    )
+    monkeypatch.syspath_prepend(str(shell.folder))
+    status, said = shell(
+        "train", "--config-dir", "my_conf", *TINY, "evaluator=[retrieval,counter]", "report=true"
+    )
+    assert status == 0, said
+    (run,) = shell.runs()
+    shown = json.loads((run / "metrics.json").read_text())["test/shown"]
+    assert (run / "shown.csv").read_text() == f"samples\n{shown:.0f}\n"
+    html = (run / "report.html").read_text()
+    assert "<h3>Samples shown</h3>" in html
+    assert f"<td>{shown:.0f}</td>" in html
