@@ -1,19 +1,111 @@
-"""Learning-rate schedules, and parameter groups by name."""
+"""Optimisers and learning-rate schedules whose settings are checked; parameter groups by name."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 
+from noisyml.checks import (
+    Checked,
+    Count,
+    Interval,
+    NonNegative,
+    OpenShare,
+    Positive,
+    Share,
+    WholeNonNegative,
+    checked,
+)
 from noisyml.errors import UserError, did_you_mean
 
+#: Parameters, or groups of them with settings of their own.
+Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
+#: Lowers a rate.
+Factor = Annotated[float, Interval(gt=0, lt=1)]
 
-def constant(optimizer: Optimizer, *, total_steps: int, warmup_steps: int = 0) -> LambdaLR:
+
+@checked
+def sgd(
+    params: Parameters,
+    *,
+    lr: Positive,
+    momentum: OpenShare = 0.0,
+    weight_decay: NonNegative = 0.0,
+    nesterov: bool = False,
+    **settings: Any,
+) -> Optimizer:
+    """Stochastic gradient descent, see `torch.optim.SGD`.
+
+    Args:
+        params: what is trained.
+        lr: learning rate at the top of the schedule.
+        momentum: share of the last update kept.
+        weight_decay: L2 penalty.
+        nesterov: look-ahead momentum.
+        **settings: further arguments of `torch.optim.SGD`.
+    """
+    return torch.optim.SGD(
+        params,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+        **settings,
+    )
+
+
+@checked
+def adam(
+    params: Parameters,
+    *,
+    lr: Positive = 1e-3,
+    weight_decay: NonNegative = 0.0,
+    betas: tuple[OpenShare, OpenShare] = (0.9, 0.999),
+    **settings: Any,
+) -> Optimizer:
+    """Adam, whose weight decay is an L2 penalty, see `torch.optim.Adam`.
+
+    Args:
+        params: what is trained.
+        lr: learning rate at the top of the schedule.
+        weight_decay: L2 penalty.
+        betas: decay of the moment estimates.
+        **settings: further arguments of `torch.optim.Adam`.
+    """
+    return torch.optim.Adam(params, lr=lr, weight_decay=weight_decay, betas=betas, **settings)
+
+
+@checked
+def adamw(
+    params: Parameters,
+    *,
+    lr: Positive = 1e-3,
+    weight_decay: NonNegative = 0.0,
+    betas: tuple[OpenShare, OpenShare] = (0.9, 0.999),
+    **settings: Any,
+) -> Optimizer:
+    """AdamW, whose weight decay stands beside the gradient, see `torch.optim.AdamW`.
+
+    Args:
+        params: what is trained.
+        lr: learning rate at the top of the schedule.
+        weight_decay: share of the weights taken off per unit of rate.
+        betas: decay of the moment estimates.
+        **settings: further arguments of `torch.optim.AdamW`.
+    """
+    return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, betas=betas, **settings)
+
+
+@checked
+def constant(
+    optimizer: Optimizer, *, total_steps: int, warmup_steps: WholeNonNegative = 0
+) -> LambdaLR:
     """A constant rate after an optional linear warm-up.
 
     Args:
@@ -24,8 +116,13 @@ def constant(optimizer: Optimizer, *, total_steps: int, warmup_steps: int = 0) -
     return LambdaLR(optimizer, lambda step: _warmup(step, warmup_steps))
 
 
+@checked
 def cosine(
-    optimizer: Optimizer, *, total_steps: int, warmup_steps: int = 0, final_share: float = 0.0
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    warmup_steps: WholeNonNegative = 0,
+    final_share: Share = 0.0,
 ) -> LambdaLR:
     """Half a cosine from the full rate at the end of the warm-up to `final_share` of it at the end.
 
@@ -33,7 +130,7 @@ def cosine(
         optimizer: whose rates are scheduled.
         total_steps: steps of the run.
         warmup_steps: steps over which the rate rises linearly from 0.
-        final_share: share of the rate left at the end, in [0, 1].
+        final_share: share of the rate left at the end.
     """
 
     def factor(step: int) -> float:
@@ -44,13 +141,14 @@ def cosine(
     return LambdaLR(optimizer, factor)
 
 
+@checked
 def warmup_cosine(
     optimizer: Optimizer,
     *,
     total_steps: int,
-    warmup_steps: int | None = None,
-    start_share: float = 0.1,
-    final_share: float = 0.1,
+    warmup_steps: WholeNonNegative | None = None,
+    start_share: Share = 0.1,
+    final_share: Share = 0.1,
 ) -> LambdaLR:
     """A line from a share of the rate up to the full one, then half a cosine down to a share.
 
@@ -62,8 +160,8 @@ def warmup_cosine(
         total_steps: steps of the run.
         warmup_steps: W, steps of the line, its two ends included; None: 10,000 in a run of more
             steps than that, else 100 in a run of more than that, else 0.
-        start_share: share of the rate in the first step of a warm-up, in [0, 1].
-        final_share: share of the rate left at the end, in [0, 1].
+        start_share: share of the rate in the first step of a warm-up.
+        final_share: share of the rate left at the end.
     """
     if warmup_steps is None:
         warmup_steps = next((steps for steps in (10_000, 100) if total_steps > steps), 0)
@@ -76,20 +174,21 @@ def warmup_cosine(
     return LambdaLR(optimizer, factor)
 
 
+@checked
 def step(
     optimizer: Optimizer,
     *,
     total_steps: int,
-    milestones: Iterable[float] = (0.5, 0.75),
-    gamma: float = 0.1,
-    warmup_steps: int = 0,
+    milestones: Sequence[Share] = (0.5, 0.75),
+    gamma: Positive = 0.1,
+    warmup_steps: WholeNonNegative = 0,
 ) -> LambdaLR:
     """The rate is multiplied by `gamma` at each milestone.
 
     Args:
         optimizer: whose rates are scheduled.
         total_steps: steps of the run.
-        milestones: shares of the run, in (0, 1).
+        milestones: shares of the run.
         gamma: factor at each milestone.
         warmup_steps: steps over which the rate rises linearly from 0.
     """
@@ -100,15 +199,16 @@ def step(
     )
 
 
+@checked
 def multistep(
     optimizer: Optimizer,
     *,
     total_steps: int,
-    epochs: int,
-    milestones: Sequence[int],
-    gamma: float = 0.1,
+    epochs: int | None,
+    milestones: Sequence[WholeNonNegative],
+    gamma: Positive = 0.1,
     stepped_at: Literal["end", "start"] = "end",
-    warmup_steps: int = 0,
+    warmup_steps: WholeNonNegative = 0,
 ) -> LambdaLR:
     """The rate is multiplied by `gamma` after each of several numbers of epochs.
 
@@ -123,27 +223,26 @@ def multistep(
         warmup_steps: steps over which the rate rises linearly from 0.
 
     Raises:
-        UserError: the number of epochs is not known, or `stepped_at` is none of the choices.
+        UserError: the number of epochs is not known.
     """
-    _check_epochs("multistep", epochs)
-    if stepped_at not in ("end", "start"):
-        raise UserError(f"scheduler.stepped_at={stepped_at} is not known: use end or start.")
+    known = _known_epochs("multistep", epochs)
     early = int(stepped_at == "start")
 
     def factor(now: int) -> float:
-        epoch = now * epochs // total_steps + early
+        epoch = now * known // total_steps + early
         return _warmup(now, warmup_steps) * gamma ** sum(epoch >= at for at in milestones)
 
     return LambdaLR(optimizer, factor)
 
 
+@checked
 def exponential(
     optimizer: Optimizer,
     *,
     total_steps: int,
-    epochs: int,
-    gamma: float = 0.9,
-    warmup_steps: int = 0,
+    epochs: int | None,
+    gamma: Positive = 0.9,
+    warmup_steps: WholeNonNegative = 0,
 ) -> LambdaLR:
     """The rate is multiplied by `gamma` after every epoch.
 
@@ -157,20 +256,21 @@ def exponential(
     Raises:
         UserError: the number of epochs is not known.
     """
-    _check_epochs("exponential", epochs)
+    known = _known_epochs("exponential", epochs)
     return LambdaLR(
         optimizer,
-        lambda now: float(_warmup(now, warmup_steps) * gamma ** (now * epochs // total_steps)),
+        lambda now: float(_warmup(now, warmup_steps) * gamma ** (now * known // total_steps)),
     )
 
 
+@checked
 def exponential_steps(
     optimizer: Optimizer,
     *,
     total_steps: int,
-    gamma: float = 0.9,
-    decay_steps: int = 10_000,
-    warmup_steps: int = 0,
+    gamma: Positive = 0.9,
+    decay_steps: Count = 10_000,
+    warmup_steps: WholeNonNegative = 0,
 ) -> LambdaLR:
     """The rate is multiplied by ``gamma ** (1 / decay_steps)`` after every step.
 
@@ -178,28 +278,24 @@ def exponential_steps(
         optimizer: whose rates are scheduled.
         total_steps: steps of the run; unused here, every schedule takes it.
         gamma: factor after `decay_steps`.
-        decay_steps: at least 1.
+        decay_steps: see `gamma`.
         warmup_steps: steps over which the rate rises linearly from 0.
-
-    Raises:
-        UserError: `decay_steps` is not positive.
     """
-    if decay_steps < 1:
-        raise UserError(f"scheduler.decay_steps={decay_steps} must be at least 1.")
     return LambdaLR(
         optimizer, lambda now: float(_warmup(now, warmup_steps) * gamma ** (now / decay_steps))
     )
 
 
-def _check_epochs(name: str, epochs: int | None) -> None:
+def _known_epochs(name: str, epochs: int | None) -> int:
     if epochs is None or epochs < 1:
         raise UserError(
             f"scheduler={name} counts epochs, and trainer.max_epochs={epochs}: set it, or use "
             f"scheduler=step, which counts shares of the run."
         )
+    return epochs
 
 
-class Plateau(LRScheduler):
+class Plateau(Checked, LRScheduler):
     """Multiplies the rate by `factor` where a validation metric has stopped rising.
 
     A step leaves the rate as it is; `observe` is told the metrics after every validation, before
@@ -220,9 +316,9 @@ class Plateau(LRScheduler):
         *,
         total_steps: int = 0,
         monitor: str = "val/precision_at_1",
-        factor: float = 0.1,
-        patience: int = 4,
-        threshold: float = 1e-4,
+        factor: Factor = 0.1,
+        patience: WholeNonNegative = 4,
+        threshold: NonNegative = 1e-4,
     ) -> None:
         self.monitor = monitor
         self._watch = ReduceLROnPlateau(

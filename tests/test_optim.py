@@ -98,7 +98,7 @@ def test_an_exponential_rate_may_fall_a_little_at_every_step():
     seen = np.array(rates(optim.exponential_steps, 30, gamma=0.9, decay_steps=10))
     np.testing.assert_allclose(seen, 2.0 * 0.9 ** (np.arange(31) / 10), rtol=1e-12)
     assert rates(optim.exponential_steps, 30, warmup_steps=4)[0] == 0.5
-    with pytest.raises(UserError, match="decay_steps=0 must be at least 1"):
+    with pytest.raises(UserError, match="decay_steps=0 must be a whole number of at least 1"):
         rates(optim.exponential_steps, 6, decay_steps=0)
 
 
@@ -140,7 +140,7 @@ def test_a_plateau_names_the_metrics_there_are():
     ("settings", "said"),
     [
         ({"epochs": -1}, "trainer.max_epochs=-1: set it"),
-        ({"epochs": 3, "stepped_at": "middle"}, "use end or start"),
+        ({"epochs": 3, "stepped_at": "middle"}, "stepped_at=middle must be end or start"),
     ],
 )
 def test_impossible_milestones_are_refused_in_a_sentence(settings, said):
@@ -206,3 +206,33 @@ def test_the_length_of_the_rise_follows_the_run(steps, warmup):
     assert factor(0) == (0.1 if warmup else 1.0)
     assert factor(warmup) == 1.0
     assert warmup == 0 or factor(warmup // 2) < 1.0
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: optim.adam([], lr=0), "^lr=0 must be a number above 0"),
+        (lambda: optim.adamw([], betas=[0.9]), r"^betas=\[0\.9\] must be a list of 2"),
+        (lambda: optim.adam([], betas=[0.9, 1.0]), r"^betas\[1\]=1\.0 must be a number from 0 to"),
+        (lambda: optim.sgd([], lr=0.1, momentum=1), "^momentum=1 must be"),
+        (lambda: rates(optim.cosine, 5, final_share=2.5), "^final_share=2.5 must be a number"),
+        (lambda: rates(optim.constant, 5, warmup_steps=-1), "^warmup_steps=-1 must be a whole"),
+        (lambda: rates(optim.step, 5, milestones=[2.0]), r"^milestones\[0\]=2\.0 must be a number"),
+        (lambda: rates(optim.Plateau, 5, factor=1.0), "^factor=1.0 must be a number above 0"),
+    ],
+)
+def test_settings_out_of_range_are_refused_in_a_sentence(make, said):
+    with pytest.raises(UserError, match=said):
+        make()
+
+
+def test_optimizers_are_those_of_torch():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    for make, kind in (
+        (optim.adam, torch.optim.Adam),
+        (optim.adamw, torch.optim.AdamW),
+        (optim.sgd, torch.optim.SGD),
+    ):
+        made = make([weight], lr=0.1, weight_decay=0.01, maximize=True)
+        assert type(made) is kind
+        assert made.defaults == kind([weight], lr=0.1, weight_decay=0.01, maximize=True).defaults

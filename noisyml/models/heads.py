@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from noisyml.errors import UserError
+from noisyml.checks import Checked, Count
 from noisyml.models.norm import GlobalBatchNorm1d
 
 Norm = Literal["batch", "layer", "none"]
@@ -52,7 +52,7 @@ def _input_norm(kind: InputNorm, features: int) -> list[nn.Module]:
     return [nn.LayerNorm(features, elementwise_affine=False)]
 
 
-class Head(nn.Module):
+class Head(Checked, nn.Module):
     """Layers, then L2 normalisation or none.
 
     `project` ends before the L2 normalisation, `finish` is that alone, and calling the head does
@@ -64,7 +64,7 @@ class Head(nn.Module):
         normalise: project embeddings onto the unit sphere.
     """
 
-    def __init__(self, layers: nn.Sequential, out_features: int, normalise: bool) -> None:
+    def __init__(self, layers: nn.Sequential, out_features: Count, normalise: bool) -> None:
         super().__init__()
         self.layers = layers
         self.out_features = out_features
@@ -92,7 +92,7 @@ class IdentityHead(Head):
         normalise: project them onto the unit sphere.
     """
 
-    def __init__(self, in_features: int, normalise: bool = False) -> None:
+    def __init__(self, in_features: Count, normalise: bool = False) -> None:
         super().__init__(nn.Sequential(), in_features, normalise)
 
 
@@ -106,33 +106,23 @@ class EmbeddingHead(Head):
         norm: ``batch`` (over the global batch), ``layer`` or ``none``, after each hidden layer.
         input_norm: of the features: ``layer`` (without scale and shift, proxynca_pp), ``l2``
             (insclr) or ``none``.
-        bias: whether the last layer has one.
+        bias: give the last layer one.
         init: of the linear layers: ``kaiming`` (normal, fan-out, zero bias; prism, cbml, iaa) or
             ``torch`` (uniform, PyTorch's own; proxynca_pp, rkd).
         normalise: project embeddings onto the unit sphere.
-
-    Raises:
-        UserError: a choice that does not exist.
     """
 
     def __init__(
         self,
-        in_features: int,
-        out_features: int,
-        hidden_features: Sequence[int] = (),
+        in_features: Count,
+        out_features: Count,
+        hidden_features: Sequence[Count] = (),
         norm: Norm = "batch",
         input_norm: InputNorm = "none",
         bias: bool = True,
         init: Init = "kaiming",
         normalise: bool = True,
     ) -> None:
-        for key, value, choices in (
-            ("norm", norm, ("batch", "layer", "none")),
-            ("input_norm", input_norm, ("none", "layer", "l2")),
-            ("init", init, ("kaiming", "torch")),
-        ):
-            if value not in choices:
-                raise UserError(f"head.{key}={value} is not known: use {', '.join(choices)}.")
         layers = _input_norm(input_norm, in_features)
         width = in_features
         for hidden in hidden_features:

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from noisyml.errors import UserError
+from noisyml.checks import Checked, Count, Positive, checked
 
 Pooling = Literal["avg", "max", "sum", "gem"]
-POOLINGS: tuple[str, ...] = ("avg", "max", "sum", "gem")
 
 
 class AverageAndMax(nn.Module):
@@ -22,22 +21,17 @@ class AverageAndMax(nn.Module):
         return F.adaptive_avg_pool2d(maps, 1) + F.adaptive_max_pool2d(maps, 1)
 
 
-class GeneralisedMean(nn.Module):
+class GeneralisedMean(Checked, nn.Module):
     """GeM: the p-th root of the mean of p-th powers (Radenovic, Tolias, Chum, TPAMI 2019, eq. 3).
 
     Args:
-        p: exponent, above 0; 1 is the average, infinity the maximum.
+        p: exponent; 1 is the average, and the larger it is, the nearer the maximum.
         learnable: train the exponent, one for all channels.
         eps: smallest activation, so that powers and their gradients are finite.
-
-    Raises:
-        UserError: `p` is not positive.
     """
 
-    def __init__(self, p: float = 3.0, learnable: bool = True, eps: float = 1e-6) -> None:
+    def __init__(self, p: Positive = 3.0, learnable: bool = True, eps: Positive = 1e-6) -> None:
         super().__init__()
-        if not p > 0:
-            raise UserError(f"The exponent p of GeM pooling is {p}; it must be above 0.")
         exponent = torch.tensor([float(p)])
         if learnable:
             self.p = nn.Parameter(exponent)
@@ -57,20 +51,15 @@ class GeneralisedMean(nn.Module):
         return f"learnable={isinstance(self.p, nn.Parameter)}, eps={self.eps}"
 
 
-class LargestMean(nn.Module):
+class LargestMean(Checked, nn.Module):
     """The mean of the k largest activations of each channel; k = 1 is the maximum.
 
     Args:
-        k: how many, at least 1; maps with fewer positions give the mean of all.
-
-    Raises:
-        UserError: `k` is below 1.
+        k: how many; maps with fewer positions give the mean of all.
     """
 
-    def __init__(self, k: int) -> None:
+    def __init__(self, k: Count) -> None:
         super().__init__()
-        if k < 1:
-            raise UserError(f"The number k of pooled activations is {k}; it must be at least 1.")
         self.k = k
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -94,10 +83,21 @@ def global_pooling(pooling: Pooling | nn.Module) -> nn.Module:
     Raises:
         UserError: another name.
     """
-    if isinstance(pooling, nn.Module):
-        return pooling
-    if pooling not in POOLINGS:
-        raise UserError(f"backbone.pooling={pooling} is not known: use {', '.join(POOLINGS)}.")
+    return pooling if isinstance(pooling, nn.Module) else _by_name(pooling)
+
+
+def state_names(body: nn.Module, pool: str) -> set[str]:
+    """Names of the state of a network's exchanged pooling, which no published file holds.
+
+    Args:
+        body: the network.
+        pool: name of its pooling.
+    """
+    return {f"{pool}.{name}" for name in body.get_submodule(pool).state_dict()}
+
+
+@checked
+def _by_name(pooling: Pooling) -> nn.Module:
     modules = {
         "avg": lambda: nn.AdaptiveAvgPool2d(1),
         "max": lambda: nn.AdaptiveMaxPool2d(1),

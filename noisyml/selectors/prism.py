@@ -471,6 +471,12 @@ class PrismVonMisesFisher(PrismSelector):
 
     def _score(self, evidence: Evidence) -> Scores:
         memory = _memory(evidence)
+        if memory.dim < 2:
+            raise UserError(
+                f"The von Mises-Fisher selector compares directions, and an embedding of "
+                f"{memory.dim} dimension has none: set head.out_features to 2 or more, or "
+                f"choose another selector=..."
+            )
         self._refresh(memory, _stale_classes(memory, self._read))
         self._read = (memory, memory.version)
         kappa, log_ratio, known = self.concentrations(memory.class_counts)

@@ -14,7 +14,7 @@ from noisyml.data.labelling import raw_pixels
 from noisyml.data.samplers.plans import Shuffle
 from noisyml.data.transforms.image import ImageTransform
 from noisyml.errors import UserError
-from noisyml.models.backbones.base import mlp
+from noisyml.models.backbones.small import mlp
 from noisyml.noise import (
     ClassificationBased,
     NoNoise,

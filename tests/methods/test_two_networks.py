@@ -12,7 +12,7 @@ from noisyml.errors import UserError
 from noisyml.methods.classification.small_loss import mean_log_probability
 from noisyml.methods.two_networks import TwoNetworks, better
 from noisyml.metrics.retrieval_evaluator import RetrievalEvaluator
-from noisyml.models.backbones.base import mlp, small_cnn
+from noisyml.models.backbones.small import mlp, small_cnn
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import EmbeddingHead, IdentityHead
 

@@ -9,19 +9,14 @@ from support import paths
 from torch import nn
 
 from noisyml.errors import UserError
-from noisyml.models.backbones import base as backbones
-from noisyml.models.backbones.base import (
-    Backbone,
-    bn_inception,
-    efficientnet_lite0,
-    googlenet,
-    mlp,
-    resnet,
-    small_cnn,
-    timm_model,
-)
+from noisyml.models.backbones.base import Backbone
+from noisyml.models.backbones.from_caffe import bn_inception
+from noisyml.models.backbones.from_timm import efficientnet_lite0, timm_model
+from noisyml.models.backbones.from_torchvision import googlenet, resnet
+from noisyml.models.backbones.small import mlp, small_cnn
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import EmbeddingHead, Head, unit_norm
+from noisyml.models.pooling import global_pooling
 
 CONF = paths.CONF
 HEAD_VECTORS = paths.GOLDEN / "proxynca_pp" / "head.npz"
@@ -110,7 +105,7 @@ def test_caffe_halves_by_the_first_convolution_of_a_bottleneck():
     with torch.no_grad():
         side = caffe.layer4(caffe.layer3(torch.zeros(1, 512, 28, 28))).shape[-1]
     assert side == 7
-    with pytest.raises(UserError, match="use torchvision or caffe"):
+    with pytest.raises(UserError, match="layout=keras must be torchvision or caffe"):
         resnet("resnet18", layout="keras")
 
 
@@ -127,7 +122,7 @@ def test_images_reach_caffe_networks_as_bgr_minus_the_means():
     red, green, blue = pixels.float()[0]
     expected = torch.stack([blue - 104, green - 117, red - 128])[None]
     torch.testing.assert_close(bn_inception().normalise(pixels), expected, atol=1e-4, rtol=0)
-    with pytest.raises(UserError, match=r"backbone\.channel_order=grb"):
+    with pytest.raises(UserError, match="channel_order=grb must be rgb or bgr"):
         Backbone(nn.Flatten(), 4, channel_order="grb")
 
 
@@ -417,12 +412,18 @@ def test_last_stride_one_doubles_the_last_resolution():
     [
         (lambda: resnet(weights="nowhere.pth"), "There is no weight file nowhere.pth"),
         (lambda: resnet("resnet5o"), "torchvision has no ResNet 'resnet5o'"),
-        (lambda: resnet("resnet18", pooling="mean"), r"backbone\.pooling=mean is not known"),
+        (lambda: resnet("resnet18", pooling="mean"), "pooling=mean must be avg"),
         (lambda: timm_model("resnet5o"), "timm has no model 'resnet5o'"),
         (lambda: small_cnn(standardise=True), r"needs backbone\.frozen=true"),
-        (lambda: EmbeddingHead(4, 2, input_norm="batch"), r"head\.input_norm=batch is not known"),
-        (lambda: EmbeddingHead(4, 2, norm="group"), r"head\.norm=group is not known"),
-        (lambda: EmbeddingHead(4, 2, init="zeros"), r"head\.init=zeros is not known"),
+        (
+            lambda: EmbeddingHead(4, 2, input_norm="batch"),
+            "input_norm=batch must be none, layer or l2",
+        ),
+        (lambda: EmbeddingHead(4, 2, norm="group"), "norm=group must be batch, layer or none"),
+        (lambda: EmbeddingHead(4, 2, init="zeros"), "init=zeros must be kaiming or torch"),
+        (lambda: EmbeddingHead(4, 0), "out_features=0 must be a whole number of at least 1"),
+        (lambda: mlp(8, hidden_features=[0]), r"hidden_features\[0\]=0 must be a whole number"),
+        (lambda: mlp([8, 8, 8]), r"image_size=\[8, 8, 8\] must be"),
     ],
 )
 def test_mistakes_are_named(make, said):
@@ -529,6 +530,6 @@ def test_the_head_of_proxynca_pp(pool, norm):
     if norm == "ln":
         assert head.layers[0].eps == float(eps)
         assert not list(head.layers[0].parameters())
-    pooled = backbones.global_pooling(pool)(maps).flatten(1)
+    pooled = global_pooling(pool)(maps).flatten(1)
     torch.testing.assert_close(head.layers[:-1](pooled), feature, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(head(pooled), embedding, rtol=1e-9, atol=1e-12)

@@ -63,9 +63,9 @@ def test_modules_are_taken_as_they_are():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: global_pooling("average"), "backbone.pooling=average is not known: use avg, max"),
-        (lambda: GeneralisedMean(0.0), "must be above 0"),
-        (lambda: LargestMean(0), "must be at least 1"),
+        (lambda: global_pooling("average"), "pooling=average must be avg, max, sum or gem"),
+        (lambda: GeneralisedMean(0.0), "p=0.0 must be a number above 0"),
+        (lambda: LargestMean(0), "k=0 must be a whole number of at least 1"),
     ],
 )
 def test_mistakes_are_named(make, said):

@@ -11,7 +11,8 @@ import torchvision
 from torch import nn
 
 from noisyml.errors import UserError
-from noisyml.models.backbones.base import bn_inception, googlenet, resnet
+from noisyml.models.backbones.from_caffe import bn_inception
+from noisyml.models.backbones.from_torchvision import googlenet, resnet
 from noisyml.models.weights import fetch_weights, load_into, read_weights
 
 

@@ -425,6 +425,11 @@ def test_resultant_statistics_of_many_draws_are_unbiased_once_corrected():
 def test_a_circle_at_least():
     with pytest.raises(ValueError, match="at least 2"):
         log_vmf_ratio(torch.tensor([1.0]), 1)
+    bank, labels = MemoryBank(4, 1, 2), torch.tensor([0, 1])
+    bank.enqueue(torch.ones(2, 1), labels, labels)
+    evidence = Evidence(labels, labels, embeddings=torch.ones(2, 1), memory=bank)
+    with pytest.raises(UserError, match=r"set head\.out_features to 2 or more"):
+        PrismVonMisesFisher(noise_rate=0.2).select(evidence)
 
 
 # --- threshold --------------------------------------------------------------------------------

@@ -6,25 +6,31 @@ Numbers of parameters are those of the papers or their code once a linear classi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from noisyml.checks import Count, Ge, Share, checked
 from noisyml.errors import UserError
 from noisyml.models.backbones.base import Backbone
 from noisyml.models.pooling import Pooling, global_pooling
 
 Block = Callable[[int, int, int], nn.Module]
+#: Sides that are left with a map after all convolutions.
+LeNetSize = Annotated[int, Ge(28)]
+BareSize = Annotated[int, Ge(8)]
+WideDepth = Annotated[int, Ge(10)]
 
 
-def _convention(in_channels: int, settings: dict[str, Any]) -> dict[str, Any]:
+def _convention(in_channels: Count, settings: dict[str, Any]) -> dict[str, Any]:
     """Pixels in [-1, 1] unless mean and standard deviation are given."""
     half = (0.5,) * in_channels
     return {"mean": half, "std": half, "in_channels": in_channels} | settings
 
 
-def lenet(in_channels: int = 1, image_size: int = 28, **settings: Any) -> Backbone:
+@checked
+def lenet(in_channels: Count = 1, image_size: LeNetSize = 28, **settings: Any) -> Backbone:
     """The LeNet-like network of bare's code: convolutions 6, 16, 120 of 5x5, then 84 features.
 
     With ten classes 61,706 parameters. The last map is flattened, not averaged. The release puts a
@@ -34,13 +40,8 @@ def lenet(in_channels: int = 1, image_size: int = 28, **settings: Any) -> Backbo
         in_channels: 1 for grey, 3 for colour.
         image_size: side of the square images.
         **settings: arguments of `Backbone`.
-
-    Raises:
-        UserError: images too small for three convolutions.
     """
     side = (image_size // 2 - 4) // 2 - 4
-    if side < 1:
-        raise UserError(f"backbone.image_size={image_size} is too small for LeNet: use 28 or more.")
     body = nn.Sequential(
         nn.Conv2d(in_channels, 6, 5, padding=2),
         nn.ReLU(),
@@ -57,7 +58,8 @@ def lenet(in_channels: int = 1, image_size: int = 28, **settings: Any) -> Backbo
     return Backbone(body, 84, blocks=("2", "5"), pool="8", **_convention(in_channels, settings))
 
 
-def bare_cnn(in_channels: int = 3, image_size: int = 32, **settings: Any) -> Backbone:
+@checked
+def bare_cnn(in_channels: Count = 3, image_size: BareSize = 32, **settings: Any) -> Backbone:
     """Four convolutions of 3x3: the CIFAR-10 network of bare (Patel, Sastry, WACV 2023).
 
     64, 128, 196 and 16 channels, batch norm and ReLU after each, halved after the first, second and
@@ -81,9 +83,10 @@ def bare_cnn(in_channels: int = 3, image_size: int = 32, **settings: Any) -> Bac
     return Backbone(body, features, blocks=ends, pool=last, **_convention(in_channels, settings))
 
 
+@checked
 def nine_layer_cnn(
-    in_channels: int = 3,
-    dropout: float = 0.25,
+    in_channels: Count = 3,
+    dropout: Share = 0.25,
     pooling: Pooling | nn.Module = "avg",
     **settings: Any,
 ) -> Backbone:
@@ -192,7 +195,7 @@ class _PreActivated(nn.Module):
 
 def _residual_backbone(
     block: Block,
-    in_channels: int,
+    in_channels: Count,
     stem: int,
     widths: Sequence[int],
     depths: Sequence[int],
@@ -238,10 +241,11 @@ def _residual_backbone(
     return Backbone(body, before, blocks=ends, pool="pool", **convention)
 
 
+@checked
 def cifar_resnet(
     depth: Literal[18, 32, 34] = 18,
     pre_activated: bool = False,
-    in_channels: int = 3,
+    in_channels: Count = 3,
     pooling: Pooling | nn.Module = "avg",
     **settings: Any,
 ) -> Backbone:
@@ -261,12 +265,14 @@ def cifar_resnet(
         **settings: arguments of `Backbone`.
 
     Raises:
-        UserError: no such depth.
+        UserError: a depth that has no pre-activated form.
     """
     stages = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 32: (5, 5, 5)}
-    if depth not in stages or (depth == 32 and pre_activated):
-        depths = "18 or 34 with backbone.pre_activated=true" if pre_activated else "18, 32 or 34"
-        raise UserError(f"backbone.depth={depth} is not known: use {depths}.")
+    if depth == 32 and pre_activated:
+        raise UserError(
+            "backbone.depth=32 has no pre-activated form: use 18 or 34 with "
+            "backbone.pre_activated=true."
+        )
     widths = (16, 32, 64) if depth == 32 else (64, 128, 256, 512)
     if pre_activated:
         return _residual_backbone(
@@ -281,11 +287,12 @@ def cifar_resnet(
     )
 
 
+@checked
 def wide_resnet(
-    depth: int = 28,
-    width: int = 10,
-    dropout: float = 0.0,
-    in_channels: int = 3,
+    depth: WideDepth = 28,
+    width: Count = 10,
+    dropout: Share = 0.0,
+    in_channels: Count = 3,
     pooling: Pooling | nn.Module = "avg",
     **settings: Any,
 ) -> Backbone:
@@ -302,7 +309,7 @@ def wide_resnet(
     Raises:
         UserError: no such depth.
     """
-    if depth < 10 or (depth - 4) % 6:
+    if (depth - 4) % 6:
         raise UserError(f"backbone.depth={depth} is no depth of a wide ResNet: use 10, 16, 22, 28.")
 
     def block(before: int, after: int, stride: int) -> nn.Module:

@@ -8,7 +8,7 @@ from torch import nn
 
 from noisyml.errors import UserError
 from noisyml.methods.classification.cdr import CDR, keep_critical_gradients
-from noisyml.models.backbones.base import small_cnn
+from noisyml.models.backbones.small import small_cnn
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import IdentityHead
 

@@ -16,7 +16,7 @@ from noisyml.methods.checkpoints import load_classifier
 from noisyml.methods.classification.base import Classification, kept_mean
 from noisyml.methods.classification.rkd import RKDClassification
 from noisyml.metrics.retrieval_evaluator import RetrievalEvaluator
-from noisyml.models.backbones.base import mlp, small_cnn
+from noisyml.models.backbones.small import mlp, small_cnn
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import IdentityHead
 from noisyml.models.teacher import Teacher

@@ -16,7 +16,7 @@ from noisyml.methods.classification.base import kept_mean
 from noisyml.methods.classification.co_teaching import CoTeaching, CoTeachingPlus, disagreement
 from noisyml.methods.classification.jocor import JoCoR
 from noisyml.methods.classification.small_loss import SmallLoss
-from noisyml.models.backbones.base import mlp
+from noisyml.models.backbones.small import mlp
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import IdentityHead
 from noisyml.selectors.small_loss import quota, small_loss

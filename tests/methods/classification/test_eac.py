@@ -17,7 +17,10 @@ from noisyml.losses.classification.elr import EarlyLearningRegularisation
 from noisyml.losses.classification.sat import SelfAdaptiveTraining
 from noisyml.losses.links import SOFTMAX
 from noisyml.methods.classification.eac import EAC
-from noisyml.models.backbones.base import Backbone, mlp, resnet, small_cnn, timm_model
+from noisyml.models.backbones.base import Backbone
+from noisyml.models.backbones.from_timm import timm_model
+from noisyml.models.backbones.from_torchvision import resnet
+from noisyml.models.backbones.small import mlp, small_cnn
 from noisyml.models.class_maps import obstacle_to_class_maps
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import EmbeddingHead, IdentityHead

@@ -12,7 +12,8 @@ from torch.func import functional_call
 from noisyml.errors import UserError
 from noisyml.methods.classification.meta_reweighting import MetaReweighting, positive_shares
 from noisyml.methods.classification.meta_weight_net import MetaWeightNet
-from noisyml.models.backbones.base import Backbone, small_cnn
+from noisyml.models.backbones.base import Backbone
+from noisyml.models.backbones.small import small_cnn
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import EmbeddingHead
 

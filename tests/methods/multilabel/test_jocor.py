@@ -10,7 +10,7 @@ from noisyml.errors import UserError
 from noisyml.losses.multilabel.jocor import joint_losses
 from noisyml.methods.multilabel.jocor import JoCoRMultiLabel
 from noisyml.metrics.multilabel import MultiLabelEvaluator
-from noisyml.models.backbones.base import mlp
+from noisyml.models.backbones.small import mlp
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import IdentityHead
 

@@ -10,7 +10,7 @@ from support.parts import parts_for
 from noisyml.losses.multilabel.base import BinaryCrossEntropy, Focal
 from noisyml.methods.multilabel.base import MultiLabel
 from noisyml.metrics.multilabel import MultiLabelEvaluator
-from noisyml.models.backbones.base import mlp
+from noisyml.models.backbones.small import mlp
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import IdentityHead
 from noisyml.selectors.base import Selection, Selector

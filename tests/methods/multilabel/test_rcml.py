@@ -17,7 +17,7 @@ from noisyml.losses.multilabel.sat import MultiLabelSAT
 from noisyml.methods.multilabel.rcml import RCML
 from noisyml.methods.two_networks import Seen, View, better
 from noisyml.metrics.multilabel import MultiLabelEvaluator
-from noisyml.models.backbones.base import mlp
+from noisyml.models.backbones.small import mlp
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import IdentityHead
 from noisyml.optim import exponential_steps

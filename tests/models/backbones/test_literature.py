@@ -127,11 +127,11 @@ def test_pre_activated_shortcuts_pass_the_raw_or_the_projected_activated_image()
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: cifar_resnet(20), r"backbone\.depth=20 is not known: use 18, 32 or 34"),
+        (lambda: cifar_resnet(20), "depth=20 must be 18, 32 or 34"),
         (lambda: cifar_resnet(32, pre_activated=True), "use 18 or 34 with"),
         (lambda: wide_resnet(30), r"backbone\.depth=30 is no depth"),
         (lambda: cifar_resnet(18, in_channels=12, mean=(0.5,) * 3), r"backbone\.mean has 3 values"),
-        (lambda: lenet(image_size=16), r"backbone\.image_size=16 is too small"),
+        (lambda: lenet(image_size=16), "image_size=16 must be a whole number of at least 28"),
     ],
 )
 def test_mistakes_are_named(make, said):

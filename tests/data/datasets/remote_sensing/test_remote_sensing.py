@@ -31,7 +31,8 @@ from noisyml.data.readers.layout import at_once, stat_files
 from noisyml.data.transforms.image import ImageTransform
 from noisyml.data.views import EvaluationView
 from noisyml.errors import UserError
-from noisyml.models.backbones.base import resnet, timm_model
+from noisyml.models.backbones.from_timm import timm_model
+from noisyml.models.backbones.from_torchvision import resnet
 from noisyml.targets import MULTI
 
 CONF = paths.CONF / "dataset"
