@@ -1,1 +1,1 @@
-"""What watches a run: checkpoints, history, the selector's judgements, progress."""
+"""Observers of a run: checkpoints, history, the selector's judgements, progress."""

@@ -1,4 +1,4 @@
-"""Which images could not be decoded, where a run was told to skip them."""
+"""List of the images that could not be decoded, where a run was told to skip them."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class BrokenImages(Callback):
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """What was found so far."""
+        """Positions found so far."""
         return {"found": sorted(self.found)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

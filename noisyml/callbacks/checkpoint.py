@@ -189,7 +189,7 @@ class RunCheckpoints(Checked, Checkpoint):
             self._random = None
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been reached."""
+        """Best values reached so far."""
         return {"reached": {stem: list(pair) for stem, pair in self.reached.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

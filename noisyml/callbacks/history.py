@@ -104,7 +104,7 @@ class History(Checked, Callback):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """What a checkpoint knows, the file must know too."""
+        """Write the file: it must know what a checkpoint knows."""
         self.write()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

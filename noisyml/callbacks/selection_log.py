@@ -1,4 +1,4 @@
-"""What the selector decided, kept per sample, and how right it was."""
+"""Log of the selector's decisions per sample, and their agreement with the truth."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which networks have class activation maps: a linear classifier on the average of the last map."""
+"""Networks with class activation maps: a linear classifier on the average of the last map."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Which samples to trust."""
+"""Selectors: judgement of samples, labels or pairs as trusted or not."""

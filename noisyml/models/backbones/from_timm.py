@@ -74,7 +74,7 @@ def timm_model(
 
 
 def _timm_pooling(body: nn.Module) -> str | None:
-    """Where a convolutional network of timm pools its last map; None for others."""
+    """Name of the module that pools the last map of a network of timm; None without one."""
     from timm.layers import SelectAdaptivePool2d
 
     found = [name for name, m in body.named_modules() if isinstance(m, SelectAdaptivePool2d)]
@@ -83,7 +83,7 @@ def _timm_pooling(body: nn.Module) -> str | None:
 
 
 def _timm_maps(body: Any, pool: str | None) -> dict[str, Any]:
-    """Where timm says that the resolutions end, from a quarter of the side on."""
+    """Modules at which, as timm says, resolutions end, from a quarter of the side on."""
     if pool is None:
         return {}
     ends = [info["module"] for info in body.feature_info if info["reduction"] >= 4]
