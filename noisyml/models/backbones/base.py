@@ -227,28 +227,6 @@ class Backbone(Checked, nn.Module):
             seen = {name: output[:0] for name, output in seen.items()}
         return FeatureMaps(features, seen)
 
-    @torch.no_grad()
-    def map_channels(self, image_size: int = 64) -> dict[str, int]:
-        """Channels of every map of `feature_maps`: what the adapters of feature distillation need.
-
-        Args:
-            image_size: side of the blank image that is passed through; state stays as it is.
-
-        Raises:
-            UserError: see `feature_maps`.
-        """
-        training = self.training
-        blank = torch.zeros(
-            (1, self.in_channels, image_size, image_size),
-            dtype=torch.uint8,
-            device=self.mean.device,
-        )
-        try:
-            maps = self.eval().feature_maps(blank).maps
-        finally:
-            self.train(training)
-        return {name: tensor.shape[1] for name, tensor in maps.items()}
-
     def set_feature_statistics(self, mean: Tensor, std: Tensor) -> None:
         """Set the standardisation [F], [F], where it is asked for; constant features keep std 1."""
         if not self.standardise:
