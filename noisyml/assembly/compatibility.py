@@ -122,7 +122,7 @@ def _check_settings(method: type[Method], config: DictConfig) -> None:
 
 
 def _check_loss(method: type[Method], config: DictConfig) -> frozenset[str]:
-    """What the loss gives a selector."""
+    """Evidence that the loss gives a selector."""
     name, node = method.__name__, config.get("loss")
     loss = None if node is None else declared(node)
     if "loss" not in method.needs_parts:

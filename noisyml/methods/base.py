@@ -276,7 +276,7 @@ def test_prefixes(data: DataModule) -> list[str]:
 
 
 def test_loaders(data: DataModule) -> list[list[tuple[str, SplitRole]]]:
-    """What each loader of the test serves, in their order: prefix of metrics, and role."""
+    """Prefix of metrics and role that each loader of the test serves, in their order."""
     return [
         [(test_prefix(test_set), role) for test_set, role in served]
         for served in data.test_splits.values()

@@ -50,7 +50,7 @@ _UNKNOWN = -1
 
 @dataclass(frozen=True)
 class View:
-    """What one network makes of a global batch, in rank order on every rank.
+    """A global batch as one network sees it, in rank order on every rank.
 
     Attributes:
         logits: class scores [B, C] with gradient, float32 or better.
@@ -182,7 +182,7 @@ class TwoNetworks(Method):
 
     @property
     def answering(self) -> str:
-        """Who answers now: ``first``, ``second`` or ``mean``.
+        """The network that answers now: ``first``, ``second`` or ``mean``.
 
         Raises:
             UserError: the better network is to answer, and no validation has compared them.
@@ -313,12 +313,12 @@ class TwoNetworks(Method):
 
 
 def better(first: float, second: float) -> int:
-    """Which of two networks has the larger score, 0 or 1; equal ones: 1 (rcml's release)."""
+    """The network with the larger of two scores, 0 or 1; equal ones: 1 (rcml's release)."""
     return 0 if first > second else 1
 
 
 def _view(encoder: Encoder, classifier: nn.Linear, batch: Batch, layers: Sequence[str]) -> View:
-    """What one network makes of this rank's share, gathered."""
+    """The gathered batch as one network sees it."""
     embeddings, seen = encoder.activations(batch, layers)
     return View(
         distributed.gather(class_scores(classifier, embeddings)),

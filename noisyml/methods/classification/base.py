@@ -163,7 +163,7 @@ class Classification(Method):
         index: Tensor,
         terms: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Any]:
-        """What `training_step` returns; the logs read it.
+        """Result of `training_step`, which the logs read.
 
         Args:
             loss: scalar with gradient.

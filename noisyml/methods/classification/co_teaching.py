@@ -29,7 +29,7 @@ from noisyml.selectors.small_loss import exchange, quota
 
 
 def disagreement(first: Tensor, second: Tensor) -> Tensor:
-    """Where two networks predict different classes, [B] bool from class scores [B, C] each.
+    """Samples for which two networks predict different classes, [B] bool from scores [B, C] each.
 
     Where they differ nowhere in the batch all samples count: the step is one of co-teaching.
     (The release takes plain cross-entropy on such a batch at first and skips it later.)
@@ -51,7 +51,7 @@ class CoTeaching(SmallLoss):
         return self.outcome(loss, for_first, second, seen)
 
     def exchange(self, seen: Seen, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """What each network is to learn from, [B] bool each, given the losses [B] of both."""
+        """Samples that each network is to learn from, [B] bool each, by the losses [B] of both."""
         return exchange(first, second, quota(len(seen.labels), self.forget))
 
 

@@ -1,4 +1,4 @@
-"""What co-teaching, co-teaching+ and JoCoR share: two classifiers, and a quota of small losses."""
+"""Base of co-teaching, co-teaching+ and JoCoR: two classifiers, and a quota of small losses."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class SmallLoss(TwoNetworks):
         return mean_log_probability(first, second)
 
     def outcome(self, loss: Tensor, keep: Tensor, judged_by: Tensor, seen: Seen) -> dict[str, Any]:
-        """What `training_step` returns; the log of judgements reads it.
+        """Result of `training_step`, which the log of judgements reads.
 
         Args:
             loss: [] with gradient.

@@ -1,4 +1,4 @@
-"""What all metric-learning methods share: judge the batch, train on the trusted, remember them."""
+"""Base of metric-learning methods: judge the batch, train on the trusted, remember them."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ class MetricLearning(Method):
         index: Tensor,
         terms: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Any]:
-        """What `training_step` returns; the log of judgements reads it.
+        """Result of `training_step`, which the log of judgements reads.
 
         Clusters are nobody's claim about a sample, so there is no right or wrong to log for them.
 

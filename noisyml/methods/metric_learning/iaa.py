@@ -75,7 +75,7 @@ class IAA(MetricLearning):
 
     @property
     def schedule(self) -> AugmentationSchedule:
-        """When classes are measured and copies made; its epochs count from 1.
+        """Epochs in which classes are measured and copies made, counted from 1.
 
         Raises:
             UserError: the run has no number of epochs, or the copies would never begin.

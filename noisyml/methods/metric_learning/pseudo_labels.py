@@ -114,9 +114,9 @@ class PseudoLabels(Checked, nn.Module):
         self.refreshed_at = method.current_epoch
 
     def get_extra_state(self) -> dict[str, int]:
-        """When the labels were made, for the state dict."""
+        """Epoch in which the labels were made, for the state dict."""
         return {"refreshed_at": self.refreshed_at}
 
     def set_extra_state(self, state: dict[str, int]) -> None:
-        """Take over when the labels were made."""
+        """Take over the epoch in which the labels were made."""
         self.refreshed_at = int(state["refreshed_at"])

@@ -39,7 +39,7 @@ from noisyml.selectors.small_loss import small_loss
 
 
 class Exchange(NamedTuple):
-    """What two networks make of a batch and of each other.
+    """Choices of two networks about a batch and about each other.
 
     Attributes:
         loss: scalar, the sum of both networks' losses with the shared terms once.
@@ -249,7 +249,7 @@ class RCML(MultiLabelTwoNetworks):
         return first, second
 
     def outcome(self, found: Exchange, seen: Seen) -> dict[str, Any]:
-        """What `training_step` returns; the log reads what the first network learns from."""
+        """Result of `training_step`; the log reads what the first network learns from."""
         judge = 1 if self.swap else 0
         ranking = found.rankings[judge]
         p_clean = 1 / (1 + ranking.errors)
