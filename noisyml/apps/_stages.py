@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisyml.apps._folder import write_inputs
+from noisyml.apps._settings import TrainSettings, read_settings
 from noisyml.errors import UserError
 from noisyml.runs.folder import RunFolder
 from noisyml.stages.composition import Compose, compose_stage
@@ -50,12 +51,7 @@ def check_values(config: DictConfig) -> None:
     Raises:
         UserError: such a value.
     """
-    if not 0 <= config.seed < 2**32:
-        raise UserError(f"seed={config.seed} must lie between 0 and {2**32 - 1}.")
-    if not str(config.name or "").strip("/"):
-        raise UserError("name= is empty: give the run a name, it becomes a folder.")
-    if config.trainer.max_epochs is not None and config.trainer.max_epochs == 0:
-        raise UserError("trainer.max_epochs=0 trains nothing: give at least 1.")
+    config.model_choice = read_settings(TrainSettings, config).choices
     nothing = [g for g in ("dataset", "noise", "selector", "method") if config.get(g) is None]
     if nothing:
         raise UserError(f"{nothing[0]}=null leaves a part out; see `noisyml list`.")
@@ -96,15 +92,6 @@ def resumed_stages(config: DictConfig, folder: RunFolder) -> StageController:
     """
     compose = _compose_from(origin_of(folder))
     return _controller(config, folder, compose, folder.overrides(), folder.choices())
-
-
-def load_config(folder: RunFolder) -> DictConfig:
-    """The resolved configuration of a run."""
-    from omegaconf import DictConfig, OmegaConf
-
-    config = OmegaConf.load(folder.config_file)
-    assert isinstance(config, DictConfig)
-    return config
 
 
 def _controller(

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from noisyml.apps._settings import DataSettings, read_settings
 from noisyml.errors import UserError
 from noisyml.storage.files import write_atomically
 
@@ -47,6 +48,7 @@ def main(arguments: list[str]) -> int:
     broken = []
 
     def job(config: DictConfig) -> None:
+        read_settings(DataSettings, config)
         broken.append(check(config) if action == "check" else show(config))
 
     return run_hydra(job, "data", f"data {action}", rest) or int(any(broken))
@@ -60,8 +62,6 @@ def show(config: DictConfig) -> int:
 
     from noisyml.data.checks import contact_sheet
 
-    least = {"classes": config.classes, "instances": config.instances, "tile": config.tile}
-    _check_positive(least)
     splits, origin, output = _open(config)
     facts = {name: split.target.facts(split.labels) for name, split in splits.items()}
     further = list(dict.fromkeys(heading for told in facts.values() for heading in told))
@@ -104,7 +104,6 @@ def check(config: DictConfig) -> int:
 
     from noisyml.data.checks import check_images, find_duplicates
 
-    _check_positive({"workers": config.workers})
     splits, origin, output = _open(config)
     console = Console()
     columns = (
@@ -227,9 +226,3 @@ def _open(config: DictConfig) -> tuple[dict[str, Split], str, Path]:
     source = instantiate(config.dataset, _convert_="all")
     splits = source.splits()
     return splits, source.split_origin, Path(HydraConfig.get().runtime.output_dir)
-
-
-def _check_positive(values: dict[str, int]) -> None:
-    for key, value in values.items():
-        if not isinstance(value, int) or value < 1:
-            raise UserError(f"{key} is {value}; it must be a whole number of at least 1.")

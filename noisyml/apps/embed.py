@@ -13,13 +13,15 @@ import csv
 import hashlib
 import io
 import logging
-import shlex
 import warnings
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from noisyml.apps._folder import record_death, recorded, refuse_foreign, write_inputs
+from noisyml.apps._folder import load_config, refuse_foreign, refuse_older
+from noisyml.apps._resumable import ResumableVerb, write_changes
+from noisyml.apps._settings import EmbedSettings, read_settings
 from noisyml.errors import UserError, did_you_mean
 from noisyml.runs.folder import RunFolder, locate_checkpoint
 from noisyml.storage.files import write_atomically
@@ -27,11 +29,11 @@ from noisyml.storage.files import write_atomically
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from noisyml.command.words import Word
     from noisyml.data.datamodule import DataModule
     from noisyml.embeddings.extraction import BackboneOnly
     from noisyml.embeddings.store import SplitWriter
     from noisyml.models.encoder import Encoder
-    from noisyml.runs.processes import Followers
 
 log = logging.getLogger(__name__)
 
@@ -54,116 +56,87 @@ FREE = ("knn", "name", "paths", "run_dir", "resume", "trainer", "data.num_worker
 
 def main(arguments: list[str]) -> int:
     """Run ``noisyml embed [checkpoint=RUN_DIR] [overrides]`` or ``noisyml embed resume=DIR``."""
-    from noisyml.command.hydra import run_hydra
-    from noisyml.command.words import last_given, overrides_in, words_in
-    from noisyml.runs.processes import Followers, follow, is_main_process, started_elsewhere
-
-    if started_elsewhere() and not is_main_process():
-        return follow(join)
-    typed = overrides_in(arguments)
-    words = words_in(typed)
-    with Followers() as followers:
-        if (resume := last_given(words, "resume")) is not None:
-            others = [word.text for word in words if word.key != "resume"]
-            return continue_run(Path(resume), others, followers)
-        settings: list[str] = []
-        if last_given(words, "checkpoint") is not None:
-            settings = [word.text for word in words if not word.is_below(*OWN, "hydra")]
-        own = [argument for argument in arguments if argument not in settings]
-        task = partial(job, typed=typed, settings=settings, followers=followers)
-        return run_hydra(task, "embed", "embed", own)
+    return Embedding().main(arguments)
 
 
-def job(
-    config: DictConfig, typed: list[str], settings: list[str], followers: Followers
-) -> dict[str, float]:
-    """One job of Hydra: a new folder, or one that an interrupted command left behind.
+class Embedding(ResumableVerb):
+    """``noisyml embed``: goes on with the first shard that is missing."""
 
-    Args:
-        config: the composed configuration.
-        typed: all settings typed.
-        settings: those that belong to the run whose checkpoint embeds.
-        followers: the ranks that wait for a folder to work on.
-    """
-    from noisyml.runs.processes import follow, is_main_process
+    verb = "embed"
+    holds = "embeddings made"
+    free = FREE
+    keeps_the_rest = True
 
-    if not is_main_process():
-        # A launcher that starts several tasks for a job, as submitit can.
-        follow(join)
-        return {}
-    with followers:
-        return lead(config, typed, settings, followers)
+    def foreign(self, words: Sequence[Word]) -> list[str]:
+        """With a checkpoint, settings of the run that trained it."""
+        from noisyml.command.words import last_given
 
+        if last_given(words, "checkpoint") is None:
+            return []
+        return [word.text for word in words if not word.is_below(*OWN, "hydra")]
 
-def lead(
-    config: DictConfig, typed: list[str], settings: list[str], followers: Followers
-) -> dict[str, float]:
-    """A job on rank 0, which alone writes configurations."""
-    from hydra.core.hydra_config import HydraConfig
+    def configure(
+        self,
+        config: DictConfig,
+        folder: RunFolder,
+        settings: Sequence[str],
+        choices: dict[str, str],
+    ) -> tuple[DictConfig, dict[str, str]]:
+        """The configuration of the embedding, with a checkpoint mostly that of the trained run."""
+        return configuration(config, folder, settings, choices)
 
-    from noisyml.embeddings.store import EMBEDDINGS_FOLDER, PLAN_FILE
-    from noisyml.runs.processes import check_ranks
+    def check(self, config: DictConfig) -> None:
+        """Refuse values that no embedding can have."""
+        read_settings(EmbedSettings, config)
+        if isinstance(config.splits, str):
+            config.splits = [config.splits]
 
-    hydra = HydraConfig.get()
-    folder = RunFolder(Path(hydra.runtime.output_dir))
-    config, choices = configuration(config, folder, settings, dict(hydra.runtime.choices))
-    check_values(config)
-    check_ranks(config)
-    if not folder.is_run():
-        refuse_foreign(folder)
-    elif "rows_per_shard" not in folder.config():
-        raise UserError(f"{folder.path} holds another kind of run; choose another hydra.run.dir.")
-    if not list(folder.path.glob(f"{EMBEDDINGS_FOLDER}/*/{PLAN_FILE}")):
-        write_inputs(folder, config, typed, choices)
-    elif changed := _changed(config, folder):
-        raise UserError(
-            f"{folder.path} holds embeddings made with another {changed}; choose another "
-            f"hydra.run.dir, or remove that folder."
-        )
-    else:
-        _write_config(config, folder)
-    return run(config, folder, followers)
+    def is_begun(self, folder: RunFolder) -> bool:
+        """True once a row may have been written."""
+        from noisyml.embeddings.store import EMBEDDINGS_FOLDER, PLAN_FILE
 
+        return any(folder.path.glob(f"{EMBEDDINGS_FOLDER}/*/{PLAN_FILE}"))
 
-def join(path: Path) -> None:
-    """Work as a further rank on the embeddings in the folder `path`."""
-    from noisyml.runs.processes import Followers
+    def is_finished(self, folder: RunFolder) -> bool:
+        """Never: rows that are there are not computed again, and graphs may be asked for."""
+        return False
 
-    folder = RunFolder(path)
-    run(_read_config(folder), folder, Followers())
+    def begin(
+        self, config: DictConfig, folder: RunFolder, typed: list[str], choices: dict[str, str]
+    ) -> None:
+        """Write what the embeddings are made from."""
+        if not folder.is_run():
+            refuse_foreign(folder)
+        super().begin(config, folder, typed, choices)
 
+    def go_on(self, config: DictConfig, folder: RunFolder, typed: Sequence[str]) -> None:
+        """Write the configuration, of which some settings are free."""
+        write_changes(config, folder, typed)
 
-def continue_run(path: Path, overrides: list[str], followers: Followers) -> int:
-    """``noisyml embed resume=DIR [trainer.devices=...] [knn=...]``: compute what is missing."""
-    from noisyml.command.overrides import apply_overrides
-    from noisyml.command.words import words_in
-    from noisyml.runs.processes import check_ranks, is_main_process
+    def recipe(self, config: DictConfig, folder: RunFolder, title: str) -> dict[str, float]:
+        """Compute and write the missing rows."""
+        return extract(config, folder)
 
-    folder = RunFolder(path)
-    if not folder.is_run():
-        raise UserError(f"{path} holds no run (no {folder.config_file.name}); nothing to resume.")
-    logging.basicConfig(level=logging.INFO, format="[%(levelname)s] %(message)s")
-    config = _read_config(folder)
-    if "rows_per_shard" not in config:
-        raise UserError(f"{path} was not made by `noisyml embed`; nothing to resume.")
-    for word in words_in(overrides):
-        if not word.is_below(*FREE):
-            raise UserError(
-                f"Embeddings that go on keep their {word.key}: start new ones with {word.text} "
-                f"instead."
-            )
-    config = apply_overrides(config, overrides, groups=False)
-    config.run_dir = str(folder.path)
-    check_values(config)
-    check_ranks(config)
-    if overrides and is_main_process():
-        _write_config(config, folder)
-    run(config, folder, followers)
-    return 0
+    def finish(
+        self, config: DictConfig, folder: RunFolder, metrics: Mapping[str, float]
+    ) -> dict[str, float]:
+        """Write the graphs of neighbours, if any."""
+        found = graphs(config, folder)
+        folder.write_metrics({**metrics, **found})
+        return found
+
+    def conclude(self, home: Path, folders: Sequence[Path]) -> None:
+        """Print which splits there are."""
+        from noisyml.embeddings.store import EmbeddingStore
+
+        for store in map(EmbeddingStore, folders):
+            for name in store.splits:
+                split = store.split(name)
+                print(f"{name}: {len(split):,} x {split.shape[1]} {split.dtype}  {split.folder}")
 
 
 def configuration(
-    config: DictConfig, folder: RunFolder, settings: list[str], choices: dict[str, str]
+    config: DictConfig, folder: RunFolder, settings: Sequence[str], choices: dict[str, str]
 ) -> tuple[DictConfig, dict[str, str]]:
     """The resolved configuration of the embedding, and the option chosen in each group.
 
@@ -181,8 +154,8 @@ def configuration(
 
     if config.checkpoint is not None:
         run, file = locate_checkpoint(Path(config.checkpoint), config.which)
-        trained = OmegaConf.load(run.config_file)
-        assert isinstance(trained, DictConfig)
+        refuse_older(run, "train")
+        trained = load_config(run)
         # Groups bring interpolations of their own, which need the paths of today.
         trained.paths = config.paths
         words = words_in(settings)
@@ -190,7 +163,7 @@ def configuration(
         if chosen_data and not any(word.is_below("noise") for word in words):
             # The noise was injected into the labels of the run's own data.
             settings = ["noise=none", *settings]
-        trained = apply_overrides(trained, settings, groups=True)
+        trained = apply_overrides(trained, list(settings), groups=True)
         own = {key: config[key] for key in OWN}
         config = OmegaConf.merge(trained, own)  # type: ignore[assignment]
         config.trainer = own["trainer"]
@@ -208,103 +181,32 @@ def configuration(
     return resolved, choices
 
 
-def check_values(config: DictConfig) -> None:
-    """Refuse values that no embedding can have, before anything is read or written.
-
-    Raises:
-        UserError: such a value.
-    """
-    if config.dtype not in ("float32", "float16"):
-        raise UserError(f"dtype={config.dtype} is not known: use float32 or float16.")
-    whole = {
-        "rows_per_shard": config.rows_per_shard,
-        "knn": config.knn,
-        "data.eval_batch_size": config.data.eval_batch_size,
-    }
-    for key, value in whole.items():
-        if not isinstance(value, int) and not (key == "knn" and value is None):
-            raise UserError(f"{key}={value} must be a whole number.")
-        if value is not None and value < 1:
-            raise UserError(f"{key}={value} must be at least 1.")
-    if isinstance(config.splits, str):
-        config.splits = [config.splits]
-    if config.splits is not None and not len(config.splits):
-        raise UserError("splits=[] embeds nothing: name splits, or say splits=null for all.")
-
-
-def _is_free(key: str) -> bool:
-    return any(key == free or key.startswith(f"{free}.") for free in FREE)
-
-
-def _changed(config: DictConfig, folder: RunFolder) -> str | None:
-    """The first setting in which the folder's configuration differs, if it changes rows."""
-    from noisyml.command.config import flatten
-
-    wanted = dict(flatten(config))
-    there = dict(flatten(folder.config()))
-    keys = [key for key in {**wanted, **there} if not _is_free(key)]
-    return next((key for key in keys if wanted.get(key) != there.get(key)), None)
-
-
-def _read_config(folder: RunFolder) -> DictConfig:
-    from omegaconf import DictConfig, OmegaConf
-
-    config = OmegaConf.load(folder.config_file)
-    assert isinstance(config, DictConfig)
-    return config
-
-
-def _write_config(config: DictConfig, folder: RunFolder) -> None:
-    from omegaconf import OmegaConf
-
-    write_atomically(folder.config_file, OmegaConf.to_yaml(config))
-
-
-def run(config: DictConfig, folder: RunFolder, followers: Followers) -> dict[str, float]:
-    """Embed with all processes, then (if asked for) write the graph of neighbours."""
-    from noisyml.runs.processes import is_main_process, other_ranks, processes_here
-
-    command = ["embed", f"resume={folder.path}"]
-    here = other_ranks(processes_here(config), command, partial(record_death, folder))
-    if not is_main_process():
-        with here:
-            return extract(config, folder)
-    with folder.claimed(), recorded(folder, shlex.join(["noisyml", *command])):
-        with followers.lead(folder.path), here:
-            metrics = extract(config, folder)
-        metrics |= _conclude(config, folder)
-        folder.write_metrics(metrics)
-    return metrics
-
-
-def _conclude(config: DictConfig, folder: RunFolder) -> dict[str, float]:
-    """Say what there is, and write the graphs; metrics of these."""
+def graphs(config: DictConfig, folder: RunFolder) -> dict[str, float]:
+    """Write a graph of the nearest neighbours of each split, if any are asked for; its metrics."""
     from noisyml.embeddings.neighbours import Device, write_neighbours
     from noisyml.embeddings.store import EmbeddingStore
 
+    if config.knn is None:
+        return {}
     metrics: dict[str, float] = {}
+    device: Device = "cuda" if config.trainer.accelerator == "gpu" else "cpu"
     store = EmbeddingStore(folder.path)
     for name in store.splits:
-        split = store.split(name)
-        print(f"{name}: {len(split):,} x {split.shape[1]} {split.dtype}  {split.folder}")
-    if config.knn is not None:
-        device: Device = "cuda" if config.trainer.accelerator == "gpu" else "cpu"
-        for name in store.splits:
-            out = folder.path / "knn" / name
-            found = write_neighbours(store.split(name), out, k=config.knn, device=device)
-            metrics |= {f"knn/{name}/{key}": value for key, value in found.items()}
+        out = folder.path / "knn" / name
+        found = write_neighbours(store.split(name), out, k=config.knn, device=device)
+        metrics |= {f"knn/{name}/{key}": value for key, value in found.items()}
     return metrics
 
 
 def extract(config: DictConfig, folder: RunFolder) -> dict[str, float]:
     """Compute and write the missing rows; every process calls it."""
     import lightning
-    import torch.distributed as dist
+    from lightning.pytorch.callbacks import LambdaCallback
 
     from noisyml.apps._quiet import quiet
     from noisyml.assembly.nodes import build
     from noisyml.embeddings.extraction import Extractor, ShardLoaders, ShardWriting, observed_labels
-    from noisyml.runs.processes import cluster_environment, is_main_process
+    from noisyml.runs.processes import cluster_environment, handle_termination, is_main_process
 
     quiet()
     # Everything may be there already; the other processes must meet all the same.
@@ -319,7 +221,7 @@ def extract(config: DictConfig, folder: RunFolder) -> dict[str, float]:
     writing = ShardWriting(loaders, progress=is_main_process())
     trainer = build(
         config.trainer,
-        callbacks=[writing],
+        callbacks=[writing, LambdaCallback(on_predict_start=handle_termination)],
         plugins=[cluster_environment()],
         logger=False,
         enable_checkpointing=False,
@@ -328,12 +230,8 @@ def extract(config: DictConfig, folder: RunFolder) -> dict[str, float]:
         use_distributed_sampler=False,
         default_root_dir=str(folder.path),
     )
-    try:
-        extractor = Extractor(encoder, writing.advance)
-        trainer.predict(extractor, datamodule=loaders, return_predictions=False)
-    except SystemExit:
-        # Lightning turns Ctrl-C into an exit of its own.
-        raise KeyboardInterrupt from None
+    extractor = Extractor(encoder, writing.advance)
+    trainer.predict(extractor, datamodule=loaders, return_predictions=False)
     trainer.strategy.barrier()
     if is_main_process():
         for name, writer in writers.items():
@@ -342,9 +240,6 @@ def extract(config: DictConfig, folder: RunFolder) -> dict[str, float]:
         _list_broken(data, writers, folder)
     trainer.strategy.barrier()
     trainer.strategy.teardown()
-    if dist.is_available() and dist.is_initialized():
-        # The next job of a sweep has its own.
-        dist.destroy_process_group()
     if not writing.samples:
         return {}
     rate = trainer.world_size * writing.samples / writing.seconds

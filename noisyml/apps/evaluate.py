@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from noisyml.apps._folder import load_config, refuse_older
+from noisyml.apps._settings import EvaluateSettings, read_settings
 from noisyml.runs.folder import RunFolder, locate_checkpoint
 from noisyml.storage.files import write_atomically
 
@@ -38,13 +40,14 @@ def main(arguments: list[str]) -> int:
 def job(config: DictConfig, settings: list[str]) -> dict[str, float]:
     """Evaluate one checkpoint and write its metrics into the output folder."""
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
 
     from noisyml.command.overrides import apply_overrides
 
+    read_settings(EvaluateSettings, config)
     run, file = locate_checkpoint(Path(config.checkpoint), config.which)
-    trained = OmegaConf.load(run.config_file)
-    assert isinstance(trained, DictConfig)
+    refuse_older(run, "train")
+    trained = load_config(run)
     # Groups bring interpolations of their own, which need the paths of today.
     trained.paths = config.paths
     changed = apply_overrides(trained, settings, groups=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from noisyml.apps._folder import recorded, refuse_foreign, write_inputs
+from noisyml.apps._settings import KnnSettings, read_settings
 from noisyml.errors import UserError
 from noisyml.runs.folder import RunFolder
 
@@ -74,6 +75,7 @@ def check_values(config: DictConfig) -> None:
     from noisyml.checks import check_arguments
     from noisyml.embeddings.neighbours import write_neighbours
 
+    read_settings(KnnSettings, config)
     check_arguments(write_neighbours, {str(key): value for key, value in config.items()})
 
 

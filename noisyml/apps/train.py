@@ -1,29 +1,20 @@
 """Train a method on (noisy) labels and write a run folder.
 
-The recipe, top to bottom, is `recipe` below.
+The recipe, top to bottom, is `Training.recipe` below.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-import math
-import shlex
 import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisyml.apps._folder import record_death, recorded, write_inputs
-from noisyml.apps._stages import (
-    begin_stages,
-    check_values,
-    load_config,
-    resolve,
-    resumed_stages,
-)
-from noisyml.errors import SweepError, UserError
+from noisyml.apps._folder import load_config
+from noisyml.apps._resumable import ResumableVerb, first_difference
+from noisyml.apps._stages import begin_stages, check_values, resolve, resumed_stages
+from noisyml.errors import UserError
 from noisyml.runs.folder import RunFolder, locate_checkpoint
 from noisyml.stages.controller import possible_handovers
 from noisyml.stages.plan import Handover
@@ -37,225 +28,80 @@ log = logging.getLogger(__name__)
 
 
 def main(arguments: list[str]) -> int:
-    """Run ``noisyml train [overrides]``."""
-    from noisyml.command.hydra import run_jobs
-    from noisyml.command.words import last_given, overrides_in, words_in
-    from noisyml.runs.processes import Followers, follow, is_main_process, started_elsewhere
-
-    if started_elsewhere() and not is_main_process():
-        return follow(join)
-    with Followers() as followers:
-        words = words_in(overrides_in(arguments))
-        if (resume := last_given(words, "resume")) is not None:
-            others = [word.text for word in words if word.key != "resume"]
-            return continue_run(Path(resume), others, followers)
-        task = partial(job, arguments=arguments, followers=followers)
-        outcome = run_jobs(task, "train", "train", arguments)
-        if outcome.home is not None:
-            _conclude(outcome.home, outcome.folders)
-        return outcome.status
+    """Run ``noisyml train [overrides]`` or ``noisyml train resume=RUN_DIR [overrides]``."""
+    return Training().main(arguments)
 
 
-def _conclude(home: Path, folders: list[Path]) -> None:
-    """What a user sees last: table and page of a run or sweep, or at least where it lies."""
-    from noisyml.runs.processes import is_main_process
+class Training(ResumableVerb):
+    """``noisyml train``: goes on from the last checkpoint."""
 
-    if not folders or not is_main_process():
-        return
-    runs = [RunFolder(path) for path in folders]
-    report = bool(runs[0].config()["report"])
-    if report:
-        from noisyml.apps import report as report_verb
+    verb = "train"
+    holds = "a run"
+    free = ("report", "logger", "callbacks.progress")
 
-        report_verb.main([str(home)])
-    for run in runs:
-        if not report:
-            shown = {k: v for k, v in run.metrics().items() if k.startswith("test/")}
-            print(f"run    {run.path}  " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()))
-        if run.suspects_file.is_file() and len(runs) == 1:
-            print(f"labels to check, least trusted first: {run.suspects_file}")
+    def configure(
+        self,
+        config: DictConfig,
+        folder: RunFolder,
+        settings: Sequence[str],
+        choices: dict[str, str],
+    ) -> tuple[DictConfig, dict[str, str]]:
+        """The configuration with every interpolation replaced by its value."""
+        return resolve(config, folder, Handover()), choices
 
+    def check(self, config: DictConfig) -> None:
+        """Refuse values that no run can have."""
+        check_values(config)
 
-def job(config: DictConfig, arguments: list[str], followers: Followers) -> dict[str, float]:
-    """One job of Hydra: a new run folder, or one that an interrupted run left behind.
-
-    Args:
-        config: the composed configuration.
-        arguments: what was typed after the verb.
-        followers: the ranks that wait for a run.
-    """
-    from noisyml.runs.processes import follow, is_main_process
-
-    if not is_main_process():
-        # A launcher that starts several tasks for a job, as submitit can.
-        follow(join)
-        return {}
-    with followers:
-        return lead(config, arguments, followers)
-
-
-def lead(config: DictConfig, arguments: list[str], followers: Followers) -> dict[str, float]:
-    """A job on rank 0, which alone writes into the run folder."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    from noisyml.command.sweeps import swept_keys
-    from noisyml.command.words import words_in
-    from noisyml.runs.processes import check_ranks
-
-    hydra = HydraConfig.get()
-    folder = RunFolder(Path(hydra.runtime.output_dir))
-    composed, config = config, resolve(config, folder, Handover())
-    check_values(config)
-    check_ranks(config)
-    overrides = list(hydra.overrides.task)
-    title = str(config.name)
-    swept = hydra.mode == RunMode.MULTIRUN
-    if swept:
-        varied = swept_keys(arguments, hydra.sweeper.get("params") or {})
-        here = [word.text for word in words_in(overrides) if word.key in varied]
-        title = f"[{hydra.job.num + 1}/{math.prod(varied.values())}] {' '.join(here)}"
-    if not folder.is_run():
-        choices = dict(hydra.runtime.choices)
+    def begin(
+        self, config: DictConfig, folder: RunFolder, typed: list[str], choices: dict[str, str]
+    ) -> None:
+        """Write what the run and the stages before it are made from."""
         if config.get("stages"):
-            begin_stages(config, folder, overrides, choices)
-        write_inputs(folder, config, overrides, choices)
-    elif all(_differs(resolve(composed, folder, g), folder) for g in possible_handovers(folder)):
-        raise SweepError(
-            f"{folder.path} holds a run with another configuration; choose another "
-            f"hydra.{'sweep' if swept else 'run'}.dir, or remove that folder."
-        )
-    elif folder.status().get("state") == "finished":
-        log.info("%s is finished already; left as it is.", folder.path)
-        return folder.metrics()
-    _say_what_is_assumed(config, overrides)
-    return train_stages(config, folder, title, followers)
+            begin_stages(config, folder, typed, choices)
+        super().begin(config, folder, typed, choices)
 
+    def changed(self, composed: DictConfig, config: DictConfig, folder: RunFolder) -> str | None:
+        """The first setting that differs, whatever stages may have given the run."""
+        found = [
+            first_difference(resolve(composed, folder, given), folder, self.free)
+            for given in possible_handovers(folder)
+        ]
+        return None if None in found else found[0]
 
-def join(path: Path) -> None:
-    """Work as a further rank on the run in the folder `path`."""
-    from omegaconf import DictConfig, OmegaConf
+    def work(
+        self, config: DictConfig, folder: RunFolder, title: str, followers: Followers
+    ) -> dict[str, float]:
+        """Train what goes before the run, as far as it is not finished, and then the run itself."""
+        from noisyml.runs.processes import is_main_process
 
-    from noisyml.runs.processes import Followers
+        if is_main_process():
+            _say_what_is_assumed(config, folder.overrides())
+        # Ranks that rank 0 starts are told a stage's own folder, and the run's in its turn.
+        if config.get("stages") and is_main_process():
+            for stage in resumed_stages(config, folder).pending():
+                self.run(load_config(stage), stage, f"{title} · {stage.path.name}", followers)
+            config = load_config(folder)
+        return self.run(config, folder, title, followers)
 
-    folder = RunFolder(path)
-    config = OmegaConf.load(folder.config_file)
-    assert isinstance(config, DictConfig)
-    train(config, folder, str(config.name), Followers())
-
-
-def _say_what_is_assumed(config: DictConfig, overrides: list[str]) -> None:
-    from noisyml.command.words import words_in
-
-    typed = {word.key for word in words_in(overrides)}
-    consequences = {
-        "selector": "about that share of each batch is left out",
-        "method": "about that share of what is learnt is held back",
-    }
-    for part, consequence in consequences.items():
-        rate = config[part].get("noise_rate")
-        if rate is not None and "rate" not in config.noise and f"{part}.noise_rate" not in typed:
-            log.warning(
-                "%s.noise_rate=%s is a guess: %s; set it to the share of wrong labels you expect.",
-                part,
-                rate,
-                consequence,
-            )
-
-
-def continue_run(path: Path, overrides: list[str], followers: Followers) -> int:
-    """``noisyml train resume=RUN_DIR [overrides]``: go on where the last checkpoint was written."""
-    from omegaconf import DictConfig, OmegaConf
-
-    from noisyml.command.overrides import apply_overrides
-    from noisyml.runs.processes import check_ranks, is_main_process
-    from noisyml.storage.files import write_atomically
-
-    folder = RunFolder(path)
-    if not folder.is_run():
-        raise UserError(f"{path} holds no run (no {folder.config_file.name}); nothing to resume.")
-    folder.check_buildable()
-    logging.basicConfig(level=logging.INFO, format="[%(levelname)s] %(message)s")
-    config = OmegaConf.load(folder.config_file)
-    assert isinstance(config, DictConfig)
-    config = apply_overrides(config, overrides, groups=False)
-    config.run_dir = str(folder.path)
-    check_values(config)
-    check_ranks(config)
-    if is_main_process():
-        if folder.status().get("state") == "finished" and not overrides:
-            page = f"; its report is {folder.report_file}" if folder.report_file.is_file() else ""
-            print(f"{path} is finished already{page}.")
-            return 0
-        if overrides:
-            typed = [*folder.overrides(), *overrides]
-            write_atomically(folder.overrides_file, OmegaConf.to_yaml(OmegaConf.create(typed)))
-            write_atomically(folder.config_file, OmegaConf.to_yaml(config))
-    train_stages(config, folder, str(config.name), followers)
-    _conclude(folder.path, [folder.path])
-    return 0
-
-
-def _differs(config: DictConfig, folder: RunFolder) -> bool:
-    """True unless the folder's run has the same configuration, apart from what is only shown."""
-    from omegaconf import OmegaConf
-
-    def essence(values: dict[Any, Any]) -> dict[Any, Any]:
-        kept = {key: value for key, value in values.items() if key not in ("report", "logger")}
-        kept["callbacks"] = {k: v for k, v in values["callbacks"].items() if k != "progress"}
-        return kept
-
-    wanted = OmegaConf.to_container(config)
-    assert isinstance(wanted, dict)
-    return essence(wanted) != essence(folder.config())
-
-
-def train_stages(
-    config: DictConfig, folder: RunFolder, title: str, followers: Followers
-) -> dict[str, float]:
-    """Train what goes before the run, as far as it is not finished, and then the run itself."""
-    from noisyml.runs.processes import is_main_process
-
-    # Ranks that rank 0 starts are told a stage's own folder, and the run's when its turn has come.
-    if config.get("stages") and is_main_process():
-        for stage in resumed_stages(config, folder).pending():
-            train(load_config(stage), stage, f"{title} · {stage.path.name}", followers)
-        config = load_config(folder)
-    return train(config, folder, title, followers)
-
-
-def train(
-    config: DictConfig, folder: RunFolder, title: str, followers: Followers
-) -> dict[str, float]:
-    """Run the recipe with its other processes, and keep the folder's status true."""
-    from noisyml.runs.processes import interruptible, is_main_process, other_ranks, processes_here
-
-    command = ["train", f"resume={folder.path}"]
-    here = other_ranks(processes_here(config), command, partial(record_death, folder))
-    if not is_main_process():
-        with here, _process_group(), interruptible():
-            return recipe(config, folder, title)
-    with (
-        folder.claimed(),
-        recorded(folder, shlex.join(["noisyml", *command])),
-        followers.lead(folder.path),
-        here,
-        _process_group(),
-        interruptible(),
-    ):
+    def recipe(self, config: DictConfig, folder: RunFolder, title: str) -> dict[str, float]:
+        """Train, evaluate, and describe one run."""
         return recipe(config, folder, title)
 
+    def conclude(self, home: Path, folders: Sequence[Path]) -> None:
+        """Print table and page of a run or sweep, or at least where it lies."""
+        runs = [RunFolder(path) for path in folders]
+        report = bool(runs[0].config()["report"])
+        if report:
+            from noisyml.apps import report as report_verb
 
-@contextlib.contextmanager
-def _process_group() -> Iterator[None]:
-    """Leave no process group behind: the next run of this process has its own."""
-    import torch.distributed as dist
-
-    try:
-        yield
-    finally:
-        if dist.is_available() and dist.is_initialized():
-            dist.destroy_process_group()
+            report_verb.main([str(home)])
+        for run in runs:
+            if not report:
+                shown = {k: v for k, v in run.metrics().items() if k.startswith("test/")}
+                print(f"run    {run.path}  " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()))
+            if run.suspects_file.is_file() and len(runs) == 1:
+                print(f"labels to check, least trusted first: {run.suspects_file}")
 
 
 def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float]:
@@ -385,3 +231,22 @@ def _test_all(
             metrics[f"mean_last/{key}"] = sum(values[key] for values in found) / len(found)
         metrics["mean_last/epochs"] = float(len(found))
     return metrics
+
+
+def _say_what_is_assumed(config: DictConfig, overrides: list[str]) -> None:
+    from noisyml.command.words import words_in
+
+    typed = {word.key for word in words_in(overrides)}
+    consequences = {
+        "selector": "about that share of each batch is left out",
+        "method": "about that share of what is learnt is held back",
+    }
+    for part, consequence in consequences.items():
+        rate = config[part].get("noise_rate")
+        if rate is not None and "rate" not in config.noise and f"{part}.noise_rate" not in typed:
+            log.warning(
+                "%s.noise_rate=%s is a guess: %s; set it to the share of wrong labels you expect.",
+                part,
+                rate,
+                consequence,
+            )

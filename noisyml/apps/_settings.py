@@ -1,0 +1,217 @@
+"""Settings at the top of each verb's configuration, with the values they may have.
+
+The fields are the keys of the root YAML files. Parts (``dataset``, ``method``, ...) are not here:
+their constructors check what belongs to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, is_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
+
+from noisyml.checks import (
+    ArgumentError,
+    Count,
+    Ge,
+    Hint,
+    Seed,
+    WholeNonNegative,
+    check_fields,
+)
+from noisyml.errors import UserError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+_T = TypeVar("_T")
+
+#: A file or folder.
+Place = Annotated[str, Hint("Write a path, in quotation marks if need be.")]
+#: Models that are evaluated on the test split.
+Choice = Literal["last", "best", "mean_last", "test"]
+OnBroken = Literal["error", "skip"]
+
+
+def read_settings(kind: type[_T], config: DictConfig | Mapping[str, Any], place: str = "") -> _T:
+    """The settings of a verb from its configuration; other keys are passed over.
+
+    Args:
+        kind: a dataclass of this module.
+        config: resolved.
+        place: dotted key of `config` in the whole.
+
+    Raises:
+        UserError: a value that a field does not allow, with the key's full name.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
+    given: Any = OmegaConf.to_container(config) if isinstance(config, DictConfig) else config
+    values: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind, include_extras=True).items():
+        if isinstance(hint, type) and is_dataclass(hint):
+            inner = given.get(name)
+            if not isinstance(inner, Mapping):
+                raise ArgumentError(name, inner, "must be a mapping").below(place)
+            values[name] = read_settings(hint, inner, f"{place}.{name}" if place else name)
+        elif name in given:
+            values[name] = given[name]
+        elif not hasattr(kind, name):
+            key = f"{place}.{name}" if place else name
+            raise UserError(f"A value for '{key}' is needed: add {key}=... to the command.")
+    try:
+        return kind(**values)
+    except ArgumentError as error:
+        raise error.below(place) from None
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Base of settings that compare themselves with their annotations."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class TrainerSettings(_Settings):
+    """Those settings of the trainer that decide what is started and when it ends."""
+
+    max_epochs: (
+        Annotated[int, Ge(1), Hint("Give at least 1, or -1 with trainer.max_steps.")]
+        | Literal[-1]
+        | None
+    ) = None
+    max_steps: Annotated[int, Ge(1)] | Literal[-1] = -1
+    devices: Count | list[WholeNonNegative] | Literal["auto", -1] = 1
+    num_nodes: Count = 1
+    accelerator: str = "cpu"
+
+
+@dataclass(frozen=True)
+class TrainData(_Settings):
+    """``data`` of a training run."""
+
+    eval_batch_size: Count
+    num_workers: WholeNonNegative
+    on_broken: OnBroken
+    train_size: Count | None
+    train_seed: Seed
+    noisy_val: bool | Literal["auto"]
+    open_set_source: Any
+
+
+@dataclass(frozen=True)
+class Warmup(_Settings):
+    """``selection`` of a training run."""
+
+    warmup_steps: WholeNonNegative
+
+
+@dataclass(frozen=True)
+class TrainSettings(_Settings):
+    """Settings of ``noisyml train``."""
+
+    name: str | int | float
+    seed: Seed
+    model_choice: list[Choice] | Choice
+    mean_last_epochs: Count
+    resume: Place | None
+    run_dir: str | None
+    init_from: str | None
+    previous_run: str | None
+    report: bool
+    data: TrainData
+    selection: Warmup
+    trainer: TrainerSettings
+    memory: Any = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_name(self.name)
+        if not self.model_choice:
+            raise UserError(
+                "model_choice=[] evaluates no model: write e.g. model_choice=[last,best]."
+            )
+        epochs = self.trainer.max_epochs
+        if "mean_last" in self.choices and epochs and 0 < epochs < self.mean_last_epochs:
+            raise UserError(
+                f"model_choice=mean_last averages over the last {self.mean_last_epochs} epochs "
+                f"(mean_last_epochs), and the run has {epochs}: give 1 up to that."
+            )
+
+    @property
+    def choices(self) -> list[str]:
+        """`model_choice` as a list."""
+        typed = self.model_choice
+        return [typed] if isinstance(typed, str) else list(typed)
+
+
+@dataclass(frozen=True)
+class EmbedData(_Settings):
+    """``data`` of an embedding."""
+
+    eval_batch_size: Count
+    num_workers: WholeNonNegative
+    on_broken: OnBroken
+
+
+@dataclass(frozen=True)
+class EmbedSettings(_Settings):
+    """Settings of ``noisyml embed``."""
+
+    name: str | int | float
+    checkpoint: Place | None
+    which: str
+    splits: list[str] | str | None
+    dtype: Literal["float32", "float16"]
+    rows_per_shard: Count
+    feature_cache: bool
+    knn: Count | None
+    seed: Seed
+    resume: Place | None
+    run_dir: str | None
+    data: EmbedData
+    trainer: TrainerSettings
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_name(self.name)
+        if self.splits is not None and not len(self.splits):
+            raise UserError("splits=[] embeds nothing: name splits, or say splits=null for all.")
+
+
+@dataclass(frozen=True)
+class EvaluateSettings(_Settings):
+    """Settings of ``noisyml evaluate``."""
+
+    name: str | int | float
+    checkpoint: Place
+    which: str
+
+
+@dataclass(frozen=True)
+class KnnSettings(_Settings):
+    """Settings of ``noisyml knn``, but for those of `noisyml.embeddings.neighbours`."""
+
+    name: str | int | float
+    embeddings: Place
+    split: str | None
+    gallery: Place | None
+    gallery_split: str | None
+
+
+@dataclass(frozen=True)
+class DataSettings(_Settings):
+    """Settings of ``noisyml data``."""
+
+    name: str | int | float
+    workers: Count
+    classes: Count
+    instances: Count
+    tile: Count
+
+
+def _check_name(name: str | int | float) -> None:
+    if not str(name).strip("/"):
+        raise UserError("name= is empty: give the run a name, it becomes a folder.")
