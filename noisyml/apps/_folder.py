@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
+import pkgutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -82,11 +82,12 @@ def refuse_older(folder: RunFolder, verb: str) -> None:
 
 
 def _exists(target: str) -> bool:
-    """True if the module of an import path is there; a class in it is not looked for."""
+    """True if an import path leads to something."""
     try:
-        return importlib.util.find_spec(target.rpartition(".")[0]) is not None
-    except ModuleNotFoundError:
+        pkgutil.resolve_name(target)
+    except (ImportError, AttributeError):
         return False
+    return True
 
 
 def write_inputs(

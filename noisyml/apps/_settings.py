@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
 from noisyml.checks import (
     ArgumentError,
     Count,
-    Ge,
-    Hint,
     Seed,
     WholeNonNegative,
     check_fields,
@@ -26,8 +24,6 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-#: A file or folder.
-Place = Annotated[str, Hint("Write a path, in quotation marks if need be.")]
 #: Models that are evaluated on the test split.
 Choice = Literal["last", "best", "mean_last", "test"]
 OnBroken = Literal["error", "skip"]
@@ -77,12 +73,8 @@ class _Settings:
 class TrainerSettings(_Settings):
     """Those settings of the trainer that decide what is started and when it ends."""
 
-    max_epochs: (
-        Annotated[int, Ge(1), Hint("Give at least 1, or -1 with trainer.max_steps.")]
-        | Literal[-1]
-        | None
-    ) = None
-    max_steps: Annotated[int, Ge(1)] | Literal[-1] = -1
+    max_epochs: Count | Literal[-1] | None = None
+    max_steps: Count | Literal[-1] = -1
     devices: Count | list[WholeNonNegative] | Literal["auto", -1] = 1
     num_nodes: Count = 1
     accelerator: str = "cpu"
@@ -116,7 +108,7 @@ class TrainSettings(_Settings):
     seed: Seed
     model_choice: list[Choice] | Choice
     mean_last_epochs: Count
-    resume: Place | None
+    resume: str | None
     run_dir: str | None
     init_from: str | None
     previous_run: str | None
@@ -161,7 +153,7 @@ class EmbedSettings(_Settings):
     """Settings of ``noisyml embed``."""
 
     name: str | int | float
-    checkpoint: Place | None
+    checkpoint: str | None
     which: str
     splits: list[str] | str | None
     dtype: Literal["float32", "float16"]
@@ -169,7 +161,7 @@ class EmbedSettings(_Settings):
     feature_cache: bool
     knn: Count | None
     seed: Seed
-    resume: Place | None
+    resume: str | None
     run_dir: str | None
     data: EmbedData
     trainer: TrainerSettings
@@ -186,7 +178,7 @@ class EvaluateSettings(_Settings):
     """Settings of ``noisyml evaluate``."""
 
     name: str | int | float
-    checkpoint: Place
+    checkpoint: str
     which: str
 
 
@@ -195,9 +187,9 @@ class KnnSettings(_Settings):
     """Settings of ``noisyml knn``, but for those of `noisyml.embeddings.neighbours`."""
 
     name: str | int | float
-    embeddings: Place
+    embeddings: str
     split: str | None
-    gallery: Place | None
+    gallery: str | None
     gallery_split: str | None
 
 

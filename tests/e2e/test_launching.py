@@ -195,7 +195,7 @@ def test_an_unfinished_run_goes_on_in_its_folder(shell):
     assert shell(*command, "trainer.max_epochs=1")[0] == 0
     state, said = shell(*command)
     assert state == 2
-    assert "holds a run with another configuration; choose another hydra.run.dir" in said
+    assert "holds a run with another trainer.max_epochs; choose another hydra.run.dir" in said
     # As it would lie there if the second epoch had been interrupted.
     config = yaml.safe_load((run / "config.yaml").read_text())
     config["trainer"]["max_epochs"] = 2

@@ -1,7 +1,13 @@
 """What a user can get wrong ends in one sentence and status 2, without a traceback."""
 
+import shutil
+from pathlib import Path
+
 import pytest
 from support.shell import TINY
+
+#: Made before the folders of the package were laid out anew.
+OLD_RUN = Path(__file__).parents[1] / "reports" / "old_run"
 
 
 @pytest.mark.parametrize(
@@ -40,7 +46,11 @@ def test_misspelt_words_are_answered_with_a_suggestion(shell, typed, sentence):
         (["method.enqueue=before", "selector=prism_avg"], "use selector=keep_all"),
         (["+selector.foo=1"], "has no setting 'foo'"),
         (["+backbone.standardise=true"], "needs backbone.frozen=true"),
-        (["model_choice=[newest]"], "is not a list made of last, best, mean_last"),
+        (["model_choice=[newest]"], "model_choice[0]=newest must be last, best, mean_last or test"),
+        (["seed=[1]"], "seed=[1] must be a whole number from 0 to below"),
+        (["seed=true"], "seed=true should be a number; the default is 0."),
+        (["data.eval_batch_size=0"], "data.eval_batch_size=0 must be a whole number of at least 1"),
+        (["trainer.max_epochs=0"], "trainer.max_epochs=0 must be a whole number of at least 1"),
         (["model_choice=mean_last"], "the last 5 epochs (mean_last_epochs), and the run has 2"),
         (["noise.rate=1.4", "selector=keep_all"], "rate=1.4 must be a number from 0 to 1"),
         (["loss=pml", "loss.name=CircelLoss"], "CircleLoss"),
@@ -72,4 +82,16 @@ def test_a_batch_of_one_has_no_statistics(shell):
     status, said = shell("train", *typed, *short, "backbone.in_channels=1")
     assert status == 2, said
     assert "Batch norm has nothing to compare the only image" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate", "embed"])
+def test_a_run_of_another_version_is_refused_in_a_sentence(shell, verb):
+    shutil.copytree(OLD_RUN, shell.folder / "old")
+    (shell.folder / "old" / "checkpoints").mkdir()
+    (shell.folder / "old" / "checkpoints" / "last.ckpt").touch()
+    status, said = shell(verb, f"{'resume' if verb == 'train' else 'checkpoint'}=old")
+    assert status == 2, said
+    assert "old was made by another version of noisyml (its configuration " in said
+    assert "`noisyml report` still reads it" in said
     assert "Traceback" not in said

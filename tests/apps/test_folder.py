@@ -1,0 +1,42 @@
+"""Run folders of other verbs and other versions are told apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from noisyml.apps._folder import is_made_by, refuse_older
+from noisyml.command.config import compose, top_level_keys
+from noisyml.errors import UserError
+from noisyml.runs.folder import RunFolder
+
+
+@pytest.mark.parametrize("root", ["train", "embed", "knn", "data"])
+def test_every_composed_configuration_has_the_top_level_keys(root: str) -> None:
+    typed = ["embeddings=x"] if root == "knn" else []
+    assert set(top_level_keys(root)) <= set(compose(root, typed))
+
+
+def test_a_module_that_is_gone_tells_another_version(tmp_path: Path) -> None:
+    config = {key: {} for key in top_level_keys("train")}
+    folder = RunFolder(tmp_path)
+    folder.config_file.write_text(yaml.safe_dump(config))
+    refuse_older(folder, "train")
+    config["loss"] = {"_target_": "noisyml.contrastive.Contrastive"}
+    config["callbacks"] = {"mine": {"_target_": "my_package.Callback"}}
+    folder.config_file.write_text(yaml.safe_dump(config))
+    with pytest.raises(UserError, match=r"names noisyml\.contrastive\.Contrastive, which is gone"):
+        refuse_older(folder, "train")
+
+
+@pytest.mark.parametrize("verb", ["train", "embed", "knn"])
+def test_the_verb_that_made_a_folder_is_known(tmp_path: Path, verb: str) -> None:
+    config = dict.fromkeys(top_level_keys(verb))
+    if verb == "embed":
+        # With a checkpoint it has the keys of the trained run as well.
+        config |= dict.fromkeys(top_level_keys("train"))
+    folder = RunFolder(tmp_path)
+    folder.config_file.write_text(yaml.safe_dump(config))
+    assert [v for v in ("train", "embed", "knn") if is_made_by(folder, v)] == [verb]
