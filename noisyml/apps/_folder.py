@@ -54,7 +54,7 @@ def is_made_by(folder: RunFolder, verb: str) -> bool:
 
 
 def refuse_older(folder: RunFolder, verb: str) -> None:
-    """Refuse a run that another version of noisyml made and this one cannot build.
+    """Refuse a run that an earlier version of noisyml made and this one cannot build.
 
     Args:
         folder: of the run.
@@ -76,8 +76,9 @@ def refuse_older(folder: RunFolder, verb: str) -> None:
     if lacking or gone:
         why = f"lacks {', '.join(lacking)}" if lacking else f"names {gone[0]}, which is gone"
         raise UserError(
-            f"{folder.path} was made by another version of noisyml (its configuration {why}): "
-            f"`noisyml report` still reads it, but nothing can go on from it; start a new run."
+            f"{folder.path} was made by an earlier version of noisyml (its configuration {why}): "
+            f"`noisyml report` still reads it, but it can be neither resumed nor "
+            f"evaluated; {verb} anew."
         )
 
 

@@ -1,13 +1,7 @@
 """What a user can get wrong ends in one sentence and status 2, without a traceback."""
 
-import shutil
-from pathlib import Path
-
 import pytest
 from support.shell import TINY
-
-#: Made before the folders of the package were laid out anew.
-OLD_RUN = Path(__file__).parents[1] / "reports" / "old_run"
 
 
 @pytest.mark.parametrize(
@@ -82,16 +76,4 @@ def test_a_batch_of_one_has_no_statistics(shell):
     status, said = shell("train", *typed, *short, "backbone.in_channels=1")
     assert status == 2, said
     assert "Batch norm has nothing to compare the only image" in said
-    assert "Traceback" not in said
-
-
-@pytest.mark.parametrize("verb", ["train", "evaluate", "embed"])
-def test_a_run_of_another_version_is_refused_in_a_sentence(shell, verb):
-    shutil.copytree(OLD_RUN, shell.folder / "old")
-    (shell.folder / "old" / "checkpoints").mkdir()
-    (shell.folder / "old" / "checkpoints" / "last.ckpt").touch()
-    status, said = shell(verb, f"{'resume' if verb == 'train' else 'checkpoint'}=old")
-    assert status == 2, said
-    assert "old was made by another version of noisyml (its configuration " in said
-    assert "`noisyml report` still reads it" in said
     assert "Traceback" not in said
