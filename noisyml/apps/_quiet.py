@@ -1,4 +1,4 @@
-"""Which messages of the libraries a user of the command line need not read."""
+"""Silence for messages of the libraries that a user of the command line need not read."""
 
 import logging
 import warnings

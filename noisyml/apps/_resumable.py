@@ -133,7 +133,7 @@ class ResumableVerb(ABC):
     def finish(
         self, config: DictConfig, folder: RunFolder, metrics: Mapping[str, float]
     ) -> dict[str, float]:
-        """What rank 0 does alone when all ranks are done; further metrics."""
+        """The work of rank 0 alone when all ranks are done; further metrics."""
         return {}
 
     @abstractmethod

@@ -58,7 +58,7 @@ class Word:
 
     @property
     def target(self) -> str:
-        """What stands before ``=``, as typed: prefix, key and package."""
+        """The text before ``=``, as typed: prefix, key and package."""
         package = "" if self.package is None else f"@{self.package}"
         return f"{self.prefix}{self.key}{package}"
 

@@ -1,4 +1,4 @@
-"""What a run ran on: versions, commit, device; no names of hosts or users, no secrets."""
+"""The surroundings of a run: versions, commit, device; no names of hosts or users, no secrets."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class RunFolder:
 
     @property
     def overrides_file(self) -> Path:
-        """What was typed (YAML list)."""
+        """The overrides that were typed (YAML list)."""
         return self.path / "overrides.yaml"
 
     @property

@@ -42,7 +42,7 @@ PULSE = 0.5
 #: How long ranks on other machines may take to start, in seconds.
 PATIENCE = 1800.0
 #: Exit status of a rank that ended only because another one did.
-EXIT_BEREAVED = 3
+EXIT_PEER_DIED = 3
 #: Where rank 0 leaves its own process id for the ranks it starts.
 RANK_0_PID = "NOISYML_RANK_0_PID"
 #: Keys of the store: what rank 0 says, and how many have heard the last of it.
@@ -54,7 +54,7 @@ class RankDied(UserError):
 
 
 def started_by() -> Literal["noisyml", "torchrun", "srun"] | None:
-    """Who started this process as one of several ranks; None for the process that was typed.
+    """Starter of this process as one of several ranks; None for the process that was typed.
 
     A shell inside an allocation (``salloc``, the script of ``sbatch``) carries SLURM's variables
     too, but not those of a job step.
@@ -112,15 +112,15 @@ def cluster_environment() -> ClusterEnvironment:
 def processes_here(config: Any) -> int:
     """Processes of a run on this machine, from its configuration's ``trainer`` section."""
     devices = config.trainer.devices
-    if isinstance(devices, int):
+    if isinstance(devices, int) and devices > 0:
         return devices
     if isinstance(devices, str) and devices.isdigit():
         return int(devices)
-    if devices in ("auto", "-1") and config.trainer.accelerator == "gpu":
+    if devices in ("auto", "-1", -1) and config.trainer.accelerator == "gpu":
         import torch
 
         return max(1, torch.cuda.device_count())
-    return 1 if devices == "auto" else len(devices)
+    return 1 if devices in ("auto", "-1", -1) else len(devices)
 
 
 def check_ranks(config: Any) -> None:
@@ -226,7 +226,7 @@ def follow(work: Callable[[Path], object]) -> int:
 
 
 def _meeting(port: int) -> dict[str, str | None]:
-    """Where the process group of one run meets, on the machine of rank 0."""
+    """The address at which the process group of one run meets, on the machine of rank 0."""
     return {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
 
 
@@ -280,7 +280,7 @@ def interruptible() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def is_bereavement(error: BaseException) -> bool:
+def is_peer_death(error: BaseException) -> bool:
     """True for the error of a collective operation whose other side is gone."""
     import torch.distributed as dist
 
@@ -311,7 +311,7 @@ def other_ranks(
     """
     resume = f"go on with: noisyml {shlex.join(arguments)}"
     if started_elsewhere():
-        with _beside_strangers(resume, died):
+        with _beside_foreign_ranks(resume, died):
             yield
     elif not is_main_process():
         with _beside_parent(resume, died):
@@ -324,12 +324,12 @@ def other_ranks(
 
 
 @contextlib.contextmanager
-def _beside_strangers(resume: str, died: Callable[[str], None]) -> Iterator[None]:
+def _beside_foreign_ranks(resume: str, died: Callable[[str], None]) -> Iterator[None]:
     """One of the ranks of torchrun or srun, which end the others themselves."""
     try:
         yield
     except Exception as error:
-        if not is_bereavement(error):
+        if not is_peer_death(error):
             raise
         # The starter ends the survivors with SIGTERM; there is something to say first.
         if threading.current_thread() is threading.main_thread():
@@ -354,17 +354,17 @@ def _beside_parent(resume: str, died: Callable[[str], None]) -> Iterator[None]:
             sentence = f"Rank 0 of the run was killed; {resume}"
             died(sentence)
             print(f"noisyml: {sentence}", file=sys.stderr, flush=True)
-        os._exit(EXIT_BEREAVED)
+        os._exit(EXIT_PEER_DIED)
 
     threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     except Exception as error:
-        if not is_bereavement(error):
+        if not is_peer_death(error):
             raise
         # Whichever rank is gone, there is one to say so: rank 0, or the thread above.
         time.sleep(2 * PULSE)
-        raise SystemExit(EXIT_BEREAVED) from error
+        raise SystemExit(EXIT_PEER_DIED) from error
 
 
 @contextlib.contextmanager
@@ -398,10 +398,10 @@ def _beside_children(
                 child.wait(timeout=60)
         except Exception as error:
             done.set()
-            if not is_bereavement(error):
+            if not is_peer_death(error):
                 raise
             deadline = time.monotonic() + GRACE
-            while (sentence := _obituary(children, resume)) is None:
+            while (sentence := _first_death(children, resume)) is None:
                 if time.monotonic() > deadline:
                     raise
                 time.sleep(PULSE / 5)
@@ -414,11 +414,11 @@ def _beside_children(
                     child.wait()
 
 
-def _obituary(children: Sequence[subprocess.Popen[bytes]], resume: str) -> str | None:
-    """Which rank died first, and of what; None while that is not known."""
+def _first_death(children: Sequence[subprocess.Popen[bytes]], resume: str) -> str | None:
+    """A sentence on the rank that died first and its cause; None while that is not known."""
     for other, child in enumerate(children, 1):
         status = child.poll()
-        if status is None or status in (0, EXIT_BEREAVED):
+        if status is None or status in (0, EXIT_PEER_DIED):
             continue
         if status < 0:
             name = signal.Signals(-status).name
@@ -438,14 +438,14 @@ def _watch(
 ) -> None:
     """End this process if a neighbour died and this one does not notice by itself."""
     while not done.wait(PULSE):
-        sentence = _obituary(children, resume)
+        sentence = _first_death(children, resume)
         if sentence is not None and not done.wait(GRACE):
             died(sentence)
             print(f"noisyml: {sentence}", file=sys.stderr, flush=True)
             for child in children:
                 if child.poll() is None:
                     child.kill()
-            os._exit(EXIT_BEREAVED)
+            os._exit(EXIT_PEER_DIED)
 
 
 def _free_port() -> int:

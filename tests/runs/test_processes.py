@@ -91,12 +91,12 @@ def test_devices_are_counted_as_lightning_counts_them():
 
 def test_errors_of_missing_neighbours_are_told_from_our_own():
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer")
-    assert launch.is_bereavement(lost)
-    assert launch.is_bereavement(torch.distributed.DistNetworkError("gone"))
+    assert launch.is_peer_death(lost)
+    assert launch.is_peer_death(torch.distributed.DistNetworkError("gone"))
     with pytest.raises(ValueError) as raised:
         raise ValueError("in the middle of it") from lost
-    assert launch.is_bereavement(raised.value)
-    assert not launch.is_bereavement(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert launch.is_peer_death(raised.value)
+    assert not launch.is_peer_death(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
 def test_one_process_has_no_followers_and_starts_none(tmp_path):
@@ -123,8 +123,8 @@ def test_a_lost_neighbour_is_named(monkeypatch, code, sentence):
         assert settings["env"]["LOCAL_RANK"] in "12"
         assert settings["env"]["NOISYML_RANK_0_PID"] == str(os.getpid())
         first = settings["env"]["LOCAL_RANK"] == "1"
-        bereaved = f"raise SystemExit({launch.EXIT_BEREAVED})"
-        return start([sys.executable, "-c", code if first else bereaved], **settings)
+        peer_died = f"raise SystemExit({launch.EXIT_PEER_DIED})"
+        return start([sys.executable, "-c", code if first else peer_died], **settings)
 
     monkeypatch.setattr(subprocess, "Popen", other)
     before = dict(os.environ)
