@@ -117,6 +117,7 @@ class TrainSettings(_Settings):
     selection: Warmup
     trainer: TrainerSettings
     memory: Any = None
+    param_groups: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

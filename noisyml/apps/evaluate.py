@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from noisyml.apps._folder import load_config, refuse_older
 from noisyml.apps._settings import EvaluateSettings, read_settings
+from noisyml.apps._stages import check_values
 from noisyml.runs.folder import RunFolder, locate_checkpoint
 from noisyml.storage.files import write_atomically
 
@@ -51,6 +52,7 @@ def job(config: DictConfig, settings: list[str]) -> dict[str, float]:
     # Groups bring interpolations of their own, which need the paths of today.
     trained.paths = config.paths
     changed = apply_overrides(trained, settings, groups=True)
+    check_values(changed)
     output = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     changed.run_dir = str(output.path)
     metrics = evaluate(changed, file)

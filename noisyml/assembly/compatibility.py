@@ -35,7 +35,6 @@ def check_parts(config: DictConfig, *, training: bool = True) -> None:
         UserError: such a combination.
     """
     _check_version(config)
-    check_model_choice(config)
     method = _method(config)
     _check_settings(method, config)
     given = set(method.evidence) | _check_loss(method, config)
@@ -81,26 +80,6 @@ def _check_version(config: DictConfig) -> None:
                 f"The configuration was written by an earlier version of noisyml: it has no {key}. "
                 f"Start a new run with the same settings."
             )
-
-
-def check_model_choice(config: DictConfig) -> None:
-    """Refuse model choices that do not exist; a single one becomes a list."""
-    if isinstance(config.model_choice, str):
-        config.model_choice = [config.model_choice]
-    unknown = set(config.model_choice) - {"last", "best", "mean_last", "test"}
-    if unknown or not config.model_choice:
-        raise UserError(
-            f"model_choice={list(config.model_choice)} is not a list made of last, best, mean_last "
-            f"and test; write e.g. model_choice=[last,best]."
-        )
-    if "mean_last" not in config.model_choice:
-        return
-    wanted, epochs = config.mean_last_epochs, config.trainer.max_epochs
-    if wanted < 1 or (epochs is not None and 0 < epochs < wanted):
-        raise UserError(
-            f"model_choice=mean_last averages over the last {wanted} epochs (mean_last_epochs), "
-            f"and the run has {epochs}: give 1 up to that."
-        )
 
 
 # -- parts -------------------------------------------------------------------------------------
