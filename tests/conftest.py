@@ -16,6 +16,21 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 )
 
 
+#: Folders of tests whose tests all have a marker, for `make test-fast`.
+MARKED = {"e2e": "command", "ddp": "processes"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Whole commands and process groups are marked by the folder of their test."""
+    for item in items:
+        folder = (
+            item.path.relative_to(paths.TESTS).parts[0] if paths.TESTS in item.path.parents else ""
+        )
+        if folder in MARKED:
+            item.add_marker(MARKED[folder])
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
     """A worker is done: what it opened counts for all."""

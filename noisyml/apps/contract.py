@@ -1,0 +1,143 @@
+"""Check that a method keeps the contract: it learns, resumes, shares its work and is honest.
+
+A class of any package is trained with the tiny settings of the nearest method of noisyml; further
+settings may be typed. The same checks run for every method of noisyml.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noisyml.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from noisyml.conformance.recipes import Recipe
+
+#: Exit status of a method that breaks a promise.
+EXIT_FAILED = 1
+
+
+def main(arguments: list[str]) -> int:
+    """Run ``noisyml contract (CLASS | METHOD) [key=value ...]``; status 1 if a check fails."""
+    parser = argparse.ArgumentParser(prog="noisyml contract", description=__doc__)
+    parser.add_argument("method", help="my_package.MyMethod, or an option of the group method")
+    parser.add_argument("settings", nargs="*", help="key=value on top of the tiny settings")
+    parser.add_argument("--keep", metavar="FOLDER", help="keep the runs in this new folder")
+    typed = parser.parse_args(arguments)
+    with contextlib.ExitStack() as stack:
+        if typed.keep is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        else:
+            folder = Path(typed.keep).absolute()
+            if folder.exists():
+                raise UserError(f"--keep {typed.keep} exists already; name a new folder.")
+            folder.mkdir(parents=True)
+        sys.path.insert(0, str(Path.cwd()))
+        os.environ["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])
+        )
+        return _check(typed.method, typed.settings, folder)
+
+
+def _check(method: str, settings: Sequence[str], folder: Path) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from noisyml.conformance.suite import CHECKS, Suite
+
+    name, recipe = _recipe(method, settings, folder / "conf" / "method")
+    suite = Suite({name: recipe}, folder, _command, folder / "conf")
+    table = Table("check", "result", "promise")
+    failed = 0
+    for word, check in CHECKS.items():
+        try:
+            with _silent():
+                check(suite, name)
+            result = "kept"
+        except (AssertionError, UserError) as error:
+            failed += 1
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            result = f"broken: {lines[0]}"
+        table.add_row(word, result, (check.__doc__ or "").strip())
+    Console().print(table)
+    return EXIT_FAILED if failed else 0
+
+
+def _recipe(method: str, settings: Sequence[str], folder: Path) -> tuple[str, Recipe]:
+    """The tiny run of a method, or of a class as a new option of the group ``method``."""
+    import yaml
+    from hydra.utils import get_class
+    from omegaconf import OmegaConf
+
+    from noisyml.command.config import conf_dir
+    from noisyml.conformance.recipes import TINY, of_methods
+    from noisyml.methods.base import Method
+
+    known = of_methods(TINY)
+    extra = OmegaConf.to_container(OmegaConf.from_dotlist(list(settings)))
+    if method in known:
+        return method, known[method]._replace(settings=_merged(known[method].settings, extra))
+    if "." not in method:
+        raise UserError(
+            f"There is no method '{method}'.{did_you_mean(method, list(known))} Name one of "
+            f"{', '.join(known)}, or a class: my_package.MyMethod."
+        )
+    try:
+        cls: Any = get_class(method)
+    except Exception as error:
+        raise UserError(f"{method} cannot be imported: {str(error).splitlines()[0]}") from error
+    if not issubclass(cls, Method):
+        raise UserError(f"{method} is no method: derive it from noisyml.methods.base.Method.")
+    nearest, near_class = "", Method
+    for option in known:
+        node = yaml.safe_load((conf_dir() / "method" / f"{option}.yaml").read_text())
+        candidate = get_class(node["method"]["_target_"])
+        if not nearest or _shared(cls, candidate) > _shared(cls, near_class):
+            nearest, near_class = option, candidate
+    text = yaml.safe_load((conf_dir() / "method" / f"{nearest}.yaml").read_text())
+    if not issubclass(cls, near_class):
+        text["method"] = {}
+    text["method"] = {**text["method"], "_target_": method}
+    name = cls.__name__.lower()
+    folder.mkdir(parents=True)
+    (folder / f"{name}.yaml").write_text("# @package _global_\n" + yaml.safe_dump(text))
+    recipe = known[nearest]
+    own = dict(recipe.settings)
+    if not issubclass(cls, near_class):
+        own.pop("method", None)
+    parts = {**recipe.parts, "method": name}
+    return name, recipe._replace(parts=parts, settings=_merged(own, extra))
+
+
+def _shared(one: type, other: type) -> int:
+    """The number of classes that two classes derive from alike."""
+    return len(set(one.__mro__) & set(other.__mro__))
+
+
+def _merged(settings: Any, extra: Any) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    merged = OmegaConf.to_container(OmegaConf.merge(dict(settings), extra))
+    assert isinstance(merged, dict)
+    return {str(key): value for key, value in merged.items()}
+
+
+def _command(arguments: Sequence[str]) -> int:
+    verb, *rest = arguments
+    return int(importlib.import_module(f"noisyml.apps.{verb}").main(list(rest)))
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """What the commands print is not what was asked for."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield

@@ -1,0 +1,1 @@
+"""The contract that every method keeps, as checks of whole runs with tiny settings."""

@@ -1,0 +1,93 @@
+"""Comparisons of run folders: equal up to rounding, or to the last bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from noisyml.conformance.recipes import Recipe
+from noisyml.runs.folder import RunFolder
+
+
+def weights(run: Path) -> dict[str, Any]:
+    """The state of the method in the last checkpoint."""
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    return dict(checkpoint["state_dict"])
+
+
+def assert_same_state(expected: dict[str, Any], found: dict[str, Any]) -> None:
+    """Refuse two states that differ in a bit.
+
+    Raises:
+        AssertionError: they do; with the first name.
+    """
+    assert expected.keys() == found.keys()
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(
+                found[name], value, rtol=0, atol=0, equal_nan=True, msg=f"{name} differs"
+            )
+        else:
+            assert found[name] == value, name
+
+
+def assert_same_judgements(expected: Path, found: Path) -> None:
+    """Refuse two runs whose selectors judged differently in a bit.
+
+    Raises:
+        AssertionError: they did.
+    """
+    files = [RunFolder(run).selection_file for run in (expected, found)]
+    assert files[0].is_file() == files[1].is_file(), "only one of the runs has judgements"
+    if files[0].is_file():
+        pd.testing.assert_frame_equal(*map(pd.read_parquet, files))
+
+
+def assert_equal(one: Path, two: Path, recipe: Recipe) -> None:
+    """Refuse two runs of a recipe that differ by more than the order of sums explains.
+
+    Args:
+        one: run folder of one process.
+        two: run folder of two ranks.
+        recipe: of both.
+
+    Raises:
+        AssertionError: losses, judgements, states or metrics differ.
+    """
+    parts, steps = recipe.parts, 2 * recipe.steps
+    history = [pd.read_csv(run / "history.csv") for run in (one, two)]
+    assert history[0].columns.equals(history[1].columns)
+    losses = [rows["train/loss"].dropna() for rows in history]
+    assert len(losses[0]) == steps
+    assert losses[0].nunique() > steps // 2
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-8)
+    pd.testing.assert_frame_equal(history[0], history[1], rtol=1e-6, atol=1e-6)
+    if "pseudo_labels" not in parts:
+        judged = [pd.read_parquet(run / "selection.parquet") for run in (one, two)]
+        assert len(judged[0]) >= steps * 20
+        for column in set(judged[0]) - {"p_clean"}:
+            # A judgement of entries is a list.
+            assert np.array_equal(*(np.stack(rows[column]) for rows in judged)), column
+        np.testing.assert_allclose(*(np.stack(rows["p_clean"]) for rows in judged), atol=1e-6)
+
+    states = [weights(run) for run in (one, two)]
+    assert states[0].keys() == states[1].keys()
+    for name, tensor in states[0].items():
+        if isinstance(tensor, torch.Tensor):
+            torch.testing.assert_close(
+                states[1][name], tensor, rtol=1e-6, atol=1e-8, equal_nan=True, msg=name
+            )
+    if "memory.index" in states[0] and parts.get("loss") == "memory_contrastive":
+        assert int(states[0]["memory.index"].max()) > 0
+        assert torch.equal(states[0]["memory.index"], states[1]["memory.index"])
+
+    metrics = [json.loads((run / "metrics.json").read_text()) for run in (one, two)]
+    assert metrics[0].keys() == metrics[1].keys()
+    for name, value in metrics[0].items():
+        if not name.startswith("time/") and value is not None:
+            assert abs(metrics[1][name] - value) < 1e-6, name

@@ -1,0 +1,176 @@
+"""Runs of seconds: the settings of each method, and sweeps over them by one process or two."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from noisyml.errors import UserError
+
+#: Settings of all runs that are compared.
+SETTINGS = [
+    "selection.warmup_steps=4",
+    # Active pairs and kept sets are cut at thresholds, which magnifies rounding from step to step;
+    # in double precision the two runs stay together long enough to be compared.
+    "trainer.precision=64-true",
+    "+memory.dtype={_target_: hydra.utils.get_object, path: torch.float64}",
+    "trainer.max_epochs=2",
+    "callbacks.history.every_n_steps=1",
+    "report=false",
+]
+#: Parts of a recipe unless it says otherwise.
+PARTS = {"dataset": "digits", "noise": "symmetric", "backbone": "mlp"}
+
+
+class Recipe(NamedTuple):
+    """A short run.
+
+    Attributes:
+        parts: the option of each config group that differs from `PARTS`.
+        settings: nested values on top.
+        steps: per epoch.
+    """
+
+    parts: Mapping[str, str]
+    settings: Mapping[str, Any]
+    steps: int = 5
+
+
+_SEVERAL = {"dataset": "mosaic", "noise": "multilabel_mixed"}
+#: Five batches, the last of one image: the second of two ranks gets none.
+_LONELY = {"sampler": {"batch_size": 32, "drop_last": False}}
+_DIGITS = {"data": {"train_size": 129}, **_LONELY}
+_MOSAIC = {
+    "backbone": {"image_size": [8, 24]},
+    "dataset": {"num_train": 129, "num_test": 100},
+    **_LONELY,
+}
+_GLYPHS = {
+    "backbone": {"image_size": 32},
+    "dataset": {"split": "closed_set", "num_train_classes": 20, "min_faces": 16},
+    "data": {"train_size": 65},
+    **_LONELY,
+}
+#: Steps large enough to show how the virtual one is shared.
+_VIRTUAL = {"trusted_batch_size": 16, "virtual_lr": 0.1}
+
+#: A line for each option of ``method``.
+TINY: dict[str, Recipe] = {
+    "prism": Recipe(
+        {"selector": "prism_vmf", "loss": "memory_contrastive", "head": "mlp"},
+        {
+            "loss": {"relu_form": True},
+            "head": {"hidden_features": [32], "out_features": 16},
+        },
+        8,
+    ),
+    "cbml": Recipe(
+        {"pseudo_labels": "kmeans"}, {"method": {"pseudo_labels": {"num_clusters": 16}}}
+    ),
+    "iaa": Recipe({"selector": "prism_avg"}, {"method": {"start": 0.0, "update_every": 1}}),
+    "proxynca_pp": Recipe({"selector": "prism_proxy"}, {"sampler": {"samples_per_class": 8}}),
+    "rkd": Recipe({"head": "mlp", "selector": "prism_avg", "stages": "teacher"}, {}),
+    "rkd_classification": Recipe(
+        {"stages": "classification_teacher", "selector": "prism_proxy"}, {}
+    ),
+    "classification": Recipe(
+        {"selector": "curriculum", "loss": "sat"},
+        {"selector": {"warmup_epochs": 1}, "loss": {"warmup_epochs": 0}},
+    ),
+    "cdr": Recipe(
+        {"loss": "forward_correction", "selector": "bare"}, {"loss": {"estimation_epoch": 1}}
+    ),
+    "bare": Recipe({"loss": "elr"}, {}),
+    "co_teaching": Recipe({}, {"method": {"num_gradual": 1}, **_DIGITS}),
+    "co_teaching_plus": Recipe(
+        {}, {"method": {"num_gradual": 1, "warmup_epochs": 1, "predict": "best"}}
+    ),
+    "jocor": Recipe({}, {"method": {"num_gradual": 1}, **_DIGITS}),
+    "meta_reweighting": Recipe({"dataset": "glyphs"}, {"method": _VIRTUAL, **_GLYPHS}, 3),
+    "meta_weight_net": Recipe(
+        {"dataset": "glyphs"}, {"method": {"weight_lr": 0.1, **_VIRTUAL}, **_GLYPHS}, 3
+    ),
+    "eac": Recipe(
+        {"selector": "prism_proxy", "backbone": "small_cnn"},
+        # Batch norm would see half a batch on each rank.
+        {"backbone": {"widths": [8, 16], "halve_after": [1], "frozen_batchnorm": True}, **_DIGITS},
+    ),
+    "multilabel": Recipe(
+        {"loss": "multilabel_sat", **_SEVERAL}, {"loss": {"warmup_epochs": 1}, **_MOSAIC}
+    ),
+    # Samples left out at random.
+    "rcml": Recipe(_SEVERAL, {"method": {"ranking": "random"}, **_MOSAIC}),
+    # Two memories, and corrections in the second epoch.
+    "ccml": Recipe(
+        {"loss": "multilabel_elr", **_SEVERAL},
+        {"method": {"flip_bound": 0.5, "flip_share": 0.5}, **_MOSAIC},
+    ),
+    "jocor_multilabel": Recipe(_SEVERAL, {"method": {"gradual_epochs": 1, "tau": 0.2}, **_MOSAIC}),
+}
+
+
+def of_methods(table: Mapping[str, Recipe]) -> dict[str, Recipe]:
+    """The recipes of a table like `TINY`, each with its method among its parts."""
+    return {
+        name: recipe._replace(parts={"method": name, **recipe.parts})
+        for name, recipe in table.items()
+    }
+
+
+def write_recipes(recipes: Mapping[str, Recipe], folder: Path) -> None:
+    """Write each recipe as an option of the group ``experiment``.
+
+    Args:
+        recipes: by name.
+        folder: ``.../experiment``; made.
+    """
+    folder.mkdir(parents=True)
+    for name, recipe in recipes.items():
+        # The method comes first: it chooses parts itself.
+        parts = PARTS | dict(recipe.parts)
+        settings = dict(recipe.settings)
+        if parts["backbone"] == "mlp":
+            settings["backbone"] = {"hidden_features": [32]} | settings.get("backbone", {})
+        chosen = dict(sorted(parts.items(), key=lambda part: part[0] != "method"))
+        content = {
+            "defaults": [{f"override /{group}": part} for group, part in chosen.items()],
+            "noise": {"rate": 0.4},
+            **settings,
+            "trainer": {"limit_train_batches": recipe.steps},
+        }
+        text = "# @package _global_\n" + yaml.safe_dump(content, sort_keys=False)
+        (folder / f"{name}.yaml").write_text(text)
+
+
+def train_apart(folder: Path, launcher: list[str], *overrides: str) -> None:
+    """Run ``noisyml train`` in processes of its own.
+
+    Args:
+        folder: to run it in.
+        launcher: module, and its arguments, that starts the processes; empty: one process.
+        *overrides: as typed.
+
+    Raises:
+        UserError: it failed; with its last words.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "noisyml", "train", *overrides],
+        cwd=folder,
+        env={"NOISYML_CACHE": str(folder / "cache"), **os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    if done.returncode:
+        raise UserError(f"noisyml train {' '.join(overrides)} failed: {done.stderr[-3000:]}")
+
+
+#: Starts two ranks of a command.
+TWO_RANKS = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]

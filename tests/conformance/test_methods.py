@@ -1,0 +1,39 @@
+"""Every method of conf/method keeps the contract, with a line of settings in `TINY`."""
+
+import importlib
+
+import pytest
+from support import paths
+
+from noisyml.conformance.recipes import TINY, of_methods
+from noisyml.conformance.suite import CHECKS, Suite
+
+METHODS = sorted(path.stem for path in (paths.ROOT / "conf" / "method").glob("*.yaml"))
+
+
+def command(arguments):
+    """A whole command in this process."""
+    verb, *rest = arguments
+    return importlib.import_module(f"noisyml.apps.{verb}").main(list(rest))
+
+
+@pytest.fixture(scope="module")
+def suite(tmp_path_factory):
+    """The runs of all methods."""
+    folder = tmp_path_factory.mktemp("conformance")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("NOISYML_CACHE", str(folder / "cache"))
+        yield Suite(of_methods(TINY), folder, command)
+
+
+def test_every_method_has_its_line_and_no_line_is_stale():
+    assert sorted(TINY) == METHODS
+
+
+@pytest.mark.processes
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("check", CHECKS)
+def test_contract(suite, check, method):
+    CHECKS[check](suite, method)
