@@ -97,7 +97,8 @@ def _recipe(method: str, settings: Sequence[str], folder: Path) -> tuple[str, Re
         raise UserError(f"{method} cannot be imported: {str(error).splitlines()[0]}") from error
     if not issubclass(cls, Method):
         raise UserError(f"{method} is no method: derive it from noisyml.methods.base.Method.")
-    nearest, near_class = "", Method
+    nearest = ""
+    near_class: type = Method
     for option in known:
         node = yaml.safe_load((conf_dir() / "method" / f"{option}.yaml").read_text())
         candidate = get_class(node["method"]["_target_"])

@@ -163,6 +163,8 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
         enable_checkpointing=RunCheckpoints in by_type,
     )
 
+    # A checkpoint is read before Lightning does this, and would be rounded to single precision.
+    trainer.strategy.precision_plugin.convert_module(method)
     began = time.perf_counter()
     trainer.fit(method, data, ckpt_path=_last_checkpoint(folder), weights_only=True)
     seconds = time.perf_counter() - began

@@ -45,7 +45,8 @@ def assert_same_judgements(expected: Path, found: Path) -> None:
     files = [RunFolder(run).selection_file for run in (expected, found)]
     assert files[0].is_file() == files[1].is_file(), "only one of the runs has judgements"
     if files[0].is_file():
-        pd.testing.assert_frame_equal(*map(pd.read_parquet, files))
+        expected_rows, found_rows = (pd.read_parquet(file) for file in files)
+        pd.testing.assert_frame_equal(expected_rows, found_rows)
 
 
 def assert_equal(one: Path, two: Path, recipe: Recipe) -> None:
@@ -72,8 +73,10 @@ def assert_equal(one: Path, two: Path, recipe: Recipe) -> None:
         assert len(judged[0]) >= steps * 20
         for column in set(judged[0]) - {"p_clean"}:
             # A judgement of entries is a list.
-            assert np.array_equal(*(np.stack(rows[column]) for rows in judged)), column
-        np.testing.assert_allclose(*(np.stack(rows["p_clean"]) for rows in judged), atol=1e-6)
+            said = [np.stack(list(rows[column])) for rows in judged]
+            assert np.array_equal(said[0], said[1]), column
+        trust = [np.stack(list(rows["p_clean"])) for rows in judged]
+        np.testing.assert_allclose(trust[1], trust[0], atol=1e-6)
 
     states = [weights(run) for run in (one, two)]
     assert states[0].keys() == states[1].keys()

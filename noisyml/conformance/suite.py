@@ -25,7 +25,7 @@ from noisyml.conformance.comparison import (
     weights,
 )
 from noisyml.conformance.recipes import SETTINGS, TWO_RANKS, Recipe, train_apart, write_recipes
-from noisyml.data.datamodule import DataModule
+from noisyml.data.labelling import Labelling
 from noisyml.errors import UserError
 from noisyml.methods.base import Method
 from noisyml.noise.manifest import NoiseManifest
@@ -216,14 +216,14 @@ CHECKS: dict[str, Callable[[Suite, str], None]] = {
 @contextlib.contextmanager
 def shuffled_truth() -> Iterator[None]:
     """Inside, every corrupted split has its true labels shuffled, its observed ones as before."""
-    corrupt = DataModule._corrupt
+    corrupt = Labelling.corrupt
 
-    def lying(self: DataModule, *args: Any, **kwargs: Any) -> NoiseManifest:
+    def lying(self: Labelling, *args: Any, **kwargs: Any) -> NoiseManifest:
         manifest = corrupt(self, *args, **kwargs)
         clean = manifest.clean[np.random.default_rng(0).permutation(len(manifest))]
         return dataclasses.replace(manifest, clean=clean, changed=clean != manifest.observed)
 
-    with mock.patch.object(DataModule, "_corrupt", lying):
+    with mock.patch.object(Labelling, "corrupt", lying):
         yield
 
 
