@@ -57,8 +57,6 @@ _GLYPHS = {
     "data": {"train_size": 65},
     **_LONELY,
 }
-#: Steps large enough to show how the virtual one is shared.
-_VIRTUAL = {"trusted_batch_size": 16, "virtual_lr": 0.1}
 
 #: A line for each option of ``method``.
 TINY: dict[str, Recipe] = {
@@ -92,9 +90,14 @@ TINY: dict[str, Recipe] = {
         {}, {"method": {"num_gradual": 1, "warmup_epochs": 1, "predict": "best"}}
     ),
     "jocor": Recipe({}, {"method": {"num_gradual": 1}, **_DIGITS}),
-    "meta_reweighting": Recipe({"dataset": "glyphs"}, {"method": _VIRTUAL, **_GLYPHS}, 3),
+    "meta_reweighting": Recipe(
+        {"dataset": "glyphs"}, {"method": {"trusted_batch_size": 16}, **_GLYPHS}, 3
+    ),
     "meta_weight_net": Recipe(
-        {"dataset": "glyphs"}, {"method": {"weight_lr": 0.1, **_VIRTUAL}, **_GLYPHS}, 3
+        {"dataset": "glyphs"},
+        # Steps large enough to show how the virtual one is shared.
+        {"method": {"trusted_batch_size": 16, "virtual_lr": 0.1, "weight_lr": 0.1}, **_GLYPHS},
+        3,
     ),
     "eac": Recipe(
         {"selector": "prism_proxy", "backbone": "small_cnn"},
@@ -124,7 +127,7 @@ def of_methods(table: Mapping[str, Recipe]) -> dict[str, Recipe]:
 
 
 def write_recipes(recipes: Mapping[str, Recipe], folder: Path) -> None:
-    """Write each recipe as an option of the group ``experiment``.
+    """Write each recipe as an option of the group ``experiment``, named by `option_of`.
 
     Args:
         recipes: by name.
@@ -145,7 +148,12 @@ def write_recipes(recipes: Mapping[str, Recipe], folder: Path) -> None:
             "trainer": {"limit_train_batches": recipe.steps},
         }
         text = "# @package _global_\n" + yaml.safe_dump(content, sort_keys=False)
-        (folder / f"{name}.yaml").write_text(text)
+        (folder / f"{option_of(name)}.yaml").write_text(text)
+
+
+def option_of(name: str) -> str:
+    """The option of a recipe, which no experiment of the package may hide."""
+    return f"tiny_{name}"
 
 
 def train_apart(folder: Path, launcher: list[str], *overrides: str) -> None:

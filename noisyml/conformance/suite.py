@@ -24,7 +24,14 @@ from noisyml.conformance.comparison import (
     assert_same_state,
     weights,
 )
-from noisyml.conformance.recipes import SETTINGS, TWO_RANKS, Recipe, train_apart, write_recipes
+from noisyml.conformance.recipes import (
+    SETTINGS,
+    TWO_RANKS,
+    Recipe,
+    option_of,
+    train_apart,
+    write_recipes,
+)
 from noisyml.data.labelling import Labelling
 from noisyml.errors import UserError
 from noisyml.methods.base import Method
@@ -90,7 +97,13 @@ class Suite:
         run = self.folder / "killed" / name
         settings = f"step: {self.recipes[name].steps + 2}, name: {name}, marker: '{run}.struck'"
         victim = f"+callbacks.kill={{_target_: {_KILL}, {settings}}}"
-        typed = ["train", *self.typed, f"experiment={name}", f"hydra.run.dir={run}", victim]
+        typed = [
+            "train",
+            *self.typed,
+            f"experiment={option_of(name)}",
+            f"hydra.run.dir={run}",
+            victim,
+        ]
         child = os.fork()
         if child == 0:
             try:
@@ -110,7 +123,7 @@ class Suite:
         return self._folders(side)
 
     def _swept(self, side: str, typed: Sequence[str]) -> list[str]:
-        swept = f"experiment={','.join(self.recipes)}"
+        swept = f"experiment={','.join(map(option_of, self.recipes))}"
         return ["-m", *typed, swept, f"hydra.sweep.dir={self.folder / side}"]
 
     def _folders(self, side: str) -> dict[str, Path]:
@@ -125,12 +138,13 @@ class Suite:
         node = dict(_finished(self.trained[name]).config()["method"])
         method: type[Method] = get_class(node.pop("_target_"))
         taken = constructor_arguments(method)
+        taken -= WORDS_OF_THEIR_OWN - set(node)
         unknown, missing = set(node) - taken, taken - set(node)
         assert not unknown, f"the configuration has {sorted(unknown)}, which nothing takes"
         assert not missing, f"the configuration does not show {sorted(missing)}"
         told = documented_arguments(method)
         assert taken <= told, f"the docstring does not explain {sorted(taken - told)}"
-        stale = {argument for argument in told - taken if argument != "parts"}
+        stale = told - taken - WORDS_OF_THEIR_OWN
         assert not stale, f"the docstring explains {sorted(stale)}, which nothing takes"
 
     def check_learns(self, name: str) -> None:
@@ -200,6 +214,26 @@ class Suite:
 
 
 _KILL = "noisyml.conformance.interruption.KillOnce"
+
+#: Parts that a method is given, or that other words of the command line bring.
+WORDS_OF_THEIR_OWN = frozenset(
+    {
+        "parts",
+        "class_names",
+        "distillation",
+        "encoder",
+        "evaluator",
+        "loss",
+        "memory",
+        "optimizer",
+        "param_groups",
+        "peer",
+        "pseudo_labels",
+        "scheduler",
+        "selector",
+        "teacher",
+    }
+)
 
 #: What a method promises, and the check of it, the cheapest first.
 CHECKS: dict[str, Callable[[Suite, str], None]] = {

@@ -67,7 +67,7 @@ class MirroredPair(Checked):
         erase_probability: Share = 0.5,
         erase_scale: tuple[Positive, Positive] = (0.02, 0.25),
         erase_ratio: tuple[Positive, Positive] = (0.3, 3.3),
-        mean_colour: tuple[Grey, Grey, Grey] = (124, 116, 104),
+        mean_colour: Sequence[Grey] = (124, 116, 104),
     ) -> None:
         self.image = image
         self.pair_mode = pair_mode
@@ -76,7 +76,7 @@ class MirroredPair(Checked):
         self.erase_probability = erase_probability
         self.erase_scale = check_range("erase_scale", erase_scale, 1.0)
         self.erase_ratio = check_range("erase_ratio", erase_ratio, math.inf)
-        self.mean_colour = (mean_colour[0], mean_colour[1], mean_colour[2])
+        self.mean_colour = tuple(mean_colour)
 
     def fingerprint(self) -> str:
         """Everything the evaluation form depends on."""
