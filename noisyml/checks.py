@@ -218,7 +218,7 @@ def _plain(value: Any) -> Any:
     """A value with NumPy's numbers as Python's and every collection as a tuple."""
     if isinstance(value, np.generic | np.ndarray):
         value = value.tolist()
-    if isinstance(value, list | tuple | Set):
+    if isinstance(value, list | tuple | range | Set):
         return tuple(map(_plain, value))
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
