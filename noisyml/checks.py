@@ -76,7 +76,7 @@ _T = TypeVar("_T", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class Hint:
-    """What to do about a wrong value, as the end of its sentence: ``Hint("0 switches it off")``."""
+    """Advice on a wrong value, at the end of its sentence: ``Hint("0 switches it off")``."""
 
     text: str
 
@@ -192,7 +192,7 @@ def _wrapped(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(frozen=True)
 class _Rule:
-    """What an annotation allows."""
+    """Values that an annotation allows."""
 
     annotation: Any
     adapter: TypeAdapter[Any]
@@ -335,7 +335,7 @@ def _words(annotation: Any) -> list[str]:
 
 
 def _described(annotation: Any, plural: bool = False) -> str:
-    """What an annotation allows, in words."""
+    """Values that an annotation allows, in words."""
     origin, parts = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         kind, range_ = _described(parts[0], plural), _range(parts[1:])

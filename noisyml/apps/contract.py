@@ -139,6 +139,6 @@ def _command(arguments: Sequence[str]) -> int:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """What the commands print is not what was asked for."""
+    """Silence for what the commands of the suite print."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
         yield

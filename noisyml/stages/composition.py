@@ -18,7 +18,7 @@ _WRITTEN_BY_METHOD = "param_groups"
 
 
 class StageRun(NamedTuple):
-    """What a stage is made from.
+    """A stage's configuration and its origin.
 
     Attributes:
         config: its composed configuration, not resolved.

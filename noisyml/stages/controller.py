@@ -117,7 +117,7 @@ class StageController:
 
 
 def possible_handovers(folder: RunFolder) -> list[Handover]:
-    """What the ``config.yaml`` of a run may say that its stages have given it.
+    """Settings in the ``config.yaml`` of a run that its stages may have given it.
 
     Nothing while that is undecided; for a run that was killed before it could be noted that the
     file is written, both.
@@ -130,7 +130,7 @@ def possible_handovers(folder: RunFolder) -> list[Handover]:
 
 
 def origin_of(folder: RunFolder) -> dict[str, Any]:
-    """Where the configurations of a run's stages come from, as `StageController.begin` was told.
+    """Origin of the configurations of a run's stages, as `StageController.begin` was told it.
 
     Raises:
         UserError: the run was begun by a version that kept no record of its stages.

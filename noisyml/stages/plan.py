@@ -74,7 +74,7 @@ class StageResult:
 
 @dataclass(frozen=True, kw_only=True)
 class Handover:
-    """What a stage, or the run itself, is given by the stages before it.
+    """Settings that a stage, or the run itself, is given by the stages before it.
 
     Attributes:
         previous: run folder that ``${previous_run}`` stands for in its configuration.
@@ -90,7 +90,7 @@ class Handover:
 
 @dataclass(frozen=True, kw_only=True)
 class StagePlan(Handover):
-    """What a stage is made from, beyond the run's own configuration.
+    """Recipe of a stage, beyond the run's own configuration.
 
     Attributes:
         name: of its folder, one of its own for each stage of a run.
@@ -133,7 +133,7 @@ class Policy(Checked, ABC):
         """
 
     def hand_over(self, done: Sequence[StageResult]) -> Handover:
-        """What the run itself is given; by default the folder of the last stage.
+        """Settings that the run itself is given; by default the folder of the last stage.
 
         Args:
             done: all stages, in the order of their plans.

@@ -57,6 +57,16 @@ class FromManifest(Injector):
         cleaned: the list without noisy rows; default: the file of that name beside `path`.
         clean_list: the list with true labels; only a further check, the split knows its labels.
         verify_official: refuse a file that bears the name of a released list but differs from it.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> from noisyml.noise import Symmetric
+        >>> file = Path(mkdtemp(), "noise.parquet")
+        >>> noisy = Symmetric(rate=0.5).inject([0, 1, 2, 0], 3)
+        >>> noisy.save(file)
+        >>> again = FromManifest(path=str(file)).inject([0, 1, 2, 0], 3)
+        >>> (again.observed == noisy.observed).all().item()
+        True
     """
 
     name: ClassVar[str] = "manifest"
@@ -150,6 +160,14 @@ class HumanLabels(SplitInjector):
         row: which row is a sample's: ``position``, its place in the training split, which must be
             as long as the file; or ``number``, the number that its key ends in (``train/00017``),
             so that a validation split carved from the training images has its human labels too.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> file = Path(mkdtemp(), "labels.csv")
+        >>> _ = file.write_text("clean_label,noisy_label\\n0,0\\n1,2\\n2,2\\n")
+        >>> human = HumanLabels(path=str(file), label="noisy_label", clean="clean_label")
+        >>> human.inject([0, 1, 2], 3).changed.tolist()
+        [False, True, False]
     """
 
     name: ClassVar[str] = "human"
@@ -224,6 +242,14 @@ class LabelList(SplitInjector):
         first_label: what the file writes for the first class: 1 in RAF-DB's lists.
         verify_official: refuse a file that bears the name of one of EAC's lists for RAF-DB but
             differs from it.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> file = Path(mkdtemp(), "list.txt")
+        >>> _ = file.write_text("a.png 0\\nb.png 1\\n")
+        >>> names = ["b.png", "a.png"]
+        >>> LabelList(path=str(file)).inject([0, 0], 2, keys=names).observed.tolist()
+        [1, 0]
     """
 
     name: ClassVar[str] = "label_list"

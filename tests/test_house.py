@@ -1,0 +1,64 @@
+"""The layout of the package: sizes of files and folders, and how docstrings begin."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+from support import paths
+
+PACKAGE = paths.ROOT / "noisyml"
+FILES = sorted(PACKAGE.rglob("*.py"))
+LONGEST_FILE = 620
+MODULES_IN_A_FOLDER = 12
+#: A first line names the thing or the act.
+OPENINGS = re.compile(r"(What|Which|How|Whether|Where|Who)\b")
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(paths.ROOT))
+
+
+def test_no_file_is_too_long_to_read():
+    lengths = {name(file): len(file.read_text().splitlines()) for file in FILES}
+    assert len(lengths) > 200
+    assert {file: lines for file, lines in lengths.items() if lines > LONGEST_FILE} == {}
+
+
+def test_no_folder_holds_too_many_modules():
+    folders = {file.parent for file in FILES}
+    modules = {name(folder): len([*folder.glob("[!_]*.py")]) for folder in folders}
+    assert {folder: n for folder, n in modules.items() if n > MODULES_IN_A_FOLDER} == {}
+
+
+def test_every_folder_of_the_package_says_what_it_holds():
+    silent = [
+        name(file)
+        for file in FILES
+        if file.name == "__init__.py" and not ast.get_docstring(ast.parse(file.read_text()))
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize("folder", sorted({file.parent for file in FILES}), ids=name)
+def test_docstrings_name_the_thing_or_the_act(folder):
+    found = []
+    for file in folder.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+                text = ast.get_docstring(node)
+                if text and OPENINGS.match(text):
+                    found.append(f"{name(file)}: {text.splitlines()[0]}")
+    assert found == []
+
+
+def test_questions_about_kinds_of_labels_are_asked_in_one_package():
+    asks = re.compile(r"labels?\.ndim == |multi_label\b|label_kind\b|== \"multi\"|\"labels\" in ")
+    found = [
+        f"{name(file)}: {line.strip()}"
+        for file in FILES
+        if "targets" not in file.parts
+        for line in file.read_text().splitlines()
+        if asks.search(line)
+    ]
+    assert found == []
