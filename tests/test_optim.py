@@ -1,5 +1,6 @@
 """Schedules and parameter groups."""
 
+import functools
 import math
 
 import numpy as np
@@ -7,18 +8,14 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from support import paths
+from support import paths, vectors
 from torch import nn
 
 from noisyml import optim
 from noisyml.errors import UserError
 
 ROOT = paths.ROOT
-
-
-def load(name):
-    with np.load(ROOT / "tests" / "golden" / name, allow_pickle=False) as archive:
-        return {key: archive[key] for key in archive.files}
+load = functools.partial(vectors.arrays, paths.GOLDEN)
 
 
 def rates(make, steps, **settings):

@@ -15,7 +15,7 @@ from sklearn.metrics import (
     precision_score,
     recall_score,
 )
-from support import paths
+from support import paths, vectors
 
 from noisyml.errors import UserError
 from noisyml.metrics.label_trust import (
@@ -36,7 +36,7 @@ GOLDEN = paths.GOLDEN
 
 @pytest.mark.parametrize("case", ["metrics", "metrics_absent_class"])
 def test_values_of_the_released_collection(case):
-    vector = np.load(GOLDEN / "mlnoise" / f"{case}.npz")
+    vector = vectors.arrays(GOLDEN / "mlnoise", case)
     labels, prob = vector["labels"], vector["prob"]
     np.testing.assert_allclose(average_precisions(prob, labels), vector["APclasses"], atol=1e-6)
     f1 = f1_scores(prob > 0.5, labels)
@@ -60,7 +60,7 @@ def test_values_of_the_released_collection(case):
 
 
 def test_values_of_the_released_evaluation():
-    vector = np.load(GOLDEN / "rcml" / "metrics.npz")
+    vector = vectors.arrays(GOLDEN / "rcml", "metrics")
     labels, threshold = torch.from_numpy(vector["y"]), float(vector["threshold"])
     logits = torch.from_numpy(vector["prob"]).logit()
     names = list("abcdef")

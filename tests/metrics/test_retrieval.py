@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pytorch_metric_learning.utils.accuracy_calculator import AccuracyCalculator
-from support import paths
+from support import paths, vectors
 from support.clusters import clusters
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -271,8 +271,7 @@ REVISITED = paths.GOLDEN / "insclr"
 def test_revisited_oxford_protocol_equals_the_official_code(
     name: str, setup: str, positive: tuple[str, ...], ignored: tuple[str, ...]
 ) -> None:
-    with np.load(REVISITED / name, allow_pickle=False) as file:
-        case = dict(file)
+    case = vectors.arrays(REVISITED, name)
     query, gallery = torch.from_numpy(case["query"]), torch.from_numpy(case["database"])
     if "distractors" in case:
         gallery = torch.cat([gallery, torch.from_numpy(case["distractors"])])

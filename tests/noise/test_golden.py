@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
-from support import paths
+from support import paths, vectors
 
 from noisyml.noise import (
     Asymmetric,
@@ -31,11 +33,7 @@ from noisyml.noise.transition import (
 )
 
 GOLDEN = paths.GOLDEN / "noise"
-
-
-def load(name: str) -> dict[str, np.ndarray]:
-    with np.load(GOLDEN / name, allow_pickle=False) as archive:
-        return dict(archive)
+load = functools.partial(vectors.arrays, GOLDEN)
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """BARE against the released code and the paper's rule; what its description warns of."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import paths
+from support import paths, vectors
 from support.parts import parts_for
 from torch import nn
 
@@ -17,15 +19,7 @@ from noisyml.selectors.base import Evidence
 
 GOLDEN = paths.GOLDEN / "bare"
 RELEASED = {"stats_scope": "batch", "std": "unbiased"}
-
-
-def load(name, prefix=""):
-    with np.load(GOLDEN / f"{name}.npz") as file:
-        return {
-            key.removeprefix(prefix): torch.from_numpy(np.asarray(file[key]))
-            for key in file
-            if key.startswith(prefix)
-        }
+load = functools.partial(vectors.tensors, GOLDEN)
 
 
 class FirstLayers(nn.Module):

@@ -1,11 +1,10 @@
 """The curriculum rule: the released code, and what the bound means."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import paths
+from support import paths, vectors
 
 from noisyml.errors import UserError
 from noisyml.selectors.base import Evidence
@@ -15,10 +14,9 @@ GOLDEN = paths.GOLDEN / "bare"
 
 
 def test_released_rule():
-    with np.load(GOLDEN / "baseline_selectors_f32.npz") as file:
-        losses = torch.from_numpy(file["curriculum/losses"])
-        rate = float(file["curriculum/noise_rate"])
-        ordered, mean = file["curriculum/selected_index_sorted"], file["curriculum/mean_loss"]
+    golden = vectors.tensors(GOLDEN, "baseline_selectors_f32", prefix="curriculum/")
+    losses, rate = golden["losses"], float(golden["noise_rate"])
+    ordered, mean = golden["selected_index_sorted"], golden["mean_loss"]
     keep = curriculum_keep(losses, rate)
     assert sorted(ordered.tolist()) == keep.nonzero().squeeze(1).tolist()
     assert float(losses[keep].mean()) == pytest.approx(float(mean), abs=1e-6)

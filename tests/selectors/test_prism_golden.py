@@ -1,11 +1,11 @@
 """Traces of the released code (AvgSim) and of plain-loop references (vMF), step by step."""
 
+import functools
 import math
 
-import numpy as np
 import pytest
 import torch
-from support import paths
+from support import paths, vectors
 
 from noisyml.losses.metric_learning.contrastive import ContrastiveLoss, MemoryContrastiveLoss
 from noisyml.selectors.base import Evidence
@@ -30,15 +30,14 @@ GOLDEN = paths.GOLDEN / "prism"
 
 
 def load(name):
-    with np.load(GOLDEN / name, allow_pickle=False) as archive:
-        return {
-            key: torch.from_numpy(archive[key]) if archive[key].ndim else archive[key].item()
-            for key in archive.files
-        }
+    """Single numbers are numbers."""
+    return {
+        key: torch.from_numpy(array) if array.ndim else array.item()
+        for key, array in vectors.arrays(GOLDEN, name).items()
+    }
 
 
-def close(actual, expected, atol=1e-10, rtol=0.0):
-    torch.testing.assert_close(actual, expected, atol=atol, rtol=rtol, equal_nan=True)
+close = functools.partial(vectors.close, rtol=0, atol=1e-10, equal_nan=True)
 
 
 def window_of(selector):

@@ -6,19 +6,15 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from support import paths
+from support import paths, vectors
 
 from noisyml.methods.classification.base import kept_mean
 from noisyml.selectors.small_loss import exchange, forget_rate, quota, small_loss
 
-GOLDEN = paths.GOLDEN / "bare" / "baseline_selectors_f32.npz"
-
 
 @pytest.fixture(scope="module")
 def released():
-    with np.load(GOLDEN) as file:
-        prefix = "coteaching/"
-        return {k.removeprefix(prefix): torch.from_numpy(np.asarray(file[k])) for k in file}
+    return vectors.tensors(paths.GOLDEN / "bare", "baseline_selectors_f32", prefix="coteaching/")
 
 
 def test_the_exchange_of_the_release_with_its_gradients(released):

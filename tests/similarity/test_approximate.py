@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 import pytest
 import torch
-from support import paths
+from support import paths, vectors
 from torch import Tensor
 
 from noisyml.errors import UserError
@@ -126,8 +126,7 @@ def test_more_effort_finds_more() -> None:
 
 
 def test_quantised_graphs_are_as_good_as_the_released_ones() -> None:
-    with np.load(GOLDEN / "knn_approximate.npz", allow_pickle=False) as file:
-        case = dict(file)
+    case = vectors.arrays(GOLDEN, "knn_approximate")
     x = torch.from_numpy(case["X"].astype(np.float32))
     overlap = {}
     # TLDR's approximations: one list, 16 or 8 subquantisers, a tenth of the rows to learn from.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import paths
+from support import paths, vectors
+from support.vectors import close
 from torch import Tensor
 
 from noisyml.checks import ArgumentError
@@ -32,15 +34,7 @@ from noisyml.similarity.graph import (
 
 GOLDEN = paths.GOLDEN / "promptcal"
 CASES = ("graph_a.npz", "graph_b.npz", "graph_c.npz", "graph_d.npz")
-
-
-def load(name: str) -> dict[str, np.ndarray]:
-    with np.load(GOLDEN / name, allow_pickle=False) as file:
-        return dict(file)
-
-
-def close(found: Tensor, expected: Tensor | np.ndarray) -> None:
-    torch.testing.assert_close(found, torch.as_tensor(expected), rtol=1e-9, atol=1e-11)
+load = functools.partial(vectors.arrays, GOLDEN)
 
 
 def neighbours(n: int, k: int, seed: int = 0, clusters: int = 4) -> tuple[Tensor, Tensor]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from support import paths
+from support import paths, vectors
 from torch import Tensor
 
 from noisyml.checks import ArgumentError
@@ -17,11 +18,7 @@ from noisyml.similarity.kmeans import KMeans, kmeans, plus_plus_centroids
 
 GOLDEN = paths.GOLDEN / "promptcal"
 CASES = ("sskmeans_a.npz", "sskmeans_b.npz", "sskmeans_c.npz")
-
-
-def load(name: str) -> dict[str, np.ndarray]:
-    with np.load(GOLDEN / name, allow_pickle=False) as file:
-        return dict(file)
+load = functools.partial(vectors.arrays, GOLDEN)
 
 
 def blobs(

@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import re
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import paths
-from torch import Tensor
+from support import paths, vectors
 
 from noisyml.checks import ArgumentError
 from noisyml.errors import UserError
 from noisyml.similarity.transport import sinkhorn
 
 GOLDEN = paths.GOLDEN / "otter"
-
-
-def load(name: str) -> dict[str, Tensor]:
-    with np.load(GOLDEN / name, allow_pickle=False) as file:
-        return {key: torch.from_numpy(file[key]) for key in file.files}
-
-
-def close(found: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-15)
+load = functools.partial(vectors.tensors, GOLDEN)
+close = functools.partial(vectors.close, atol=1e-15)
 
 
 @pytest.mark.parametrize("domain", ["log", "scaling"])

@@ -1,9 +1,11 @@
 """Schedules found by a plateau rule, as released with ProxyNCA++."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
-from support import paths
+from support import paths, vectors
 from torch import nn
 
 from noisyml import optim
@@ -12,12 +14,7 @@ from noisyml.runs.folder import RunFolder
 from noisyml.stages.policies import replayed
 from noisyml.stages.schedules import found_schedule, schedule_of_scores
 
-GOLDEN = paths.ROOT / "tests" / "golden" / "proxynca_pp" / "schedule.npz"
-
-
-def released():
-    with np.load(GOLDEN, allow_pickle=False) as archive:
-        return {key: archive[key] for key in archive.files}
+released = functools.partial(vectors.arrays, paths.GOLDEN / "proxynca_pp", "schedule")
 
 
 def test_a_schedule_and_its_replay_as_released():

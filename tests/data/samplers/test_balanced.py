@@ -6,7 +6,7 @@ from hydra.utils import instantiate
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from support import paths
+from support import paths, vectors
 
 from noisyml.data.datamodule import _OnSubset
 from noisyml.data.samplers.balanced import ClassBalanced, RandomClasses
@@ -19,9 +19,7 @@ LABELS = np.random.default_rng(0).integers(0, 12, 203)
 
 @pytest.fixture(scope="module")
 def golden():
-    path = ROOT / "tests" / "golden" / "proxynca_pp" / "sampler.npz"
-    with np.load(path, allow_pickle=False) as archive:
-        return {key: archive[key] for key in archive.files}
+    return vectors.arrays(paths.GOLDEN / "proxynca_pp", "sampler")
 
 
 def of(golden):

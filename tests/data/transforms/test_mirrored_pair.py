@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from support import paths
+from support import paths, vectors
 
 from noisyml.data.base import Split
 from noisyml.data.inputs import ArrayImages, BrokenImage
@@ -15,7 +15,7 @@ from noisyml.data.views import EvaluationView, TrainingView
 from noisyml.errors import UserError
 from noisyml.models.backbones.base import Backbone
 
-GOLDEN = np.load(paths.GOLDEN / "eac" / "input_pair.npz")
+GOLDEN = vectors.arrays(paths.GOLDEN / "eac", "input_pair")
 RGB = np.ascontiguousarray(GOLDEN["image_bgr"][:, :, ::-1])
 FACE = Image.fromarray(RGB)
 GREY = FACE.convert("L")

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import paths
+from support import paths, vectors
 
 from noisyml.errors import UserError
 from noisyml.losses.classification.base import (
@@ -43,8 +43,7 @@ def batch(size=12, classes=5, seed=0, dtype=torch.float64):
 
 @pytest.mark.parametrize("method", ["sat", "elr"])
 def test_released_sequence_of_values_gradients_and_targets(method):
-    with np.load(GOLDEN / "single_label_originals.npz") as file:
-        golden = {key: torch.from_numpy(np.asarray(file[key])) for key in file}
+    golden = vectors.tensors(GOLDEN, "single_label_originals")
     labels = golden["labels"]
     sizes = {"num_samples": len(labels), "num_classes": 6}
     if method == "sat":

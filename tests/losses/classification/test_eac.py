@@ -1,20 +1,17 @@
 """Class activation maps and their consistency, against the released code and its traps."""
 
-import numpy as np
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
-from support import paths
+from support import paths, vectors
 from torch import nn
 
 from noisyml.losses.classification.eac import attention_consistency, class_activation_maps
 
 GOLDEN = paths.GOLDEN / "eac"
-
-
-def load(name):
-    arrays = np.load(GOLDEN / f"{name}.npz")
-    return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+load = functools.partial(vectors.tensors, GOLDEN)
 
 
 def some(*shape, seed=0):

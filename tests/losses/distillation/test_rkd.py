@@ -1,6 +1,7 @@
 """RKD and its baselines: released values and gradients, definitions, the common contract."""
 
-import numpy as np
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +9,7 @@ from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from support import paths
+from support import paths, vectors
 
 from noisyml.errors import UserError
 from noisyml.losses.distillation.classical import (
@@ -35,15 +36,8 @@ from noisyml.metrics.retrieval import retrieval_metrics
 GOLDEN = paths.GOLDEN / "rkd"
 #: Cosines of a network held at a time: all of a small batch, or one vertex.
 BLOCKS = [2**22, 1]
-
-
-def load(name):
-    with np.load(GOLDEN / name, allow_pickle=False) as archive:
-        return {key: torch.from_numpy(np.asarray(archive[key])) for key in archive.files}
-
-
-def close(actual, expected, rtol=1e-9, atol=1e-10):
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+load = functools.partial(vectors.tensors, GOLDEN)
+close = functools.partial(vectors.close, atol=1e-10)
 
 
 def differentiated(loss, student, *arguments, **settings_):

@@ -1,15 +1,15 @@
 """Contrastive Bayesian loss: the authors' values, gradients and masks, and its own promises."""
 
+import functools
 import inspect
 
-import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from support import paths
+from support import paths, vectors
 
 from noisyml.errors import UserError
 from noisyml.losses.metric_learning.cbml import CBMLLoss, _most_similar, cbml_loss
@@ -31,17 +31,8 @@ HYPERPARAMETERS = {
     "negative_weight": "weight_n",
     "adaptive_negatives": "adaptive_neg",
 }
-
-
-def load(name):
-    with np.load(GOLDEN / name, allow_pickle=False) as archive:
-        return {key: torch.from_numpy(np.asarray(archive[key])) for key in archive.files}
-
-
-def close(actual, expected, rtol=1e-9, atol=1e-11):
-    torch.testing.assert_close(
-        torch.as_tensor(actual).detach(), expected, rtol=rtol, atol=atol, check_dtype=False
-    )
+load = functools.partial(vectors.tensors, GOLDEN)
+close = functools.partial(vectors.close, check_dtype=False)
 
 
 def through_norm(raw):
@@ -161,8 +152,8 @@ def test_number_formats(bits, dtype, rtol, atol):
     value = CBMLLoss()(through_norm(raw), case["labels"])
     value.backward()
     assert value.dtype == dtype
-    close(value, case[f"loss{bits}"], rtol, atol)
-    close(raw.grad, case[f"grad_raw{bits}"], rtol, atol)
+    close(value, case[f"loss{bits}"], rtol=rtol, atol=atol)
+    close(raw.grad, case[f"grad_raw{bits}"], rtol=rtol, atol=atol)
 
 
 def test_descent():

@@ -1,9 +1,10 @@
 """Values and gradients of the released losses."""
 
-import numpy as np
+import functools
+
 import pytest
 import torch
-from support import paths
+from support import paths, vectors
 
 from noisyml.losses.metric_learning.contrastive import (
     ContrastiveLoss,
@@ -14,15 +15,8 @@ from noisyml.losses.metric_learning.pairs import Samples, cosine_pairs
 from noisyml.losses.metric_learning.pml import PMLLoss
 
 GOLDEN = paths.GOLDEN / "prism"
-
-
-def load(name):
-    with np.load(GOLDEN / name, allow_pickle=False) as archive:
-        return {key: torch.from_numpy(np.asarray(archive[key])) for key in archive.files}
-
-
-def close(actual, expected, atol=1e-10):
-    torch.testing.assert_close(actual, expected, atol=atol, rtol=0)
+load = functools.partial(vectors.tensors, GOLDEN)
+close = functools.partial(vectors.close, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,14 @@
 """Intra-class augmentation: state, copies, losses and schedule of the released code; options."""
 
+import functools
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import paths
+from support import paths, vectors
+from support.vectors import close
 
 from noisyml.errors import UserError
 from noisyml.losses.metric_learning.cbml import CBMLLoss
@@ -28,15 +29,7 @@ from noisyml.losses.metric_learning.pairs import Samples, cosine_pairs
 from noisyml.metrics.retrieval import retrieval_metrics
 
 GOLDEN = paths.GOLDEN / "iaa"
-
-
-def load(name):
-    with np.load(GOLDEN / name, allow_pickle=False) as archive:
-        return {key: torch.from_numpy(np.asarray(archive[key])) for key in archive.files}
-
-
-def close(actual, expected, rtol=1e-9, atol=1e-11):
-    torch.testing.assert_close(actual.detach(), expected, rtol=rtol, atol=atol)
+load = functools.partial(vectors.tensors, GOLDEN)
 
 
 def moments(rows, labels, num_classes):
@@ -101,9 +94,14 @@ def test_estimator_of_many_classes(memory_budget_bytes):
         close(statistics.global_covariance, case[f"global_covariance_{step}"])
         # The released code finds the distance of a class to itself as the root of a rounding error
         # (up to 1e-8) and maps distances by it; here it is 0.
-        close(statistics.neighbor_covariance, case[f"neighbor_covariance_{step}"], 5e-9, 5e-9)
+        close(
+            statistics.neighbor_covariance,
+            case[f"neighbor_covariance_{step}"],
+            rtol=5e-9,
+            atol=5e-9,
+        )
         everyone = torch.arange(num_classes)
-        close(statistics.covariance_of(everyone), case[f"calibrated_{step}"], 5e-9, 5e-9)
+        close(statistics.covariance_of(everyone), case[f"calibrated_{step}"], rtol=5e-9, atol=5e-9)
 
         state = (statistics.mean, statistics.covariance, statistics.class_size)
         found = neighbor_covariance(*state, **options)

@@ -1,6 +1,7 @@
 """ProxyNCA++: the released loss and gradients, its training steps, and what we add to it."""
 
-import numpy as np
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from scipy.stats import hmean
-from support import paths
+from support import paths, vectors
 from torch import nn
 
 from noisyml.errors import UserError
@@ -24,15 +25,8 @@ ROOT = paths.ROOT
 GOLDEN = ROOT / "tests" / "golden" / "proxynca_pp"
 #: Logits held at a time: all of them, three classes of twelve float64 rows, one class.
 BLOCKS = [2**28, 300, 1]
-
-
-def load(name):
-    with np.load(GOLDEN / name, allow_pickle=False) as archive:
-        return {key: torch.from_numpy(np.asarray(archive[key])) for key in archive.files}
-
-
-def close(actual, expected, rtol=1e-9, atol=1e-12):
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+load = functools.partial(vectors.tensors, GOLDEN)
+close = functools.partial(vectors.close, atol=1e-12)
 
 
 def differentiated(embeddings, labels, proxies, **arguments):

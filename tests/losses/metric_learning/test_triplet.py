@@ -1,6 +1,5 @@
 """Sampled triplets: released samples, values and gradients, distributions, and the module."""
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,7 +7,8 @@ from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
-from support import paths
+from support import paths, vectors
+from support.vectors import close
 
 from noisyml.errors import UserError
 from noisyml.losses.metric_learning.distances import pair_distances
@@ -31,12 +31,7 @@ KINDS = ["random", "hardest", "semi_hard", "all", "distance_weighted"]
 
 @pytest.fixture(scope="module")
 def golden():
-    with np.load(GOLDEN / "triplet_samplers.npz", allow_pickle=False) as archive:
-        return {key: torch.from_numpy(np.asarray(archive[key])) for key in archive.files}
-
-
-def close(actual, expected, rtol=1e-9, atol=1e-11):
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+    return vectors.tensors(GOLDEN, "triplet_samplers")
 
 
 def recorded(golden, name):

@@ -1,23 +1,17 @@
 """JoCoR for several labels against reference values, gradients and masks."""
 
-import numpy as np
+import functools
+
 import pytest
 import torch
-from support import paths
+from support import paths, vectors
+from support.vectors import close
 from torch import nn
 
 from noisyml.losses.multilabel.jocor import jocor_loss, joint_losses, keep_rate, small_losses
 
 GOLDEN = paths.GOLDEN / "mlnoise"
-
-
-def load(name):
-    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as archive:
-        return {key: torch.from_numpy(np.asarray(archive[key])) for key in archive.files}
-
-
-def close(actual, expected, rtol=1e-9, atol=1e-11):
-    torch.testing.assert_close(torch.as_tensor(actual).detach(), expected, rtol=rtol, atol=atol)
+load = functools.partial(vectors.tensors, GOLDEN)
 
 
 @pytest.mark.parametrize("unit", ["entry", "sample", "class"])

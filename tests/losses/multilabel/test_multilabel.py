@@ -1,12 +1,11 @@
 """Losses of entries: released values and gradients, reductions, what is left out."""
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import paths
+from support import paths, vectors
 
 from noisyml.errors import UserError
 from noisyml.losses.multilabel.base import (
@@ -17,12 +16,10 @@ from noisyml.losses.multilabel.base import (
     reduce_entries,
 )
 
-VECTOR = paths.GOLDEN / "rcml" / "per_sample_losses.npz"
-
 
 @pytest.mark.parametrize(("name", "kind"), [("bce", BinaryCrossEntropy), ("focal", Focal)])
 def test_released_values_and_gradients(name, kind):
-    vector = {key: torch.from_numpy(value) for key, value in np.load(VECTOR).items()}
+    vector = vectors.tensors(paths.GOLDEN / "rcml", "per_sample_losses")
     logits = vector["logits"].requires_grad_()
     criterion = kind(reduction="class_sum")
     entries = criterion(logits, vector["y"], torch.arange(len(logits)), 0)

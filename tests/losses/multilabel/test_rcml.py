@@ -1,11 +1,12 @@
 """Ranking, discrepancy, schedule and corrections of RCML and CCML against the released code."""
 
-import numpy as np
+import functools
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import paths
+from support import paths, vectors
 
 from noisyml.losses.multilabel.rcml import (
     flip_agreed,
@@ -16,21 +17,8 @@ from noisyml.losses.multilabel.rcml import (
 )
 
 GOLDEN = paths.GOLDEN / "rcml"
-
-
-def load(name):
-    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as archive:
-        return {
-            key: torch.from_numpy(np.asarray(archive[key]))
-            for key in archive.files
-            if archive[key].dtype.kind != "U"
-        }
-
-
-def close(actual, expected, rtol=1e-9, atol=1e-11):
-    torch.testing.assert_close(
-        torch.as_tensor(actual).detach(), expected, rtol=rtol, atol=atol, check_dtype=False
-    )
+load = functools.partial(vectors.tensors, GOLDEN)
+close = functools.partial(vectors.close, check_dtype=False)
 
 
 # -- the ranking -------------------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """SAT and ELR for several labels against the released losses: values, gradients, memories."""
 
-import numpy as np
+import functools
+
 import pytest
 import torch
-from support import paths
+from support import paths, vectors
+from support.vectors import close
 from torch import nn
 
 from noisyml.errors import UserError
@@ -11,15 +13,7 @@ from noisyml.losses.multilabel.elr import MultiLabelELR
 from noisyml.losses.multilabel.sat import MultiLabelSAT
 
 GOLDEN = paths.GOLDEN / "mlnoise"
-
-
-def load(name):
-    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as archive:
-        return {key: torch.from_numpy(np.asarray(archive[key])) for key in archive.files}
-
-
-def close(actual, expected, rtol=1e-9, atol=1e-11):
-    torch.testing.assert_close(torch.as_tensor(actual).detach(), expected, rtol=rtol, atol=atol)
+load = functools.partial(vectors.tensors, GOLDEN)
 
 
 def make(name, case):

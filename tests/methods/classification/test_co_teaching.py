@@ -3,11 +3,10 @@
 import copy
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from support import paths
+from support import paths, vectors
 from support.parts import parts_for
 
 from noisyml.errors import UserError
@@ -139,8 +138,7 @@ def test_the_sample_at_position_0_may_be_learnt_from():
 
 
 def test_the_joint_loss_of_the_release_with_its_gradients():
-    with np.load(ORIGINALS) as file:
-        stored = {name: torch.from_numpy(np.asarray(file[name])) for name in file}
+    stored = vectors.tensors(ORIGINALS.parent, ORIGINALS.name)
     forget, weight = float(stored["forget_rate"]), float(stored["co_lambda"])
     for step in range(len(stored["index"])):
         labels = stored["labels"][stored["index"][step]]

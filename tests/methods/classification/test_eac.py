@@ -1,13 +1,14 @@
 """EAC step by step: two passes, one learns from labels; trained as the released code trains."""
 
 import copy
+import functools
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from methods.classification.test_classification import Fixed, gradients
-from support import paths
+from support import paths, vectors
 from support.parts import parts_for
 from torch import nn
 
@@ -51,9 +52,7 @@ def batch():
     return {"views": views, "label": LABELS, "index": torch.arange(6) + 40}
 
 
-def arrays(name):
-    found = np.load(GOLDEN / f"{name}.npz")
-    return {key: torch.from_numpy(found[key]) for key in found.files}
+load = functools.partial(vectors.tensors, GOLDEN)
 
 
 def raw(body, out_features, in_channels):
@@ -68,7 +67,7 @@ def raw(body, out_features, in_channels):
 
 
 def test_a_step_is_the_released_one():
-    golden = arrays("forward_small_f64")
+    golden = load("forward_small_f64")
     body = nn.Sequential(nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     method = eac(encoder(raw(body, 16, 16)), classes=5, consistency_weight=5.0).double()
     method.classifier.weight.data = golden["fc_weight"]
@@ -89,7 +88,7 @@ def test_a_step_is_the_released_one():
 
 def test_two_epochs_are_the_released_ones():
     """Weights, statistics and losses of batch-norm training with Adam, step by step."""
-    golden = arrays("train_two_epochs_f32")
+    golden = load("train_two_epochs_f32")
 
     def block(inside, outside):
         convolution = nn.Conv2d(inside, outside, 3, stride=2, padding=1, bias=False)

@@ -1,11 +1,11 @@
 """The step of RCML and CCML against the released code, and what it promises besides."""
 
+import functools
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
-from support import paths
+from support import paths, vectors
 from support.parts import parts_for
 from torch import nn
 
@@ -24,21 +24,8 @@ from noisyml.optim import exponential_steps
 
 GOLDEN = paths.GOLDEN / "rcml"
 NAMES = ["ant", "bee", "cat"]
-
-
-def load(name):
-    with np.load(GOLDEN / f"{name}.npz", allow_pickle=False) as archive:
-        case = {key: archive[key] for key in archive.files}
-    return {
-        key: str(value) if value.dtype.kind == "U" else torch.from_numpy(np.asarray(value))
-        for key, value in case.items()
-    }
-
-
-def close(actual, expected, rtol=1e-9, atol=1e-11):
-    torch.testing.assert_close(
-        torch.as_tensor(actual).detach(), expected, rtol=rtol, atol=atol, check_dtype=False
-    )
+load = functools.partial(vectors.tensors, GOLDEN)
+close = functools.partial(vectors.close, check_dtype=False)
 
 
 def encoder(seed):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from support import paths
+from support import paths, vectors
 
 from noisyml.errors import UserError
 from noisyml.noise import HumanLabels, LabelList
@@ -178,45 +178,45 @@ def test_cifar_n_has_the_published_numbers_of_wrong_labels(
     """Columns with the confusion counts of the released ones stand in for the file."""
     file = tmp_path / "CIFAR-10_human.pt"
     monkeypatch.setattr(files, "_check_md5", lambda path: None)
-    with np.load(GOLDEN / "noise" / "cifar_n_tables.npz") as golden:
-        for label in ("aggre_label", "worse_label", *(f"random_label{i}" for i in (1, 2, 3))):
-            clean, observed = _labels_of(golden[f"cifar10n_{label}_confusion"])
-            torch.save({"clean_label": clean, label: observed}, file)
-            people = HumanLabels(path=str(file), label=label)
-            assert people.inject(clean, 10).changed.sum() == CIFAR_N_WRONG[label]
-            observed[0] = (observed[0] + 1) % 10
-            torch.save({"clean_label": clean, label: observed}, file)
-            with pytest.raises(
-                UserError, match=f"{label} differs .* not at the {CIFAR_N_WRONG[label]}"
-            ):
-                people.inject(clean, 10)
-        assert golden["cifar100n_flipped_count"] == CIFAR_N_WRONG["noisy_label"]
-        assert golden["cifar100n_coarse_flipped_count"] == CIFAR_N_WRONG["noisy_coarse_label"]
+    golden = vectors.arrays(GOLDEN / "noise", "cifar_n_tables")
+    for label in ("aggre_label", "worse_label", *(f"random_label{i}" for i in (1, 2, 3))):
+        clean, observed = _labels_of(golden[f"cifar10n_{label}_confusion"])
+        torch.save({"clean_label": clean, label: observed}, file)
+        people = HumanLabels(path=str(file), label=label)
+        assert people.inject(clean, 10).changed.sum() == CIFAR_N_WRONG[label]
+        observed[0] = (observed[0] + 1) % 10
+        torch.save({"clean_label": clean, label: observed}, file)
+        with pytest.raises(
+            UserError, match=f"{label} differs .* not at the {CIFAR_N_WRONG[label]}"
+        ):
+            people.inject(clean, 10)
+    assert golden["cifar100n_flipped_count"] == CIFAR_N_WRONG["noisy_label"]
+    assert golden["cifar100n_coarse_flipped_count"] == CIFAR_N_WRONG["noisy_coarse_label"]
 
 
 def test_lists_of_rafdb_are_joined_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists with the confusion counts of the released ones, in another order than the images."""
     keys = [f"train_{i:05d}.jpg" for i in range(1, 12_272)]
-    with np.load(GOLDEN / "eac" / "rafdb_noise_lists.npz") as golden:
-        for name, (_, wrong) in RAF_DB_LISTS.items():
-            clean, observed = _labels_of(golden[f"{name.removesuffix('.txt')}_confusion"])
-            np.testing.assert_array_equal(np.bincount(clean), golden["clean_train_counts"])
-            lines = [f"{key} {label + 1}\n" for key, label in zip(keys, observed, strict=True)]
-            (tmp_path / name).write_text("".join(reversed(lines)))
-            listed = LabelList(path=str(tmp_path / name), first_label=1)
-            assert not listed.training_only
-            with pytest.raises(UserError, match="not the released list of that name"):
-                listed.inject(clean, 7, keys=keys)
-            digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
-            monkeypatch.setitem(files.RAF_DB_LISTS, name, (digest, wrong))
-            manifest = listed.inject(clean, 7, keys=keys)
-            np.testing.assert_array_equal(manifest.observed, observed)
-            assert manifest.changed.sum() == wrong
-            some = listed.inject(clean[100:200], 7, keys=keys[100:200])
-            np.testing.assert_array_equal(some.observed, observed[100:200])
-            monkeypatch.setitem(files.RAF_DB_LISTS, name, (digest, wrong + 1))
-            with pytest.raises(UserError, match=f"at {wrong} samples, and not at the {wrong + 1}"):
-                listed.inject(clean, 7, keys=keys)
+    golden = vectors.arrays(GOLDEN / "eac", "rafdb_noise_lists")
+    for name, (_, wrong) in RAF_DB_LISTS.items():
+        clean, observed = _labels_of(golden[f"{name.removesuffix('.txt')}_confusion"])
+        np.testing.assert_array_equal(np.bincount(clean), golden["clean_train_counts"])
+        lines = [f"{key} {label + 1}\n" for key, label in zip(keys, observed, strict=True)]
+        (tmp_path / name).write_text("".join(reversed(lines)))
+        listed = LabelList(path=str(tmp_path / name), first_label=1)
+        assert not listed.training_only
+        with pytest.raises(UserError, match="not the released list of that name"):
+            listed.inject(clean, 7, keys=keys)
+        digest = hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        monkeypatch.setitem(files.RAF_DB_LISTS, name, (digest, wrong))
+        manifest = listed.inject(clean, 7, keys=keys)
+        np.testing.assert_array_equal(manifest.observed, observed)
+        assert manifest.changed.sum() == wrong
+        some = listed.inject(clean[100:200], 7, keys=keys[100:200])
+        np.testing.assert_array_equal(some.observed, observed[100:200])
+        monkeypatch.setitem(files.RAF_DB_LISTS, name, (digest, wrong + 1))
+        with pytest.raises(UserError, match=f"at {wrong} samples, and not at the {wrong + 1}"):
+            listed.inject(clean, 7, keys=keys)
 
 
 def test_mistakes_in_lists(tmp_path: Path) -> None:

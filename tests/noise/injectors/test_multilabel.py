@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import paths
+from support import paths, vectors
 
 from noisyml.errors import UserError
 from noisyml.noise import (
@@ -71,7 +71,7 @@ INJECTORS = [
     ],
 )
 def test_released_draws_of_mixed_noise(case):
-    vector = np.load(GOLDEN / "mlnoise" / f"noise_{case}.npz")
+    vector = vectors.arrays(GOLDEN / "mlnoise", f"noise_{case}")
     clean = vector["y_clean"].astype(np.uint8)
     rates = {"rate_add": float(vector["add_rate"]), "rate_sub": float(vector["sub_rate"])}
     noise = MultiLabelMixed(**rates, count="legacy", seed=int(vector["seed"]))
@@ -88,7 +88,7 @@ def test_released_draws_of_mixed_noise(case):
 
 @pytest.mark.parametrize("case", ["uc_like", "ben12_like"])
 def test_released_draws_of_per_sample_noise(case):
-    vector = np.load(GOLDEN / "rcml" / f"noise_{case}.npz")
+    vector = vectors.arrays(GOLDEN / "rcml", f"noise_{case}")
     rates = {name: float(vector[name]) for name in ("sample_rate", "class_rate")}
     noise = MultiLabelPerSample(**rates, count="legacy", seed=int(vector["seed"]))
     clean = vector["y_clean"]
@@ -106,7 +106,7 @@ def test_released_draws_of_per_sample_noise(case):
 
 
 def test_released_draws_of_noisifier():
-    vector = np.load(GOLDEN / "rcml" / "noisifier_variants.npz")
+    vector = vectors.arrays(GOLDEN / "rcml", "noisifier_variants")
     clean, rate = vector["y"], float(vector["rate"])
     per_sample = MultiLabelPerSample(
         sample_rate=float(vector["sample_rate"]),

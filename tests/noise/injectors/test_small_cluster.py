@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support import paths
+from support import paths, vectors
 
 from noisyml.errors import UserError
 from noisyml.noise import SampleState, SmallCluster
@@ -15,8 +15,7 @@ GOLDEN = paths.GOLDEN / "prism"
 
 
 def trace() -> tuple[dict[str, np.ndarray], list[Removal]]:
-    with np.load(GOLDEN / "small_cluster_trace.npz", allow_pickle=False) as archive:
-        golden = dict(archive)
+    golden = vectors.arrays(GOLDEN, "small_cluster_trace")
     members, destinations = golden["member_offset"], golden["destination_offset"]
     removals = [
         Removal(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import paths
+from support import paths, vectors
 
 from noisyml.errors import UserError
 from noisyml.noise import FromManifest, SampleState, manifest_from_list, read_list
@@ -26,8 +26,7 @@ NOISED, SMALL = "TOY_0.5noised_train", "TOY_0.5smallclusternoised_train"
 
 
 def expected() -> dict[str, np.ndarray]:
-    with np.load(FIXTURE / "expected.npz", allow_pickle=False) as archive:
-        return dict(archive)
+    return vectors.arrays(FIXTURE, "expected")
 
 
 def toy_split() -> tuple[list[str], np.ndarray]:
@@ -66,8 +65,7 @@ def test_every_key_of_the_fixture_was_looked_at() -> None:
 
 
 def test_table_of_official_lists() -> None:
-    with np.load(PRISM / "official_lists.npz", allow_pickle=False) as archive:
-        golden = dict(archive)
+    golden = vectors.arrays(PRISM, "official_lists")
     table = official_table()
     assert list(table) == golden["list_name"].tolist()
     for fact in ("sha256", "rows", "n_labels", "min_label", "max_label", "noisy_rows"):
