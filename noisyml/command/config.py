@@ -57,16 +57,14 @@ def package_of(group: str, option: str) -> str:
 
 @functools.cache
 def top_level_keys(root: str) -> tuple[str, ...]:
-    """The keys that every configuration of a root YAML has: its own and those of its groups."""
+    """The keys that a root YAML itself brings, which every configuration has.
+
+    Those of its groups are left out: a method may choose none of a group.
+    """
     import yaml
 
     content = yaml.safe_load((conf_dir() / f"{root}.yaml").read_text(encoding="utf-8"))
-    keys = [key for key in content if key not in ("defaults", "hydra")]
-    chosen = [entry for entry in content["defaults"] if isinstance(entry, dict)]
-    for group, option in (item for entry in chosen for item in entry.items()):
-        names = option if isinstance(option, list) else [option]
-        keys += [package_of(group, name).partition(".")[0] for name in names if name is not None]
-    return tuple(dict.fromkeys(key for key in keys if key != "_global_"))
+    return tuple(key for key in content if key not in ("defaults", "hydra"))
 
 
 def register_resolvers() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from noisyml.apps._folder import is_made_by, refuse_older
 from noisyml.command.config import compose, top_level_keys
@@ -17,6 +18,15 @@ from noisyml.runs.folder import RunFolder
 def test_every_composed_configuration_has_the_top_level_keys(root: str) -> None:
     typed = ["embeddings=x"] if root == "knn" else []
     assert set(top_level_keys(root)) <= set(compose(root, typed))
+
+
+@pytest.mark.parametrize("method", ["prism", "co_teaching", "jocor_multilabel"])
+def test_no_run_of_today_is_taken_for_an_older_one(tmp_path: Path, method: str) -> None:
+    """Some methods choose no loss, or another evaluator."""
+    folder = RunFolder(tmp_path)
+    composed = compose("train", [f"method={method}"])
+    folder.config_file.write_text(OmegaConf.to_yaml(composed))
+    refuse_older(folder, "train")
 
 
 def test_a_module_that_is_gone_tells_another_version(tmp_path: Path) -> None:
