@@ -97,13 +97,7 @@ def _recipe(method: str, settings: Sequence[str], folder: Path) -> tuple[str, Re
         raise UserError(f"{method} cannot be imported: {str(error).splitlines()[0]}") from error
     if not issubclass(cls, Method):
         raise UserError(f"{method} is no method: derive it from noisyml.methods.base.Method.")
-    nearest = ""
-    near_class: type = Method
-    for option in known:
-        node = yaml.safe_load((conf_dir() / "method" / f"{option}.yaml").read_text())
-        candidate = get_class(node["method"]["_target_"])
-        if not nearest or _shared(cls, candidate) > _shared(cls, near_class):
-            nearest, near_class = option, candidate
+    nearest, near_class = _nearest(cls)
     text = yaml.safe_load((conf_dir() / "method" / f"{nearest}.yaml").read_text())
     if not issubclass(cls, near_class):
         text["method"] = {}
@@ -117,6 +111,25 @@ def _recipe(method: str, settings: Sequence[str], folder: Path) -> tuple[str, Re
         own.pop("method", None)
     parts = {**recipe.parts, "method": name}
     return name, recipe._replace(parts=parts, settings=_merged(own, extra))
+
+
+def _nearest(cls: type) -> tuple[str, type]:
+    """The option whose class has most bases in common with `cls`, of equal ones its own base."""
+    import yaml
+    from hydra.utils import get_class
+
+    from noisyml.command.config import conf_dir
+    from noisyml.conformance.recipes import TINY
+
+    nodes = {
+        option: yaml.safe_load((conf_dir() / "method" / f"{option}.yaml").read_text())["method"]
+        for option in TINY
+    }
+    # An option without a class of its own, e.g. bare, is another one with other settings.
+    classes = {
+        name: get_class(node["_target_"]) for name, node in nodes.items() if "_target_" in node
+    }
+    return max(classes.items(), key=lambda item: (_shared(cls, item[1]), issubclass(cls, item[1])))
 
 
 def _shared(one: type, other: type) -> int:
