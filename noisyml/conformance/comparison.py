@@ -62,19 +62,29 @@ def assert_equal(one: Path, two: Path, recipe: Recipe) -> None:
     """
     parts, steps = recipe.parts, 2 * recipe.steps
     history = [pd.read_csv(run / "history.csv") for run in (one, two)]
-    assert history[0].columns.equals(history[1].columns)
-    losses = [rows["train/loss"].dropna() for rows in history]
-    assert len(losses[0]) == steps
-    assert losses[0].nunique() > steps // 2
-    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-8)
+    apart = sorted(map(str, set(history[0]) ^ set(history[1])))
+    assert not apart, f"only one of the runs logs {', '.join(apart)}"
+    losses = [rows["train/loss"].dropna().to_numpy() for rows in history]
+    assert len(losses[0]) == len(losses[1]) == steps, "a step has no loss"
+    assert len(set(losses[0])) > steps // 2, "most steps have the same loss"
+    differs = ~np.isclose(losses[1], losses[0], rtol=1e-8, atol=0)
+    if differs.any():
+        step = int(differs.argmax())
+        raise AssertionError(
+            f"in step {step} two processes have the loss {losses[1][step]:.9g} and one "
+            f"{losses[0][step]:.9g}: a loss reads the gathered batch (distributed.gather), and "
+            f"chance comes from distributed.agreed_generator"
+        )
     pd.testing.assert_frame_equal(history[0], history[1], rtol=1e-6, atol=1e-6)
     if "pseudo_labels" not in parts:
+        missing = not (one / "selection.parquet").is_file()
+        assert not missing, "no judgements were written: training_step returns no `outcome`"
         judged = [pd.read_parquet(run / "selection.parquet") for run in (one, two)]
         assert len(judged[0]) >= steps * 20
         for column in set(judged[0]) - {"p_clean"}:
             # A judgement of entries is a list.
             said = [np.stack(list(rows[column])) for rows in judged]
-            assert np.array_equal(said[0], said[1]), column
+            assert np.array_equal(said[0], said[1]), f"two processes judge otherwise: {column}"
         trust = [np.stack(list(rows["p_clean"])) for rows in judged]
         np.testing.assert_allclose(trust[1], trust[0], atol=1e-6)
 
@@ -83,7 +93,12 @@ def assert_equal(one: Path, two: Path, recipe: Recipe) -> None:
     for name, tensor in states[0].items():
         if isinstance(tensor, torch.Tensor):
             torch.testing.assert_close(
-                states[1][name], tensor, rtol=1e-6, atol=1e-8, equal_nan=True, msg=name
+                states[1][name],
+                tensor,
+                rtol=1e-6,
+                atol=1e-8,
+                equal_nan=True,
+                msg=f"two processes end with another {name} than one",
             )
     if "memory.index" in states[0] and parts.get("loss") == "memory_contrastive":
         assert int(states[0]["memory.index"].max()) > 0
@@ -93,4 +108,5 @@ def assert_equal(one: Path, two: Path, recipe: Recipe) -> None:
     assert metrics[0].keys() == metrics[1].keys()
     for name, value in metrics[0].items():
         if not name.startswith("time/") and value is not None:
-            assert abs(metrics[1][name] - value) < 1e-6, name
+            found = metrics[1][name]
+            assert abs(found - value) < 1e-6, f"{name} is {found} on two processes, {value} on one"
