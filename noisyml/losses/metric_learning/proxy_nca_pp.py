@@ -40,8 +40,9 @@ def proxynca_pp_loss(
     """Mean over samples of the softmax cross-entropy over negated squared distances to the proxies.
 
     With both sides brought to norm s, the squared distance is 2 s^2 (1 - cos) and the constant
-    cancels, so the logits are 2 s^2 cos: one [B, D] x [D, C] product. No normalised copy of the
-    proxies is made.
+    cancels, so the logits are 2 s^2 cos: one [B, D] x [D, C] product. A proxy too short to be
+    brought to norm s (below 1e-12) is nearer to everything: its logits gain s^2 (1 - |n(p)|^2). No
+    normalised copy of the proxies is made.
 
     Args:
         embeddings: [B, D] float of any norm; computed in float32 at least.
@@ -161,7 +162,7 @@ class ProxyNCAPPLoss(EmbeddingLoss):
 
 
 class _ProxySoftmax(torch.autograd.Function):
-    """Sum over unit rows of logsumexp(logits) - logits[own], where logits = sharpness x cosines.
+    """Sum over unit rows of logsumexp(logits) - logits[own]; logits as in `_logits`.
 
     The gradient is written down: autograd would hold several [C, D] tensors for the normalisation
     of the proxies, and every block of logits.
@@ -183,15 +184,15 @@ class _ProxySoftmax(torch.autograd.Function):
         for part in _parts(len(proxies), block):
             cosines = _cosines(rows, proxies[part])
             mine = _OwnColumn(labels, part)
-            own += mine.read(cosines)
-            logits = sharpness * cosines
+            logits = _logits(cosines, proxies[part], sharpness)
+            own += mine.read(logits)
             if negatives_only:
                 mine.write(logits, torch.full_like(own, -torch.inf))
             logsumexp = torch.logaddexp(logsumexp, logits.logsumexp(dim=1))
         ctx.sharpness, ctx.negatives_only, ctx.block = sharpness, negatives_only, block
         fits = len(proxies) <= block
         ctx.save_for_backward(rows, proxies, labels, logsumexp, cosines if fits else None)
-        return (logsumexp - sharpness * own).sum()
+        return (logsumexp - own).sum()
 
     @staticmethod
     @once_differentiable
@@ -203,15 +204,17 @@ class _ProxySoftmax(torch.autograd.Function):
                 block = proxies[part]
                 norms = _norms(block)
                 cosines = _cosines(rows, block) if all_cosines is None else all_cosines
-                slope = torch.exp(ctx.sharpness * cosines - logsumexp[:, None])
+                slope = torch.exp(_logits(cosines, block, ctx.sharpness) - logsumexp[:, None])
                 mine = _OwnColumn(labels, part)
                 share = torch.zeros_like(logsumexp) if ctx.negatives_only else mine.read(slope)
                 mine.write(slope, share - 1)
                 slope *= ctx.sharpness * grads[0]
                 for_rows += (slope / norms) @ block
-                # The proxy's own direction is projected out, where the guard leaves it its norm.
-                radial = (slope * cosines).sum(dim=0) / norms
-                radial = torch.where(norms > _SMALLEST_NORM, radial, 0.0)
+                # The proxy's own direction is projected out; under the guard its length counts.
+                radial = torch.where(
+                    norms > _SMALLEST_NORM, (slope * cosines).sum(dim=0), slope.sum(dim=0)
+                )
+                radial /= norms
                 gradient = torch.mm(slope.T, rows, out=for_proxies[part])
                 gradient.addcmul_(radial[:, None], block, value=-1).div_(norms[:, None])
         return for_rows, for_proxies, None, None, None, None
@@ -246,6 +249,12 @@ def _norms(proxies: Tensor) -> Tensor:
 def _cosines(rows: Tensor, proxies: Tensor) -> Tensor:
     """Cosines [B, c] of unit rows [B, D] and proxies [c, D] of any norm."""
     return (rows @ proxies.T).div_(_norms(proxies))
+
+
+def _logits(cosines: Tensor, proxies: Tensor, sharpness: float) -> Tensor:
+    """Negated squared distances [B, c], up to a constant of each row; sharpness is 2 s^2."""
+    lengths = proxies.norm(dim=1) / _norms(proxies)
+    return (sharpness * cosines).add_(sharpness / 2 * (1 - lengths.square()))
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 #: Keeps the root of an empty group differentiable; the released value.
 GROUP_FLOOR = 1e-10
@@ -114,6 +115,7 @@ class _SquaredMMD(torch.autograd.Function):
         return value
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         rows, slopes = ctx.saved_tensors
         pull = torch.diag(slopes.sum(dim=1)) - slopes

@@ -14,7 +14,6 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noisyml import distributed
@@ -26,6 +25,7 @@ from noisyml.losses.metric_learning.iaa import AugmentationSchedule, augmented_l
 from noisyml.methods.metric_learning.base import MetricLearning
 from noisyml.methods.metric_learning.pseudo_labels import PseudoLabels
 from noisyml.methods.parts import Parts
+from noisyml.models.heads import unit_norm
 from noisyml.similarity.class_moments import ClassMoments
 
 
@@ -147,7 +147,7 @@ class IAA(MetricLearning):
         raw = distributed.gather(self.encoder.raw(batch))
         labels = distributed.gather(self.labels_of(batch))
         index = distributed.gather(batch["index"])
-        unit = F.normalize(raw)
+        unit = unit_norm(raw)
         selection = self.judge(unit, labels, index)
 
         loss = augmented_loss(

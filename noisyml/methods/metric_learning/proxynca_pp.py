@@ -25,6 +25,7 @@ from noisyml.errors import UserError
 from noisyml.methods.metric_learning.base import MetricLearning
 from noisyml.methods.metric_learning.pseudo_labels import PseudoLabels
 from noisyml.methods.parts import Parts
+from noisyml.models.heads import unit_norm
 from noisyml.optim import Plateau
 
 
@@ -58,7 +59,7 @@ class ProxyNCAPP(MetricLearning):
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One step: embed, judge, the proxies' softmax on the trusted."""
         embeddings, labels, index = self.embed_globally(batch)
-        unit = nn.functional.normalize(embeddings.detach())
+        unit = unit_norm(embeddings.detach())
         selection = self.judge(unit, labels, index)
         loss = self.loss(embeddings, labels, memory=self.memory, keep=selection.keep)
         self.remember(unit, labels, index, selection)

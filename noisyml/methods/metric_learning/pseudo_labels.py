@@ -10,6 +10,7 @@ from torch import nn
 
 from noisyml import distributed
 from noisyml.checks import ArgumentError, Checked, Count, Hint, Seed, WholeNonNegative
+from noisyml.models.heads import unit_norm
 
 if TYPE_CHECKING:
     from noisyml.methods.base import Method
@@ -95,7 +96,7 @@ class PseudoLabels(Checked, nn.Module):
         embeddings, index = [], []
         for batch in loader:
             moved = {key: value.to(method.device) for key, value in batch.items()}
-            embeddings.append(nn.functional.normalize(method.embed(moved).float(), dim=1))
+            embeddings.append(unit_norm(method.embed(moved)))
             index.append(moved["index"])
         method.encoder.train(was_training)
         width = method.encoder.out_features

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.nn.functional as F
-
 from noisyml import distributed
 from noisyml.checks import NonNegative
 from noisyml.data.views import Batch
@@ -21,6 +19,7 @@ from noisyml.losses.distillation.classical import DistillationSum, Features
 from noisyml.methods.metric_learning.base import MetricLearning
 from noisyml.methods.parts import Parts
 from noisyml.methods.students import Student, TeacherFactory, gathered_maps, teacher_of
+from noisyml.models.heads import unit_norm
 
 
 class RKD(Student, MetricLearning):
@@ -68,7 +67,7 @@ class RKD(Student, MetricLearning):
         labels = distributed.gather(self.labels_of(batch))
         index = distributed.gather(batch["index"])
         student, teacher = self.student_features(batch), self.teacher_features(batch)
-        unit = F.normalize(student.need_embedding())
+        unit = unit_norm(student.need_embedding())
         selection = self.judge(unit, labels, index)
 
         if self.distill_kept_only:

@@ -289,16 +289,28 @@ def test_equals_the_definition(n, classes, dim, seed, denominator, block_bytes):
     close(at_proxies, leaves[1].grad, atol=1e-11)
 
 
-def test_a_zero_proxy_has_a_finite_gradient_with_its_own_direction():
+@pytest.mark.parametrize("block_bytes", [2**28, 1])
+def test_a_zero_proxy_is_at_distance_s_from_everything(block_bytes):
+    rows, proxies = torch.eye(2).double()[:1], torch.tensor([[0, 1], [0, 0]]).double()
+    value = proxynca_pp_loss(rows, torch.tensor([0]), proxies, scale=3, block_bytes=block_bytes)
+    close(value, torch.tensor(9.000123402189, dtype=torch.float64), atol=1e-9)
+
+
+@pytest.mark.parametrize("block_bytes", [2**28, 1])
+@pytest.mark.parametrize("denominator", ["all", "negatives"])
+@pytest.mark.parametrize("length", [0.0, 4e-13])
+def test_a_proxy_under_the_guard_follows_the_definition(length, denominator, block_bytes):
     rows, labels, proxies, _ = batch(5, 3, 4, 0)
-    proxies[1] = 0
-    _, _, at_proxies = differentiated(rows, labels, proxies)
-    leaf = proxies.clone().requires_grad_()
-    # Such a proxy is at cosine 0 to everything, which is not its squared distance from it.
-    cosines = F.normalize(rows, dim=1) @ F.normalize(leaf, dim=1).T
-    F.cross_entropy(18 * cosines, labels).backward()
-    close(at_proxies, leaf.grad, rtol=1e-6)
-    assert at_proxies.isfinite().all()
+    proxies[1] *= length / proxies[1].norm()
+    value, at_rows, at_proxies = differentiated(
+        rows, labels, proxies, denominator=denominator, block_bytes=block_bytes
+    )
+    leaves = [x.clone().requires_grad_() for x in (rows, proxies)]
+    expected = by_definition(leaves[0], labels, leaves[1], 3.0, denominator)
+    expected.backward()
+    close(value, expected.detach(), rtol=1e-9)
+    close(at_rows, leaves[0].grad, rtol=1e-6)
+    close(at_proxies, leaves[1].grad, rtol=1e-6)
     assert at_proxies[1].norm() > 1e9
 
 
