@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
     from rich.console import Console
 
-    from noisyml.data.base import Split
+    from noisyml.data.base import DatasetSource, Split
     from noisyml.data.checks import Duplicate, SplitReport
 
 ACTIONS = ("check", "show")
@@ -62,7 +62,8 @@ def show(config: DictConfig) -> int:
 
     from noisyml.data.checks import contact_sheet
 
-    splits, origin, output = _open(config)
+    source, splits, output = _open(config)
+    origin = source.split_origin
     facts = {name: split.target.facts(split.labels) for name, split in splits.items()}
     further = list(dict.fromkeys(heading for told in facts.values() for heading in told))
     spreads = ["images per class", *further]
@@ -104,7 +105,8 @@ def check(config: DictConfig) -> int:
 
     from noisyml.data.checks import check_images, find_duplicates
 
-    splits, origin, output = _open(config)
+    source, splits, output = _open(config)
+    origin = source.split_origin
     console = Console()
     columns = (
         TextColumn("{task.description}"),
@@ -131,10 +133,13 @@ def check(config: DictConfig) -> int:
             reports[name] = check_images(split, config.workers, advance)
     duplicates = find_duplicates(reports)
     _print_report(console, reports, duplicates)
+    for kind, left_out in source.left_out.items():
+        _name_some(f"left out: {len(left_out)} {kind}", list(left_out))
     _say_origin(origin)
     content = {
         "dataset": config.dataset._target_,
         "split_origin": origin,
+        "left_out": {kind: list(paths) for kind, paths in source.left_out.items()},
         "splits": [report.to_dict() for report in reports.values()],
         "duplicates": [
             {
@@ -218,11 +223,11 @@ def _say_origin(origin: str) -> None:
         print(f"splits: {origin}")
 
 
-def _open(config: DictConfig) -> tuple[dict[str, Split], str, Path]:
-    """The splits of the configured data set, where they come from, and the output folder."""
+def _open(config: DictConfig) -> tuple[DatasetSource, dict[str, Split], Path]:
+    """The configured data set, its splits, and the output folder."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.utils import instantiate
 
     source = instantiate(config.dataset, _convert_="all")
     splits = source.splits()
-    return splits, source.split_origin, Path(HydraConfig.get().runtime.output_dir)
+    return source, splits, Path(HydraConfig.get().runtime.output_dir)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -166,6 +167,8 @@ class DatasetSource(Checked, ABC):
     how_to_get: ClassVar[str] = ""
     #: Where the splits come from, if that is not the data set's own matter; set by `splits`.
     split_origin: str = ""
+    #: Paths that were found and are no image of the data set, by kind; set by `splits`.
+    left_out: Mapping[str, Sequence[str]] = MappingProxyType({})
 
     def test_sets(self, names: Collection[str]) -> dict[str, TestSet]:
         """Test sets by name; the first is the default one and is called ``test``.

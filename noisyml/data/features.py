@@ -22,13 +22,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from noisyml.data.base import Split
+from noisyml.data.inputs import identity
 from noisyml.data.transforms.image import ViewMaker
 from noisyml.data.views import EvaluationView, whole
 from noisyml.errors import UserError
 from noisyml.storage.files import atomic, write_atomically
 
 #: Raise when the meaning of the stored numbers changes.
-FORMAT = 1
+FORMAT = 2
 
 #: Called with (samples done, samples in all) while features are computed.
 Progress = Callable[[int, int], None]
@@ -55,7 +56,14 @@ def _locked(path: Path) -> Iterator[None]:
 
 def cache_key(split: Split, transform: ViewMaker, backbone_fingerprint: str) -> str:
     """The name of a cache entry: 32 hex digits."""
-    parts = (FORMAT, split.fingerprint, len(split), transform.fingerprint(), backbone_fingerprint)
+    parts = (
+        FORMAT,
+        split.fingerprint,
+        identity(split.inputs),
+        len(split),
+        transform.fingerprint(),
+        backbone_fingerprint,
+    )
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 

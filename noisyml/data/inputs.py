@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 #: The kinds of inputs by name; vectors and pairs of image and text are further ones.
 InputKind = Literal["images"]
@@ -86,6 +87,36 @@ def as_rgb(picture: Picture) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(seen))
 
 
+def as_seen(image: Image.Image) -> Image.Image:
+    """An image as a viewer shows it, RGB.
+
+    It is turned as its EXIF orientation says; what is transparent lies on white; 16-bit greys keep
+    their share of the range, and so do floats, which run from 0 to 1 or from 0 to 255.
+
+    Raises:
+        ValueError: grey values out of every known range.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        return Image.fromarray(_grey_bytes(np.asarray(image))).convert("RGB")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        seen = image.convert("RGBA")
+        paper = Image.new("RGBA", seen.size, "white")
+        return Image.alpha_composite(paper, seen).convert("RGB")
+    return image.convert("RGB")
+
+
+def _grey_bytes(grey: NDArray[Any]) -> NDArray[np.uint8]:
+    """Greys of more than 8 bits as uint8 [H, W]."""
+    low, high = grey.min(), grey.max()
+    most = 1 if grey.dtype.kind == "f" and high <= 1 else 255
+    if grey.dtype.kind != "f" and (grey.dtype.itemsize == 2 or high > 255):
+        most = 65535
+    if not (low >= 0 and high <= most):
+        raise ValueError(f"grey values from {low:g} to {high:g}; save it with 8 or 16 bits")
+    return np.round(grey.astype(np.float64) * (255 / most)).astype(np.uint8)
+
+
 #: Random access to decoded images: ``load`` gives one of mode ``L`` or ``RGB``, or an array of
 #: other bands, and raises `BrokenImage` if it is undecodable.
 ImageSource = Inputs[Picture]
@@ -149,11 +180,11 @@ class FileImages:
         return os.path.join(self.root, self.paths[index])
 
     def load(self, index: int) -> Image.Image:
-        """The image at `index`, converted to RGB; raises `BrokenImage` naming the file."""
+        """The image at `index`, RGB as a viewer shows it; raises `BrokenImage` naming the file."""
         path = self.path(index)
         try:
             with Image.open(path) as image:
-                return image.convert("RGB")
+                return as_seen(image)
         except MemoryError:
             raise
         except Exception as error:
@@ -170,3 +201,33 @@ def _why(error: Exception) -> str:
         return error.strerror
     message = str(error)
     return "truncated" if "truncated" in message.lower() else message or type(error).__name__
+
+
+#: Files of a split that are read to tell it from another of equal names, sizes and times.
+SAMPLE = 64
+
+
+def identity(inputs: Inputs[Any]) -> str:
+    """The place of the files of a split and a digest of some of their contents.
+
+    Two folders may hold files of equal names, sizes and times. Inputs held in memory have no place:
+    their split's fingerprint covers all of them.
+
+    Args:
+        inputs: files, or a choice of files.
+    """
+    if isinstance(inputs, ChosenInputs):
+        return identity(inputs.inputs)
+    if isinstance(inputs, ReplacedInputs):
+        return f"{identity(inputs.inputs)} {identity(inputs.source)}"
+    paths, root = getattr(inputs, "paths", None), getattr(inputs, "root", None)
+    if not paths or root is None:
+        return ""
+    digest = hashlib.sha256(os.path.realpath(root).encode(errors="surrogateescape"))
+    for row in np.unique(np.linspace(0, len(paths) - 1, SAMPLE).round().astype(np.int64)):
+        try:
+            with open(os.path.join(root, paths[int(row)]), "rb") as file:
+                digest.update(hashlib.sha256(file.read(1 << 20)).digest())
+        except OSError:
+            digest.update(b"unreadable")
+    return digest.hexdigest()

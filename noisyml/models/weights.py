@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import pickle
 import re
 from collections.abc import Collection
@@ -15,6 +16,8 @@ from torch import Tensor, nn
 
 from noisyml.errors import UserError
 from noisyml.storage.pickles import read_plain
+
+log = logging.getLogger(__name__)
 
 #: The convention of published files: ``<architecture>-<first digits of the SHA-256>.pth``.
 _NAMED = re.compile(
@@ -78,12 +81,17 @@ def check_sha256(path: Path, sha256: str) -> None:
         )
 
 
+#: Names under which training scripts keep the state dict of their network.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network")
+
+
 def read_weights(path: str | Path, sha256: str | None = None) -> dict[str, Tensor]:
     """The tensors of a weight file by name.
 
     Args:
-        path: a file written by `torch.save`: a state dict, or a dict with one under ``state_dict``;
-            or a pickle (``.pkl``) of NumPy arrays by name, as Caffe's weights were converted to.
+        path: a file written by `torch.save`: a state dict, or a dict that has one under
+            ``state_dict``, ``model`` or another name; or a pickle (``.pkl``) of NumPy arrays by
+            name, as Caffe's weights were converted to.
         sha256: its checksum or the first 8 digits or more of it; None: what the file's name says,
             if it is that of a published file (``resnet50-19c8e357.pth``).
 
@@ -107,10 +115,35 @@ def read_weights(path: str | Path, sha256: str | None = None) -> dict[str, Tenso
             f"The weight file {path} is damaged or holds more than tensors, which is never "
             "unpickled: save its state dict alone with torch.save(model.state_dict(), ...)."
         ) from error
-    state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+    return _unwrapped(loaded, path)
+
+
+def _unwrapped(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """The named tensors in a checkpoint, wherever training scripts put them."""
+    if loaded == {} or _named_tensors(loaded):
+        return dict(loaded)
+    inner = loaded if isinstance(loaded, dict) else {}
+    found = {name: value for name, value in inner.items() if _named_tensors(value)}
+    usual = [name for name in _WRAPPERS if name in found]
+    if not usual and len(found) > 1:
+        raise UserError(
+            f"The weight file {path} holds several networks: {', '.join(map(str, found))}; save "
+            "the state dict of one of them alone."
+        )
+    if not found:
         raise UserError(f"The weight file {path} holds no state dict: named tensors are needed.")
+    state: dict[str, Tensor] = found[usual[0]] if usual else next(iter(found.values()))
     return state
+
+
+def _named_tensors(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(
+            isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in value.items()
+        )
+    )
 
 
 def _read_arrays(path: Path) -> Any:
@@ -120,6 +153,30 @@ def _read_arrays(path: Path) -> Any:
     if not isinstance(loaded, dict):
         return loaded
     return {k: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for k, v in loaded.items()}
+
+
+def _without_prefix(
+    state: dict[str, Tensor], needed: Collection[str], source: str
+) -> dict[str, Tensor]:
+    """The tensors named as the network names them, where all names have one thing before them.
+
+    ``module.`` is written by data parallel training, ``backbone.``, ``encoder_q.`` and the like by
+    frameworks.
+    """
+    if not needed or any(name in state for name in needed):
+        return state
+    one = min(needed)
+    prefixes = [name.removesuffix(one) for name in state if name.endswith(f".{one}")]
+    whole = [p for p in prefixes if all(p + name in state for name in needed)]
+    if len(whole) > 1:
+        raise UserError(
+            f"The weight file {source} holds the network {len(whole)} times, with names that begin "
+            f"with {', '.join(whole)}; save one of them alone."
+        )
+    if not whole:
+        return state
+    log.info("%s: names begin with %s, which is left out", source, whole[0])
+    return {n.removeprefix(whole[0]): t for n, t in state.items() if n.startswith(whole[0])}
 
 
 def load_into(
@@ -139,6 +196,7 @@ def load_into(
     wanted = body.state_dict()
     # Files from before PyTorch 0.4.1 do not count the batches that batch norm has seen.
     needed = {n for n in wanted if n not in fresh and not n.endswith("num_batches_tracked")}
+    state = _without_prefix(state, needed, source)
     missing = sorted(needed - set(state))
     if missing:
         raise UserError(

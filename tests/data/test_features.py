@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from noisyml.data.base import Split
-from noisyml.data.features import cached_features
-from noisyml.data.inputs import ArrayImages, BrokenImage
+from noisyml.data.features import cache_key, cached_features
+from noisyml.data.inputs import ArrayImages, BrokenImage, FileImages
 from noisyml.data.transforms.image import ImageTransform
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (10, 6, 6), dtype=np.uint8)
@@ -121,3 +121,14 @@ def test_the_encoder_sees_uint8_images(tmp_path):
         return images.flatten(1).float()
 
     features(tmp_path, encode)
+
+
+def test_equal_names_sizes_and_times_do_not_share_features(tmp_path):
+    keys = []
+    for root, content in (("a", b"one"), ("b", b"one"), ("a", b"two")):
+        (tmp_path / root).mkdir(exist_ok=True)
+        (tmp_path / root / "0.png").write_bytes(content)
+        inputs = FileImages(["0.png"], str(tmp_path / root))
+        same = Split("train", inputs, np.zeros(1, dtype=np.int64), ["c"], ["0.png"], "same")
+        keys.append(cache_key(same, ImageTransform(), "weights"))
+    assert len(set(keys)) == 3

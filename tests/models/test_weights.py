@@ -151,3 +151,23 @@ def test_published_weights_are_checked_before_they_are_read(tmp_path, monkeypatc
     _save(tmp_path / "checkpoints" / "bn_inception-52deb4733.pth")
     with pytest.raises(UserError, match="does not begin with 52deb4733"):
         bn_inception(weights="imagenet")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "backbone.", "module.encoder_q."])
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "teacher"])
+def test_prefixes_and_wrappers_are_taken_off(tmp_path, prefix, wrapper):
+    state = {f"{prefix}{name}": t for name, t in torch.nn.Linear(2, 3).state_dict().items()}
+    torch.save({wrapper: state, "epoch": 3} if wrapper else state, tmp_path / "w.pth")
+    body = torch.nn.Linear(2, 3)
+    load_into(body, read_weights(tmp_path / "w.pth"), "w.pth")
+    assert torch.equal(body.weight, state[f"{prefix}weight"])
+
+
+def test_a_network_that_is_there_twice_is_named(tmp_path):
+    state = torch.nn.Linear(2, 3).state_dict()
+    twice = {f"{prefix}{name}": t for prefix in ("q.", "k.") for name, t in state.items()}
+    with pytest.raises(UserError, match=r"2 times, with names that begin with q\., k\.;"):
+        load_into(torch.nn.Linear(2, 3), twice, "w.pth")
+    torch.save({"student": state, "teacher": state}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="several networks: student, teacher; save"):
+        read_weights(tmp_path / "w.pth")

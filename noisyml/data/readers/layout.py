@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -26,6 +28,8 @@ Result = TypeVar("Result")
 #: Threads that wait for a disk, and files one of them asks for in a row, see `at_once`.
 _THREADS = 16
 _PART = 256
+
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
@@ -83,6 +87,18 @@ def read_lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text: {error}.") from error
     return [line for line in text.splitlines() if line.strip()]
+
+
+def class_order(names: Iterable[str]) -> list[str]:
+    """Different class names in order: as numbers if all of them are numbers, else by bytes.
+
+    Args:
+        names: e.g. folders or labels of a table; repeated ones count once.
+    """
+    different = set(names)
+    if all(_NUMBER.fullmatch(name) for name in different):
+        return sorted(different, key=lambda name: (Decimal(name), name))
+    return sorted(different)
 
 
 def read_columns(path: Path, columns: int, skip: int = 0) -> list[list[str]]:

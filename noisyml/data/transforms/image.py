@@ -23,6 +23,9 @@ from noisyml.errors import UserError
 
 Crop = Literal["none", "centre", "random", "random_resized"]
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
+#: Times the shorter side that the longer one may be before the shorter is brought to a length:
+#: one row of 8000 pixels would become a picture of gigabytes.
+_LONGEST = 32
 _MODES = {mode.value: mode for mode in InterpolationMode}
 #: What torchvision transforms: PIL images, and tensors [C, H, W] of any number of channels.
 _Image = Image.Image | Tensor
@@ -174,10 +177,16 @@ class ImageTransform(Checked):
         return _tensor(image)
 
     def _before_crop(self, image: _Image, side: int | None) -> _Image:
-        """The shorter side, or both, brought to `side` pixels."""
+        """The shorter side, or both, brought to `side` pixels; strips are cut to their middle."""
         if side is None:
             return image
-        return self._resized(image, [side] if self.keep_aspect else [side, side])
+        if not self.keep_aspect:
+            return self._resized(image, [side, side])
+        height, width = F.get_size(image)
+        longest = _LONGEST * min(height, width)
+        if max(height, width) > longest:
+            image = F.center_crop(image, [min(height, longest), min(width, longest)])
+        return self._resized(image, [side])
 
     def _resized(self, image: _Image, sides: list[int]) -> _Image:
         mode = _MODES[self.interpolation]

@@ -8,6 +8,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 from support import paths
 
+import noisyml.data.transforms.image as image_module
 from noisyml.data.transforms.image import ImageTransform
 from noisyml.errors import UserError
 
@@ -174,3 +175,15 @@ def test_the_fingerprint_follows_the_evaluation_form_alone():
 def test_mistakes_are_named(settings, said):
     with pytest.raises(UserError, match=said):
         ImageTransform(**settings)
+
+
+def test_strips_are_cut_before_they_are_enlarged(monkeypatch):
+    strip = Image.fromarray(np.zeros((1, 8000, 3), dtype=np.uint8))
+    sizes = []
+    resize = image_module.F.resize
+    monkeypatch.setattr(
+        image_module.F, "resize", lambda i, *a, **k: sizes.append(i.size) or resize(i, *a, **k)
+    )
+    found = ImageTransform(size=32, resize=32, crop="centre").evaluate(strip)
+    assert found.shape == (3, 32, 32)
+    assert sizes == [(32, 1)]

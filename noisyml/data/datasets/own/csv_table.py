@@ -13,6 +13,7 @@ import numpy as np
 from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.base import DatasetSource, Split
 from noisyml.data.readers.layout import (
+    class_order,
     parts_to_splits,
     require_files,
     stat_files,
@@ -47,7 +48,7 @@ TABLE_SUFFIXES = (*SEPARATORS, ".parquet")
 class CsvTable(DatasetSource):
     """A ``.csv``, ``.tsv`` or ``.parquet`` table with a row per image.
 
-    Labels may be any text; labels that are all whole numbers are ordered as numbers. An image may
+    Labels may be any text; labels that are all numbers are ordered as numbers. An image may
     have several (or none): in a column of labels separated by semicolons or bars. A text table is
     UTF-8, its columns separated by commas, semicolons, tabs or bars: its first line tells.
 
@@ -148,7 +149,7 @@ class CsvTable(DatasetSource):
                     "dataset.split_column=null to carve the splits)."
                 )
         self._check_paths(paths)
-        class_names = _in_order({name for row in names for name in row})
+        class_names = class_order(name for row in names for name in row)
         if len(class_names) < 2:
             raise UserError(
                 f"{self.path} has {len(class_names)} different labels in its column "
@@ -193,13 +194,7 @@ class CsvTable(DatasetSource):
             if suffix == ".parquet":
                 return pd.read_parquet(self.path)
             # As text, so that labels like NA, 007 and 1.0 stay what they are.
-            return pd.read_csv(
-                self.path,
-                sep=self._separator(),
-                dtype=str,
-                keep_default_na=False,
-                encoding="utf-8-sig",
-            )
+            return self._read_text()
         except UnicodeDecodeError as error:
             raise UserError(
                 f"The table {self.path} is not UTF-8 text; save it as UTF-8 (spreadsheets call it "
@@ -208,6 +203,30 @@ class CsvTable(DatasetSource):
         except (OSError, ValueError, csv.Error, ArrowException) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise UserError(f"The table {self.path} cannot be read: {reason}.") from error
+
+    def _read_text(self) -> pd.DataFrame:
+        """The rows as text; empty cells beyond the last column (trailing commas) are left out."""
+        import pandas as pd
+
+        with self.path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, delimiter=self._separator())
+            header = next(reader, [])
+            rows = []
+            for row in reader:
+                if not any(cell.strip() for cell in row):
+                    continue
+                if any(cell.strip() for cell in row[len(header) :]):
+                    raise ValueError(
+                        f"line {reader.line_num} has {len(row)} cells where the header has "
+                        f"{len(header)}; put quotation marks around text that holds a separator"
+                    )
+                rows.append(row[: len(header)] + [""] * (len(header) - len(row)))
+        if not header:
+            raise ValueError("it is empty")
+        twice = {name for name in header if name and header.count(name) > 1}
+        if twice:
+            raise ValueError(f"the column '{min(twice)}' occurs twice")
+        return pd.DataFrame(rows, columns=header, dtype=str)
 
     def _separator(self) -> str:
         """Separator of the columns, by the first line: the suffix's separator wins ties."""
@@ -283,10 +302,3 @@ class CsvTable(DatasetSource):
                 f"{self.root / paths[absent[0]]} ({len(absent)} of {len(paths)} are missing); "
                 "correct the paths or set dataset.root."
             )
-
-
-def _in_order(names: set[str]) -> list[str]:
-    """Class names sorted, as numbers if all are whole numbers."""
-    if all(name.isdecimal() for name in names):
-        return sorted(names, key=lambda name: (int(name), name))
-    return sorted(names)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from collections import defaultdict
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,6 +15,7 @@ from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.base import DatasetSource, Split
 from noisyml.data.readers.layout import (
     IMAGE_SUFFIXES,
+    class_order,
     parts_to_splits,
     require_files,
 )
@@ -26,15 +29,26 @@ from noisyml.errors import UserError
 
 log = logging.getLogger(__name__)
 
-SPLIT_FOLDERS = ("train", "val", "test")
+#: Names of folders of splits, in any case, by the split.
+SPLIT_WORDS = {
+    "train": frozenset({"train", "training"}),
+    "val": frozenset({"val", "valid", "validation", "dev"}),
+    "test": frozenset({"test", "testing"}),
+}
+#: Folders that systems and tools leave behind; so are all whose names start with a dot.
+TOOL_FOLDERS = frozenset(
+    {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+)
 
 
 class ImageFolder(DatasetSource):
     """``<path>/<class>/*.jpg``, or ``<path>/{train,val,test}/<class>/*.jpg``.
 
-    A folder with both ``train`` and ``test`` below it is taken as split already, and only a missing
-    ``val`` is carved from ``train``. Class folders may hold sub-folders; names that start with a
-    dot are left out.
+    A folder with both ``train`` and ``test`` below it (or ``Training``, ``valid`` and the like) is
+    taken as split already, and only a missing ``val`` is carved from ``train``. Class folders may
+    hold sub-folders; names that start with a dot and folders of tools are left out. Class names
+    that are all numbers are ordered as numbers. After `splits`, `left_out` has the paths that are
+    no image of the data set, by kind.
 
     Args:
         path: the folder.
@@ -71,6 +85,7 @@ class ImageFolder(DatasetSource):
         self.seed = seed
         self.labels_are_true = labels_are_true
         self.clean_val = clean_val
+        self.left_out = {}
 
     def missing(self) -> str | None:
         """None, or the folder."""
@@ -80,20 +95,25 @@ class ImageFolder(DatasetSource):
         """``train``, ``val`` (if there is one) and ``test``.
 
         Raises:
-            UserError: no images, an empty class folder, or classes that contradict `split`.
+            UserError: no images, folders named after other splits, or classes that contradict
+                `split`.
         """
         require_files(self, "image_folder")
-        official = [name for name in SPLIT_FOLDERS if (self.path / name).is_dir()]
-        is_split = {"train", "test"} <= set(official)
+        official = _split_folders(self.path)
+        is_split = bool(official)
+        left_out: dict[str, list[str]] = defaultdict(list)
         paths: list[str] = []
         classes: list[str] = []
         parts: list[str] = []
-        for part in official if is_split else [""]:
-            for name, found in _class_files(self.path / part):
-                paths += [os.path.join(part, file) for file in found]
+        for part, below in official.items() if is_split else [("", "")]:
+            for name, found in _class_files(self.path / below, left_out):
+                paths += [os.path.join(below, file) for file in found]
                 classes += [name] * len(found)
                 parts += [part] * len(found)
-        class_names = sorted(set(classes))
+        for kind, those in left_out.items():
+            log.warning("%s: left out %d %s (%s)", self.path, len(those), kind, those[0])
+        self.left_out = dict(left_out)
+        class_names = class_order(classes)
         if len(class_names) < 2:
             raise UserError(
                 f"{self.path} has {len(class_names)} class folders with images; two at least are "
@@ -113,7 +133,7 @@ class ImageFolder(DatasetSource):
             str(self.path),
         )
         self.split_origin = origin(
-            f"the folders {', '.join(official)} in {self.path}" if is_split else None,
+            f"the folders {', '.join(official.values())} in {self.path}" if is_split else None,
             "val" in official,
             self.val_fraction,
             self.test_fraction,
@@ -124,22 +144,72 @@ class ImageFolder(DatasetSource):
         return parts_to_splits(self.path, paths, labels, class_names, rows, share)
 
 
-def _class_files(folder: Path) -> list[tuple[str, list[str]]]:
+def _split_folders(folder: Path) -> dict[str, str]:
+    """The folders of splits by the split's name; empty if the folders are classes.
+
+    Raises:
+        UserError: the folders are named after splits, but not after ``train`` and ``test``.
+    """
+    names = _folders(folder)
+    roles = {
+        role: [name for name in names if name.lower() in words]
+        for role, words in SPLIT_WORDS.items()
+    }
+    found = {role: some[0] for role, some in roles.items() if len(some) == 1}
+    if {"train", "test"} <= set(found) and all(len(some) < 2 for some in roles.values()):
+        return found
+    words = frozenset().union(*SPLIT_WORDS.values())
+    if len(names) > 1 and all(set(re.split(r"[^a-z0-9]+", n.lower())) & words for n in names):
+        raise UserError(
+            f"The folders {', '.join(names)} in {folder} are named after splits, no classes: "
+            "name one of them train, one test, and one val if there is one; or set dataset.path to "
+            "one of them."
+        )
+    return {}
+
+
+def _folders(folder: Path) -> list[str]:
+    """Names of the folders in a folder, without those of tools."""
+    return sorted(
+        entry.name for entry in os.scandir(folder) if entry.is_dir() and not _of_tools(entry.name)
+    )
+
+
+def _of_tools(name: str) -> bool:
+    return name.startswith(".") or name in TOOL_FOLDERS
+
+
+def _class_files(folder: Path, left_out: dict[str, list[str]]) -> list[tuple[str, list[str]]]:
     """Every class folder with its images' paths relative to `folder`, in order of their names."""
     found = []
-    for name in sorted(os.listdir(folder)):
-        if name.startswith(".") or not (folder / name).is_dir():
-            continue
-        files = [
-            os.path.relpath(os.path.join(parent, file), folder)
-            for parent, _, names in os.walk(folder / name, followlinks=True)
-            for file in names
-            if Path(file).suffix.lower() in IMAGE_SUFFIXES and not file.startswith(".")
-        ]
-        if not files:
-            raise UserError(
-                f"The class folder {folder / name} holds no image "
-                f"({', '.join(sorted(IMAGE_SUFFIXES))}); fill it or remove it."
-            )
-        found.append((name, sorted(files)))
+    for name in _folders(folder):
+        files: list[str] = []
+        # A link to a folder above would bring the other classes into this one.
+        above = Path(os.path.realpath(folder))
+        seen = {str(above), *map(str, above.parents)}
+        for parent, below, names in os.walk(folder / name, followlinks=True):
+            real = os.path.realpath(parent)
+            if real in seen:
+                left_out["links to folders already read or above"].append(parent)
+                below.clear()
+                continue
+            seen.add(real)
+            below[:] = sorted(one for one in below if not _of_tools(one))
+            for file in names:
+                path = os.path.join(parent, file)
+                suffix = Path(file).suffix.lower()
+                if file.startswith("."):
+                    continue
+                if not os.path.exists(path):
+                    left_out["links to nothing"].append(path)
+                elif suffix in IMAGE_SUFFIXES:
+                    files.append(os.path.relpath(path, folder))
+                else:
+                    left_out[f"files named *{suffix}" if suffix else "files without suffix"].append(
+                        path
+                    )
+        if files:
+            found.append((name, sorted(files)))
+        else:
+            left_out["class folders without images"].append(str(folder / name))
     return found

@@ -12,6 +12,7 @@ from PIL import Image
 from noisyml.data.datasets.own.csv_table import CsvTable
 from noisyml.data.datasets.own.image_folder import ImageFolder
 from noisyml.data.inputs import BrokenImage, FileImages
+from noisyml.data.readers.layout import class_order
 from noisyml.errors import UserError
 
 
@@ -112,9 +113,6 @@ def test_fingerprint_follows_the_files(folder):
 def test_folder_mistakes(folder, tmp_path):
     with pytest.raises(UserError, match=r"the folder \S+nowhere is missing; set dataset.path"):
         ImageFolder(str(tmp_path / "nowhere")).splits()
-    (folder / "void").mkdir()
-    with pytest.raises(UserError, match=r"class folder .*void holds no image"):
-        ImageFolder(str(folder)).splits()
     with pytest.raises(UserError, match="has 0 class folders"):
         ImageFolder(str(folder / "cat")).splits()
 
@@ -302,3 +300,129 @@ def test_broken_image_names_its_file(folder):
     ((name, index),) = where
     with pytest.raises(BrokenImage, match=r"cat/0\.png"):
         splits[name].images.load(index)
+
+
+def test_numbered_folders_are_in_numeric_order(tmp_path):
+    for name in range(12):
+        for image in range(5):
+            _image(tmp_path / str(name) / f"{image}.png", seed=name * 5 + image)
+    assert ImageFolder(str(tmp_path)).splits()["train"].class_names == [str(i) for i in range(12)]
+
+
+@pytest.mark.parametrize(
+    ("names", "order"),
+    [
+        (["10", "9", "1"], ["1", "9", "10"]),
+        (["10.0", "9.0", "-1.0"], ["-1.0", "9.0", "10.0"]),
+        (["b10", "b9", "2"], ["2", "b10", "b9"]),
+        (["007", "7", "1"], ["1", "007", "7"]),
+    ],
+)
+def test_class_names_are_ordered_in_one_way(names, order):
+    assert class_order(names) == order
+
+
+@pytest.mark.parametrize(
+    "parts", [("Train", "Test"), ("training", "testing"), ("train", "valid", "TEST")]
+)
+def test_folders_of_splits_by_other_names(folder, tmp_path, parts):
+    for part in parts:
+        shutil.copytree(folder, tmp_path / "parts" / part)
+    splits = ImageFolder(str(tmp_path / "parts"), val_fraction=0).splits()
+    assert sorted(splits) == sorted(
+        ["train", "val", "test"] if len(parts) == 3 else ["train", "test"]
+    )
+    assert all(len(split) == 60 and len(split.class_names) == 6 for split in splits.values())
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [("train", "val"), ("clean_test", "clean_train", "noisy_train"), ("Train", "train", "x-test")],
+)
+def test_folders_of_splits_never_become_classes(folder, tmp_path, parts):
+    for part in parts:
+        shutil.copytree(folder, tmp_path / "parts" / part)
+    with pytest.raises(UserError, match="are named after splits, no classes: name one of them"):
+        ImageFolder(str(tmp_path / "parts")).splits()
+
+
+def test_whatever_is_left_out_of_a_folder_is_counted_by_kind(folder):
+    (folder / "void").mkdir()
+    (folder / "__MACOSX").mkdir()
+    _image(folder / "cat" / ".ipynb_checkpoints" / "0.png")
+    _image(folder / "cat" / "__MACOSX" / "0.png")
+    (folder / "cat" / "notes.TXT").touch()
+    (folder / "dog" / "noname").touch()
+    os.symlink(folder, folder / "dog" / "again")
+    os.symlink(folder / "cat", folder / "cat" / "loop")
+    os.symlink("/nowhere/x.png", folder / "eel" / "gone.png")
+    source = ImageFolder(str(folder))
+    splits = source.splits()
+    keys = {key for split in splits.values() for key in split.keys}
+    assert splits["train"].class_names == ["cat", "dog", "eel", "fox", "gnu", "hen"]
+    assert not any("checkpoints" in key or "MACOSX" in key or "loop" in key for key in keys)
+    assert source.left_out["class folders without images"] == [str(folder / "void")]
+    assert source.left_out["files named *.txt"] == [str(folder / "cat" / "notes.TXT")]
+    assert source.left_out["files without suffix"] == [str(folder / "dog" / "noname")]
+    assert source.left_out["links to nothing"] == [str(folder / "eel" / "gone.png")]
+    assert sorted(source.left_out["links to folders already read or above"]) == [
+        str(folder / "cat" / "loop"), str(folder / "dog" / "again"),
+    ]  # fmt: skip
+
+
+def test_commas_at_the_end_of_lines_are_no_column(folder):
+    path = _table(folder)
+    header, *rows = path.read_text().splitlines()
+    plain = CsvTable(str(path)).splits()["train"]
+    path.write_text("\n".join([header, *(f"{row},," for row in rows)]) + "\n")
+    assert CsvTable(str(path)).splits()["train"].keys == plain.keys
+    path.write_text("\n".join([header, *rows[:-1], f"{rows[-1]},more"]) + "\n")
+    with pytest.raises(UserError, match="line 61 has 3 cells where the header has 2"):
+        CsvTable(str(path)).splits()
+
+
+def _seen(tmp_path, image, **how):
+    image.save(tmp_path / f"one.{how.pop('suffix', 'png')}", **how)
+    (path,) = tmp_path.glob("one.*")
+    return np.asarray(FileImages([str(path)]).load(0))
+
+
+@pytest.mark.parametrize(
+    ("values", "suffix"),
+    [
+        (np.array([[0, 257 * 100, 65535]], dtype=np.uint16), "png"),
+        (np.array([[0, 257 * 100, 65535]], dtype=np.uint16), "tif"),
+        (np.array([[0, 257 * 100, 65535]], dtype=np.int32), "tif"),
+        (np.array([[0, 100, 255]], dtype=np.float32), "tif"),
+        (np.array([[0, 100 / 255, 1]], dtype=np.float32), "tif"),
+    ],
+)
+def test_deep_greys_keep_their_share_of_the_range(tmp_path, values, suffix):
+    assert _seen(tmp_path, Image.fromarray(values), suffix=suffix)[0].tolist() == [
+        [0, 0, 0], [100, 100, 100], [255, 255, 255],
+    ]  # fmt: skip
+
+
+def test_greys_out_of_every_range_are_named(tmp_path):
+    with pytest.raises(BrokenImage, match="grey values from -3 to 1; save it with 8 or 16 bits"):
+        _seen(tmp_path, Image.fromarray(np.array([[-3, 1]], dtype=np.float32)), suffix="tif")
+
+
+def test_pictures_are_turned_as_their_orientation_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = np.zeros((2, 4, 3), dtype=np.uint8)
+    pixels[0] = 255
+    seen = _seen(tmp_path, Image.fromarray(pixels), exif=exif)
+    assert seen.shape == (4, 2, 3)
+    assert (seen[:, 1] == 255).all()
+    assert (seen[:, 0] == 0).all()
+
+
+def test_what_is_transparent_lies_on_white(tmp_path):
+    clear = Image.fromarray(np.array([[[9, 9, 9, 0], [9, 9, 9, 255]]], dtype=np.uint8))
+    assert _seen(tmp_path, clear)[0].tolist() == [[255] * 3, [9] * 3]
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([9, 9, 9, 5, 6, 7])
+    palette.putdata([0, 1])
+    assert _seen(tmp_path, palette, transparency=0)[0].tolist() == [[255] * 3, [5, 6, 7]]
