@@ -34,6 +34,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,6 +53,9 @@ from noisyml.similarity.ranks.walk import Ranking
 Lone = Literal["exclude", "zero"]
 Average = Literal["micro", "macro"]
 Distance = Literal["cosine", "l2"]
+#: Embeddings, and labels: integers or strings.
+Rows = Tensor | np.ndarray
+Labels = Tensor | np.ndarray | Sequence[int] | Sequence[str]
 
 DEFAULT_METRICS = ("precision_at_1", "r_precision", "map_at_r")
 DEFAULT_MEMORY_BUDGET = 128 * 2**20
@@ -147,10 +151,10 @@ def _row_sums(x: Tensor) -> Tensor:
 
 @overload
 def retrieval_metrics(
-    query: Tensor,
-    query_labels: Tensor,
-    gallery: Tensor | None = ...,
-    gallery_labels: Tensor | None = ...,
+    query: Rows,
+    query_labels: Labels,
+    gallery: Rows | None = ...,
+    gallery_labels: Labels | None = ...,
     *,
     metrics: Sequence[str] = ...,
     recall_at: Sequence[int] = ...,
@@ -169,10 +173,10 @@ def retrieval_metrics(
 
 @overload
 def retrieval_metrics(
-    query: Tensor,
-    query_labels: Tensor,
-    gallery: Tensor | None = ...,
-    gallery_labels: Tensor | None = ...,
+    query: Rows,
+    query_labels: Labels,
+    gallery: Rows | None = ...,
+    gallery_labels: Labels | None = ...,
     *,
     metrics: Sequence[str] = ...,
     recall_at: Sequence[int] = ...,
@@ -192,10 +196,10 @@ def retrieval_metrics(
 @checked
 @torch.no_grad()
 def retrieval_metrics(
-    query: Tensor,
-    query_labels: Tensor,
-    gallery: Tensor | None = None,
-    gallery_labels: Tensor | None = None,
+    query: Rows,
+    query_labels: Labels,
+    gallery: Rows | None = None,
+    gallery_labels: Labels | None = None,
     *,
     metrics: Sequence[str] = DEFAULT_METRICS,
     recall_at: Sequence[Count] = (1,),
@@ -217,10 +221,10 @@ def retrieval_metrics(
     processes or the matrix library. Time O(Nq Ng D), halved where queries are the gallery.
 
     Args:
-        query: [Nq, D] floating point.
-        query_labels: [Nq] integer.
+        query: [Nq, D] floating point: a tensor, an array or a memory map.
+        query_labels: [Nq] integers (tensor, array or list) or strings.
         gallery: [Ng, D]; None: the queries are the gallery.
-        gallery_labels: [Ng] integer; given with `gallery`.
+        gallery_labels: [Ng], of the same kind as `query_labels`; given with `gallery`.
         metrics: names from the table at the head of this module.
         recall_at: every K here adds ``recall_at_K``.
         metric: ``cosine`` or ``l2``.
@@ -253,6 +257,9 @@ def retrieval_metrics(
         >>> {name: round(value, 3) for name, value in found.items()}
         {'map_at_r': 0.75, 'recall_at_1': 0.667, 'queries': 4.0, 'lone_queries': 1.0}
     """
+    query = _rows(query)
+    gallery = None if gallery is None else _rows(gallery)
+    query_labels, gallery_labels = _numbered(query_labels, gallery_labels, query.device)
     own_index = _own_index(
         query, query_labels, gallery, gallery_labels, exclude_self, query_index_in_gallery
     )
@@ -311,6 +318,32 @@ def retrieval_metrics(
     if return_per_query:
         return result, {name: per_query[row] for row, (name, _, _) in enumerate(columns)}
     return result
+
+
+def _rows(rows: Rows) -> Tensor:
+    return rows if isinstance(rows, Tensor) else torch.tensor(np.asarray(rows))
+
+
+def _numbered(
+    labels: Labels, others: Labels | None, device: torch.device
+) -> tuple[Tensor, Tensor | None]:
+    """Labels of both sides as tensors; equal strings become equal numbers."""
+    sides = [side for side in (labels, others) if side is not None]
+    arrays: Sequence[np.ndarray | None] = [
+        None if isinstance(side, Tensor) else np.asarray(side) for side in sides
+    ]
+    words = [array is not None and array.dtype.kind in "OSU" for array in arrays]
+    if any(words):
+        if not all(words):
+            raise TypeError("labels of the queries and of the gallery must both be strings or not")
+        texts = [array.astype(str) for array in arrays if array is not None]
+        codes = np.unique(np.concatenate(texts), return_inverse=True)[1].reshape(-1)
+        arrays = np.split(codes, [len(texts[0])])[: len(texts)]
+    tensors = [
+        side if isinstance(side, Tensor) else torch.tensor(array, device=device)
+        for side, array in zip(sides, arrays, strict=True)
+    ]
+    return tensors[0], tensors[1] if len(tensors) == 2 else None
 
 
 def _own_index(
