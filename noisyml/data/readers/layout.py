@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from noisyml.data.base import Split
 from noisyml.data.inputs import ArrayImages, FileImages
 from noisyml.errors import UserError
+from noisyml.storage.text import read_text
 
 if TYPE_CHECKING:
     from noisyml.data.base import DatasetSource
@@ -83,7 +84,7 @@ def read_lines(path: Path) -> list[str]:
         UserError: it cannot be read as text.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text: {error}.") from error
     return [line for line in text.splitlines() if line.strip()]

@@ -22,6 +22,7 @@ from noisyml.noise.released.lists import (
     manifest_from_list,
     official_table,
 )
+from noisyml.storage.text import read_text
 from noisyml.targets import SINGLE, TARGETS, TargetKind, target_of
 
 #: MD5 of the CIFAR-N label files (Wei et al., ICLR 2022).
@@ -294,7 +295,7 @@ def _read_names(path: Path) -> dict[str, int]:
     if not path.is_file():
         raise UserError(f"There is no list {path}; correct noise.path.")
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a UTF-8 text file ({error}).") from error
     listed: dict[str, int] = {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import logging
 import re
 from pathlib import Path
@@ -26,6 +27,7 @@ from noisyml.data.readers.partition import (
     origin,
 )
 from noisyml.errors import UserError
+from noisyml.storage.text import read_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,7 +52,8 @@ class CsvTable(DatasetSource):
 
     Labels may be any text; labels that are all numbers are ordered as numbers. An image may
     have several (or none): in a column of labels separated by semicolons or bars. A text table is
-    UTF-8, its columns separated by commas, semicolons, tabs or bars: its first line tells.
+    UTF-8 (or has a byte-order mark), its columns separated by commas, semicolons, tabs or bars:
+    its first line tells.
 
     Args:
         path: the table.
@@ -208,19 +211,19 @@ class CsvTable(DatasetSource):
         """The rows as text; empty cells beyond the last column (trailing commas) are left out."""
         import pandas as pd
 
-        with self.path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=self._separator())
-            header = next(reader, [])
-            rows = []
-            for row in reader:
-                if not any(cell.strip() for cell in row):
-                    continue
-                if any(cell.strip() for cell in row[len(header) :]):
-                    raise ValueError(
-                        f"line {reader.line_num} has {len(row)} cells where the header has "
-                        f"{len(header)}; put quotation marks around text that holds a separator"
-                    )
-                rows.append(row[: len(header)] + [""] * (len(header) - len(row)))
+        text = read_text(self.path)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=self._separator(text))
+        header = next(reader, [])
+        rows = []
+        for row in reader:
+            if not any(cell.strip() for cell in row):
+                continue
+            if any(cell.strip() for cell in row[len(header) :]):
+                raise ValueError(
+                    f"line {reader.line_num} has {len(row)} cells where the header has "
+                    f"{len(header)}; put quotation marks around text that holds a separator"
+                )
+            rows.append(row[: len(header)] + [""] * (len(header) - len(row)))
         if not header:
             raise ValueError("it is empty")
         twice = {name for name in header if name and header.count(name) > 1}
@@ -228,11 +231,10 @@ class CsvTable(DatasetSource):
             raise ValueError(f"the column '{min(twice)}' occurs twice")
         return pd.DataFrame(rows, columns=header, dtype=str)
 
-    def _separator(self) -> str:
+    def _separator(self, text: str) -> str:
         """Separator of the columns, by the first line: the suffix's separator wins ties."""
         promised = SEPARATORS[self.path.suffix.lower()]
-        with self.path.open(encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
+        header = io.StringIO(text, newline="").readline()
         separators = (promised, *(other for other in OTHER_SEPARATORS if other != promised))
         wanted = {self.path_column, self.label_column, LABELS_COLUMN, self.labels_column}
 

@@ -24,7 +24,8 @@ class Cars196(ZeroShotFiles):
     Three layouts are read. Only ``folders`` has the file names of PRISM's noisy lists.
 
     * ``folders``: ``images/<class name>/*.jpg``; the class id is the rank of the folder's name in
-      byte order, which is also the order of the official ids.
+      byte order. The official ids are in another order within each half: the halves agree, parts
+      of them (``val_classes``, ``split=dev``) depend on the layout.
     * ``annos``: ``cars_annos.mat`` and ``car_ims/``.
     * ``devkit``: ``devkit/cars_meta.mat``, ``devkit/cars_train_annos.mat``,
       ``cars_test_annos_withlabels.mat`` (there or in ``devkit/``), ``cars_train/``, ``cars_test/``.
@@ -68,7 +69,14 @@ class Cars196(ZeroShotFiles):
         """None, or what the layout lacks."""
         if self.layout == "auto":
             lacking = [self._lacking(layout) for layout in ("folders", "annos", "devkit")]
-            return None if None in lacking else lacking[0]
+            if None in lacking:
+                return None
+            begun = ("images",), ("cars_annos.mat", "car_ims"), ("devkit", "cars_train")
+            there = (any((self.root / name).exists() for name in names) for names in begun)
+            return next(
+                (what for what, is_there in zip(lacking, there, strict=True) if is_there),
+                lacking[0],
+            )
         return self._lacking(self.layout)
 
     def rows(self) -> dict[str, Rows]:

@@ -265,7 +265,13 @@ def test_other_separators_are_recognised(folder, separator):
     assert {n: s.keys for n, s in found.items()} == {n: s.keys for n, s in expected.items()}
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_byte_order_mark_tells_the_encoding_of_a_table(folder):
+    text = _table(folder).read_text().replace("cat\n", "Kätzchen\n")
+    (folder / "labels.csv").write_bytes(text.encode("utf-16"))
+    assert "Kätzchen" in CsvTable(str(folder / "labels.csv")).splits()["train"].class_names
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16-le"])
 def test_a_table_in_another_encoding_is_named(folder, encoding):
     text = _table(folder).read_text().replace("cat\n", "Kätzchen\n")
     (folder / "labels.csv").write_bytes(text.encode(encoding))

@@ -304,3 +304,13 @@ def test_inshop_development_and_global_numbers(tmp_path):
     assert set(_names(splits["val"])) == {"id_5", "id_9"}
     assert splits["query"].labels.tolist() == [2, 0, 1]
     assert splits["gallery"].labels.tolist() == [0, 1, 2]
+
+
+def test_cars_names_what_the_layout_that_is_there_lacks(tmp_path):
+    for folder in ("devkit", "cars_train", "cars_test"):
+        (tmp_path / folder).mkdir()
+    for file in ("cars_meta.mat", "cars_train_annos.mat"):
+        (tmp_path / "devkit" / file).touch()
+    assert str(Cars196(str(tmp_path)).missing()).endswith("cars_test_annos_withlabels.mat")
+    (tmp_path / "images").mkdir()
+    assert Cars196(str(tmp_path)).missing() is None
