@@ -17,18 +17,22 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
 
 
 #: Folders of tests whose tests all have a marker, for `make test-fast`.
-MARKED = {"e2e": "command", "ddp": "processes"}
+MARKED = {"e2e": "command", "ddp": "processes", "conformance": "processes"}
+#: Tools that make a test one of whole commands, wherever it stands.
+TOOLS = {"shell"}
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Whole commands and process groups are marked by the folder of their test."""
+    """Whole commands and process groups are marked by the folder and the tools of their test."""
     for item in items:
         folder = (
             item.path.relative_to(paths.TESTS).parts[0] if paths.TESTS in item.path.parents else ""
         )
         if folder in MARKED:
             item.add_marker(MARKED[folder])
+        elif TOOLS & set(getattr(item, "fixturenames", ())):
+            item.add_marker("command")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -9,10 +9,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import inspect
 import io
 import os
+import pkgutil
 import sys
 import tempfile
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +34,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="noisyml contract", description=__doc__)
     parser.add_argument("method", help="my_package.MyMethod, or an option of the group method")
     parser.add_argument("settings", nargs="*", help="key=value on top of the tiny settings")
+    parser.add_argument("--checks", metavar="NAME,...", help="these checks alone; all without it")
     parser.add_argument("--keep", metavar="FOLDER", help="keep the runs in this new folder")
     typed = parser.parse_args(arguments)
     with contextlib.ExitStack() as stack:
@@ -45,20 +49,28 @@ def main(arguments: list[str]) -> int:
         os.environ["PYTHONPATH"] = os.pathsep.join(
             filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])
         )
-        return _check(typed.method, typed.settings, folder)
+        return _check(typed.method, typed.settings, folder, typed.checks)
 
 
-def _check(method: str, settings: Sequence[str], folder: Path) -> int:
+def _check(method: str, settings: Sequence[str], folder: Path, asked: str | None) -> int:
     from rich.console import Console
     from rich.table import Table
 
     from noisyml.conformance.suite import CHECKS, Suite
 
+    words = list(CHECKS) if asked is None else asked.split(",")
+    for word in words:
+        if word not in CHECKS:
+            raise UserError(
+                f"There is no check '{word}'.{did_you_mean(word, list(CHECKS))} "
+                f"Choose from {', '.join(CHECKS)}."
+            )
     name, recipe = _recipe(method, settings, folder / "conf" / "method")
     suite = Suite({name: recipe}, folder, _command, folder / "conf")
     table = Table("check", "result", "promise")
     failed = 0
-    for word, check in CHECKS.items():
+    for word in words:
+        check = CHECKS[word]
         try:
             with _silent():
                 check(suite, name)
@@ -67,6 +79,13 @@ def _check(method: str, settings: Sequence[str], folder: Path) -> int:
             failed += 1
             lines = str(error).strip().splitlines() or [type(error).__name__]
             result = f"broken: {lines[0]}"
+        except Exception as error:  # of the method's own code
+            failed += 1
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            result = (
+                f"broken: {type(error).__name__}: {error} ({Path(place.filename).name}, "
+                f"line {place.lineno})"
+            )
         table.add_row(word, result, (check.__doc__ or "").strip())
     Console().print(table)
     return EXIT_FAILED if failed else 0
@@ -75,12 +94,10 @@ def _check(method: str, settings: Sequence[str], folder: Path) -> int:
 def _recipe(method: str, settings: Sequence[str], folder: Path) -> tuple[str, Recipe]:
     """The tiny run of a method, or of a class as a new option of the group ``method``."""
     import yaml
-    from hydra.utils import get_class
     from omegaconf import OmegaConf
 
     from noisyml.command.config import conf_dir
     from noisyml.conformance.recipes import TINY, of_methods
-    from noisyml.methods.base import Method
 
     known = of_methods(TINY)
     extra = OmegaConf.to_container(OmegaConf.from_dotlist(list(settings)))
@@ -91,26 +108,69 @@ def _recipe(method: str, settings: Sequence[str], folder: Path) -> tuple[str, Re
             f"There is no method '{method}'.{did_you_mean(method, list(known))} Name one of "
             f"{', '.join(known)}, or a class: my_package.MyMethod."
         )
-    try:
-        cls: Any = get_class(method)
-    except Exception as error:
-        raise UserError(f"{method} cannot be imported: {str(error).splitlines()[0]}") from error
-    if not issubclass(cls, Method):
-        raise UserError(f"{method} is no method: derive it from noisyml.methods.base.Method.")
+    cls: Any = _class(method)
+    given = extra.get("method", {}) if isinstance(extra, dict) else {}
     nearest, near_class = _nearest(cls)
     text = yaml.safe_load((conf_dir() / "method" / f"{nearest}.yaml").read_text())
+    recipe = known[nearest]
+    tiny = recipe.settings.get("method", {})
+    given = {**tiny, **given} if issubclass(cls, near_class) else given
     if not issubclass(cls, near_class):
         text["method"] = {}
     text["method"] = {**text["method"], "_target_": method}
+    text["method"] = {**_defaults(cls), **text["method"]}
+    needed = [word for word in _required(cls) if word not in {*text["method"], *given}]
+    if needed:
+        raise UserError(
+            f"{method} needs {', '.join(needed)}: type "
+            f"{' '.join(f'method.{word}=...' for word in needed)} after it."
+        )
     name = cls.__name__.lower()
     folder.mkdir(parents=True)
     (folder / f"{name}.yaml").write_text("# @package _global_\n" + yaml.safe_dump(text))
-    recipe = known[nearest]
     own = dict(recipe.settings)
     if not issubclass(cls, near_class):
         own.pop("method", None)
     parts = {**recipe.parts, "method": name}
     return name, recipe._replace(parts=parts, settings=_merged(own, extra))
+
+
+def _class(path: str) -> type:
+    """The method at an import path.
+
+    Raises:
+        UserError: there is none.
+    """
+    from noisyml.methods.base import Method
+
+    try:
+        found = pkgutil.resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{path} cannot be imported: {error}.") from error
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise UserError(f"{path} is no method: derive it from noisyml.methods.base.Method.")
+    return found
+
+
+def _defaults(cls: type) -> dict[str, Any]:
+    """The plain values that a constructor's own settings have unless told otherwise."""
+    plain = (bool, int, float, str, type(None))
+    return {
+        name: parameter.default
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if isinstance(parameter.default, plain)
+    }
+
+
+def _required(cls: type) -> list[str]:
+    """The settings without which a method cannot be made."""
+    return [
+        name
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind is parameter.KEYWORD_ONLY
+        and name != "parts"
+    ]
 
 
 def _nearest(cls: type) -> tuple[str, type]:
