@@ -5,10 +5,21 @@ import importlib
 import pytest
 from support import paths
 
-from noisyml.conformance.recipes import TINY, of_methods
+from noisyml.conformance.recipes import TINY, Recipe, of_methods
 from noisyml.conformance.suite import CHECKS, Suite
 
 METHODS = sorted(path.stem for path in (paths.ROOT / "conf" / "method").glob("*.yaml"))
+#: Combinations of parts that no line of `TINY` has.
+COMBINATIONS = {
+    "average_similarity_and_proxies": Recipe(
+        {"method": "prism", "selector": "prism_avg", "loss": "proxy_nca", "head": "mlp"},
+        {
+            "param_groups": {"loss": {"lr": 0.01}},
+            "head": {"hidden_features": [32], "out_features": 16},
+        },
+        8,
+    ),
+}
 
 
 def command(arguments):
@@ -22,7 +33,8 @@ def suite(request, tmp_path_factory):
     """The runs of the methods that were asked for (``-k``)."""
     calls = [getattr(item, "callspec", None) for item in request.session.items]
     chosen = {call.params["method"] for call in calls if call and "check" in call.params}
-    recipes = {name: recipe for name, recipe in of_methods(TINY).items() if name in chosen}
+    known = of_methods(TINY) | COMBINATIONS
+    recipes = {name: recipe for name, recipe in known.items() if name in chosen}
     folder = tmp_path_factory.mktemp("conformance")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -34,10 +46,11 @@ def test_every_method_has_its_line_and_no_line_is_stale():
     assert sorted(TINY) == METHODS
 
 
-@pytest.mark.processes
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, *COMBINATIONS])
 @pytest.mark.parametrize("check", CHECKS)
 def test_contract(suite, check, method):
-    assert method in TINY, f"give {method} a line in TINY, noisyml/conformance/recipes.py"
+    assert method in {*TINY, *COMBINATIONS}, (
+        f"give {method} a line in TINY, noisyml/conformance/recipes.py"
+    )
     CHECKS[check](suite, method)

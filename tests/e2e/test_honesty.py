@@ -1,53 +1,17 @@
 """True labels score a run; they never steer it."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import torch
 from support.shell import TINY
 
-from noisyml.data.labelling import Labelling
 from noisyml.data.views import Batch, FeatureView
-from noisyml.noise.manifest import NoiseManifest
 
 
 def weights(run):
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-
-
-def test_shuffled_true_labels_leave_the_trained_weights_bit_identical(shell, monkeypatch):
-    """The same observed labels, but another truth behind them."""
-    settings = [*TINY, "selector=prism_avg", "selection.warmup_steps=4", "data.noisy_val=false"]
-    assert shell("train", *settings, "name=truth")[0] == 0
-    (truth,) = shell.runs()
-
-    length = len(NoiseManifest.load(truth / "noise.parquet"))
-    order = np.random.default_rng(0).permutation(length)
-    corrupt = Labelling.corrupt
-
-    def lying(self, split, noise):
-        manifest = corrupt(self, split, noise)
-        clean = manifest.clean[order]
-        return dataclasses.replace(manifest, clean=clean, changed=clean != manifest.observed)
-
-    monkeypatch.setattr(Labelling, "corrupt", lying)
-    assert shell("train", *settings, "name=lie")[0] == 0
-    (lie,) = [run for run in shell.runs() if run != truth]
-
-    said = [pq.read_table(run / "noise.parquet").to_pandas() for run in (truth, lie)]
-    assert said[0]["observed"].equals(said[1]["observed"])
-    assert not said[0]["clean"].equals(said[1]["clean"]), "the two runs must differ in the truth"
-    expected, found = weights(truth), weights(lie)
-    for name, tensor in expected.items():
-        if isinstance(tensor, torch.Tensor):
-            torch.testing.assert_close(
-                found[name], tensor, rtol=0, atol=0, equal_nan=True, msg=name
-            )
-    judged = [pd.read_parquet(run / "selection.parquet") for run in (truth, lie)]
-    pd.testing.assert_frame_equal(*judged)
 
 
 def test_training_batches_carry_no_true_label():

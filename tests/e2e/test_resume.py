@@ -17,18 +17,7 @@ SETTINGS = [
 ]
 
 PRISM = ["selector=prism_vmf", "selector.warmup_steps=4"]
-# The share left out follows the epochs, and the better network is known from validation.
-TWO_NETWORKS = ["head=linear", "method.predict=best", "method.num_gradual=2"]
-MOSAIC = [
-    "dataset=mosaic",
-    "noise=multilabel_mixed",
-    "dataset.num_train=320",
-    "backbone.image_size=[8,24]",
-    "head=linear",
-]
 CLUSTERS = ["pseudo_labels=kmeans", "method.pseudo_labels.num_clusters=16", "trainer.max_epochs=3"]
-GLYPHS = ["dataset=glyphs", "dataset.split=closed_set", "dataset.num_train_classes=20"]
-TRUSTED = [*GLYPHS, "dataset.min_faces=16", "backbone.image_size=32", "head=linear"]
 LAST_TWO = ["model_choice=[last,mean_last]", "mean_last_epochs=2"]
 
 
@@ -45,27 +34,17 @@ def timeless(run):
     ("killed_at", "parts"),
     [
         (9, PRISM),
-        (22, PRISM),
         # Class statistics and clusters are made when an epoch begins, and not again after a resume.
         (29, ["method=iaa", "method.start=0", "method.update_every=1", *CLUSTERS]),
         (40, ["method=proxynca_pp", "sampler.samples_per_class=8", "scheduler=plateau", "seed=3"]),
-        (22, ["method=co_teaching_plus", "method.warmup_epochs=1", *TWO_NETWORKS]),
         # Targets per sample, and the weights after each of the last epochs.
         (29, ["method=bare", "head=linear", "loss=sat", "loss.warmup_epochs=0", *LAST_TWO]),
-        # A second network with momentum of its own, and samples drawn for each step.
-        (9, ["method=meta_weight_net", "method.trusted_batch_size=16", *TRUSTED]),
-        # Two memories of targets, random exclusion, judgements of an epoch under way.
-        (9, ["method=rcml", "method.ranking=random", "loss=multilabel_elr", *MOSAIC]),
     ],
     ids=[
         "first-epoch",
-        "second-epoch",
         "iaa-clusters",
         "proxynca_pp",
-        "co_teaching_plus",
         "bare-sat",
-        "meta_weight_net",
-        "rcml-elr",
     ],
 )
 def test_killed_and_resumed_equals_uninterrupted_bit_for_bit(shell, killed_at, parts):
