@@ -269,6 +269,15 @@ class CsvTable(DatasetSource):
                 text = "" if value is None or value != value else str(value)
                 parts = re.split(LABEL_SEPARATORS, text)
             rows.append(list(dict.fromkeys(part.strip() for part in parts if part.strip())))
+        if all(len(row) < 2 for row in rows):
+            for other in ",/+":
+                like = [row[0] for row in rows if row and other in row[0]]
+                if like:
+                    log.warning(
+                        "%s: '%s' in the column '%s' is read as one label (as are %d like it): "
+                        "several are separated by ; or |",
+                        self.path, like[0], column, len(like),
+                    )  # fmt: skip
         return rows
 
     def _column(self, table: pd.DataFrame, column: str, key: str) -> list[str]:

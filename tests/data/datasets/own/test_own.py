@@ -432,3 +432,13 @@ def test_what_is_transparent_lies_on_white(tmp_path):
     palette.putpalette([9, 9, 9, 5, 6, 7])
     palette.putdata([0, 1])
     assert _seen(tmp_path, palette, transparency=0)[0].tolist() == [[255] * 3, [5, 6, 7]]
+
+
+@pytest.mark.parametrize("separator", [",", "/", "+"])
+def test_what_looks_like_a_separator_of_labels_is_said(folder, caplog, separator):
+    path = _table(folder)
+    table = pd.read_csv(path)
+    table["labels"] = [f"{label}{separator}pet" for label in table.pop("label")]
+    table.to_csv(path, index=False)
+    CsvTable(str(path)).splits()
+    assert f"'cat{separator}pet' in the column 'labels' is read as one label" in caplog.text
