@@ -5,11 +5,14 @@ ascending gallery number, the query itself left out by its number. With R releva
 rank(m) the rank of the m-th of them:
 
 * ``precision_at_K``: relevant items among the first K, over K.
+* ``precision_capped_at_K``: the same over min(K, rank(R)), as in the revisited Oxford and Paris
+  benchmarks (Radenovic et al., CVPR 2018): with everything found, nothing is missing.
 * ``recall_at_K``: 1 if one of the first K is relevant (the metric-learning convention).
 * ``r_precision``: relevant items among the first R, over R.
 * ``map_at_r``: (1/R) sum of m / rank(m) over the m with rank(m) <= R
   (Musgrave et al., A Metric Learning Reality Check, ECCV 2020).
-* ``map``: the same over all m, i.e. average precision; ``map_at_K``: over rank(m) <= K, divisor R.
+* ``map``: the same over all m, i.e. average precision; ``map_at_K``: over rank(m) <= K, divisor R;
+  ``map_capped_at_K``: the same with divisor min(R, K).
 * ``map_trapezoid``: (1/2R) sum of p0(m) + m / rank(m), with p0(m) = (m - 1) / (rank(m) - 1), or 1
   if rank(m) = 1: the area under the precision-recall curve by trapezoids, the mAP of the Oxford and
   Paris benchmarks (Philbin et al., CVPR 2007; Radenovic et al., CVPR 2018).
@@ -63,7 +66,9 @@ DEFAULT_MEMORY_BUDGET = 128 * 2**20
 MemoryBudget = Annotated[int, Ge(2**20), Hint("Tiles of scores need 1 MiB.")]
 
 _FIXED = ("r_precision", "map_at_r", "map", "map_trapezoid", "mrr", "mean_precision_1_to_100")
-_AT_K = re.compile(r"(precision|recall|recall_margin|map)_at_([1-9]\d*)")
+_AT_K = re.compile(
+    r"(precision|precision_capped|recall|recall_margin|map|map_capped)_at_([1-9]\d*)"
+)
 _NO_LIMIT = 2**62
 
 
@@ -88,7 +93,8 @@ class RankMetric:
         if match is None:
             raise UserError(
                 f"Unknown retrieval metric {name!r}; choose from {', '.join(_FIXED)}, "
-                "precision_at_K, recall_at_K, recall_margin_at_K and map_at_K with K = 1, 2, ..."
+                "precision_at_K, precision_capped_at_K, recall_at_K, recall_margin_at_K, "
+                "map_at_K and map_capped_at_K with K = 1, 2, ..."
             )
         return cls(name, match[1], int(match[2]))
 
@@ -121,6 +127,10 @@ class RankMetric:
             return 1.0 / exact_ranks[:, 0]
         if self.kind == "precision":
             return (relevant & (ranks <= self.k)).sum(1).to(torch.float64) / self.k
+        if self.kind == "precision_capped":
+            last = ranks.masked_fill(~relevant, 0).amax(1)
+            hits = (relevant & (ranks <= self.k)).sum(1).to(torch.float64)
+            return hits / last.clamp(max=self.k)
         if self.kind == "mean_precision_1_to_100":
             # An item at rank r adds 1/k to every precision_at_k with k >= r.
             steps = 1.0 / torch.arange(1, 101, dtype=torch.float64, device=ranks.device)
@@ -134,6 +144,8 @@ class RankMetric:
             seen = seen & (ranks <= self.k)
         if self.kind == "r_precision":
             return seen.sum(1).to(torch.float64) / count
+        if self.kind == "map_capped":
+            count = count.clamp(max=self.k)
         precision = position / exact_ranks
         if self.kind == "map_trapezoid":
             before = torch.where(ranks == 1, 1.0, (position - 1) / (exact_ranks - 1))
