@@ -11,7 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_class, get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from noisyml.checks import ArgumentError
+from noisyml.checks import ArgumentError, check_arguments
 from noisyml.errors import UserError
 
 #: Keys of a node that are no arguments.
@@ -38,10 +38,12 @@ def build(node: DictConfig, **available: Any) -> Any:
     takes = inspect.signature(target).parameters if available else {}
     extra = {name: value for name, value in available.items() if name in takes}
     own = {str(key): _value(node, key, available) for key in node if key not in _DIRECTIVES}
-    call = functools.partial(_call, target, str(node._get_full_key(None)))
+    key = str(node._get_full_key(None))
     if node.get("_partial_", False):
-        return functools.partial(call, **(own | extra))
-    return call(**(own | extra))
+        # What is wrong with the settings is said now, not when the function is called at last.
+        _call(check_arguments, key, target, own)
+        return functools.partial(_call, target, key, **(own | extra))
+    return _call(target, key, **(own | extra))
 
 
 def build_optional(node: DictConfig | None, **available: Any) -> Any:

@@ -25,6 +25,7 @@ from noisyml.methods.base import Method
 from noisyml.methods.checkpoints import load_classifier
 from noisyml.methods.classification.class_maps import class_map_samples
 from noisyml.methods.parts import Parts
+from noisyml.methods.passes import batches_on, evaluation_mode
 from noisyml.models.class_maps import obstacle_to_class_maps
 from noisyml.models.heads import class_scores, unit_norm
 from noisyml.runs.artefacts import Artefact
@@ -197,13 +198,10 @@ class Classification(Method):
     def predictions(self) -> Tensor:
         """Class probabilities [N, C] of the training samples in evaluation mode, of all ranks."""
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        was_training = self.encoder.training
-        self.encoder.eval()
         found = [torch.empty(0, len(self.class_names), device=self.device)]
-        for batch in data.predict_dataloader("train"):
-            moved = {key: value.to(self.device) for key, value in batch.items()}
-            found.append(F.softmax(self.logits(self.encoder(moved)), dim=1))
-        self.encoder.train(was_training)
+        with evaluation_mode(self.encoder):
+            batches = batches_on(self.device, data.predict_dataloader("train"))
+            found += [F.softmax(self.logits(self.encoder(batch)), dim=1) for batch in batches]
         return distributed.gather(torch.cat(found))
 
     # -- evaluation and checkpoints ----------------------------------------------------------

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from noisyml import distributed
 from noisyml.checks import Count, Hint, NonNegative, OpenShare, WholeNonNegative
@@ -25,6 +25,7 @@ from noisyml.losses.metric_learning.iaa import AugmentationSchedule, augmented_l
 from noisyml.methods.metric_learning.base import MetricLearning
 from noisyml.methods.metric_learning.pseudo_labels import PseudoLabels
 from noisyml.methods.parts import Parts
+from noisyml.methods.passes import batches_on, training_mode_with_fixed_norms
 from noisyml.models.heads import unit_norm
 from noisyml.similarity.class_moments import ClassMoments
 
@@ -120,20 +121,13 @@ class IAA(MetricLearning):
         moments = ClassMoments(classes, width, self.device)
         full = self.statistics.kind == "full"
         seen: list[tuple[Tensor, Tensor]] = []
-        was_training = [(module, module.training) for module in self.encoder.modules()]
-        self.encoder.train()
-        for module in self.encoder.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
-        for batch in data.training_pass(self.current_epoch):
-            moved = {key: value.to(self.device) for key, value in batch.items()}
-            raw, labels = self.encoder.raw(moved), self.labels_of(moved)
-            if full:
-                seen.append((raw, labels))
-            else:
-                moments.update(raw, labels)
-        for module, mode in was_training:
-            module.training = mode
+        with training_mode_with_fixed_norms(self.encoder):
+            for batch in batches_on(self.device, data.training_pass(self.current_epoch)):
+                raw, labels = self.encoder.raw(batch), self.labels_of(batch)
+                if full:
+                    seen.append((raw, labels))
+                else:
+                    moments.update(raw, labels)
         if full:
             rows = torch.cat([torch.empty(0, width, device=self.device), *(r for r, _ in seen)])
             none = torch.empty(0, dtype=torch.int64, device=self.device)

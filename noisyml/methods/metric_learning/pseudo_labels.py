@@ -10,6 +10,7 @@ from torch import nn
 
 from noisyml import distributed
 from noisyml.checks import ArgumentError, Checked, Count, Hint, Seed, WholeNonNegative
+from noisyml.methods.passes import batches_on, evaluation_mode
 from noisyml.models.heads import unit_norm
 
 if TYPE_CHECKING:
@@ -91,14 +92,11 @@ class PseudoLabels(Checked, nn.Module):
         """
         from noisyml.similarity.kmeans import kmeans
 
-        was_training = method.encoder.training
-        method.encoder.eval()
         embeddings, index = [], []
-        for batch in loader:
-            moved = {key: value.to(method.device) for key, value in batch.items()}
-            embeddings.append(unit_norm(method.embed(moved)))
-            index.append(moved["index"])
-        method.encoder.train(was_training)
+        with evaluation_mode(method.encoder):
+            for batch in batches_on(method.device, loader):
+                embeddings.append(unit_norm(method.embed(batch)))
+                index.append(batch["index"])
         width = method.encoder.out_features
         rows = torch.cat([torch.empty(0, width, device=method.device), *embeddings])
         found = kmeans(

@@ -1,0 +1,41 @@
+"""Nodes of a configuration to objects, and what is said about wrong settings."""
+
+import pytest
+from omegaconf import OmegaConf
+
+from noisyml.assembly.nodes import build
+from noisyml.checks import ArgumentError
+
+
+def node(text):
+    """The node ``part`` of a configuration."""
+    return OmegaConf.create({"part": OmegaConf.create(text)}).part
+
+
+PARTIAL = """
+_target_: noisyml.optim.sgd
+_partial_: true
+lr: {lr}
+"""
+
+
+def test_a_function_with_some_of_its_arguments():
+    import torch
+
+    make = build(node(PARTIAL.format(lr=0.5)))
+    optimizer = make([torch.nn.Parameter(torch.zeros(1))])
+    assert optimizer.param_groups[0]["lr"] == 0.5
+
+
+def test_wrong_settings_of_a_function_are_refused_before_it_is_called():
+    with pytest.raises(ArgumentError, match=r"^part\.lr=-1 must be a number above 0"):
+        build(node(PARTIAL.format(lr=-1)))
+
+
+def test_a_node_inside_a_node_is_named_in_full():
+    nested = node("""
+    _target_: noisyml.selectors.keep_all.KeepAll
+    inner: {_target_: noisyml.selectors.bare.Bare, kappa: -1}
+    """)
+    with pytest.raises(ArgumentError, match=r"^part\.inner\.kappa=-1 must be"):
+        build(nested)
