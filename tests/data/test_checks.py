@@ -219,7 +219,10 @@ def test_verb_show_writes_contact_sheets(noisyml):
             ["show", "dataset=digits", "dataset.split=open"],
             "split=open must be zero_shot or closed_set",
         ),
-        (["check", "dataset=digits", "workers=0"], "workers=0 must be a whole number of at least 1"),
+        (
+            ["check", "dataset=digits", "workers=0"],
+            "workers=0 must be a whole number of at least 1",
+        ),
     ],
 )
 def test_verb_mistakes_end_in_one_sentence(noisyml, arguments, message):

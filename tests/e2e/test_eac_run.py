@@ -79,7 +79,7 @@ def test_plain_classifiers_show_maps_too_and_those_without_maps_none(shell):
         (["method=eac", "backbone.pooling=gem"], "use backbone.pooling=avg"),
         (["method=eac", "loss=triplet"], "EAC trains with a loss on class scores"),
         (["method=eac", "transform.pair_mode=same"], "transform.pair_mode"),
-        (["method=eac", "transform.erase_probability=2"], "is not a probability"),
+        (["method=eac", "transform.erase_probability=2"], "must be a number from 0 to 1"),
         (["method=eac", "method.consistency_weight=-5"], "consistency_weight=-5"),
     ],
 )

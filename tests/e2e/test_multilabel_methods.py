@@ -1,15 +1,12 @@
 """RCML, CCML and JoCoR on images with several labels, as typed."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from support.remote_sensing_trees import earth_tree, merced_tree
 
-from noisyml.data.labelling import Labelling
 from noisyml.noise.manifest import NoiseManifest
 
 MOSAIC = [
@@ -100,32 +97,6 @@ def test_presets_train_on_trees_in_the_official_formats(shell, preset):
     flipped = manifest.changed.sum(axis=1)
     assert (flipped > 0).sum() == int(0.4 * len(flipped))
     assert set(flipped) == {0, int(0.4 * PRESETS[preset])}
-
-
-@pytest.mark.parametrize("name", ["rcml", "jocor"])
-def test_true_labels_change_no_weight(shell, name, monkeypatch):
-    typed = ["train", *MOSAIC, *METHODS[name], "data.noisy_val=false", "trainer.max_epochs=1"]
-    status, said = shell(*typed, "name=truth")
-    assert status == 0, said
-    corrupt = Labelling.corrupt
-
-    def lying(self, split, noise):
-        manifest = corrupt(self, split, noise)
-        clean = np.roll(manifest.clean, 1, axis=0)
-        return dataclasses.replace(manifest, clean=clean, changed=clean != manifest.observed)
-
-    monkeypatch.setattr(Labelling, "corrupt", lying)
-    status, said = shell(*typed, "name=lie")
-    assert status == 0, said
-    runs = {run.parent.name: run for run in shell.runs()}
-    states = [
-        torch.load(runs[name] / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for name in ("truth", "lie")
-    ]
-    for weight, tensor in states[0].items():
-        torch.testing.assert_close(states[1][weight], tensor, rtol=0, atol=0, equal_nan=True)
-    trust = [metrics(runs[name])["selection/auroc"] for name in ("truth", "lie")]
-    assert trust[0] != trust[1]
 
 
 @pytest.mark.parametrize(
