@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import pkgutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -36,59 +35,12 @@ def refuse_foreign(folder: RunFolder) -> None:
         )
 
 
-def load_config(folder: RunFolder) -> DictConfig:
-    """The resolved configuration of a run."""
-    from omegaconf import DictConfig, OmegaConf
-
-    config = OmegaConf.load(folder.config_file)
-    assert isinstance(config, DictConfig)
-    return config
-
-
 def is_made_by(folder: RunFolder, verb: str) -> bool:
     """True for a run folder of this verb; one that embeds a trained network says so."""
     config = folder.config()
     kinds = {"embed": "rows_per_shard", "knn": "recall_queries", "train": "model_choice"}
     made_by = [kind for kind, key in kinds.items() if key in config]
     return bool(made_by) and made_by[0] == verb
-
-
-def refuse_older(folder: RunFolder, verb: str) -> None:
-    """Refuse a run that an earlier version of noisyml made and this one cannot build.
-
-    Args:
-        folder: of the run.
-        verb: that made it.
-
-    Raises:
-        UserError: its configuration lacks keys that all have today, or names modules that are
-            gone.
-    """
-    from noisyml.command.config import flatten, top_level_keys
-
-    config = folder.config()
-    lacking = [key for key in top_level_keys(verb) if key not in config]
-    gone = [
-        str(value)
-        for key, value in flatten(config)
-        if key.endswith("_target_") and str(value).startswith("noisyml.") and not _exists(value)
-    ]
-    if lacking or gone:
-        why = f"lacks {', '.join(lacking)}" if lacking else f"names {gone[0]}, which is gone"
-        raise UserError(
-            f"{folder.path} was made by an earlier version of noisyml (its configuration {why}): "
-            f"`noisyml report` still reads it, but it can be neither resumed nor "
-            f"evaluated; {verb} anew."
-        )
-
-
-def _exists(target: str) -> bool:
-    """True if an import path leads to something."""
-    try:
-        pkgutil.resolve_name(target)
-    except (ImportError, AttributeError):
-        return False
-    return True
 
 
 def write_inputs(

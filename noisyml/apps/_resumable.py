@@ -20,12 +20,11 @@ from typing import TYPE_CHECKING, ClassVar
 
 from noisyml.apps._folder import (
     is_made_by,
-    load_config,
     record_death,
     recorded,
-    refuse_older,
     write_inputs,
 )
+from noisyml.assembly.saved import saved_config
 from noisyml.errors import SweepError, UserError
 from noisyml.runs.folder import RunFolder
 from noisyml.storage.files import write_atomically
@@ -223,7 +222,7 @@ class ResumableVerb(ABC):
         from noisyml.runs.processes import Followers
 
         folder = RunFolder(path)
-        config = load_config(folder)
+        config = saved_config(folder, self.verb)
         self.run(config, folder, str(config.name), Followers())
 
     def resume(self, path: Path, words: Sequence[Word], followers: Followers) -> int:
@@ -242,7 +241,6 @@ class ResumableVerb(ABC):
             )
         if not is_made_by(folder, self.verb):
             raise UserError(f"{path} was not made by `noisyml {self.verb}`; nothing to resume.")
-        refuse_older(folder, self.verb)
         logging.basicConfig(level=logging.INFO, format="[%(levelname)s] %(message)s")
         typed = [word.text for word in words]
         kept = [w for w in words if self.keeps_the_rest and not w.is_below(*self.free)]
@@ -251,7 +249,7 @@ class ResumableVerb(ABC):
                 f"What `noisyml {self.verb}` goes on with keeps its {kept[0].key}: start anew with "
                 f"{kept[0].text} instead."
             )
-        config = apply_overrides(load_config(folder), typed, groups=False)
+        config = apply_overrides(saved_config(folder, self.verb), typed, groups=False)
         config.run_dir = str(folder.path)
         self.check(config)
         check_ranks(config)

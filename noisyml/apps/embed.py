@@ -19,11 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from noisyml.apps._folder import load_config, refuse_foreign, refuse_older
+from noisyml.apps._folder import refuse_foreign
 from noisyml.apps._resumable import ResumableVerb, write_changes
 from noisyml.apps._settings import EmbedSettings, read_settings
+from noisyml.assembly.saved import saved_config
 from noisyml.errors import UserError, did_you_mean
-from noisyml.runs.folder import RunFolder, locate_checkpoint
+from noisyml.runs.folder import RunFolder, locate_checkpoint, locate_run
 from noisyml.storage.files import write_atomically
 
 if TYPE_CHECKING:
@@ -153,9 +154,10 @@ def configuration(
     from noisyml.command.words import words_in
 
     if config.checkpoint is not None:
-        run, file = locate_checkpoint(Path(config.checkpoint), config.which)
-        refuse_older(run, "train")
-        trained = load_config(run)
+        path = Path(config.checkpoint)
+        run = locate_run(path)
+        trained = saved_config(run, "train")
+        file = locate_checkpoint(path, config.which)
         # Groups bring interpolations of their own, which need the paths of today.
         trained.paths = config.paths
         words = words_in(settings)

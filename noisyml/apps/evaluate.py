@@ -13,10 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from noisyml.apps._folder import load_config, refuse_older
 from noisyml.apps._settings import EvaluateSettings, read_settings
 from noisyml.apps._stages import check_values
-from noisyml.runs.folder import RunFolder, locate_checkpoint
+from noisyml.assembly.saved import saved_config
+from noisyml.runs.folder import RunFolder, locate_checkpoint, locate_run
 from noisyml.storage.files import write_atomically
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ def job(config: DictConfig, settings: list[str]) -> dict[str, float]:
     from noisyml.command.overrides import apply_overrides
 
     read_settings(EvaluateSettings, config)
-    run, file = locate_checkpoint(Path(config.checkpoint), config.which)
-    refuse_older(run, "train")
-    trained = load_config(run)
+    path = Path(config.checkpoint)
+    trained = saved_config(locate_run(path), "train")
+    file = locate_checkpoint(path, config.which)
     # Groups bring interpolations of their own, which need the paths of today.
     trained.paths = config.paths
     changed = apply_overrides(trained, settings, groups=True)

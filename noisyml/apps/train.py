@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisyml.apps._folder import load_config
 from noisyml.apps._resumable import ResumableVerb, first_difference
 from noisyml.apps._stages import begin_stages, check_values, resolve, resumed_stages
+from noisyml.assembly.saved import saved_config
 from noisyml.errors import UserError
 from noisyml.runs.folder import RunFolder, locate_checkpoint
 from noisyml.stages.controller import possible_handovers
@@ -80,8 +80,10 @@ class Training(ResumableVerb):
         # Ranks that rank 0 starts are told a stage's own folder, and the run's in its turn.
         if config.get("stages") and is_main_process():
             for stage in resumed_stages(config, folder).pending():
-                self.run(load_config(stage), stage, f"{title} · {stage.path.name}", followers)
-            config = load_config(folder)
+                self.run(
+                    saved_config(stage, self.verb), stage, f"{title} · {stage.path.name}", followers
+                )
+            config = saved_config(folder, self.verb)
         return self.run(config, folder, title, followers)
 
     def recipe(self, config: DictConfig, folder: RunFolder, title: str) -> dict[str, float]:
@@ -117,6 +119,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     from noisyml.callbacks.history import History
     from noisyml.callbacks.progress import LiveProgress
     from noisyml.callbacks.selection_log import SelectionLog
+    from noisyml.metrics.base import metric_names
     from noisyml.runs.processes import cluster_environment, handle_termination, is_main_process
     from noisyml.runs.progress import announce
 
@@ -125,7 +128,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     assembly = assemble(config, progress=announce if is_main_process() else None)
     data, method = assembly.data, assembly.method
     if config.init_from is not None and _last_checkpoint(folder) is None:
-        method.load_encoder(locate_checkpoint(Path(config.init_from), "last")[1])
+        method.load_encoder(locate_checkpoint(Path(config.init_from), "last"))
     manifest = data.manifest
     if is_main_process():
         manifest.save(folder.noise_file)
@@ -180,6 +183,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     metrics |= _test_all(trainer, method, data, checkpoints, list(config.model_choice))
     if is_main_process():
         describe_run(method, data, folder)
+        metric_names(method.evaluators).write(folder.metric_names_file)
         folder.write_metrics(metrics)
     trainer.strategy.barrier()
     trainer.strategy.teardown()

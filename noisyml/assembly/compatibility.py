@@ -34,7 +34,6 @@ def check_parts(config: DictConfig, *, training: bool = True) -> None:
     Raises:
         UserError: such a combination.
     """
-    _check_version(config)
     method = _method(config)
     _check_settings(method, config)
     given = set(method.evidence) | _check_loss(method, config)
@@ -70,16 +69,6 @@ def check_data(config: DictConfig, data: DataModule, *, training: bool = True) -
         _check_classes(data)
     if training and method.trains_on_val:
         _check_trusted(method, config, data)
-
-
-def _check_version(config: DictConfig) -> None:
-    """Refuse the configuration of a run from before these keys were there."""
-    for key in ("evaluators", "param_groups"):
-        if key not in config:
-            raise UserError(
-                f"The configuration was written by an earlier version of noisyml: it has no {key}. "
-                f"Start a new run with the same settings."
-            )
 
 
 # -- parts -------------------------------------------------------------------------------------

@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
-from omegaconf import DictConfig, OmegaConf
-
 from noisyml.assembly.nodes import build
+from noisyml.assembly.saved import saved_config
 from noisyml.errors import UserError
 from noisyml.methods.checkpoints import load_classifier, load_encoder
 from noisyml.models.backbones.base import Backbone
 from noisyml.models.encoder import Encoder
 from noisyml.models.teacher import Teacher
-from noisyml.runs.folder import locate_checkpoint
+from noisyml.runs.folder import locate_checkpoint, locate_run
 
 
 def load_teacher(
@@ -40,9 +39,9 @@ def load_teacher(
             "The student has no teacher: name a run by method.teacher.checkpoint=RUN_DIR, or train "
             "one first with stages=teacher (a classifier: stages=classification_teacher)."
         )
-    run, file = locate_checkpoint(Path(checkpoint), which)
-    config = OmegaConf.load(run.config_file)
-    assert isinstance(config, DictConfig)
+    path = Path(checkpoint)
+    config = saved_config(locate_run(path), "train")
+    file = locate_checkpoint(path, which)
     if config.backbone.get("weights") is not None and not config.backbone.get("frozen"):
         # The checkpoint has them all; the file they started from need not be here any more.
         config.backbone.weights = None

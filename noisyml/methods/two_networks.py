@@ -104,7 +104,8 @@ class TwoNetworks(Method):
         predict: who answers when the model is evaluated: the ``first`` network, the ``second``,
             their ``mean`` probability (embeddings are then the first network's), or the ``best``,
             the network that did better in the last validation.
-        best_by: the validation metric that ``best`` goes by, larger is better.
+        best_by: the validation metric that ``best`` goes by, larger is better; None: the headline
+            of the run.
     """
 
     needs_parts: ClassVar[frozenset[str]] = frozenset({"another_encoder"})
@@ -114,7 +115,7 @@ class TwoNetworks(Method):
     chosen: Tensor
 
     def __init__(
-        self, parts: Parts, *, predict: Predict = "first", best_by: str = "accuracy"
+        self, parts: Parts, *, predict: Predict = "first", best_by: str | None = None
     ) -> None:
         super().__init__(parts)
         another = parts.another_encoder()
@@ -122,7 +123,7 @@ class TwoNetworks(Method):
         self.classifier = nn.Linear(self.encoder.out_features, len(self.class_names))
         self.peer = Network(another, len(self.class_names))
         self.predict = predict
-        self.best_by = best_by
+        self.best_by = self.headline if best_by is None else best_by
         self.register_buffer("chosen", torch.tensor(_UNKNOWN))
         names = [name for name, _ in self.named_parameters()]
         for prefix, settings in list(self.param_groups.items()):

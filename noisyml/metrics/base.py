@@ -12,6 +12,7 @@ from torch import Tensor
 from noisyml.checks import Checked
 from noisyml.errors import UserError
 from noisyml.runs.artefacts import Artefact
+from noisyml.runs.metric_names import MetricNames
 from noisyml.targets import TargetKind
 
 SplitRole = Literal["pool", "query", "gallery", "distractors"]
@@ -30,6 +31,8 @@ class Evaluator(Checked, ABC):
     target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"single"})
     #: Names of metrics of which smaller values are better.
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
+    #: Short names of its metrics, in the order of a table, see `MetricNames`.
+    metric_labels: ClassVar[Mapping[str, str]] = {}
     #: Name of the metric that checkpoints and progress go by unless told otherwise.
     headline: str
     #: Names of the classes, for metrics named after them; set before use.
@@ -138,6 +141,14 @@ class Evaluation:
 def needed_outputs(evaluators: Mapping[str, Evaluator]) -> frozenset[str]:
     """Names of the outputs that any of the evaluators looks at."""
     return frozenset().union(*(evaluator.needs for evaluator in evaluators.values()))
+
+
+def metric_names(evaluators: Mapping[str, Evaluator]) -> MetricNames:
+    """Short names of the metrics of all evaluators, and which of them are errors."""
+    names = MetricNames()
+    for evaluator in evaluators.values():
+        names = names.joined(MetricNames(evaluator.metric_labels, evaluator.lower_is_better))
+    return names
 
 
 def headline(evaluators: Mapping[str, Evaluator]) -> str:

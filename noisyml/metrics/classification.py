@@ -124,6 +124,11 @@ class ClassificationEvaluator(Evaluator):
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
     lower_is_better: ClassVar[frozenset[str]] = frozenset({"nll"})
+    metric_labels: ClassVar[Mapping[str, str]] = {
+        "accuracy": "Accuracy",
+        "accuracy_top5": "Top-5 acc.",
+        "accuracy_topK": "Top-K acc.",
+    }
 
     def __init__(
         self,

@@ -216,6 +216,15 @@ class MultiLabelEvaluator(Evaluator):
     lower_is_better: ClassVar[frozenset[str]] = frozenset(
         {"ranking_loss", "coverage", "one_error", "hamming"}
     )
+    metric_labels: ClassVar[Mapping[str, str]] = {
+        "map_macro": "mAP macro",
+        "map_micro": "mAP micro",
+        "f1_macro": "F1 macro",
+        "f1_micro": "F1 micro",
+        "f1_weighted": "F1 weighted",
+        "f1_samples": "F1 samples",
+        "lrap": "LRAP",
+    }
 
     def __init__(
         self,

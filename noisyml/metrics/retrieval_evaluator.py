@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, get_args
+from typing import Annotated, ClassVar, get_args
 
 import torch
 from torch import Tensor
@@ -64,6 +64,16 @@ class RetrievalEvaluator(Evaluator):
     Raises:
         UserError: an unknown metric, or none.
     """
+
+    metric_labels: ClassVar[Mapping[str, str]] = {
+        "precision_at_1": "P@1",
+        "r_precision": "R-Precision",
+        "map_at_r": "MAP@R",
+        "map": "mAP",
+        "nmi": "NMI",
+        "recall_at_K": "R@K",
+        "precision_at_K": "P@K",
+    }
 
     def __init__(
         self,

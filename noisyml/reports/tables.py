@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import re
@@ -26,6 +27,7 @@ from noisyml.reports.settings import (
     varied_keys,
 )
 from noisyml.runs.folder import RunFolder, find_runs
+from noisyml.runs.metric_names import MetricNames
 
 FINISHED = "finished"
 
@@ -44,29 +46,28 @@ CHOICES = {
     "chosen_on_test": "CHOSEN ON TEST",
 }
 
-#: Test metrics in the order of a table, with the names the field gives them.
-TEST_METRICS = {
-    "precision_at_1": "P@1",
-    "r_precision": "R-Precision",
-    "map_at_r": "MAP@R",
-    "accuracy": "Accuracy",
-    "accuracy_top5": "Top-5 acc.",
-    "map_macro": "mAP macro",
-    "map_micro": "mAP micro",
-    "f1_macro": "F1 macro",
-    "f1_micro": "F1 micro",
-    "f1_weighted": "F1 weighted",
-    "f1_samples": "F1 samples",
-    "lrap": "LRAP",
-    "clustering_accuracy_all": "ACC all",
-    "clustering_accuracy_old": "ACC old",
-    "clustering_accuracy_new": "ACC new",
-    "map_medium": "mAP Medium",
-    "map_hard": "mAP Hard",
-    "fh_at_1": "FH@1",
-    "miou": "mIoU",
-    "nmi": "NMI",
-}
+#: Names in runs that were made before a run wrote down its own.
+KNOWN_NAMES = MetricNames(
+    {
+        "precision_at_1": "P@1",
+        "r_precision": "R-Precision",
+        "map_at_r": "MAP@R",
+        "accuracy": "Accuracy",
+        "accuracy_top5": "Top-5 acc.",
+        "accuracy_topK": "Top-K acc.",
+        "map_macro": "mAP macro",
+        "map_micro": "mAP micro",
+        "f1_macro": "F1 macro",
+        "f1_micro": "F1 micro",
+        "f1_weighted": "F1 weighted",
+        "f1_samples": "F1 samples",
+        "lrap": "LRAP",
+        "nmi": "NMI",
+        "recall_at_K": "R@K",
+        "precision_at_K": "P@K",
+    },
+    frozenset({"coverage", "hamming", "one_error", "nll", "ranking_loss"}),
+)
 
 _OTHER_LABELS = {
     "noise/nominal_rate": "nominal",
@@ -105,24 +106,33 @@ class Column:
         metric: its name in ``metrics.json``.
         section: heading shared by neighbouring columns; tells how the checkpoint was chosen.
         label: its short name.
+        lower_is_better: True for times, losses and errors.
     """
 
     metric: str
     section: str
     label: str
+    lower_is_better: bool = False
 
     @classmethod
-    def of(cls, metric: str) -> Column:
-        """The column of a metric, named from the metric's own name."""
+    def of(cls, metric: str, names: MetricNames = KNOWN_NAMES) -> Column:
+        """The column of a metric.
+
+        Args:
+            metric: its name in ``metrics.json``.
+            names: short names of test metrics.
+        """
         match = _METRIC.fullmatch(metric)
         if match is None:
             return cls(metric, "Other", metric)
         choice, split, name = match["choice"] or "", match["split"], match["name"]
-        label = _OTHER_LABELS.get(f"{split}/{name}") or _test_label(name)
+        label = _OTHER_LABELS.get(f"{split}/{name}") or _test_label(name, names)
         section = _SECTIONS.get(split, f"Test, {CHOICES.get(choice, choice)}")
         if choice and split != "test":
             section = f"{section}, {CHOICES.get(choice, choice)}"
-        return cls(metric, section, label)
+        measure = name.rpartition("/")[2]
+        lower = split == "time" or "loss" in measure or measure in names.lower_is_better
+        return cls(metric, section, label, lower)
 
     @property
     def heading(self) -> str:
@@ -131,16 +141,6 @@ class Column:
             choice = self.section.removeprefix("Test, ")
             return f"{self.label} ({choice.removesuffix(' checkpoint')})"
         return f"{self.section}: {self.label}"
-
-    @property
-    def lower_is_better(self) -> bool:
-        """True for times, losses and errors."""
-        name = self.metric.rpartition("/")[2]
-        return (
-            self.metric.startswith("time/")
-            or "loss" in name
-            or name in ("coverage", "hamming", "one_error", "nll")
-        )
 
     @property
     def has_a_best(self) -> bool:
@@ -221,7 +221,8 @@ def load_runs(paths: Sequence[Path], by: Sequence[str] | None = None) -> pd.Data
     Columns: ``run`` (folder), ``state``, ``problem`` (why there are no figures, or empty),
     ``seed`` (text, empty if none), the varied settings, and every metric of ``metrics.json``.
     ``attrs["varied"]`` names the varied settings. Of finished runs with equal configuration and
-    seed only the newest has a row; ``attrs["left_out"]`` lists the folders of the others.
+    seed only the newest has a row; ``attrs["left_out"]`` lists the folders of the others,
+    ``attrs["names"]`` has the short names of test metrics.
 
     Args:
         paths: folders of runs or of sweeps.
@@ -256,6 +257,7 @@ def load_runs(paths: Sequence[Path], by: Sequence[str] | None = None) -> pd.Data
     frame = pd.DataFrame(rows)
     frame.attrs["varied"] = keys
     frame.attrs["left_out"] = left_out
+    frame.attrs["names"] = _names(folders)
     return frame
 
 
@@ -318,15 +320,15 @@ def choose_columns(runs: pd.DataFrame, metrics: Sequence[str] | None = None) -> 
     Raises:
         UserError: no run has a metric asked for.
     """
-    present = metric_names(runs)
+    present, names = metric_names(runs), runs.attrs["names"]
     if metrics is not None:
-        return [Column.of(name) for wanted in metrics for name in _matching(wanted, present)]
+        return [Column.of(name, names) for wanted in metrics for name in _matching(wanted, present)]
     varies_rate = any(is_rate(key) for key in runs.attrs["varied"])
     noise = ["noise/actual_rate"] if varies_rate else ["noise/nominal_rate", "noise/actual_rate"]
     noise += ["noise/added_rate", "noise/removed_rate"]
     selection = [f"selection/{name}" for name in ("kept", "precision", "recall", "auroc")]
-    wanted = [*noise, *default_test_metrics(present), *selection, "time/step_seconds"]
-    return [Column.of(name) for name in wanted if name in present]
+    wanted = [*noise, *default_test_metrics(present, names), *selection, "time/step_seconds"]
+    return [Column.of(name, names) for name in wanted if name in present]
 
 
 def result_table(runs: pd.DataFrame, metrics: Sequence[str] | None = None) -> ResultTable:
@@ -458,6 +460,15 @@ def _outcome(run: RunFolder) -> tuple[str, str, dict[str, float]]:
         return "unreadable", f"metrics.json is broken: {error}", {}
 
 
+def _names(folders: Sequence[RunFolder]) -> MetricNames:
+    """Short names of the metrics of all runs; a damaged file of them is as none."""
+    names = MetricNames()
+    for run in folders:
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            names = names.joined(MetricNames.read(run.metric_names_file))
+    return names.joined(KNOWN_NAMES)
+
+
 _UNFINISHED = {
     "running": "Still running, or killed before it could say so.",
     "failed": "Stopped by an error.",
@@ -465,28 +476,35 @@ _UNFINISHED = {
 }
 
 
-def _test_label(name: str) -> str:
+def _test_label(name: str, names: MetricNames) -> str:
     test_set, _, metric = name.rpartition("/")
-    if test_set and metric in TEST_METRICS:
-        return f"{test_set}: {_test_label(metric)}"
-    recall = re.fullmatch(r"(recall|precision)_at_(\d+)", name)
-    if recall:
-        return f"{recall[1][0].upper()}@{recall[2]}"
-    return TEST_METRICS.get(name, name)
+    label = names.label(metric)
+    if label is None:
+        return name
+    return f"{test_set}: {label}" if test_set else label
 
 
-def default_test_metrics(present: Sequence[str]) -> list[str]:
-    """Test metrics by choice of checkpoint and test set, the same ones under each choice."""
+def default_test_metrics(present: Sequence[str], names: MetricNames = KNOWN_NAMES) -> list[str]:
+    """Test metrics by choice of checkpoint and test set, the same ones under each choice.
+
+    Those that `names` has, in its order, at most `TEST_COLUMNS` of a test set; others if it has
+    none.
+    """
     by_choice: dict[str, list[str]] = {}
     for metric in present:
         match = _METRIC.fullmatch(metric)
         if match and match["split"] == "test" and "loss" not in match["name"]:
             by_choice.setdefault(match["choice"] or "", []).append(match["name"])
-    found = list(dict.fromkeys(name for names in by_choice.values() for name in names))
+    found = list(dict.fromkeys(name for group in by_choice.values() for name in group))
     known: list[str] = []
     for test_set in sorted({name.rpartition("/")[0] for name in found}):
-        names = [f"{test_set}/{name}" if test_set else name for name in TEST_METRICS]
-        known += [name for name in names if name in found][:TEST_COLUMNS]
+        places = {
+            name: names.place(name.rpartition("/")[2])
+            for name in found
+            if name.rpartition("/")[0] == test_set
+        }
+        named = sorted((place, name) for name, place in places.items() if place is not None)
+        known += [name for _, name in named][:TEST_COLUMNS]
     shown = known or found[:TEST_COLUMNS]
     order = sorted(by_choice, key=lambda c: (list(CHOICES).index(c) if c in CHOICES else 9, c))
     prefixes = [f"{choice}/" if choice else "" for choice in order]

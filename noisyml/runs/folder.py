@@ -96,6 +96,11 @@ class RunFolder:
         return self.path / METRICS_FILE
 
     @property
+    def metric_names_file(self) -> Path:
+        """Short names of the metrics and which of them are errors (JSON), see `MetricNames`."""
+        return self.path / "metric_names.json"
+
+    @property
     def history_file(self) -> Path:
         """Metrics over steps (CSV)."""
         return self.path / "history.csv"
@@ -182,19 +187,6 @@ class RunFolder:
         """The content of ``status.json``, ``{}`` if there is none."""
         return dict(json.loads(self.status_file.read_text())) if self.status_file.is_file() else {}
 
-    def check_buildable(self) -> None:
-        """Refuse a training run whose configuration has the keys of an earlier version.
-
-        Raises:
-            UserError: it was made before evaluators had names.
-        """
-        if "evaluators" not in self.config():
-            raise UserError(
-                f"{self.path} was made by an earlier version of noisyml, whose configurations had "
-                f"other keys: `noisyml report` still reads it, but it can be neither resumed nor "
-                f"evaluated; train anew."
-            )
-
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
         """Hold the folder for this process; another one that wants it is refused.
@@ -230,24 +222,30 @@ class RunFolder:
         return path.read_text()
 
 
-def locate_checkpoint(path: Path, which: str) -> tuple[RunFolder, Path]:
-    """The run folder and the checkpoint file behind a path to either.
+def locate_run(path: Path) -> RunFolder:
+    """The run folder behind a path to it or to a checkpoint in it.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    run = RunFolder(path.resolve().parent.parent if path.is_file() else path)
+    if not run.is_run():
+        raise UserError(f"{path} belongs to no run folder (no {run.config_file.name} beside it).")
+    return run
+
+
+def locate_checkpoint(path: Path, which: str) -> Path:
+    """The checkpoint file behind a path to it or to a run folder.
 
     Raises:
         UserError: there is no such run or checkpoint.
     """
-    if path.is_file():
-        run, file = RunFolder(path.resolve().parent.parent), path
-    else:
-        run = RunFolder(path)
-        file = run.checkpoints / f"{which}.ckpt"
-    if not run.is_run():
-        raise UserError(f"{path} belongs to no run folder (no {run.config_file.name} beside it).")
-    run.check_buildable()
+    run = locate_run(path)
+    file = path if path.is_file() else run.checkpoints / f"{which}.ckpt"
     if not file.is_file():
         there = ", ".join(sorted(p.stem for p in run.checkpoints.glob("*.ckpt"))) or "none"
         raise UserError(f"There is no checkpoint {file}; which=... may be one of: {there}.")
-    return run, file
+    return file
 
 
 def find_runs(paths: list[Path]) -> list[RunFolder]:

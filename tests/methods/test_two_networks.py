@@ -239,8 +239,9 @@ def test_a_search_is_made_once_unless_networks_are_compared():
         f"val/{name}" for name in once(RetrievalEvaluator())
     }
     with pytest.raises(UserError, match=r"method\.best_by=accuracy is not measured: use one of"):
-        validate(both(evaluator=RetrievalEvaluator(), predict="best").eval())
-    method = both(evaluator=RetrievalEvaluator(), predict="best", best_by="map_at_r").eval()
+        validate(both(evaluator=RetrievalEvaluator(), predict="best", best_by="accuracy").eval())
+    method = both(evaluator=RetrievalEvaluator(), predict="best").eval()
+    assert method.best_by == "map_at_r"
     assert "val/map_at_r_second" in validate(method)
 
 

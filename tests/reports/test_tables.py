@@ -11,7 +11,8 @@ from support.synthetic_runs import RunMaker
 
 from noisyml.errors import UserError
 from noisyml.reports import aggregate, load_runs, markdown_table, result_table
-from noisyml.reports.tables import Column, default_test_metrics
+from noisyml.reports.tables import KNOWN_NAMES, Column, default_test_metrics
+from noisyml.runs.metric_names import MetricNames
 
 P1 = "test/precision_at_1"
 
@@ -241,7 +242,8 @@ def test_named_test_sets_have_columns_after_the_default_one() -> None:
         "test/roxford/map_hard",
         "test/roxford/map_medium",
     ]
-    names = default_test_metrics(present)
+    written = MetricNames({"map_medium": "mAP Medium", "map_hard": "mAP Hard"}).joined(KNOWN_NAMES)
+    names = default_test_metrics(present, written)
     assert names == [
         "test/map_at_r",
         "test/roxford/map_medium",
@@ -250,5 +252,6 @@ def test_named_test_sets_have_columns_after_the_default_one() -> None:
         "best/test/roxford/map_medium",
         "best/test/roxford/map_hard",
     ]
-    assert Column.of(names[1]).label == "roxford: mAP Medium"
+    assert Column.of(names[1], written).label == "roxford: mAP Medium"
+    assert Column.of("test/roxford/map_hard").label == "roxford/map_hard"
     assert Column.of("test/strange/name").label == "strange/name"

@@ -74,7 +74,7 @@ class CoTeachingPlus(CoTeaching):
         exponent: Positive = 1.0,
         warmup_epochs: WholeNonNegative = 20,
         predict: Predict = "first",
-        best_by: str = "accuracy",
+        best_by: str | None = None,
     ) -> None:
         super().__init__(
             parts,

@@ -37,7 +37,7 @@ class JoCoR(SmallLoss):
         exponent: Positive = 1.0,
         co_lambda: Share = 0.9,
         predict: Predict = "first",
-        best_by: str = "accuracy",
+        best_by: str | None = None,
     ) -> None:
         super().__init__(
             parts,

@@ -44,7 +44,7 @@ class SmallLoss(TwoNetworks):
         num_gradual: Count = 10,
         exponent: Positive = 1.0,
         predict: Predict = "first",
-        best_by: str = "accuracy",
+        best_by: str | None = None,
     ) -> None:
         super().__init__(parts, predict=predict, best_by=best_by)
         if noise_rate is None:

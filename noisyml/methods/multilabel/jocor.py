@@ -55,7 +55,7 @@ class JoCoRMultiLabel(MultiLabelTwoNetworks):
         unit: Unit = "entry",
         divergence: Divergence = "symmetric_kl",
         predict: Predict = "best",
-        best_by: str = "map_macro",
+        best_by: str | None = None,
     ) -> None:
         super().__init__(parts, predict=predict, best_by=best_by)
         self.tau = tau

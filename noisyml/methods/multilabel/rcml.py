@@ -126,7 +126,7 @@ class RCML(MultiLabelTwoNetworks):
         flip_share: Share = 0.01,
         flipped_ranking: Literal["own", "first"] = "own",
         predict: Predict = "best",
-        best_by: str = "map_micro",
+        best_by: str | None = None,
     ) -> None:
         super().__init__(parts, predict=predict, best_by=best_by)
         self.loss = parts.need("loss", MultiLabelLoss)

@@ -41,7 +41,9 @@ def other_metrics(runs: ReportedRuns) -> tuple[tuple[str, str], ...]:
     """Name and value of every metric of a single run."""
     row = runs.frame.iloc[0]
     names = metric_names(runs.frame)
-    return tuple((name, Column.of(name).text(float(row[name]))) for name in names)
+    return tuple(
+        (name, Column.of(name, runs.frame.attrs["names"]).text(float(row[name]))) for name in names
+    )
 
 
 def run_lines(runs: ReportedRuns) -> list[RunLine]:
