@@ -37,6 +37,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--checks", metavar="NAME,...", help="these checks alone; all without it")
     parser.add_argument("--keep", metavar="FOLDER", help="keep the runs in this new folder")
     typed = parser.parse_args(arguments)
+    if not hasattr(os, "fork"):
+        raise UserError(
+            "noisyml contract kills and resumes copies of its own process, which this operating "
+            "system cannot make (no fork); check the method on Linux, macOS or WSL."
+        )
     with contextlib.ExitStack() as stack:
         if typed.keep is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

@@ -7,11 +7,9 @@ so that the runs of a sweep share their pages.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,6 +25,7 @@ from noisyml.data.transforms.image import ViewMaker
 from noisyml.data.views import EvaluationView, whole
 from noisyml.errors import UserError
 from noisyml.storage.files import atomic, write_atomically
+from noisyml.storage.locks import locked
 
 #: Raise when the meaning of the stored numbers changes.
 FORMAT = 2
@@ -41,17 +40,6 @@ class CachedFeatures:
 
     features: NDArray[np.float32]
     broken: NDArray[np.int64]
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Only one process computes a file; the others wait for it."""
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            yield
-        finally:
-            fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 def cache_key(split: Split, transform: ViewMaker, backbone_fingerprint: str) -> str:
@@ -101,7 +89,8 @@ def cached_features(
     key = cache_key(split, transform, backbone_fingerprint)
     data_file, facts_file = folder / f"{key}.npy", folder / f"{key}.json"
     if not facts_file.is_file():
-        with _locked(folder / f"{key}.lock"):
+        # Only one process computes a file; the others wait for it.
+        with locked(folder / f"{key}.lock", wait=True):
             if not facts_file.is_file():
                 _compute(
                     split, transform, encode, data_file, facts_file,

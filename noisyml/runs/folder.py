@@ -44,6 +44,7 @@ from typing import TYPE_CHECKING, Any
 
 from noisyml.errors import UserError
 from noisyml.storage.files import write_atomically
+from noisyml.storage.locks import Taken, locked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -194,13 +195,11 @@ class RunFolder:
         Raises:
             UserError: another process works in the folder.
         """
-        import fcntl
-
         self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as lock:
+        with contextlib.ExitStack() as held:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+                held.enter_context(locked(self.path / ".lock", wait=False))
+            except Taken:
                 raise UserError(
                     f"Another process is working in {self.path}; wait for it or choose another "
                     f"folder."
