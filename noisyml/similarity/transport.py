@@ -24,6 +24,15 @@ from torch import Tensor
 from noisyml.checks import NonNegative, Positive, WholeNonNegative, checked
 from noisyml.errors import UserError
 
+#: Arithmetic of the iteration, see `sinkhorn`.
+Domain = Literal["log", "scaling", "released"]
+
+#: Logarithms of the kernel's entries lie at or below 0; what is smaller than this is nothing beside
+#: the 1 that every row and column has, as long as the scalings do not range further than that.
+_SMALLEST = {torch.float32: -80.0, torch.float64: -700.0}
+#: Digits that must be left between what is lost and what counts, as a logarithm.
+_MARGIN = {torch.float32: 20.0, torch.float64: 40.0}
+
 
 @dataclass(frozen=True)
 class Transport:
@@ -84,7 +93,8 @@ def sinkhorn(
     row_marginal: Tensor | None = None,
     column_marginal: Tensor | None = None,
     tolerance: NonNegative | None = None,
-    domain: Literal["log", "scaling"] = "log",
+    domain: Domain = "log",
+    validate: bool = True,
 ) -> Transport:
     """The entropic transport plan after a number of (rows, then columns) scalings.
 
@@ -101,8 +111,13 @@ def sinkhorn(
         tolerance: stop as soon as, for every problem of the batch, the row sums before an update
             differ from the marginal by at most this much of the total mass (L1). None does the
             given number of iterations and never waits for the device.
-        domain: ``log`` is safe for any epsilon. ``scaling`` exponentiates once and iterates with
-            two matrix-vector products: several times faster, and refused where a column underflows.
+        domain: ``log`` is safe for any epsilon; where that is exact and no gradient is asked for,
+            on a CPU, it exponentiates once. ``scaling`` always exponentiates once and iterates
+            with two matrix-vector products, and is refused where a column underflows.
+            ``released`` is the code of OTTER: the kernel as it is, scaled in place; refused where
+            it overflows.
+        validate: refuse a plan that does not exist, which waits for the device; without it such a
+            plan is NaN.
 
     Returns:
         The plan with its potentials.
@@ -124,23 +139,57 @@ def sinkhorn(
     log_r = _log_marginal(row_marginal, cost, -2)
     log_c = _log_marginal(column_marginal, cost, -1)
 
+    batch = torch.broadcast_shapes(cost.shape[:-2], log_r.shape[:-1], log_c.shape[:-1])
+    log_r, log_c = log_r.expand(*batch, -1), log_c.expand(*batch, -1)
+    if domain == "released":
+        log_kernel, log_u, log_v, done = _released_iterations(
+            -cost / epsilon, log_r, log_c, n_iterations, tolerance
+        )
+        shift = torch.zeros_like(cost.amin(-1))
+        _check(validate, cost, log_r, log_c, log_u, log_v, domain)
+        return _transport(log_kernel, log_u, log_v, shift, epsilon, done)
     # A row's smallest cost only shifts its potential. Taken out first, the entries that matter are
     # small differences, and dividing them by a small epsilon magnifies no rounding.
     shift = cost.amin(-1)
     shift = torch.where(shift.isfinite(), shift, 0.0)
     log_kernel = (shift[..., None] - cost) / epsilon
-    batch = torch.broadcast_shapes(cost.shape[:-2], log_r.shape[:-1], log_c.shape[:-1])
-    log_r, log_c = log_r.expand(*batch, -1), log_c.expand(*batch, -1)
-    iterate = _log_iterations if domain == "log" else _scaling_iterations
-    log_u, log_v, done = iterate(log_kernel, log_r, log_c, n_iterations, tolerance)
+    found = None
+    if domain == "log" and not (cost.is_cuda or log_kernel.requires_grad) and n_iterations:
+        found = _ranged_iterations(log_kernel, log_r, log_c, n_iterations, tolerance)
+    if found is None:
+        iterate = _log_iterations if domain == "log" else _scaling_iterations
+        found = iterate(log_kernel, log_r, log_c, n_iterations, tolerance)
+    log_u, log_v, done = found
     if done == 0:
         log_kernel = -cost / epsilon
         total = log_kernel.flatten(-2).logsumexp(-1)
         log_u, log_v = -total[..., None].expand_as(log_r), torch.zeros_like(log_c)
         shift = torch.zeros_like(shift)
-    broken = ~(log_u < torch.inf).all() | ~(log_v < torch.inf).all()
-    if bool(broken):
+    _check(validate, cost, log_r, log_c, log_u, log_v, domain)
+    return _transport(log_kernel, log_u, log_v, shift, epsilon, done)
+
+
+def _check(
+    validate: bool,
+    cost: Tensor,
+    log_r: Tensor,
+    log_c: Tensor,
+    log_u: Tensor,
+    log_v: Tensor,
+    domain: Domain,
+) -> None:
+    """Refuse scalings that are no numbers.
+
+    Raises:
+        UserError: there are such, and the caller wants to know.
+    """
+    if validate and bool(~(log_u < torch.inf).all() | ~(log_v < torch.inf).all()):
         raise UserError(_complaint(cost, log_r, log_c, domain))
+
+
+def _transport(
+    log_kernel: Tensor, log_u: Tensor, log_v: Tensor, shift: Tensor, epsilon: float, done: int
+) -> Transport:
     return Transport(
         log_plan=log_kernel + (log_u[..., :, None] + log_v[..., None, :]),
         row_potential=epsilon * log_u + shift,
@@ -168,11 +217,21 @@ def _log_iterations(
 
 
 def _scaling_iterations(
-    log_kernel: Tensor, log_r: Tensor, log_c: Tensor, n_iterations: int, tolerance: float | None
+    log_kernel: Tensor,
+    log_r: Tensor,
+    log_c: Tensor,
+    n_iterations: int,
+    tolerance: float | None,
+    start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, int]:
-    """The same with the kernel exponentiated once: rows of it have the maximum 1."""
+    """The same with the kernel exponentiated once: rows of it have the maximum 1.
+
+    Args:
+        log_kernel, log_r, log_c, n_iterations, tolerance: see `_log_iterations`.
+        start: scaling of the columns before the first iteration [..., N]; None: 1.
+    """
     kernel, r, c = log_kernel.exp(), log_r.exp(), log_c.exp()
-    u, v = torch.ones_like(r), torch.ones_like(c)
+    u, v = torch.ones_like(r), torch.ones_like(c) if start is None else start.expand_as(c)
     done = 0
     while done < n_iterations:
         mass = (kernel @ v[..., None])[..., 0]
@@ -186,6 +245,63 @@ def _scaling_iterations(
         v = torch.where(c > 0, c / (kernel.mT @ u[..., None])[..., 0], 0.0)
         done += 1
     return u.log(), v.log(), done
+
+
+def _ranged_iterations(
+    log_kernel: Tensor, log_r: Tensor, log_c: Tensor, n_iterations: int, tolerance: float | None
+) -> tuple[Tensor, Tensor, int] | None:
+    """`_scaling_iterations` where nothing that counts is lost by them; else None.
+
+    The kernel is shifted so that the greatest entry of every row and column is 1. An entry that
+    underflows is less than `_SMALLEST`; scaled by u and v it is nothing beside the plan's entries
+    as long as the logarithms of u and of v range little.
+    """
+    columns = log_kernel.amax(-2)
+    if bool(~columns.isfinite().all() | log_r.isnan().any() | log_c.isnan().any()):
+        return None
+    # The iteration begins as it would on the kernel that is not shifted.
+    log_u, log_v, done = _scaling_iterations(
+        log_kernel - columns[..., None, :], log_r, log_c, n_iterations, tolerance, columns.exp()
+    )
+    spread = sum(_range(x) for x in (log_u, log_v))
+    if not spread + _MARGIN[log_kernel.dtype] < -_SMALLEST[log_kernel.dtype]:
+        return None
+    return log_u, log_v - columns, done
+
+
+def _range(x: Tensor) -> float:
+    """Greatest distance of two logarithms that are not -inf; NaN where one is NaN or +inf."""
+    there = x != -torch.inf
+    low = torch.where(there, x, torch.inf).amin()
+    high = torch.where(there, x, -torch.inf).amax()
+    return float(high - low)
+
+
+def _released_iterations(
+    log_kernel: Tensor, log_r: Tensor, log_c: Tensor, n_iterations: int, tolerance: float | None
+) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Logarithms of the kernel and of both scalings as the code of OTTER scales, row by row.
+
+    The kernel is exponentiated without a shift and divided by its total, so that it overflows for
+    a small epsilon.
+    """
+    kernel = log_kernel.exp()
+    total = kernel.sum((-2, -1), keepdim=True)
+    plan, r, c = kernel / total, log_r.exp(), log_c.exp()
+    u = (1 / total)[..., 0].expand_as(r)
+    v, done = torch.ones_like(c), 0
+    while done < n_iterations:
+        mass = plan.sum(-1)
+        if tolerance is not None and done and _converged(mass, r, tolerance):
+            break
+        rows = r / mass
+        plan = plan * rows[..., :, None]
+        columns = c / plan.sum(-2)
+        plan = plan * columns[..., None, :]
+        u, v, done = u * rows, v * columns, done + 1
+    # An overflow of the kernel itself must not hide behind finite scalings.
+    broken = ~plan.isfinite().all(-1)
+    return log_kernel, torch.where(broken, torch.nan, u).log(), v.log(), done
 
 
 def _converged(rows: Tensor, marginal: Tensor, tolerance: float) -> bool:
@@ -204,7 +320,7 @@ def _complaint(cost: Tensor, log_r: Tensor, log_c: Tensor, domain: str) -> str:
             "The transport costs hold NaN; look for a diverged loss or embeddings with NaN and "
             "lower the learning rate."
         )
-    if domain == "scaling":
+    if domain != "log":
         return (
             "The transport iteration left the range of its number format: raise epsilon or use "
             "domain=log."

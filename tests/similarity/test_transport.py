@@ -20,7 +20,7 @@ load = functools.partial(vectors.tensors, GOLDEN)
 close = functools.partial(vectors.close, atol=1e-15)
 
 
-@pytest.mark.parametrize("domain", ["log", "scaling"])
+@pytest.mark.parametrize("domain", ["log", "scaling", "released"])
 def test_square_plans_equal_the_released_ones(domain: str) -> None:
     case = load("sinkhorn_square.npz")
     seen = 0
@@ -183,7 +183,64 @@ def test_mistakes_are_named() -> None:
         sinkhorn(cost, 0.0)
     with pytest.raises(ArgumentError, match="n_iterations=-1 must be a whole number"):
         sinkhorn(cost, 0.1, n_iterations=-1)
-    with pytest.raises(ArgumentError, match="domain=linear must be log or scaling"):
+    with pytest.raises(ArgumentError, match="domain=linear must be log, scaling or released"):
         sinkhorn(cost, 0.1, domain="linear")
     with pytest.raises(ValueError, match="does not fit"):
         sinkhorn(cost, 0.1, row_marginal=torch.ones(4))
+
+
+def test_the_released_domain_is_right_where_the_release_is_and_refused_where_it_overflows() -> None:
+    case = load("sinkhorn_extreme.npz")
+    for epsilon in ("0.15", "0.05", "0.04", "0.034", "0.033", "0.03", "0.01"):
+        for digits, cost in (("32", case["cost"].float()), ("64", case["cost"])):
+            if case[f"nan{digits}_eps{epsilon}"]:
+                with pytest.raises(UserError, match="raise epsilon or use domain=log"):
+                    sinkhorn(cost, float(epsilon), n_iterations=5, domain="released")
+                continue
+            found = sinkhorn(cost, float(epsilon), n_iterations=5, domain="released")
+            expected = case[f"target{digits}_eps{epsilon}"]
+            torch.testing.assert_close(found.row_conditional(), expected, rtol=1e-4, atol=1e-6)
+    overflowing = sinkhorn(
+        case["cost"].float(), 0.01, n_iterations=5, domain="released", validate=False
+    )
+    assert overflowing.plan.isnan().any()
+
+
+@pytest.mark.parametrize(("spread", "least"), [(0.3, 1.0), (3000.0, 1.0), (3.0, 1e-35)])
+def test_the_log_domain_is_the_same_with_and_without_its_short_cut(
+    spread: float, least: float
+) -> None:
+    from noisyml.similarity import transport
+
+    generator = torch.Generator().manual_seed(5)
+    cost = spread * torch.rand(40, 30, generator=generator)
+    cost[torch.arange(30), torch.arange(30)] += 1e4
+    mass = torch.ones(40)
+    mass[3] = least
+    short = sinkhorn(cost, 0.5, n_iterations=5, row_marginal=mass)
+    # Where a gradient is asked for, every step is done on logarithms.
+    whole = sinkhorn(cost.clone().requires_grad_(), 0.5, n_iterations=5, row_marginal=mass)
+    torch.testing.assert_close(short.log_plan, whole.log_plan, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(short.plan, whole.plan, rtol=1e-4, atol=1e-9)
+    log_kernel = (cost.amin(1)[:, None] - cost) / 0.5
+    marginals = mass.log() - mass.sum().log(), torch.full((30,), 1 / 30).log()
+    taken = transport._ranged_iterations(log_kernel, *marginals, 5, None)
+    assert (taken is None) == (least < 1)
+
+
+def test_plans_equal_those_of_pot_whose_columns_come_first() -> None:
+    ot = pytest.importorskip("ot")
+    cost = torch.rand(12, 9, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    for iterations in (1, 5, 50):
+        found = sinkhorn(cost, 0.1, n_iterations=iterations).plan
+        rows, columns = (torch.full((n,), 1 / n, dtype=torch.float64) for n in (12, 9))
+        peer = ot.bregman.sinkhorn_log(
+            columns.numpy(),
+            rows.numpy(),
+            cost.T.numpy(),
+            0.1,
+            numItermax=iterations,
+            stopThr=0,
+            warn=False,
+        )
+        close(found, torch.from_numpy(peer.T), rtol=1e-9)

@@ -1,0 +1,1 @@
+"""Losses and targets between the images and the captions of a batch."""
