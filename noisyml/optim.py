@@ -103,6 +103,56 @@ def adamw(
 
 
 @checked
+def lars(
+    params: Parameters,
+    *,
+    lr: Positive,
+    momentum: OpenShare = 0.9,
+    weight_decay: NonNegative = 1e-6,
+    trust: Positive = 1e-3,
+) -> Optimizer:
+    """LARS as Barlow Twins and TLDR released it, on timm's: see `timm.optim.Lars`.
+
+    A matrix moves by ``trust * |weights| / |gradient|`` times its gradient, weight decay being part
+    of the gradient and of its length; biases and scales (one dimension) move by their gradient,
+    without decay (You et al., arXiv 1708.03888; Zbontar et al., ICML 2021).
+
+    Args:
+        params: what is trained.
+        lr: learning rate at the top of the schedule.
+        momentum: share of the last update kept.
+        weight_decay: L2 penalty on matrices.
+        trust: eta, the share of its length by which a matrix moves at a rate of 1.
+    """
+    from timm.optim.lars import Lars
+
+    groups: list[dict[str, Any]] = []
+    for given in params:
+        group = dict(given) if isinstance(given, Mapping) else {"params": [given]}
+        parameters, decay = list(group.pop("params")), group.pop("weight_decay", weight_decay)
+        name = group.pop("name", "default")
+        matrices = [p for p in parameters if p.ndim != 1]
+        others = [p for p in parameters if p.ndim == 1]
+        split = {"params": matrices, "name": name, "always_adapt": True, "decay": decay}
+        rest = {"params": others, "name": f"{name}, one dimension", "always_adapt": False}
+        groups += [group | part for part in (split, rest | {"decay": 0.0}) if part["params"]]
+    # timm adds the lengths of decay and gradient, the released code adds the vectors: the decay
+    # joins the gradient before timm sees it.
+    optimizer: Optimizer = Lars(groups, lr=lr, momentum=momentum, trust_coeff=trust, eps=0.0)
+    optimizer.register_step_pre_hook(_decay_gradients)
+    return optimizer
+
+
+@torch.no_grad()
+def _decay_gradients(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    for group in optimizer.param_groups:
+        trained = [p for p in group["params"] if p.grad is not None]
+        if group["decay"] and trained:
+            gradients = [p.grad for p in trained]
+            torch._foreach_add_(gradients, trained, alpha=group["decay"])
+
+
+@checked
 def constant(
     optimizer: Optimizer, *, total_steps: int, warmup_steps: WholeNonNegative = 0
 ) -> LambdaLR:
@@ -284,6 +334,51 @@ def exponential_steps(
     return LambdaLR(
         optimizer, lambda now: float(_warmup(now, warmup_steps) * gamma ** (now / decay_steps))
     )
+
+
+@checked
+def twin_cosine(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    epochs: Count,
+    warmup_epochs: WholeNonNegative = 10,
+    final_share: Share = 1e-3,
+    num_samples: Count | None = None,
+    batch_size: Count | None = None,
+) -> LambdaLR:
+    """A line from 0 over whole epochs, then half a cosine: the schedule of Barlow Twins and TLDR.
+
+    Args:
+        optimizer: whose rates are scheduled.
+        total_steps: steps of the run.
+        epochs: epochs of the run.
+        warmup_epochs: epochs of the line, fewer than those of the run.
+        final_share: share of the rate left at the end.
+        num_samples: N; with `batch_size` the curve has the released length ``epochs * N / B``,
+            although an incomplete last batch is left out and the run ends a little before it. None:
+            the curve ends with the run.
+        batch_size: B, see `num_samples`.
+
+    Raises:
+        UserError: a warm-up that never ends, or only one of the two sizes.
+    """
+    if warmup_epochs >= epochs:
+        raise UserError(
+            f"warmup_epochs={warmup_epochs} must be fewer than the {epochs} epochs of the run: the "
+            f"rate would never leave its warm-up."
+        )
+    if (num_samples is None) != (batch_size is None):
+        raise UserError("scheduler.num_samples and scheduler.batch_size go together: set both.")
+    last, first = total_steps, total_steps * warmup_epochs // epochs
+    if num_samples is not None and batch_size is not None:
+        last, first = (n * num_samples // batch_size for n in (epochs, warmup_epochs))
+
+    def factor(step: int) -> float:
+        now = step + 1  # the released code counts from 1
+        return now / first if now < first else _half_cosine(now, first, last, final_share)
+
+    return LambdaLR(optimizer, factor)
 
 
 def _known_epochs(name: str, epochs: int | None) -> int:

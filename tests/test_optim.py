@@ -233,3 +233,78 @@ def test_optimizers_are_those_of_torch():
         made = make([weight], lr=0.1, weight_decay=0.01, maximize=True)
         assert type(made) is kind
         assert made.defaults == kind([weight], lr=0.1, weight_decay=0.01, maximize=True).defaults
+
+
+# -- LARS and its schedule -----------------------------------------------------------------------
+
+
+def test_lars_is_the_released_one():
+    golden = load("tldr/lars")
+    number = int(golden["n_params"])
+    weights = [nn.Parameter(torch.from_numpy(golden[f"p{j}_0"].copy())) for j in range(number)]
+    optimizer = optim.lars(
+        [{"params": weights, "name": "all"}],
+        lr=1.0,
+        momentum=float(golden["momentum"]),
+        weight_decay=float(golden["weight_decay"]),
+        trust=float(golden["eta"]),
+    )
+    for step, lr in enumerate(golden["lrs"], start=1):
+        for j, weight in enumerate(weights):
+            weight.grad = torch.from_numpy(golden[f"g{j}_{step}"].copy())
+        for group in optimizer.param_groups:
+            group["lr"] = float(lr)
+        optimizer.step()
+        for j, weight in enumerate(weights):
+            vectors.close(weight.detach(), golden[f"p{j}_{step}"], atol=1e-10)
+
+
+def test_lars_keeps_groups_and_their_settings():
+    weight, bias = nn.Parameter(torch.ones(2, 2)), nn.Parameter(torch.ones(2))
+    optimizer = optim.lars(
+        [{"params": [weight, bias], "name": "head", "lr": 0.5, "weight_decay": 0.1}], lr=0.2
+    )
+    first, second = optimizer.param_groups
+    assert (first["name"], second["name"]) == ("head", "head, one dimension")
+    assert first["lr"] == second["lr"] == 0.5
+    assert (first["decay"], second["decay"]) == (0.1, 0.0)
+    weight.grad, bias.grad = torch.zeros(2, 2), torch.full((2,), 2.0)
+    optimizer.step()
+    assert torch.equal(bias.detach(), torch.zeros(2))
+    # Decay alone is the gradient: the weights move by trust * lr of their length.
+    torch.testing.assert_close(weight.detach(), torch.full((2, 2), 1 - 0.5 * 1e-3))
+    assert len(optim.lars([weight, bias], lr=0.1).param_groups) >= 2
+
+
+@pytest.mark.parametrize("name", ["default", "small", "nowarm"])
+def test_the_schedule_of_twins_is_the_released_one(name):
+    golden = load("tldr/lr_schedule")
+    assert name in golden["names"].tolist()
+    fields = dict(zip(golden["cfg_fields"].tolist(), golden[f"{name}_cfg"].tolist(), strict=True))
+    epochs, n, batch = (int(fields[x]) for x in ("epochs", "n_data", "batch_size"))
+    expected = golden[f"{name}_lr"]
+    optimizer = torch.optim.SGD(
+        [nn.Parameter(torch.zeros(1))], lr=fields["learning_rate"] * batch / 256
+    )
+    schedule = optim.twin_cosine(
+        optimizer,
+        total_steps=len(expected),
+        epochs=epochs,
+        warmup_epochs=int(fields["warmup_epochs"]),
+        num_samples=n,
+        batch_size=batch,
+    )
+    for lr in expected:
+        assert math.isclose(optimizer.param_groups[0]["lr"], lr, rel_tol=1e-9, abs_tol=1e-12)
+        optimizer.step()
+        schedule.step()
+
+
+def test_a_curve_of_twins_ends_with_its_run_unless_told_the_sizes():
+    seen = rates(optim.twin_cosine, 20, epochs=4, warmup_epochs=1)
+    assert seen[:5] == [2.0 * t / 5 for t in range(1, 6)]
+    assert math.isclose(seen[19], 2.0 * 1e-3)
+    with pytest.raises(UserError, match="never leave its warm-up"):
+        rates(optim.twin_cosine, 20, epochs=4, warmup_epochs=4)
+    with pytest.raises(UserError, match="set both"):
+        rates(optim.twin_cosine, 20, epochs=4, warmup_epochs=1, num_samples=10)

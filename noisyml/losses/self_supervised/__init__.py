@@ -1,0 +1,1 @@
+"""Losses without labels, on pairs or views of the same sample."""

@@ -1,0 +1,1 @@
+"""Methods whose inputs are vectors: dimensionality reduction without labels."""
