@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from noisyml.embeddings.store import EmbeddingStore as EmbeddingStore
     from noisyml.metrics.retrieval import retrieval_metrics as retrieval_metrics
     from noisyml.noise import Asymmetric as Asymmetric
+    from noisyml.noise import CaptionDropWords as CaptionDropWords
+    from noisyml.noise import CaptionGeneric as CaptionGeneric
+    from noisyml.noise import CaptionShuffle as CaptionShuffle
     from noisyml.noise import ClassificationBased as ClassificationBased
     from noisyml.noise import FromManifest as FromManifest
     from noisyml.noise import HumanLabels as HumanLabels
@@ -47,6 +50,9 @@ _NAMES = {
     "noisyml.metrics.retrieval": ("retrieval_metrics",),
     "noisyml.noise": (
         "Asymmetric",
+        "CaptionDropWords",
+        "CaptionGeneric",
+        "CaptionShuffle",
         "ClassificationBased",
         "FromManifest",
         "HumanLabels",

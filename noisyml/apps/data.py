@@ -71,7 +71,9 @@ def show(config: DictConfig) -> int:
     for name, split in splits.items():
         counts = split.class_counts
         counts = counts[counts > 0]
-        spread = f"{counts.min()} / {int(np.median(counts))} / {counts.max()}"
+        spread = (
+            f"{counts.min()} / {int(np.median(counts))} / {counts.max()}" if len(counts) else "-"
+        )
         table.add_row(
             name,
             str(len(split)),

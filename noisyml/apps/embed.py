@@ -331,7 +331,7 @@ def split_writers(
                 f"knn={config.knn} asks for more neighbours than the {len(split)} samples of the "
                 f"{name} split have: lower it."
             )
-        labels = observed_labels(data, name).astype("<i8")
+        labels = data.target.content(observed_labels(data, name))
         plan = EmbeddingPlan(
             split=name,
             samples=len(split),
@@ -341,7 +341,7 @@ def split_writers(
             batch_size=config.data.eval_batch_size,
             precision=str(config.trainer.precision),
             data=split.fingerprint + basis,
-            labels=hashlib.sha256(labels.tobytes()).hexdigest(),
+            labels=hashlib.sha256(labels).hexdigest(),
             transform=data.transform.fingerprint(),
             encoder=network,
         )

@@ -225,19 +225,25 @@ def contact_sheet(
     """A picture of the split: a row per class, spread evenly over classes and their images.
 
     Args:
-        split: the split.
+        split: the split; one without classes (captions) has a row per caption.
         classes: most rows.
         instances: most columns.
         tile: side of an image, in pixels; a crossed red tile stands for a broken one.
     """
-    shown = _spread(np.flatnonzero(split.class_counts), classes)
-    rows = [_spread(split.members(int(label)), instances) for label in shown]
+    names: list[str] = list(split.class_names)
+    if names:
+        shown = _spread(np.flatnonzero(split.class_counts), classes)
+        members = [split.members(int(label)) for label in shown]
+    else:
+        group, names, shown = split.target.groups(split.labels, names, classes)
+        members = [np.flatnonzero(group == number) for number in shown]
+    rows = [_spread(own, instances) for own in members]
     width = NAME_WIDTH + tile * max(len(row) for row in rows)
     sheet = Image.new("RGB", (width, tile * len(rows)), "black")
     pen = ImageDraw.Draw(sheet)
     font = _font(11)
     for y, (label, row) in enumerate(zip(shown, rows, strict=True)):
-        name = str(split.class_names[int(label)])
+        name = str(names[int(label)])
         pen.multiline_text(
             (4, y * tile + 4), _wrapped(name, tile), fill="white", font=font, spacing=1
         )

@@ -246,7 +246,7 @@ class DataModule(Checked, LightningDataModule):
             return
         digest = hashlib.sha256(self.manifest.sha256.encode())
         if self.val_labels is not None:
-            digest.update(self.val_labels.astype("<i8").tobytes())
+            digest.update(self.target.content(self.val_labels))
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         mine = torch.tensor([list(digest.digest())], dtype=torch.int64, device=device)
         digests = distributed.gather(mine)

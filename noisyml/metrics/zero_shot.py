@@ -89,7 +89,7 @@ class PromptBank:
 
         Example:
             >>> import torch
-            >>> two = PromptBank.of(torch.eye(2), torch.tensor([0, 0]))
+            >>> two = PromptBank.of(torch.eye(2).double(), torch.tensor([0, 0]))
             >>> two.embeddings.round(decimals=4).tolist()
             [[0.7071, 0.7071]]
         """

@@ -8,6 +8,11 @@ In a notebook::
 """
 
 from noisyml.noise.base import FeatureKind, Injector, NoNoise
+from noisyml.noise.injectors.captions import (
+    CaptionDropWords,
+    CaptionGeneric,
+    CaptionShuffle,
+)
 from noisyml.noise.injectors.class_conditional import Asymmetric, Matrix, Pair, Symmetric
 from noisyml.noise.injectors.files import FromManifest, HumanLabels, LabelList
 from noisyml.noise.injectors.instance import (
@@ -27,6 +32,9 @@ from noisyml.noise.released.lists import check_official_list, manifest_from_list
 
 __all__ = [
     "Asymmetric",
+    "CaptionDropWords",
+    "CaptionGeneric",
+    "CaptionShuffle",
     "ClassificationBased",
     "FeatureKind",
     "FromManifest",

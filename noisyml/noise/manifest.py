@@ -408,9 +408,5 @@ class NoiseManifest:
         """
         if known is None:
             known = self.target.unknown_truth(self.observed)
-        return replace(
-            self,
-            clean=np.maximum(known, -1),
-            changed=(known != -1) & (known != self.observed),
-            nominal_rate=None,
-        )
+        clean, changed = self.target.truth(self.observed, known)
+        return replace(self, clean=clean, changed=changed, nominal_rate=None)

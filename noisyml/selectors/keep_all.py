@@ -7,13 +7,13 @@ from typing import ClassVar
 import torch
 
 from noisyml.selectors.base import Evidence, Selection, Selector
-from noisyml.targets import TargetKind
+from noisyml.targets import TARGETS, TargetKind
 
 
 class KeepAll(Selector):
     """Trusts every sample and scores none."""
 
-    target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"single", "multi"})
+    target_kinds: ClassVar[frozenset[TargetKind]] = frozenset(TARGETS)
 
     @torch.no_grad()
     def select(self, evidence: Evidence) -> Selection:

@@ -1,10 +1,10 @@
 """Kinds of labels: everything that depends on what a label is.
 
 One object per kind answers every question about labels of that kind, so that no other package
-tests the shape of an array: `Target` is the interface, `SINGLE` (one class per sample) and `MULTI`
-(any number of classes per sample) are the kinds there are, and `target_of` finds the kind of given
-labels. A further kind is a module beside `labels` with a subclass of `Target`, its word in
-`TargetKind`, and its place in `TARGETS`.
+tests the shape of an array: `Target` is the interface, `SINGLE` (one class per sample), `MULTI`
+(any number of classes per sample) and `PAIRS` (a caption per sample) are the kinds there are, and
+`target_of` finds the kind of given labels. A further kind is a module beside `labels` with a
+subclass of `Target`, its word in `TargetKind`, and its place in `TARGETS`.
 
 Example:
     >>> import numpy as np
@@ -19,9 +19,11 @@ Example:
 from noisyml.targets.base import Labels, Target, TargetKind
 from noisyml.targets.kinds import TARGETS, label_fields, labels_of, target_of
 from noisyml.targets.labels import MULTI, SINGLE, LabelChanges
+from noisyml.targets.pairs import PAIRS, texts_of
 
 __all__ = [
     "MULTI",
+    "PAIRS",
     "SINGLE",
     "TARGETS",
     "LabelChanges",
@@ -31,4 +33,5 @@ __all__ = [
     "label_fields",
     "labels_of",
     "target_of",
+    "texts_of",
 ]

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 #: The kinds of labels by name.
-TargetKind = Literal["single", "multi"]
+TargetKind = Literal["single", "multi", "pairs"]
 
 #: The labels of N samples, row by row; the kind says of which shape and type.
 Labels = NDArray[Any]
@@ -118,6 +118,10 @@ class Target(ABC):
     def digest(self, observed: Labels, clean: Labels) -> bytes:
         """The labels as bytes that do not depend on the machine."""
 
+    def content(self, labels: Labels) -> bytes:
+        """The labels alone as bytes that do not depend on the machine."""
+        return labels.astype("<i8").tobytes()
+
     @abstractmethod
     def to_column(self, labels: Labels) -> Any:
         """An Arrow array of labels."""
@@ -147,6 +151,15 @@ class Target(ABC):
     def unknown_truth(self, observed: Labels) -> Labels:
         """True labels of which none is known."""
         return np.full(observed.shape, -1)
+
+    def truth(self, observed: Labels, known: Labels) -> tuple[Labels, NDArray[np.bool_]]:
+        """True labels and marks of the wrong observed ones, of what was looked at by hand.
+
+        Args:
+            observed: N labels.
+            known: the true ones; -1 where nobody knows, -2 where a label is only known to be wrong.
+        """
+        return np.maximum(known, -1), (known != -1) & (known != observed)
 
     def differing(self, clean: Labels, labels: Labels) -> NDArray[np.int64]:
         """Positions of the samples whose true label is known and is not the one in `labels`."""

@@ -19,6 +19,7 @@ from noisyml.data.base import Split
 from noisyml.data.inputs import ArrayImages, FileImages
 from noisyml.errors import UserError
 from noisyml.storage.text import read_text
+from noisyml.targets import target_of
 
 if TYPE_CHECKING:
     from noisyml.data.base import DatasetSource
@@ -226,13 +227,13 @@ def array_split(
     Args:
         name: the split's name.
         pixels: uint8 [N, H, W] or [N, H, W, 3].
-        labels: int64 [N], indices into `class_names`, or uint8 [N, C] multi-hot.
+        labels: int64 [N], indices into `class_names`, uint8 [N, C] multi-hot, or captions.
         class_names: C names.
         keys: N unique names.
         extras: further per-sample arrays.
     """
     digest = hashlib.sha256(pixels.tobytes())
-    digest.update(labels.astype("<i8").tobytes())
+    digest.update(target_of(labels).content(labels))
     return Split(
         name, ArrayImages(pixels), labels, class_names, keys, digest.hexdigest(), extras or {}
     )

@@ -122,7 +122,7 @@ def transport_targets(
 
     Example:
         >>> import torch
-        >>> scores = torch.tensor([[1.0, 0.0], [0.9, 0.8]])
+        >>> scores = torch.tensor([[1.0, 0.0], [0.9, 0.8]]).double()
         >>> targets = transport_targets(Scores(scores, scores.T), epsilon=0.5)
         >>> targets.image.round(decimals=2).tolist()
         [[0.71, 0.29], [0.29, 0.71]]

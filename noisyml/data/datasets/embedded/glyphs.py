@@ -67,8 +67,8 @@ class Glyphs(DatasetSource):
         test_fraction: share of the instances (or faces) for ``test``; ``closed_set`` only.
         min_difference: least squared difference between two classes, as a share of the larger
             squared norm, averaged over shared faces; nearer pairs lose their higher code point.
-        targets: what is to be learnt: ``character`` (one label per picture), or the ``words`` of
-            its Unicode name (several), which disjoint characters share.
+        targets: what is to be learnt: ``character`` (one label per picture), the ``words`` of its
+            Unicode name (several), which disjoint characters share, or that name as a ``caption``.
         min_word_classes: words that fewer of the training characters have are left out.
         class_seed: seed of the order in which characters become classes.
         seed: seed of the distortions.
@@ -99,7 +99,7 @@ class Glyphs(DatasetSource):
         val_fraction: OpenShare = 0.1,
         test_fraction: OpenShare = 0.2,
         min_difference: Share = 0.04,
-        targets: Literal["character", "words"] = "character",
+        targets: Literal["character", "words", "caption"] = "character",
         min_word_classes: Count = 5,
         class_seed: WholeNonNegative = 0,
         seed: WholeNonNegative = 0,
@@ -204,7 +204,9 @@ class Glyphs(DatasetSource):
         extras = {"caption": captions[labels], "script": scripts[labels], "font": fonts}
         names = captions.tolist()
         targets: Labels = labels
-        if self.targets == "words":
+        if self.targets == "caption":
+            names, targets = [], captions.astype(object)[labels]
+        elif self.targets == "words":
             names = words
             has = [[word in caption.split() for word in words] for caption in captions.tolist()]
             targets = np.array(has, dtype=np.uint8)[labels]
@@ -212,7 +214,7 @@ class Glyphs(DatasetSource):
 
     def _words(self, characters: list[Character]) -> list[str]:
         """The words that enough of the characters' names have, sorted; none for single labels."""
-        if self.targets == "character":
+        if self.targets != "words":
             return []
         counts = Counter(word for c in characters for word in set(c.name.split()))
         words = sorted(word for word, count in counts.items() if count >= self.min_word_classes)

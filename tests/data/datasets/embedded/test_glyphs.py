@@ -233,3 +233,22 @@ def test_unwritable_cache(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written .* set dataset.cache_dir"):
         Glyphs(**SMALL, cache_dir=str(tmp_path / "file")).splits()
+
+
+def test_names_as_captions_of_other_characters_to_test(tmp_path):
+    from noisyml.data.checks import contact_sheet
+    from noisyml.targets import PAIRS
+
+    settings = {"num_train_classes": 6, "num_test_classes": 4, "num_val_classes": 0}
+    splits = Glyphs(targets="caption", cache_dir=str(tmp_path), **settings).splits()
+    single = Glyphs(cache_dir=str(tmp_path), **settings).splits()
+    for name, split in splits.items():
+        assert split.target is PAIRS
+        assert split.class_names == []
+        names = [single[name].class_names[i] for i in single[name].labels]
+        assert split.labels.tolist() == names
+        assert split.keys == single[name].keys
+    assert not set(splits["train"].labels) & set(splits["test"].labels)
+    assert contact_sheet(splits["test"], classes=3, instances=5).height == 3 * 64
+    with pytest.raises(TypeError):
+        splits["train"].target.checked([3], 0)
