@@ -43,8 +43,9 @@ class ApproximateTopK(NamedTuple):
         scores: [Nq, k] float32, larger is nearer: inner products (``ip``), cosines (``cosine``) or
             squared distances times -1 (``l2``); -inf where fewer than k candidates were found.
         index: [Nq, k] int64, gallery row numbers; -1 where fewer were found.
-        recall: mean share of the exact k nearest that were found, over the sampled queries; NaN if
-            none was sampled or none has a neighbour.
+        recall: mean share of the exact k nearest that were found, over the sampled queries; a row
+            as near as the k-th of them is a hit, so that ties cost nothing; NaN if none was sampled
+            or none has a neighbour.
         kind: the index that was used.
     """
 
@@ -172,7 +173,7 @@ def approximate_topk(
             exclude=excluded[chosen],
             device="cpu",
         )
-        recall = _recall(found[chosen], exact.index, len(target))
+        recall = _recall(source, target, chosen, found[chosen], exact.index, metric)
     return ApproximateTopK(scores, found, recall, kind)
 
 
@@ -355,10 +356,40 @@ def _exact_scores(queries: Tensor, gallery: _Rows, items: Tensor, metric: str) -
     return torch.bmm(rows, queries[:, :, None])[:, :, 0]
 
 
-def _recall(found: Tensor, exact: Tensor, n_gallery: int) -> float:
-    """Mean share of the exact neighbours that were found; NaN if no query has a neighbour."""
-    row = torch.arange(len(exact))[:, None] * n_gallery
-    hit = torch.isin(row + exact, (row + found)[found >= 0]) & (exact >= 0)
-    there = (exact >= 0).sum(1)
-    share = hit.sum(1).to(torch.float64)[there > 0] / there[there > 0]
+def _recall(
+    queries: _Rows, gallery: _Rows, chosen: Tensor, found: Tensor, exact: Tensor, metric: str
+) -> float:
+    """Mean share of neighbours at least as near as the last exact one; NaN without neighbours.
+
+    Args:
+        queries: all queries.
+        gallery: its rows.
+        chosen: int64 [n], the queries that are looked at.
+        found: int64 [n, k], their gallery rows, -1 where there is none.
+        exact: int64 [n, k], the exact ones.
+        metric: ``cosine``, ``ip`` or ``l2``.
+    """
+    shares = []
+    k = found.shape[1]
+    size = max(1, _GATHERED_NUMBERS // (2 * k * gallery.dim))
+    for start in range(0, len(chosen), size):
+        part = slice(start, start + size)
+        # Both lists are scored alike, so that equal rows have equal scores to the last bit.
+        rows = torch.cat([found[part], exact[part]], dim=1)
+        scores = _double_scores(queries.take(chosen[part]), gallery, rows, metric)
+        reached, wanted = scores[:, :k], scores[:, k:]
+        there = exact[part] >= 0
+        last = wanted.masked_fill(~there, torch.inf).amin(1, keepdim=True)
+        hit = (reached >= last) & (found[part] >= 0)
+        some = there.any(1)
+        shares.append(hit[some].sum(1).double() / there[some].sum(1))
+    share = torch.cat(shares)
     return float(share.mean()) if len(share) else float("nan")
+
+
+def _double_scores(queries: Tensor, gallery: _Rows, items: Tensor, metric: str) -> Tensor:
+    """Scores float64 [n, m] of gallery rows, each by the same sum whatever its place."""
+    rows = gallery.take(items.clamp(min=0).flatten()).view(*items.shape, gallery.dim).double()
+    if metric == "l2":
+        return -(rows - queries[:, None].double()).square_().sum(2)
+    return (rows * queries[:, None].double()).sum(2)

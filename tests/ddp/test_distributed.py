@@ -1,10 +1,14 @@
 """Gather and shards on 2 and 3 gloo processes, one of them with nothing."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.multiprocessing as mp
 
 from noisyml import distributed
+from noisyml.callbacks.broken_images import BrokenImages
 
 SHARDS = {2: (3, 4), 3: (2, 0, 5)}
 
@@ -43,10 +47,30 @@ def _work(rank, world, file, out):
         "sizes": distributed.shard_sizes(len(mine), mine.device) == list(SHARDS[world]),
         "slice": distributed.gather(torch.arange(10)[distributed.shard_slice(10)]).tolist()
         == list(range(10)),
+        "broken": _broken_everywhere(rank, world, out),
         "rank": distributed.rank() == rank and distributed.world_size() == world,
     }
     torch.save(results, f"{out}/{rank}.pt")
     torch.distributed.destroy_process_group()
+
+
+def _broken_everywhere(rank, world, out):
+    """Each rank meets one broken image of its own; all are listed and stored."""
+    split = SimpleNamespace(keys=[f"{i}.png" for i in range(world)])
+    data = SimpleNamespace(splits={"train": split, "val": split}, broken=dict)
+    trainer = SimpleNamespace(datamodule=data, is_global_zero=rank == 0)
+    callback = BrokenImages(f"{out}/broken.csv")
+    callback.setup(trainer, None, "fit")
+    callback.on_train_batch_end(trainer, None, None, {"broken": torch.tensor([rank])}, 0)
+    # A rank without broken images takes part.
+    positions = torch.tensor([1] if rank == 1 else [], dtype=torch.int64)
+    callback.found["val"].update(positions.tolist())
+    stored = callback.state_dict()["found"]
+    callback.on_train_end(trainer, None)
+    torch.distributed.barrier()
+    lines = Path(f"{out}/broken.csv").read_text().splitlines()
+    everything = [f"train,{i},{i}.png" for i in range(world)] + ["val,1,1.png"]
+    return stored == {"train": list(range(world)), "val": [1]} and lines[1:] == everything
 
 
 @pytest.mark.parametrize("world", [2, 3])

@@ -100,6 +100,18 @@ def test_equal_scores_come_in_the_order_of_row_numbers() -> None:
     assert torch.equal(found.index, torch.arange(100).view(25, 4).T)
 
 
+@pytest.mark.parametrize("metric", ["cosine", "ip", "l2"])
+def test_a_row_as_near_as_the_last_exact_neighbour_is_found(metric: str) -> None:
+    centres = torch.nn.functional.normalize(rows(4, 16), dim=1)
+    gallery = centres.repeat_interleave(50, 0)
+    found = approximate_topk(gallery, gallery, 5, metric=metric, index="hnsw")
+    assert (found.index // 50 == torch.arange(200)[:, None] // 50).all()
+    assert found.recall == 1.0
+    # Another centre's rows are no hits.
+    few = approximate_topk(gallery, gallery, 60, metric=metric, index="ivf", n_lists=4, n_probes=1)
+    assert few.recall == pytest.approx(50 / 60)
+
+
 def test_memory_maps_are_read(tmp_path: Path) -> None:
     gallery = rows(500)
     np.save(tmp_path / "gallery.npy", gallery.numpy())

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
+import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +21,14 @@ from numpy.typing import NDArray
 from noisyml.data.base import Split
 from noisyml.data.inputs import ArrayImages, FileImages
 from noisyml.errors import UserError
-from noisyml.storage.text import read_text
+from noisyml.storage.text import numbered_lines
 from noisyml.targets import target_of
 
 if TYPE_CHECKING:
     from noisyml.data.base import DatasetSource
     from noisyml.targets import Labels
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -31,11 +36,8 @@ Result = TypeVar("Result")
 _THREADS = 16
 _PART = 256
 
+_BLANKS = " \t"
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
-
-IMAGE_SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-)
 
 
 def require_files(source: DatasetSource, name: str) -> None:
@@ -52,6 +54,21 @@ def require_files(source: DatasetSource, name: str) -> None:
 def first_missing(root: Path, *names: str) -> str | None:
     """The first of `names` that does not exist below `root` as a full path, or None."""
     return next((str(root / name) for name in names if not (root / name).exists()), None)
+
+
+def first_missing_of_layouts(root: Path, *layouts: Sequence[str]) -> str | None:
+    """Path that the best present of several layouts lacks; None if one is complete.
+
+    Args:
+        root: folder of the data set.
+        layouts: names below `root` that each layout needs; of equally present ones the first is
+            complained about.
+    """
+    there = [sum((root / name).exists() for name in names) for names in layouts]
+    if any(count == len(names) for count, names in zip(there, layouts, strict=True)):
+        return None
+    shares = [count / len(names) for count, names in zip(there, layouts, strict=True)]
+    return first_missing(root, *layouts[shares.index(max(shares))])
 
 
 def check_count(what: str, found: int, expected: int) -> None:
@@ -78,19 +95,6 @@ def check_split(name: str, split: Split, images: int, classes: int) -> None:
     check_count(f"Classes of the {split.name} split of {name}", present, classes)
 
 
-def read_lines(path: Path) -> list[str]:
-    """The non-empty lines of a UTF-8 text file, without line ends.
-
-    Raises:
-        UserError: it cannot be read as text.
-    """
-    try:
-        text = read_text(path)
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read as UTF-8 text: {error}.") from error
-    return [line for line in text.splitlines() if line.strip()]
-
-
 def class_order(names: Iterable[str]) -> list[str]:
     """Different class names in order: as numbers if all of them are numbers, else by bytes.
 
@@ -101,6 +105,38 @@ def class_order(names: Iterable[str]) -> list[str]:
     if all(_NUMBER.fullmatch(name) for name in different):
         return sorted(different, key=lambda name: (Decimal(name), name))
     return sorted(different)
+
+
+def say_look_alikes(class_names: Sequence[str], where: str) -> None:
+    """Warn of classes that a reader would take for one: ``Cat`` and ``cat``, ``1`` and ``1.0``.
+
+    Args:
+        class_names: different names.
+        where: the file or folder, for the message.
+    """
+    alike: dict[str, list[str]] = {}
+    for name in class_names:
+        alike.setdefault(_as_read(name), []).append(name)
+    pairs = [names for names in alike.values() if len(names) > 1]
+    if pairs:
+        log.warning(
+            "%s: %d classes look like another one, e.g. %s; write one name if they are one class",
+            where, sum(map(len, pairs)) - len(pairs), " and ".join(map(repr, pairs[0])),
+        )  # fmt: skip
+
+
+def _as_read(name: str) -> str:
+    """A name without what eyes pass over: case, form of letters, blanks, dashes, zeros."""
+    if _NUMBER.fullmatch(name):
+        return str(Decimal(name).normalize())
+    letters = unicodedata.normalize("NFKC", name).casefold()
+    return re.sub(r"[\W_]+", "", letters) or letters
+
+
+def user_path(typed: str) -> Path:
+    """A path as typed; where nothing has that name, ``~`` at its start is the home folder."""
+    path = Path(typed)
+    return path if os.path.lexists(path) else Path(os.path.expanduser(typed))
 
 
 def read_columns(path: Path, columns: int, skip: int = 0) -> list[list[str]]:
@@ -114,10 +150,13 @@ def read_columns(path: Path, columns: int, skip: int = 0) -> list[list[str]]:
     Raises:
         UserError: a row has fewer columns; the sentence names file and line.
     """
-    rows = [line.split(maxsplit=columns - 1) for line in read_lines(path)[skip:]]
-    for number, row in enumerate(rows, start=skip + 1):
+    # Blanks of ASCII alone: an ideographic or an unbreakable space is part of a name.
+    rows = []
+    for number, line in numbered_lines(path)[skip:]:
+        row = re.split(f"[{_BLANKS}]+", line.strip(_BLANKS), maxsplit=columns - 1)
         if len(row) != columns:
             raise UserError(f"{path}, line {number}: expected {columns} columns, found {len(row)}.")
+        rows.append(row)
     return rows
 
 
@@ -132,18 +171,6 @@ def whole_numbers(values: Sequence[str], path: Path) -> NDArray[np.int64]:
     except ValueError as error:
         wrong = next(value for value in values if not value.strip().lstrip("-").isdecimal())
         raise UserError(f"{path}: '{wrong}' stands where a whole number is expected.") from error
-
-
-def image_files(folder: Path) -> list[str]:
-    """Names of the images in a folder, sorted by bytes; hidden files are left out.
-
-    Archives packed on a Mac hold a ``._name.jpg`` beside ``name.jpg``, which is no image.
-    """
-    return sorted(
-        name
-        for name in os.listdir(folder)
-        if Path(name).suffix.lower() in IMAGE_SUFFIXES and not name.startswith(".")
-    )
 
 
 def check_archives(folder: Path, published: Mapping[str, str], name: str) -> None:
@@ -176,19 +203,31 @@ def check_archives(folder: Path, published: Mapping[str, str], name: str) -> Non
 
 
 def stat_files(root: Path, paths: Sequence[str]) -> list[os.stat_result | None]:
-    """Size and times of each file, None where there is no file."""
+    """Size and times of each file, None where there is no file: nothing, a folder, a pipe.
+
+    Raises:
+        UserError: a folder on the way may not be looked into.
+    """
     folder = str(root)
 
     def look(some: Sequence[str]) -> list[os.stat_result | None]:
         found: list[os.stat_result | None] = []
         for path in some:
             try:
-                found.append(os.stat(os.path.join(folder, path)))
-            except (FileNotFoundError, NotADirectoryError):
+                facts = os.stat(os.path.join(folder, path))
+            except PermissionError as error:
+                raise UserError(
+                    f"{root / path} may not be looked at: {error.strerror}; change its folder's "
+                    "permissions."
+                ) from error
+            except (OSError, ValueError):
+                # Links that loop, names that are too long or hold a zero byte.
                 found.append(None)
+            else:
+                found.append(facts if stat.S_ISREG(facts.st_mode) else None)
         return found
 
-    return [stat for found in at_once(look, paths) for stat in found]
+    return [facts for found in at_once(look, paths) for facts in found]
 
 
 def at_once(work: Callable[[Sequence[str]], Result], items: Sequence[str]) -> list[Result]:
@@ -208,9 +247,10 @@ def at_once(work: Callable[[Sequence[str]], Result], items: Sequence[str]) -> li
 def files_digest(paths: Sequence[str], stats: Sequence[os.stat_result | None], name: str) -> str:
     """SHA-256 of a name and of paths, sizes and modification times of the files there are."""
     digest = hashlib.sha256(name.encode())
-    for path, stat in zip(paths, stats, strict=True):
-        if stat is not None:
-            digest.update(f"\0{path}\0{stat.st_size}\0{stat.st_mtime_ns}".encode(errors="replace"))
+    for path, facts in zip(paths, stats, strict=True):
+        if facts is not None:
+            text = f"\0{path}\0{facts.st_size}\0{facts.st_mtime_ns}"
+            digest.update(text.encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -267,7 +307,7 @@ def file_split(
         twice = Counter(paths).most_common(1)[0][0]
         raise UserError(f"The {name} split of {root} lists {twice} twice; remove one of the rows.")
     stats = stat_files(root, paths)
-    absent = [path for path, stat in zip(paths, stats, strict=True) if stat is None]
+    absent = [path for path, facts in zip(paths, stats, strict=True) if facts is None]
     if absent:
         raise UserError(
             f"{len(absent)} of {len(paths)} images of the {name} split are missing, the first is "

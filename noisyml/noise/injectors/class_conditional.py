@@ -30,6 +30,7 @@ from noisyml.noise.transition import (
     preset_matrix,
     symmetric_matrix,
 )
+from noisyml.storage.text import read_table
 
 
 def _check_legacy(count: str, recipe: str, default: str) -> None:
@@ -412,7 +413,8 @@ def read_matrix(path: Path) -> NDArray[np.float64]:
         if path.suffix == ".npy":
             return np.asarray(np.load(path, allow_pickle=False), dtype=np.float64)
         if path.suffix == ".csv":
-            return np.loadtxt(path, delimiter=",", ndmin=2)
+            rows = read_table(path, header=False).rows
+            return np.array([[float(cell) for cell in row if cell.strip()] for row in rows])
     except (ValueError, OSError) as error:
         raise UserError(
             f"{path} is not a matrix of numbers ({error}); correct the file."

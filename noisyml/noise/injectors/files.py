@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from noisyml.errors import UserError
@@ -22,7 +21,7 @@ from noisyml.noise.released.lists import (
     manifest_from_list,
     official_table,
 )
-from noisyml.storage.text import read_text
+from noisyml.storage.text import numbered_lines, read_table
 from noisyml.targets import SINGLE, TARGETS, TargetKind, target_of
 
 #: MD5 of the CIFAR-N label files (Wei et al., ICLR 2022).
@@ -47,6 +46,8 @@ RAF_DB_LISTS = {
     "noise03.txt": ("bb2f536c87af0b20d16b8e48945c3d6220fad0b4d4ee39b8b99f2007745dbe58", 3_722),
 }
 RAF_DB_IMAGES = 12_271
+#: A line of a list of labels by name: names may hold blanks, labels do not.
+_NAMED = re.compile(r"(.*\S)[ \t]+(\S+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,6 +236,9 @@ class HumanLabels(SplitInjector):
 class LabelList(SplitInjector):
     """Labels from a text file of ``name label`` lines, joined to the samples by their keys.
 
+    Labels are numbers of classes, or their names; where the classes are called by numbers, numbers
+    are names.
+
     The file may list more samples than the split has, so that a validation split carved from the
     training images gets its labels from it too.
 
@@ -262,7 +266,8 @@ class LabelList(SplitInjector):
     def corrupt(self, samples: Samples) -> Outcome:
         """Look up every sample."""
         path = Path(self.path)
-        listed = _read_names(path)
+        written = _read_names(path)
+        listed = _class_numbers(written, self.first_label, samples.class_names, path)
         official = RAF_DB_LISTS.get(path.name) if self.verify_official else None
         if official is not None:
             found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -283,35 +288,62 @@ class LabelList(SplitInjector):
                 "made for."
             )
         labels = np.array([listed[key] for key in samples.keys], dtype=np.int64)
-        observed = SINGLE.checked(labels - self.first_label, samples.num_classes)
+        observed = SINGLE.checked(labels, samples.num_classes)
         if official is not None and len(samples) == RAF_DB_IMAGES:
             wrong = int((observed != samples.labels).sum())
             _check_wrong(self.path, "the list", wrong, official[1])
         return Outcome(observed=observed)
 
 
-def _read_names(path: Path) -> dict[str, int]:
-    """Label of each name in a file of ``name label`` lines."""
+def _read_names(path: Path) -> dict[str, str]:
+    """Label of each name in a file of ``name label`` lines, as it stands there."""
     if not path.is_file():
         raise UserError(f"There is no list {path}; correct noise.path.")
-    try:
-        lines = read_text(path).splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a UTF-8 text file ({error}).") from error
-    listed: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        name, _, label = line.strip().rpartition(" ")
-        if not name and not label:
-            continue
-        if not name or not label.isdecimal():
+    listed: dict[str, str] = {}
+    for number, line in numbered_lines(path):
+        row = _NAMED.fullmatch(line.strip(" \t"))
+        if row is None:
             raise UserError(
-                f"Line {number} of {path} is not of the form 'name label' with a whole-number "
-                f"label: {line!r}."
+                f"Line {number} of {path} is not of the form 'name label', with a blank or a tab "
+                f"before the label: {line!r}."
             )
-        if name.rstrip() in listed:
-            raise UserError(f"Line {number} of {path} lists '{name.rstrip()}' a second time.")
-        listed[name.rstrip()] = int(label)
+        name, label = row.groups()
+        if name in listed:
+            raise UserError(f"Line {number} of {path} lists '{name}' a second time.")
+        listed[name] = label
     return listed
+
+
+def _class_numbers(
+    listed: Mapping[str, str], first_label: int, class_names: Sequence[str] | None, path: Path
+) -> dict[str, int]:
+    """The class of each name in a list, counted from 0.
+
+    Labels that are names of the data set's classes mean these classes: words, and also numbers
+    where the classes are called by numbers (folders ``1`` to ``26``). Other numbers count the
+    classes from `first_label` on.
+
+    Raises:
+        UserError: a label is neither.
+    """
+    named = {_plain(name): i for i, name in enumerate(class_names or ())}
+    labels = {label: _plain(label) for label in set(listed.values())}
+    numeric = all(label.isdecimal() for label in labels)
+    by_name = set(labels.values()) <= named.keys()
+    if by_name and not (numeric and first_label):
+        return {name: named[labels[label]] for name, label in listed.items()}
+    odd = next((label for label in sorted(labels) if not label.isdecimal()), None)
+    if odd is not None:
+        raise UserError(
+            f"{path} has the label {odd!r}, which is neither a whole number nor the name of a "
+            "class of the data set."
+        )
+    return {name: int(label) - first_label for name, label in listed.items()}
+
+
+def _plain(label: str) -> str:
+    """A label without leading zeros if it is a whole number: ``007`` and ``7`` are one class."""
+    return str(int(label)) if label.isdecimal() else label
 
 
 def _numbers_in(keys: Sequence[str] | None, rows: int, path: str) -> NDArray[np.int64]:
@@ -363,13 +395,21 @@ def read_label_columns(path: str | Path) -> dict[str, NDArray]:
             with np.load(path, allow_pickle=False) as archive:
                 return {name: archive[name] for name in archive.files}
         if path.suffix == ".csv":
-            frame = pd.read_csv(path)
-            return {str(name): frame[name].to_numpy() for name in frame.columns}
+            table = read_table(path)
+            return {name: _numbers(table.column(name)) for name in table.header if name}
         if path.suffix == ".pt":
             return _read_torch(path)
     except (ValueError, OSError) as error:
         raise UserError(f"{path} is not a readable label file ({error}).") from error
     raise UserError(f"{path} is not a .npy, .npz, .csv or .pt file; convert the labels to one.")
+
+
+def _numbers(cells: list[str]) -> NDArray[Any]:
+    """A column as int64 if all of its cells are whole numbers, else as text."""
+    try:
+        return np.array([int(cell) for cell in cells], dtype=np.int64)
+    except ValueError:
+        return np.array(cells)
 
 
 def _read_torch(path: Path) -> dict[str, NDArray]:

@@ -8,6 +8,7 @@ matching *cleaned* list; labels cannot tell, because small-cluster lists are ren
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from noisyml.errors import UserError
 from noisyml.noise.manifest import NoiseManifest
+from noisyml.storage.text import read_text
 
 #: Data-set folders at which released paths are split.
 DATASET_FOLDERS = (
@@ -143,9 +145,10 @@ def read_list(path: str | Path) -> PathList:
     if not path.is_file():
         raise UserError(f"There is no list {path}; give the path of a file of path,label lines.")
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        text = io.StringIO(read_text(path), newline=None).read()
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a UTF-8 text file ({error}).") from error
+    lines = text.removesuffix("\n").split("\n")
     rows = [line.rpartition(",") for line in lines]
     for number, (name, _, label) in enumerate(rows, start=1):
         number_like = label.isascii() and label.isdigit() and len(label) < 10

@@ -240,6 +240,104 @@ def test_ferplus(tmp_path, images):
         FERPlus(str(tmp_path), check_counts=False).splits()
 
 
+def _votes(*counts):
+    return [str(count) for count in (*counts, *[0] * (10 - len(counts)))]
+
+
+def test_ferplus_trains_from_the_lists_of_its_authors(tmp_path):
+    _ferplus(tmp_path, ".")
+    source = FERPlus(str(tmp_path), check_counts=False)
+    source.splits()
+    assert source.left_out == {
+        "rows without a picture": [f"line {2 + i}" for i, row in enumerate(VOTES) if not row[1]],
+        "faces without a majority for a chosen class": source.left_out[
+            "faces without a majority for a chosen class"
+        ],
+    }
+    for usage, folder in ferplus.FOLDERS.items():
+        # The votes of the lists are not those of the table; the box of the face has commas.
+        rows = [
+            f'{name},"(0, 0, 48, 48)",{",".join(_votes(0, 0, 0, 9, 1))}'
+            for part, name, _ in VOTES
+            if part == usage and name
+        ]
+        (tmp_path / folder / "label.csv").write_text("\n".join(rows) + "\n")
+    splits = FERPlus(str(tmp_path), check_counts=False).splits()
+    assert {name for split in splits.values() for name in _names(split)} == {"Sadness"}
+    table = FERPlus(str(tmp_path), votes="table", check_counts=False).splits()
+    assert _names(table["train"]) == ["Neutral", "Sadness"]
+    (tmp_path / "fer2013new.csv").unlink()
+    assert FERPlus(str(tmp_path)).missing() is None
+    assert str(FERPlus(str(tmp_path), votes="table").missing()).endswith("fer2013new.csv")
+    with pytest.raises(UserError, match=r"Rows of label.csv .* Training: expected 28558"):
+        FERPlus(str(tmp_path)).splits()
+    (tmp_path / "FER2013Valid" / "label.csv").write_text("a.png,4,0\n")
+    with pytest.raises(UserError, match=r"Valid/label.csv, line 1: expected 12 columns, found 3"):
+        FERPlus(str(tmp_path), check_counts=False).splits()
+
+
+def test_ferplus_counts_what_the_authors_elect():
+    published = FERPlus("x", votes="lists").published()
+    assert published == {"train": 25_045, "val": 3_191, "test": 3_137}
+    assert list(FERPlus("x", votes="lists", val="carved").published()) == ["train", "test"]
+    assert FERPlus("x", votes="lists", classes=7).published() == {}
+    assert FERPlus("x", votes="table").published() == {}
+
+
+def test_ferplus_keeps_the_row_of_a_picture_that_stands_in_its_place(tmp_path):
+    """As in the official table: a second row out of the order of names, one of them first."""
+    header = "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,"
+    rows = [
+        ("Training", "fer0000001.png", _votes(9)), ("Training", "fer0000007.png", _votes(0, 9)),
+        ("Training", "fer0000002.png", _votes(9)), ("Training", "", _votes()),
+        ("Training", "fer0000006.png", _votes(9)), ("Training", "fer0000007.png", _votes(0, 0, 9)),
+        ("Training", "fer0000008.png", _votes(9)), ("PublicTest", "fer0000011.png", _votes(9)),
+        ("PrivateTest", "fer0000012.png", _votes(0, 0, 0, 9)),
+        ("PrivateTest", "fer0000013.png", _votes(9)),
+        ("PrivateTest", "fer0000012.png", ["0"] * 9 + ["10"]),
+    ]  # fmt: skip
+    lines = [header + "unknown,NF", *(",".join([a, b, *votes]) for a, b, votes in rows)]
+    (tmp_path / "fer2013new.csv").write_text("\r\n".join(lines) + "\r\n", encoding="utf-8-sig")
+    for usage, name, _ in rows:
+        if name:
+            _image(tmp_path / ferplus.FOLDERS[usage] / name)
+    source = FERPlus(str(tmp_path), check_counts=False)
+    splits = source.splits()
+    assert dict(zip(splits["train"].keys, _names(splits["train"]), strict=True)) == {
+        "FER2013Train/fer0000001.png": "Neutral", "FER2013Train/fer0000002.png": "Neutral",
+        "FER2013Train/fer0000006.png": "Neutral", "FER2013Train/fer0000007.png": "Surprise",
+        "FER2013Train/fer0000008.png": "Neutral",
+    }  # fmt: skip
+    assert _names(splits["test"]) == ["Sadness", "Neutral"]
+    assert source.left_out == {
+        "rows without a picture": ["line 5"],
+        "second rows of a picture": ["line 3 fer0000007.png", "line 12 fer0000012.png"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("there", "lacking"),
+    [
+        (["training.csv", "Manually_Annotated_Images/"], "validation.csv"),
+        (["train_set/images/", "train_set/annotations/", "val_set/images/"], "val_set/annotations"),
+        ([], "train_set/images"),
+    ],
+)
+def test_affectnet_names_what_the_layout_that_is_there_lacks(tmp_path, there, lacking):
+    for name in there:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).mkdir() if name.endswith("/") else (tmp_path / name).touch()
+    assert AffectNet(str(tmp_path)).missing() == str(tmp_path / lacking)
+
+
+def test_cifar_names_what_the_version_that_is_there_lacks(tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for name in ("data_batch_1", "data_batch_2", "test_batch"):
+        (folder / name).touch()
+    assert Cifar10(str(tmp_path)).missing() == str(folder / "data_batch_3")
+
+
 def test_majorities():
     votes = np.array([[3, 2, 1, 0], [3, 3, 0, 0], [0, 0, 0, 5], [1, 1, 1, 1], [0, 4, 3, 1]])
     assert majority_vote(votes, absolute=True).tolist() == [0, -1, -1, -1, 1]

@@ -225,7 +225,8 @@ def test_mistakes_in_lists(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no list"):
         listed.inject([0, 1], 2, keys=["a", "b"])
     for content, message in [
-        ("a 0\nb one\n", "Line 2 of .* 'b one'"),
+        ("a 0\nb one\n", "has the label 'one', which is neither a whole number nor the name"),
+        ("a 0\nb\n", "Line 2 of .* 'b'"),
         ("a 0\na 1\n", "Line 2 of .* lists 'a' a second time"),
         ("a 0\n", "no label for the sample 'b'"),
         ("a 0\nb 2\n", "label 2"),
@@ -237,3 +238,30 @@ def test_mistakes_in_lists(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="this data set has no names"):
         listed.inject([0, 1], 2)
     assert listed.inject([0, 1], 2, keys=["b c", "a"]).observed.tolist() == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("names", "written", "wrong"),
+    [
+        # Folders called 1 to 3, and a list that repeats the numbers of the folders.
+        (["1", "2", "3"], ["1", "2", "3"], []),
+        (["1", "2", "3"], ["01", "02", "02"], [2]),
+        # A list that counts from 0 beside folders that count from 1.
+        (["1", "2", "3"], ["0", "1", "2"], []),
+        (["cat", "dog", "owl"], ["cat", "owl", "owl"], [1]),
+        (["cat", "dog", "owl"], ["0", "1", "1"], [2]),
+    ],
+)
+def test_labels_of_a_list_are_names_of_classes_or_count_them(tmp_path, names, written, wrong):
+    keys = ["a b=1,2.png", "Größe 図　9.png", "c.png"]
+    lines = [f"{key}\t{label}" for key, label in zip(keys, written, strict=True)]
+    (tmp_path / "list.txt").write_bytes("\r\n".join(lines).encode("utf-16"))
+    noise = LabelList(path=str(tmp_path / "list.txt"))
+    manifest = noise.inject([0, 1, 2], 3, keys=keys, class_names=names)
+    assert np.flatnonzero(manifest.changed).tolist() == wrong
+
+
+def test_commas_at_the_end_of_lines_are_no_column(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text("clean_label,noisy_label\n0,0,\n1,2,\n2,2,\n")
+    assert HumanLabels(path=str(path)).inject([0, 1, 2], 3).changed.tolist() == [False, True, False]

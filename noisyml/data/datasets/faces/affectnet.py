@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,13 @@ from numpy.typing import NDArray
 
 from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.readers.closed_set import ClosedSetFiles, Listed, check_range
-from noisyml.data.readers.layout import first_missing, whole_numbers
+from noisyml.data.readers.layout import (
+    first_missing,
+    first_missing_of_layouts,
+    whole_numbers,
+)
 from noisyml.errors import UserError
+from noisyml.storage.text import read_table
 
 CLASS_NAMES = (
     "Neutral", "Happiness", "Sadness", "Surprise", "Fear", "Disgust", "Anger", "Contempt",
@@ -75,18 +79,18 @@ class AffectNet(ClosedSetFiles):
         self.layout = layout
 
     def missing(self) -> str | None:
-        """None, or what the layout lacks."""
-        if self.layout == "auto":
-            lacking = [self._lacking(layout) for layout in ("sets", "lists")]
-            return None if None in lacking else lacking[0]
-        return self._lacking(self.layout)
+        """None, or what the layout lacks, or the one of which most is there."""
+        layouts = ("sets", "lists") if self.layout == "auto" else (self.layout,)
+        return first_missing_of_layouts(self.root, *map(self._needed, layouts))
 
-    def _lacking(self, layout: str) -> str | None:
+    def _needed(self, layout: str) -> list[str]:
+        """Names below the root that a layout needs."""
         if layout == "sets":
-            folders = (f"{s}/{kind}" for s in SETS.values() for kind in ("images", "annotations"))
-            return first_missing(self.root, *folders)
-        lists = first_missing(self._list_folder, *LISTS.values())
-        return lists or first_missing(self.root, LIST_IMAGES)
+            return [
+                f"{part}/{kind}" for part in SETS.values() for kind in ("images", "annotations")
+            ]
+        folder = self._list_folder.relative_to(self.root)
+        return [*(str(folder / name) for name in LISTS.values()), LIST_IMAGES]
 
     @property
     def _list_folder(self) -> Path:
@@ -96,7 +100,8 @@ class AffectNet(ClosedSetFiles):
     def _layout_found(self) -> str:
         if self.layout != "auto":
             return self.layout
-        return "sets" if self._lacking("sets") is None else "lists"
+        lacking = first_missing(self.root, *self._needed("sets"))
+        return "sets" if lacking is None else "lists"
 
     def class_names(self) -> Sequence[str]:
         """The expressions in the order of the official numbers."""
@@ -111,9 +116,15 @@ class AffectNet(ClosedSetFiles):
         """Images of the chosen expressions."""
         read = self._from_set if self._layout_found() == "sets" else self._from_list
         parts = {}
+        left_out: list[str] = []
         for part in ("train", "test"):
             paths, labels = read(part)
             parts[part] = Listed(paths, labels).take(np.flatnonzero(labels < self.classes))
+            others = [
+                path for path, label in zip(paths, labels, strict=True) if label >= self.classes
+            ]
+            left_out += others
+        self.left_out = {"images of no chosen expression": left_out}
         return parts
 
     def _from_set(self, part: str) -> tuple[list[str], NDArray[np.int64]]:
@@ -130,8 +141,7 @@ class AffectNet(ClosedSetFiles):
 
     def _from_list(self, part: str) -> tuple[list[str], NDArray[np.int64]]:
         path = self._list_folder / LISTS[part]
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file) if row]
+        rows = read_table(path, header=False).rows
         # Only the training list has a header; the columns are the same.
         rows = rows[1:] if rows and rows[0][0] == "subDirectory_filePath" else rows
         short = next((i for i, row in enumerate(rows) if len(row) < 7), None)

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import glob
 import logging
+import os
 import re
+import unicodedata
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.base import DatasetSource, Split
+from noisyml.data.readers.folders import split_of
 from noisyml.data.readers.layout import (
     class_order,
     parts_to_splits,
     require_files,
+    say_look_alikes,
     stat_files,
+    user_path,
 )
 from noisyml.data.readers.partition import (
     SPLIT_NAMES,
@@ -27,7 +31,7 @@ from noisyml.data.readers.partition import (
     origin,
 )
 from noisyml.errors import UserError
-from noisyml.storage.text import read_text
+from noisyml.storage.text import read_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -63,9 +67,9 @@ class CsvTable(DatasetSource):
         labels_column: column of labels, several per image (in a ``.parquet`` table also as lists);
             ``auto``: the column ``labels`` if there is one and no `label_column`; None: one label
             per image.
-        split_column: column that says ``train``, ``val``, ``test``, ``query`` or ``gallery``;
-            ``auto``: the column ``split`` if there is one; None to carve the splits. A missing
-            ``val`` is carved from ``train``.
+        split_column: column that says ``train``, ``val``, ``test``, ``query`` or ``gallery`` (or
+            ``Training``, ``valid`` and the like); ``auto``: the column ``split`` if there is one;
+            None to carve the splits. A missing ``val`` is carved from ``train``.
         split: ``closed_set`` (same classes everywhere) or ``zero_shot`` (disjoint classes).
         val_fraction: share of each class (or of the classes) for ``val``, in [0, 1).
         test_fraction: the same for ``test``; unused with a column of splits.
@@ -97,13 +101,13 @@ class CsvTable(DatasetSource):
         clean_val: bool = False,
     ) -> None:
         check_fractions(val_fraction, test_fraction)
-        self.path = Path(path)
+        self.path = user_path(path)
         if self.path.suffix.lower() not in TABLE_SUFFIXES:
             raise UserError(
                 f"dataset.path={path} is no table: its name must end in "
                 f"{', '.join(TABLE_SUFFIXES)}."
             )
-        self.root = self.path.parent if root is None else Path(root)
+        self.root = self.path.parent if root is None else user_path(root)
         self.path_column = path_column
         self.label_column = label_column
         self.labels_column = labels_column
@@ -130,7 +134,7 @@ class CsvTable(DatasetSource):
         """
         require_files(self, "csv")
         table = self._read()
-        paths = self._column(table, self.path_column, "dataset.path_column")
+        paths = self._paths(table)
         several = self._several(table)
         if several is None:
             names = [
@@ -144,6 +148,7 @@ class CsvTable(DatasetSource):
             split_column = SPLIT_COLUMN if SPLIT_COLUMN in table.columns else None
         if split_column is not None:
             given = self._column(table, split_column, "dataset.split_column")
+            given = [split_of(word) or word for word in given]
             wrong = next((row for row, part in enumerate(given) if part not in SPLIT_NAMES), None)
             if wrong is not None:
                 raise UserError(
@@ -151,13 +156,13 @@ class CsvTable(DatasetSource):
                     f"'{split_column}'; write one of: {', '.join(SPLIT_NAMES)} (or set "
                     "dataset.split_column=null to carve the splits)."
                 )
-        self._check_paths(paths)
         class_names = class_order(name for row in names for name in row)
         if len(class_names) < 2:
             raise UserError(
                 f"{self.path} has {len(class_names)} different labels in its column "
                 f"'{several or self.label_column}'; two at least are needed."
             )
+        say_look_alikes(class_names, str(self.path))
         number = {name: i for i, name in enumerate(class_names)}
         labels: Labels
         if several is None:
@@ -190,62 +195,30 @@ class CsvTable(DatasetSource):
 
     def _read(self) -> pd.DataFrame:
         import pandas as pd
-        from pyarrow import ArrowException
 
         suffix = self.path.suffix.lower()
+        if suffix == ".parquet":
+            return self._read_parquet()
+        promised = SEPARATORS[suffix]
+        separators = (promised, *(other for other in OTHER_SEPARATORS if other != promised))
+        columns = {self.path_column, self.label_column, LABELS_COLUMN, self.labels_column}
+        wanted = [name for name in columns if name]
+        # As text, so that labels like NA, 007 and 1.0 stay what they are.
+        table = read_table(self.path, separators, wanted)
+        self.left_out = {"lines without a cell": [f"line {n}" for n in table.blank]}
+        if table.blank:
+            log.info("%s: left out %d lines without a cell", self.path, len(table.blank))
+        return pd.DataFrame(table.rows, columns=table.header, dtype=str)
+
+    def _read_parquet(self) -> pd.DataFrame:
+        import pandas as pd
+        from pyarrow import ArrowException
+
         try:
-            if suffix == ".parquet":
-                return pd.read_parquet(self.path)
-            # As text, so that labels like NA, 007 and 1.0 stay what they are.
-            return self._read_text()
-        except UnicodeDecodeError as error:
-            raise UserError(
-                f"The table {self.path} is not UTF-8 text; save it as UTF-8 (spreadsheets call it "
-                "'CSV UTF-8')."
-            ) from error
-        except (OSError, ValueError, csv.Error, ArrowException) as error:
+            return pd.read_parquet(self.path)
+        except (OSError, ValueError, ArrowException) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise UserError(f"The table {self.path} cannot be read: {reason}.") from error
-
-    def _read_text(self) -> pd.DataFrame:
-        """The rows as text; empty cells beyond the last column (trailing commas) are left out."""
-        import pandas as pd
-
-        text = read_text(self.path)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=self._separator(text))
-        header = next(reader, [])
-        rows = []
-        for row in reader:
-            if not any(cell.strip() for cell in row):
-                continue
-            if any(cell.strip() for cell in row[len(header) :]):
-                raise ValueError(
-                    f"line {reader.line_num} has {len(row)} cells where the header has "
-                    f"{len(header)}; put quotation marks around text that holds a separator"
-                )
-            rows.append(row[: len(header)] + [""] * (len(header) - len(row)))
-        if not header:
-            raise ValueError("it is empty")
-        twice = {name for name in header if name and header.count(name) > 1}
-        if twice:
-            raise ValueError(f"the column '{min(twice)}' occurs twice")
-        return pd.DataFrame(rows, columns=header, dtype=str)
-
-    def _separator(self, text: str) -> str:
-        """Separator of the columns, by the first line: the suffix's separator wins ties."""
-        promised = SEPARATORS[self.path.suffix.lower()]
-        header = io.StringIO(text, newline="").readline()
-        separators = (promised, *(other for other in OTHER_SEPARATORS if other != promised))
-        wanted = {self.path_column, self.label_column, LABELS_COLUMN, self.labels_column}
-
-        def fit(separator: str) -> tuple[int, int]:
-            columns = next(csv.reader([header], delimiter=separator), [])
-            return len(wanted & set(columns)), len(columns)
-
-        found = max(separators, key=fit)
-        if found != promised:
-            log.info("%s: the columns are separated by %r", self.path, found)
-        return found
 
     def _several(self, table: pd.DataFrame) -> str | None:
         """The column of several labels per image, None where there is one label."""
@@ -262,11 +235,12 @@ class CsvTable(DatasetSource):
                 "set dataset.labels_column to one of them."
             )
         rows = []
-        for value in table[column]:
+        cells = table[column].astype(object)
+        for value in cells.where(cells.notna(), None):
             if isinstance(value, list | tuple | np.ndarray):
-                parts = [str(part) for part in value]
+                parts = [_text(part) for part in value]
             else:
-                text = "" if value is None or value != value else str(value)
+                text = _text(value)
                 parts = re.split(LABEL_SEPARATORS, text)
             rows.append(list(dict.fromkeys(part.strip() for part in parts if part.strip())))
         if all(len(row) < 2 for row in rows):
@@ -287,20 +261,29 @@ class CsvTable(DatasetSource):
                 f"{self.path} has no column '{column}' but: {', '.join(map(str, table.columns))}; "
                 f"set {key} to one of them."
             )
-        empty = table[column].isna().to_numpy()
-        values = [str(value).strip() for value in table[column]]
+        cells = table[column].astype(object)
+        values = [_text(cell).strip() for cell in cells.where(cells.notna(), None)]
         for row, value in enumerate(values):
-            if empty[row] or not value:
+            if not value:
                 raise UserError(
                     f"{self.path}, row {row + 1}: the column '{column}' is empty; fill it or "
                     "remove the row."
                 )
         return values
 
+    def _paths(self, table: pd.DataFrame) -> list[str]:
+        """The paths of the images; blanks around one are kept where a file has that name."""
+        paths = self._column(table, self.path_column, "dataset.path_column")
+        for row, typed in enumerate(map(_text, table[self.path_column])):
+            if typed != paths[row] and os.path.isfile(self.root / typed):
+                paths[row] = typed
+        self._check_paths(paths)
+        return paths
+
     def _check_paths(self, paths: list[str]) -> None:
         first: dict[str, int] = {}
         for row, path in enumerate(paths):
-            before = first.setdefault(path, row)
+            before = first.setdefault(os.path.normpath(path), row)
             if before != row:
                 raise UserError(
                     f"{self.path}, row {row + 1}: {path} stands in row {before + 1} already; an "
@@ -308,8 +291,35 @@ class CsvTable(DatasetSource):
                 )
         absent = [row for row, stat in enumerate(stat_files(self.root, paths)) if stat is None]
         if absent:
+            path = paths[absent[0]]
             raise UserError(
-                f"{self.path}, row {absent[0] + 1}: there is no file "
-                f"{self.root / paths[absent[0]]} ({len(absent)} of {len(paths)} are missing); "
-                "correct the paths or set dataset.root."
+                f"{self.path}, row {absent[0] + 1}: there is no file {self.root / path} "
+                f"({len(absent)} of {len(paths)} are missing); {_advice(self.root, path)}."
             )
+
+
+def _text(cell: Any) -> str:
+    """A cell as text, empty where there is none; whole numbers without a point."""
+    if isinstance(cell, bytes):
+        return cell.decode("utf-8", "replace")
+    if cell is None or cell != cell:
+        return ""
+    whole = isinstance(cell, float) and cell.is_integer()
+    return str(int(cell)) if whole else str(cell)
+
+
+def _advice(root: Path, path: str) -> str:
+    """Advice on the path of an image that is not there."""
+    if "\\" in path and os.path.isfile(root / path.replace("\\", "/")):
+        return "it is there with / in place of \\: write the paths with /"
+    folder = (root / path).parent
+    if os.path.lexists(root / path):
+        return "what has that name is a folder, a pipe or a link to nothing: correct the paths"
+    for form in ("NFC", "NFD"):
+        if os.path.isfile(root / unicodedata.normalize(form, path)):
+            return f"a file whose name looks the same is there: write the paths in the form {form}"
+    if not Path(path).suffix and folder.is_dir():
+        named = sorted(folder.glob(f"{glob.escape(Path(path).name)}.*"))
+        if named:
+            return f"there is {named[0].name}: write the paths with their suffix"
+    return "correct the paths or set dataset.root"

@@ -21,11 +21,11 @@ from noisyml.data.readers.closed_set import (
 from noisyml.data.readers.layout import (
     first_missing,
     read_columns,
-    read_lines,
     whole_numbers,
 )
 from noisyml.data.readers.partition import hash_ranks
 from noisyml.errors import UserError
+from noisyml.storage.text import read_lines
 
 CLASS_NAMES = (
     "T-Shirt", "Shirt", "Knitwear", "Chiffon", "Sweater", "Hoodie", "Windbreaker", "Jacket",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -12,16 +11,16 @@ import numpy as np
 from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.base import UNKNOWN, WRONG
 from noisyml.data.readers.closed_set import ClosedSetFiles, Listed, available
+from noisyml.data.readers.folders import LeftOut, entries, image_files
 from noisyml.data.readers.layout import (
-    IMAGE_SUFFIXES,
     check_count,
     first_missing,
     read_columns,
-    read_lines,
 )
 from noisyml.data.readers.path_lists import CrawledFiles, read_path_list
 from noisyml.data.readers.zero_shot import Rows
 from noisyml.errors import UserError
+from noisyml.storage.text import read_lines
 
 LISTS = {"train": "FOOD_train.csv", "test": "FOOD_test.csv"}
 LIST_FOLDER = "food101nDML"
@@ -97,12 +96,12 @@ class Food101N(CrawledFiles):
         train = self._crawled(number, names)
         paths: list[str] = []
         ids: list[int] = []
+        left_out = LeftOut()
         for name in classes[TRAINING_CLASSES:]:
-            files = sorted(
-                f for f in os.listdir(curated / name) if Path(f).suffix in IMAGE_SUFFIXES
-            )
+            files = image_files(curated / name, left_out)
             paths += [f"{CURATED}/images/{name}/{file}" for file in files]
             ids += [number[name]] * len(files)
+        self.left_out = left_out.by_kind
         return {"train": train, "test": Rows(paths, np.array(ids, dtype=np.int64), names)}
 
     def _crawled(self, number: dict[str, int], names: dict[int, str]) -> Rows:
@@ -197,7 +196,7 @@ class Food101NClosedSet(ClosedSetFiles):
 
 
 def _classes(curated: Path) -> list[str]:
-    return sorted(entry.name for entry in os.scandir(curated) if entry.is_dir())
+    return entries(curated, LeftOut())[0]
 
 
 def _crawled(root: Path, known: Sequence[str], check_counts: bool) -> tuple[list[str], list[str]]:

@@ -27,10 +27,10 @@ from noisyml.data.readers.layout import (
     at_once,
     files_digest,
     first_missing,
-    read_lines,
     stat_files,
 )
 from noisyml.errors import UserError
+from noisyml.storage.text import read_lines
 
 log = logging.getLogger(__name__)
 

@@ -16,8 +16,9 @@ from noisyml.data.base import Split
 from noisyml.data.datasets.remote_sensing import bigearthnet
 from noisyml.data.readers.band_images import Band, BandImages, band_limits, choose_bands
 from noisyml.data.readers.closed_set import ClosedSetFiles, Listed
-from noisyml.data.readers.layout import check_count, first_missing, read_lines
+from noisyml.data.readers.layout import check_count, first_missing
 from noisyml.errors import UserError
+from noisyml.storage.text import read_lines
 from noisyml.targets import target_of
 
 GENERA = (

@@ -12,11 +12,11 @@ from noisyml.data.readers.closed_set import ClosedSetFiles, Listed
 from noisyml.data.readers.layout import (
     check_count,
     first_missing,
-    read_lines,
     whole_numbers,
 )
 from noisyml.data.readers.partition import TestShare, carving, check_fractions
 from noisyml.errors import UserError
+from noisyml.storage.text import read_lines
 
 TABLE = "LandUse_Multilabeled.txt"
 IMAGES, CLASSES, SCENES = 2_100, 17, 21

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
-import os
+import logging
+import re
+from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from noisyml.checks import WholeNonNegative
-from noisyml.data.readers.layout import first_missing, image_files
+from noisyml.data.readers.folders import LeftOut, entries, image_files
+from noisyml.data.readers.layout import first_missing, first_missing_of_layouts
 from noisyml.data.readers.partition import DevelopmentSplit
 from noisyml.data.readers.zero_shot import Rows, ZeroShotFiles
 from noisyml.errors import UserError
 
+log = logging.getLogger(__name__)
+
 Layout = Literal["auto", "folders", "annos", "devkit"]
+LAYOUTS: tuple[Layout, ...] = ("folders", "annos", "devkit")
 TRAINING_CLASSES = 98
+#: Names of the classes in the order of their ids, as in ``cars_meta.mat`` of the devkit.
+CLASS_LIST = "cars196_classes.txt"
 
 
 class Cars196(ZeroShotFiles):
     """Cars: classes 1-98 train, 99-196 test, whatever the half of the original release.
 
-    Three layouts are read. Only ``folders`` has the file names of PRISM's noisy lists.
+    Three layouts are read. Only ``folders`` has the file names of PRISM's noisy lists. The ids of
+    the classes are those of the devkit in all three.
 
-    * ``folders``: ``images/<class name>/*.jpg``; the class id is the rank of the folder's name in
-      byte order. The official ids are in another order within each half: the halves agree, parts
-      of them (``val_classes``, ``split=dev``) depend on the layout.
+    * ``folders``: ``images/<class name>/*.jpg``. Where a folder has no class's name, the ids are
+      the ranks of the folders, see `ranked`.
     * ``annos``: ``cars_annos.mat`` and ``car_ims/``.
     * ``devkit``: ``devkit/cars_meta.mat``, ``devkit/cars_train_annos.mat``,
       ``cars_test_annos_withlabels.mat`` (there or in ``devkit/``), ``cars_train/``, ``cars_test/``.
@@ -66,25 +74,17 @@ class Cars196(ZeroShotFiles):
         self.layout = layout
 
     def missing(self) -> str | None:
-        """None, or what the layout lacks."""
-        if self.layout == "auto":
-            lacking = [self._lacking(layout) for layout in ("folders", "annos", "devkit")]
-            if None in lacking:
-                return None
-            begun = ("images",), ("cars_annos.mat", "car_ims"), ("devkit", "cars_train")
-            there = (any((self.root / name).exists() for name in names) for names in begun)
-            return next(
-                (what for what, is_there in zip(lacking, there, strict=True) if is_there),
-                lacking[0],
-            )
-        return self._lacking(self.layout)
+        """None, or what the layout lacks, or the one of which most is there."""
+        layouts = LAYOUTS if self.layout == "auto" else (self.layout,)
+        return first_missing_of_layouts(self.root, *map(self._needed, layouts))
 
     def rows(self) -> dict[str, Rows]:
         """All images of the layout, halved by official class id."""
         layout = self.layout
         if layout == "auto":
-            every: tuple[Layout, ...] = ("folders", "annos", "devkit")
-            layout = next(name for name in every if self._lacking(name) is None)
+            layout = next(
+                name for name in LAYOUTS if first_missing(self.root, *self._needed(name)) is None
+            )
         found = {
             "folders": self._from_folders,
             "annos": self._from_annos,
@@ -93,13 +93,13 @@ class Cars196(ZeroShotFiles):
         in_train = found.ids <= TRAINING_CLASSES
         return {"train": found.take(in_train), "test": found.take(~in_train)}
 
-    def _lacking(self, layout: str) -> str | None:
+    def _needed(self, layout: Layout) -> tuple[str, ...]:
+        """Names below the root that a layout needs."""
         if layout == "folders":
-            return first_missing(self.root, "images")
+            return ("images",)
         if layout == "annos":
-            return first_missing(self.root, "cars_annos.mat", "car_ims")
-        return first_missing(
-            self.root,
+            return ("cars_annos.mat", "car_ims")
+        return (
             "devkit/cars_meta.mat",
             "devkit/cars_train_annos.mat",
             self._test_annotations(),
@@ -113,19 +113,17 @@ class Cars196(ZeroShotFiles):
 
     def _from_folders(self) -> Rows:
         images = self.root / "images"
-        # Byte order, not the locale's: "AM General" comes before "Acura".
-        classes = sorted(
-            entry.name
-            for entry in os.scandir(images)
-            if entry.is_dir() and not entry.name.startswith(".")
-        )
+        left_out = LeftOut()
+        folders, _ = entries(images, left_out)
         paths: list[str] = []
         ids: list[int] = []
-        for number, name in enumerate(classes, start=1):
-            files = image_files(images / name)
+        names = ranked(folders, images)
+        for number, name in names.items():
+            files = image_files(images / name, left_out)
             paths += [f"images/{name}/{file}" for file in files]
             ids += [number] * len(files)
-        return Rows(paths, np.array(ids, dtype=np.int64), dict(enumerate(classes, start=1)))
+        self.left_out = left_out.by_kind
+        return Rows(paths, np.array(ids, dtype=np.int64), names)
 
     def _from_annos(self) -> Rows:
         path = self.root / "cars_annos.mat"
@@ -147,6 +145,42 @@ class Cars196(ZeroShotFiles):
             records += part
             paths += [f"{folder}/{image}" for image, _ in part]
         return _rows(self.root / "devkit", paths, records, names)
+
+
+def official_classes() -> list[str]:
+    """The 196 names in the order of their ids."""
+    text = resources.files(__package__).joinpath(CLASS_LIST).read_text(encoding="utf-8")
+    return text.splitlines()
+
+
+def ranked(folders: list[str], images: Path) -> dict[int, str]:
+    """The folders of classes by their ids, in the order of the ids.
+
+    A folder cannot have every name: "Ram C/V" is "Ram C-V" there; letters and digits are compared.
+    If a folder has no class's name, the ids are the ranks of the folders by name, in which those
+    that have one keep the official order among themselves, and a warning says so.
+
+    Args:
+        folders: names, sorted by bytes.
+        images: where they lie, for the warning.
+    """
+    official = {_letters(name): i for i, name in enumerate(official_classes(), start=1)}
+    ids = {name: official.get(_letters(name)) for name in folders}
+    odd = [name for name, number in ids.items() if number is None]
+    if not odd:
+        return dict(sorted((number, name) for name, number in ids.items() if number is not None))
+    log.warning(
+        "%s: %d of %d folders have the name of no class, the first is '%s': the classes are "
+        "numbered by the folders that are there",
+        images, len(odd), len(folders), odd[0],
+    )  # fmt: skip
+    known = iter(sorted((number, name) for name, number in ids.items() if number is not None))
+    order = [name if ids[name] is None else next(known)[1] for name in folders]
+    return dict(enumerate(order, start=1))
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[^a-z0-9]+", " ", name.lower()).strip()
 
 
 def _load_mat(path: Path, *names: str) -> dict[str, Any]:

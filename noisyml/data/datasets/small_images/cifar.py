@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.readers.array_benchmark import ArrayBenchmark, ArraySplit, LabelledArrays
-from noisyml.data.readers.layout import first_missing, read_lines
+from noisyml.data.readers.layout import first_missing, first_missing_of_layouts
 from noisyml.errors import UserError
 from noisyml.storage.pickles import read_plain
+from noisyml.storage.text import read_lines
 
 SIDE = 32
 PIXELS = 3 * SIDE * SIDE
@@ -40,18 +41,16 @@ class _Cifar(ArrayBenchmark):
     label_fields: ClassVar[dict[str, str]]
 
     def missing(self) -> str | None:
-        """None, or the first file of the binary version, if neither version is there."""
-        lacking = [self._lacking(version) for version in (self.binary, self.python)]
-        return None if None in lacking else lacking[0]
+        """None, or the first file that the version lacks of which most is there."""
+        return first_missing_of_layouts(self.root, *map(self._needed, (self.binary, self.python)))
 
-    def _lacking(self, version: tuple[str, dict[str, tuple[str, ...]]]) -> str | None:
+    def _needed(self, version: tuple[str, dict[str, tuple[str, ...]]]) -> list[str]:
         folder, files = version
-        every = [f"{folder}/{file}" for part in files.values() for file in part]
-        return first_missing(self.root, *every)
+        return [f"{folder}/{file}" for part in files.values() for file in part]
 
     @property
     def _is_binary(self) -> bool:
-        return self._lacking(self.binary) is None
+        return first_missing(self.root, *self._needed(self.binary)) is None
 
     def _read_columns(self, part: str) -> _Columns:
         """All batches of a half, in their order."""

@@ -8,8 +8,10 @@ from typing import ClassVar
 import numpy as np
 
 from noisyml.data.readers.closed_set import ClosedSetFiles, Listed
-from noisyml.data.readers.layout import first_missing, image_files, read_columns, read_lines
+from noisyml.data.readers.folders import LeftOut, image_files
+from noisyml.data.readers.layout import first_missing, read_columns
 from noisyml.errors import UserError
+from noisyml.storage.text import read_lines
 
 
 class TinyImageNet(ClosedSetFiles):
@@ -64,7 +66,9 @@ class TinyImageNet(ClosedSetFiles):
         lacking = first_missing(self.root / "train", *(f"{wnid}/images" for wnid in ids))
         if lacking is not None:
             raise UserError(f"{lacking} is missing for a class of wnids.txt; unpack it again.")
-        files = [image_files(self.root / "train" / wnid / "images") for wnid in ids]
+        left_out = LeftOut()
+        files = [image_files(self.root / "train" / wnid / "images", left_out) for wnid in ids]
+        self.left_out = left_out.by_kind
         paths = [
             f"train/{wnid}/images/{name}"
             for wnid, found in zip(ids, files, strict=True)

@@ -368,6 +368,7 @@ def test_whatever_is_left_out_of_a_folder_is_counted_by_kind(folder):
     assert splits["train"].class_names == ["cat", "dog", "eel", "fox", "gnu", "hen"]
     assert not any("checkpoints" in key or "MACOSX" in key or "loop" in key for key in keys)
     assert source.left_out["class folders without images"] == [str(folder / "void")]
+    assert len(source.left_out["hidden files and folders, or those of tools"]) == 3
     assert source.left_out["files named *.txt"] == [str(folder / "cat" / "notes.TXT")]
     assert source.left_out["files without suffix"] == [str(folder / "dog" / "noname")]
     assert source.left_out["links to nothing"] == [str(folder / "eel" / "gone.png")]
@@ -442,3 +443,104 @@ def test_what_looks_like_a_separator_of_labels_is_said(folder, caplog, separator
     table.to_csv(path, index=False)
     CsvTable(str(path)).splits()
     assert f"'cat{separator}pet' in the column 'labels' is read as one label" in caplog.text
+
+
+def test_cmyk_pictures_are_seen_as_colours(tmp_path):
+    pixels = np.array([[[0, 0, 0, 0], [255, 255, 0, 0], [0, 0, 0, 255]]], dtype=np.uint8)
+    for suffix in ("tif", "jpg"):
+        path = tmp_path / f"a.{suffix}"
+        Image.fromarray(np.repeat(pixels, 16, axis=1).repeat(8, axis=0), mode="CMYK").save(path)
+        seen = np.asarray(FileImages([str(path)]).load(0)).astype(int)[4, [8, 24, 40]]
+        assert np.abs(seen - [[255] * 3, [0, 0, 255], [0] * 3]).max() < 12
+
+
+def test_several_frames_and_bits_are_read(tmp_path):
+    frames = [Image.new("RGB", (3, 2), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    first = FileImages([str(tmp_path / "a.gif")]).load(0)
+    assert np.abs(np.asarray(first)[0, 0].astype(int) - [255, 0, 0]).max() < 3
+    bits = Image.fromarray(np.array([[0, 255]], dtype=np.uint8)).convert("1")
+    assert _seen(tmp_path, bits)[0].tolist() == [[0] * 3, [255] * 3]
+
+
+def _typed(folder, names, **columns):
+    """A table in which some files have other names."""
+    table = pd.read_csv(_table(folder), dtype=str)
+    for row, name in enumerate(names):
+        (folder / table.loc[row, "path"]).rename(folder / name)
+        table.loc[row, "path"] = name
+    for column, values in columns.items():
+        table[column] = values
+    table.to_csv(folder / "labels.csv", index=False)
+    return str(folder / "labels.csv")
+
+
+def test_paths_and_names_stay_as_typed(folder):
+    names = [
+        "cat/=1+2.png", "cat/a, b.png", "cat/it's.png", " lead.png", "cat/Größe 図.png", "007.png",
+        "cat/x#1~;[new](2).png", 'cat/"q".png', "1e5.png",
+    ]  # fmt: skip
+    labels = [["=SUM(A1)", "+x", "a, b", "Фото", "名前　二", "-1"][i // 10] for i in range(60)]
+    splits = CsvTable(_typed(folder, names, label=labels)).splits()
+    keys = {key for split in splits.values() for key in split.keys}
+    assert set(names) <= keys
+    assert set(splits["train"].class_names) == set(labels)
+
+
+def test_one_file_has_one_row_however_it_is_written(folder):
+    table = pd.read_csv(_table(folder), dtype=str)
+    table.loc[8, "path"] = "./cat/../" + table.loc[3, "path"]
+    table.to_csv(folder / "labels.csv", index=False)
+    with pytest.raises(UserError, match=r"row 9: \./cat/\.\./cat/3\.png stands in row 4 already"):
+        CsvTable(str(folder / "labels.csv")).splits()
+
+
+@pytest.mark.parametrize(
+    ("written", "advice"),
+    [
+        ("cat\\3.png", r"it is there with / in place of \\: write the paths with /"),
+        ("cat/3", "there is 3.png: write the paths with their suffix"),
+        ("cat/e\u0301.png", "a file whose name looks the same is there: .* in the form NFC"),
+        ("cat/" + "x" * 300 + ".png", "correct the paths or set dataset.root"),
+        ("cat", "what has that name is a folder, a pipe or a link to nothing"),
+        ("cat/pipe.png", "what has that name is a folder, a pipe or a link to nothing"),
+        ("cat/self.png", "what has that name is a folder, a pipe or a link to nothing"),
+    ],
+)
+def test_a_path_without_a_file_is_explained(folder, written, advice):
+    _image(folder / "cat" / "\u00e9.png")
+    os.mkfifo(folder / "cat" / "pipe.png")
+    os.symlink("self.png", folder / "cat" / "self.png")
+    table = pd.DataFrame({"path": [written, "cat/1.png", "dog/1.png"], "label": ["a", "a", "b"]})
+    table.to_csv(folder / "labels.csv", index=False)
+    with pytest.raises(
+        UserError, match=rf"row 1: there is no file .* \(1 of 3 are missing\); {advice}"
+    ):
+        CsvTable(str(folder / "labels.csv")).splits()
+
+
+def test_lines_without_a_cell_are_counted(folder):
+    path = _table(folder)
+    rows = path.read_text().splitlines()
+    path.write_text("\n".join([*rows[:3], "", *rows[3:], ",,"]) + "\n")
+    source = CsvTable(str(path))
+    source.splits()
+    assert source.left_out == {"lines without a cell": ["line 4", "line 63"]}
+
+
+@pytest.mark.parametrize("labels", [
+    pd.array([10, 9, 2, 1, 11, 100], dtype="Int64"),
+    np.array([10, 9, 2, 1, 11, 100], dtype=np.float64),
+    np.array([b"10", b"9", b"2", b"1", b"11", b"100"], dtype=object),
+    pd.Categorical(["10", "9", "2", "1", "11", "100"]),
+])  # fmt: skip
+def test_the_type_of_a_column_changes_no_class(folder, labels):
+    path = _table(folder, "labels.parquet", label=labels.repeat(10))
+    names = CsvTable(str(path)).splits()["train"].class_names
+    assert names == ["1", "2", "9", "10", "11", "100"]
+
+
+def test_words_for_splits_are_read_in_any_case(folder):
+    parts = (["Training"] * 6 + ["VALID"] * 2 + ["Test"] * 2) * 6
+    splits = CsvTable(str(_table(folder, split=parts))).splits()
+    assert {n: len(s) for n, s in splits.items()} == {"train": 36, "val": 12, "test": 12}

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from noisyml.data.datasets.retrieval.cars196 import Cars196
+from noisyml.data.datasets.retrieval.cars196 import Cars196, official_classes
 from noisyml.data.datasets.retrieval.cub200 import CUB200
 from noisyml.data.datasets.retrieval.inshop import InShop
 from noisyml.data.datasets.retrieval.sop import StanfordOnlineProducts
@@ -199,6 +199,52 @@ def test_cars_layout_can_be_named(tmp_path):
         Cars196(str(tmp_path), layout="kaggle")
 
 
+#: The first classes of the devkit; in byte order "Acura Integra" comes second, "Acura RL" third.
+FIRST_CARS = [
+    "AM General Hummer SUV 2000", "Acura RL Sedan 2012", "Acura TL Sedan 2012",
+    "Acura TL Type-S 2008", "Acura TSX Sedan 2012", "Acura Integra Type R 2001",
+]  # fmt: skip
+
+
+def test_cars_classes_are_those_of_the_devkit():
+    names = official_classes()
+    assert len(set(names)) == 196
+    assert names[:6] == FIRST_CARS
+    assert [i for i, name in enumerate(names, start=1) if "/" in name] == [174]
+    assert [names.index(name) + 1 for name in sorted(names)] != list(range(1, 197))
+    # Each half has the same classes in both orders: the standard split is the same.
+    assert set(sorted(names)[:98]) == set(names[:98])
+
+
+def test_cars_folders_have_the_ids_of_the_devkit(tmp_path, caplog):
+    names = official_classes()
+    for number in (1, 2, 6, 49, 50, 98, 99, 174, 196):
+        _image(tmp_path / "images" / names[number - 1].replace("/", "-") / "1.jpg")
+    (tmp_path / "images" / names[1] / "notes.txt").touch()
+    source = Cars196(str(tmp_path), check_counts=False)
+    rows = source.rows()
+    assert sorted(rows["train"].ids.tolist()) == [1, 2, 6, 49, 50, 98]
+    assert rows["test"].names[174] == "Ram C-V Cargo Van Minivan 2012"
+    assert rows["train"].paths[1] == f"images/{names[1]}/1.jpg"
+    assert source.left_out == {
+        "files named *.txt": [str(tmp_path / "images" / names[1] / "notes.txt")]
+    }
+    assert not caplog.records
+    # The layouts hold out the same classes.
+    dev = Cars196(str(tmp_path), split="dev", check_counts=False).splits()
+    assert dev["train"].class_names == [names[0], names[1], names[5]]
+
+
+def test_cars_folders_of_other_names_are_numbered_by_rank(tmp_path, caplog):
+    for name in ("Acura RL Sedan 2012", "Acura Integra Type R 2001", "Acura Zeta", "Aaa"):
+        _image(tmp_path / "images" / name / "1.jpg")
+    rows = Cars196(str(tmp_path)).rows()["train"]
+    assert rows.names == {
+        1: "Aaa", 2: "Acura RL Sedan 2012", 3: "Acura Integra Type R 2001", 4: "Acura Zeta",
+    }  # fmt: skip
+    assert "2 of 4 folders have the name of no class, the first is 'Aaa'" in caplog.text
+
+
 def test_cars_folders_in_byte_order(tmp_path):
     for name in ("smart fortwo", "Acura RL", "AM General Hummer"):
         _image(tmp_path / "images" / name / "1.jpg")
@@ -314,3 +360,4 @@ def test_cars_names_what_the_layout_that_is_there_lacks(tmp_path):
     assert str(Cars196(str(tmp_path)).missing()).endswith("cars_test_annos_withlabels.mat")
     (tmp_path / "images").mkdir()
     assert Cars196(str(tmp_path)).missing() is None
+    assert str(Cars196(str(tmp_path / "none")).missing()).endswith("images")
