@@ -13,9 +13,8 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyml.data.readers.layout import read_lines
 from noisyml.errors import UserError
-from noisyml.storage.text import read_text
+from noisyml.storage.text import read_lines, read_text
 
 _TAG = re.compile(r"<.*?>")
 
