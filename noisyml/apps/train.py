@@ -110,6 +110,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     """Train, evaluate, and describe one run; the same on every rank."""
     import lightning
     from lightning.pytorch.callbacks import LambdaCallback
+    from omegaconf import OmegaConf
 
     from noisyml.apps._quiet import quiet
     from noisyml.assembly.build import assemble
@@ -117,6 +118,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     from noisyml.callbacks.artefacts import describe_run
     from noisyml.callbacks.checkpoint import AtomicCheckpointIO, RunCheckpoints
     from noisyml.callbacks.history import History
+    from noisyml.callbacks.loggers import announce_results, announce_run
     from noisyml.callbacks.progress import LiveProgress
     from noisyml.callbacks.selection_log import SelectionLog
     from noisyml.metrics.base import metric_names
@@ -166,11 +168,14 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
         enable_checkpointing=RunCheckpoints in by_type,
     )
 
+    settings: Any = OmegaConf.to_container(config, resolve=True)
+    announce_run(trainer.loggers, settings)
     # A checkpoint is read before Lightning does this, and would be rounded to single precision.
     trainer.strategy.precision_plugin.convert_module(method)
     began = time.perf_counter()
     trainer.fit(method, data, ckpt_path=_last_checkpoint(folder), weights_only=True)
     seconds = time.perf_counter() - began
+    steps = trainer.global_step  # a test of another checkpoint changes it
 
     metrics: dict[str, float] = {"time/train_seconds": seconds}
     if History in by_type:
@@ -185,6 +190,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
         describe_run(method, data, folder)
         metric_names(method.evaluators).write(folder.metric_names_file)
         folder.write_metrics(metrics)
+        announce_results(trainer.loggers, settings, metrics, steps)
     trainer.strategy.barrier()
     trainer.strategy.teardown()
     return metrics

@@ -3,12 +3,64 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
 log = logging.getLogger(__name__)
+
+
+#: Settings that say where and how a run ran, not what it was.
+LEFT_OUT = ("callbacks", "hydra", "logger", "paths", "report", "resume", "run_dir")
+
+
+def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run as loggers show them: dotted key to number, text or truth value.
+
+    Args:
+        config: the resolved configuration.
+    """
+    from noisyml.command.config import flatten
+
+    leaves = dict(flatten({str(k): v for k, v in config.items() if k not in LEFT_OUT}))
+    groups = {key.rpartition(".")[0] for key in leaves}
+    return {
+        key: value if isinstance(value, bool | int | float | str) else str(value).lower()
+        for key, value in leaves.items()
+        if key not in groups
+    }
+
+
+def announce_run(loggers: Sequence[Logger], config: Mapping[str, Any]) -> None:
+    """Tell loggers the settings of a run, before it begins."""
+    for logger in loggers:
+        logger.log_hyperparams(parameters(config))
+
+
+def announce_results(
+    loggers: Sequence[Logger], config: Mapping[str, Any], metrics: Mapping[str, float], step: int
+) -> None:
+    """Give loggers the final metrics of a run, beside the settings where they have a table of both.
+
+    Args:
+        loggers: of the run.
+        config: the resolved configuration.
+        metrics: final metrics by name; undefined ones (NaN) are left out.
+        step: optimiser steps done.
+    """
+    from lightning.pytorch.loggers import TensorBoardLogger
+
+    defined = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            # Its table wants settings and metrics at once; the metrics are then points, too.
+            logger.log_hyperparams(parameters(config), defined, step=step)
+        else:
+            logger.log_metrics(defined, step=step)
+        logger.save()
 
 
 def wandb_logger(save_dir: str, project: str, name: str, entity: str | None = None) -> Logger:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from noisyml.reports.provenance import Fact
 from noisyml.reports.sections.base import Detail, Picture, RunLine
 from noisyml.reports.settings import decides_data
-from noisyml.reports.tables import Column, ResultTable
+from noisyml.reports.tables import SIGNIFICANCE, Column, ResultTable
 
 LEGEND = (
-    "Mean ± standard deviation over seeds (ddof 1), fractions of 1; bold: best of its column "
-    "among rows with the same data and noise."
+    "Mean ± standard deviation over seeds (ddof 1), fractions of 1. Bold: the best of its column "
+    "among rows with the same data and noise, and what the seeds do not tell from it (Welch's "
+    f"t-test, {SIGNIFICANCE:.0%}); nothing where they tell no row apart, or where one seed is all."
 )
 
 
@@ -25,6 +26,7 @@ class Report:
     notices: tuple[str, ...]
     unfinished: tuple[RunLine, ...]
     table: ResultTable
+    csv: str
     across: tuple[Picture, ...]
     training: tuple[Picture, ...]
     trust: tuple[Picture, ...]
@@ -74,6 +76,13 @@ class Report:
     def legend(self) -> str:
         """Explanation of the table."""
         return LEGEND
+
+    @property
+    def shared(self) -> str:
+        """The settings that all runs share, in a sentence; empty for a single run."""
+        if self.single or not self.table.constant:
+            return ""
+        return "In all runs: " + ", ".join(f"{k} {v}" for k, v in self.table.constant) + "."
 
     @property
     def single(self) -> bool:

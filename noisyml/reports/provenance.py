@@ -14,8 +14,8 @@ import numpy as np
 import pandas as pd
 
 from noisyml.reports.artefacts import fingerprints
-from noisyml.reports.settings import decides_data, typed_settings
-from noisyml.reports.tables import FINISHED, text_of
+from noisyml.reports.settings import decides_data, text_of, typed_settings
+from noisyml.reports.tables import FINISHED
 from noisyml.runs.folder import RunFolder
 
 _VERSIONS = re.compile(r"^((versions?|packages)\.|python$)")

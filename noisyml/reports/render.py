@@ -7,8 +7,8 @@ from pathlib import Path
 
 from noisyml import __version__
 from noisyml.reports import plots
+from noisyml.reports.formats import markdown_table
 from noisyml.reports.page import LEGEND, Report
-from noisyml.reports.tables import markdown_table
 
 
 def render_html(report: Report) -> str:
@@ -31,6 +31,8 @@ def render_markdown(report: Report) -> str:
     parts = [f"# {_one_line(report.title)}", _one_line(report.summary)]
     if report.notices:
         parts.append("\n".join(f"- {_one_line(notice)}" for notice in report.notices))
+    if report.shared:
+        parts.append(_one_line(report.shared))
     parts.append(markdown_table(report.table).rstrip())
     parts.append(LEGEND)
     if report.unfinished:

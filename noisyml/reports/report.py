@@ -1,4 +1,4 @@
-"""The report: one self-contained page, a Markdown table and the plots as files."""
+"""The report: one self-contained page, tables in Markdown, LaTeX and CSV, the plots as files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from noisyml.errors import UserError
 from noisyml.reports import plots
 from noisyml.reports.artefacts import read_environment
+from noisyml.reports.formats import csv_table, latex_table
 from noisyml.reports.page import Report
 from noisyml.reports.provenance import environment_facts, rerun_commands
 from noisyml.reports.render import render_html, render_markdown
@@ -38,6 +39,8 @@ class ReportPaths:
 
     html: Path
     markdown: Path
+    latex: Path
+    csv: Path
     plots: tuple[Path, ...]
 
 
@@ -72,6 +75,7 @@ def build_report(
         notices=tuple(notices(runs, facts)),
         unfinished=tuple(line for line in lines if line.state != FINISHED),
         table=runs.table,
+        csv=csv_table(frame, runs.table),
         across=tuple(figures[0]),
         training=tuple(figures[1]),
         trust=tuple(figures[2]),
@@ -101,7 +105,7 @@ def write_report(
     metrics: Sequence[str] | None = None,
     title: str | None = None,
 ) -> ReportPaths:
-    """Write ``report.html``, ``report.md`` and ``plots/*.png``.
+    """Write ``report.html``, ``report.md``, ``report.tex``, ``report.csv`` and ``plots/*.png``.
 
     Args:
         paths: folders of runs or of sweeps.
@@ -130,11 +134,15 @@ def save_report(report: Report, folder: Path) -> ReportPaths:
         for picture in report.pictures:
             written.append(pictures / f"{picture.name}.png")
             plots.save_png(picture.figure, written[-1])
-        html, markdown = folder / "report.html", folder / "report.md"
+        html, markdown, latex, csv = (
+            folder / f"report.{ending}" for ending in ("html", "md", "tex", "csv")
+        )
         write_atomically(html, render_html(report))
         write_atomically(markdown, render_markdown(report))
+        write_atomically(latex, latex_table(report.table))
+        write_atomically(csv, report.csv)
     except OSError as error:
         raise UserError(
             f"The report cannot be written to {folder} ({error.strerror}); choose another --out."
         ) from error
-    return ReportPaths(html, markdown, tuple(written))
+    return ReportPaths(html, markdown, latex, csv, tuple(written))

@@ -128,6 +128,20 @@ def varied_keys(settings: Sequence[Settings]) -> list[str]:
     return sorted(chosen, key=lambda key: places.get(_outermost(key), len(places)))
 
 
+def shared_settings(settings: Sequence[Settings]) -> dict[str, Hashable]:
+    """The main parts, noise rates and typed settings that are alike in all runs, with their values.
+
+    Seeds and folders are left out.
+    """
+    rates = [key for key in settings[0].leaves if is_rate(key)]
+    found: dict[str, Hashable] = {}
+    for key in dict.fromkeys([*DESCRIBING, *rates, *settings[0].typed]):
+        value, *others = set(values_of(key, settings))
+        if not others and value != ABSENT and not INCIDENTAL.search(key):
+            found[key] = value
+    return found
+
+
 def same_runs(settings: Sequence[Settings]) -> list[int]:
     """Number of the configuration of each run: equal for equal ones, seeds included.
 
@@ -164,6 +178,20 @@ def decides_data(key: str) -> bool:
 
 def _outermost(key: str) -> str:
     return re.split(r"[./]", key)[0]
+
+
+def text_of(value: object) -> str:
+    """A setting's value as text; floats in their shortest form."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def group_name(keys: Sequence[str], values: Sequence[object]) -> str:
+    """A group by some of its settings: names stand alone, numbers with their setting."""
+    parts = []
+    for key, value in zip(keys, values, strict=True):
+        number = isinstance(value, int | float) or value in ("true", "false", ABSENT)
+        parts.append(f"{key}={text_of(value)}" if number else text_of(value))
+    return ", ".join(parts)
 
 
 def is_rate(key: str) -> bool:

@@ -20,9 +20,12 @@ from noisyml.reports.settings import (
     ABSENT,
     Settings,
     decides_data,
+    group_name,
     is_rate,
     repetitions,
     same_runs,
+    shared_settings,
+    text_of,
     values_of,
     varied_keys,
 )
@@ -97,6 +100,12 @@ _SECTIONS = {
 #: At most so many test metrics per checkpoint choice in the default table.
 TEST_COLUMNS = 4
 
+#: At most so many settings stand in columns before the results.
+LEADING_KEYS = 3
+
+#: Two groups differ if their seeds would lie so far apart by chance once in so many times.
+SIGNIFICANCE = 0.05
+
 
 @dataclass(frozen=True)
 class Column:
@@ -167,7 +176,7 @@ class Cell:
     Attributes:
         mean: mean over seeds, or the value of a single one; a dash if missing.
         std: standard deviation over seeds (ddof 1), empty for fewer than two.
-        best: best of its column among rows with the same data and noise.
+        best: printed in bold, see `_stand_out`.
     """
 
     mean: str
@@ -183,12 +192,14 @@ class Row:
     """One group of runs that differ in nothing but their seed.
 
     Attributes:
+        name: of the group, by its settings.
         values: values of the varied settings, as text.
         runs: how many finished, e.g. ``3`` or ``2 of 3``.
         cells: one per column.
         block: number of the block of rows with the same data and noise.
     """
 
+    name: str
     values: tuple[str, ...]
     runs: str
     cells: tuple[Cell, ...]
@@ -197,11 +208,24 @@ class Row:
 
 @dataclass(frozen=True)
 class ResultTable:
-    """The table of results, ready for HTML, Markdown or the terminal."""
+    """The table of results, ready for HTML, Markdown, LaTeX, CSV or the terminal.
+
+    Attributes:
+        keys: settings that differ between rows.
+        columns: metrics.
+        rows: groups of runs.
+        constant: settings that all rows share, with their values.
+    """
 
     keys: tuple[str, ...]
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
+    constant: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def results_first(self) -> bool:
+        """True if the settings are so many that the results would stand far to the right."""
+        return len(self.keys) > LEADING_KEYS
 
     @property
     def sections(self) -> list[tuple[str, int]]:
@@ -220,7 +244,8 @@ def load_runs(paths: Sequence[Path], by: Sequence[str] | None = None) -> pd.Data
 
     Columns: ``run`` (folder), ``state``, ``problem`` (why there are no figures, or empty),
     ``seed`` (text, empty if none), the varied settings, and every metric of ``metrics.json``.
-    ``attrs["varied"]`` names the varied settings. Of finished runs with equal configuration and
+    ``attrs["varied"]`` names the varied settings, ``attrs["constant"]`` has the typed ones and the
+    main parts that all runs share, with their values. Of finished runs with equal configuration and
     seed only the newest has a row; ``attrs["left_out"]`` lists the folders of the others,
     ``attrs["names"]`` has the short names of test metrics.
 
@@ -256,15 +281,22 @@ def load_runs(paths: Sequence[Path], by: Sequence[str] | None = None) -> pd.Data
         rows.append({**facts, "seed": seeds[position], **chosen, **metrics})
     frame = pd.DataFrame(rows)
     frame.attrs["varied"] = keys
+    frame.attrs["constant"] = {
+        key: value for key, value in shared_settings(settings).items() if key not in keys
+    }
     frame.attrs["left_out"] = left_out
     frame.attrs["names"] = _names(folders)
     return frame
 
 
 def metric_names(runs: pd.DataFrame) -> list[str]:
-    """The metrics among the columns of `load_runs` for which at least one run has a value."""
+    """The metrics among the columns of `load_runs` for which at least one run has a value.
+
+    Test metrics are among them that no run could compute: a table says so by dashes.
+    """
     settings = {*FACTS, *runs.attrs["varied"]}
-    return [str(name) for name in runs.columns if name not in settings and runs[name].notna().any()]
+    names = [str(name) for name in runs.columns if name not in settings]
+    return [name for name in names if "test/" in name or runs[name].notna().any()]
 
 
 def group_order(runs: pd.DataFrame, by: Sequence[str]) -> list[tuple[Any, ...]]:
@@ -337,7 +369,9 @@ def result_table(runs: pd.DataFrame, metrics: Sequence[str] | None = None) -> Re
     Raises:
         UserError: no run has a metric asked for.
     """
-    by = list(runs.attrs["varied"])
+    varied = list(runs.attrs["varied"])
+    by = [key for key in varied if runs[key].nunique(dropna=False) > 1]
+    shared = {key: runs[key].iloc[0] for key in varied if key not in by}
     columns = choose_columns(runs, metrics)
     figures = aggregate(runs, by, [column.metric for column in columns])
     groups = group_order(runs, by)
@@ -346,63 +380,24 @@ def result_table(runs: pd.DataFrame, metrics: Sequence[str] | None = None) -> Re
     numbers = {block: number for number, block in enumerate(dict.fromkeys(blocks))}
     block_of = np.array([numbers[block] for block in blocks])
     kept_all = _keeps_everything(runs, by)
-    best = (
-        np.stack(
-            [
-                _best(column, figures[column.metric, "mean"], block_of, kept_all)
-                for column in columns
-            ],
-            axis=1,
-        )
-        if columns
-        else np.zeros((len(groups), 0), dtype=bool)
-    )
+    bold = {column.metric: _stand_out(column, figures, block_of, kept_all) for column in columns}
     total, done = _counts(runs, by, groups)
     rows = []
     for g, group in enumerate(groups):
         cells = []
-        for c, column in enumerate(columns):
+        for column in columns:
             mean, std = (float(figures[column.metric, s].iloc[g]) for s in ("mean", "std"))
             text = column.text(mean)
             decimals = len(text.partition(".")[2])
             spread = f"{std:.{decimals}f}" if math.isfinite(std) else ""
-            cells.append(Cell(text, spread, bool(best[g, c])))
+            cells.append(Cell(text, spread, bool(bold[column.metric][g])))
         count = str(done[g]) if done[g] == total[g] else f"{done[g]} of {total[g]}"
         values = tuple(text_of(value) for value in group)
-        rows.append(Row(values, count, tuple(cells), int(block_of[g])))
-    return ResultTable(tuple(by), tuple(columns), tuple(rows))
-
-
-def text_of(value: object) -> str:
-    """A setting's value as text; floats in their shortest form."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def markdown_table(table: ResultTable) -> str:
-    """The table in Markdown; the best of a column within the same data is bold."""
-    headings = [*table.keys, "runs", *(column.heading for column in table.columns)]
-    lines = [
-        _markdown_row(headings),
-        _markdown_row(
-            [*["---"] * len(table.keys), *["---:"] * (len(headings) - len(table.keys))],
-            escape=False,
-        ),
-    ]
-    for row in table.rows:
-        cells = [f"**{cell}**" if cell.best else str(cell) for cell in row.cells]
-        values = [_escape_markdown(value) for value in (*row.values, row.runs)]
-        lines.append(_markdown_row([*values, *cells], escape=False))
-    return "\n".join(lines) + "\n"
-
-
-def _markdown_row(cells: Sequence[str], escape: bool = True) -> str:
-    return f"| {' | '.join(_escape_markdown(c) if escape else c for c in cells)} |"
-
-
-def _escape_markdown(text: str) -> str:
-    """Text that stays text in a Markdown table, whatever a file or class is called."""
-    line = " ".join(text.split())
-    return re.sub(r"([\\|`*<>\[\]]|\b_|_\b)", r"\\\1", line)
+        name = group_name(by, group)
+        rows.append(Row(name, values, count, tuple(cells), int(block_of[g])))
+    constant = {**runs.attrs["constant"], **shared}
+    named = tuple((key, text_of(value)) for key, value in constant.items())
+    return ResultTable(tuple(by), tuple(columns), tuple(rows), named)
 
 
 def _settings(run: RunFolder) -> Settings:
@@ -553,21 +548,47 @@ def _keeps_everything(runs: pd.DataFrame, by: Sequence[str]) -> np.ndarray:
     return kept >= 1.0
 
 
-def _best(
-    column: Column, means: pd.Series, block_of: np.ndarray, kept_all: np.ndarray
+def _stand_out(
+    column: Column, figures: pd.DataFrame, block_of: np.ndarray, kept_all: np.ndarray
 ) -> np.ndarray:
-    """[groups] bool: best of its block as far as the printed digits tell, among two or more."""
-    best = np.zeros(len(means), dtype=bool)
+    """[groups] bool: the figures of a column that are printed in bold.
+
+    Among rows with the same data and noise, the best mean over seeds and those that the seeds do
+    not tell from it (Welch's t-test at `SIGNIFICANCE`, or the same printed digits). None where
+    that is all of them, and none where a row with a single seed has a better figure: one seed
+    says nothing about the next.
+    """
+    bold = np.zeros(len(figures), dtype=bool)
     if not column.has_a_best:
-        return best
-    printed = np.array(
-        [float(column.text(v)) if math.isfinite(v) else np.nan for v in means.to_numpy(float)]
-    )
+        return bold
+    mean, std, n = (figures[column.metric, s].to_numpy(float) for s in ("mean", "std", "n"))
+    goodness = np.where(np.isfinite(mean), -mean if column.lower_is_better else mean, -np.inf)
     if column.metric == "selection/recall":
-        printed[kept_all] = np.nan
+        goodness[kept_all] = -np.inf
+    repeated = np.isfinite(goodness) & (n > 1)
     for block in np.unique(block_of):
-        inside = (block_of == block) & np.isfinite(printed)
-        if inside.sum() > 1:
-            extreme = printed[inside].min() if column.lower_is_better else printed[inside].max()
-            best |= inside & (printed == extreme)
-    return best
+        inside = np.flatnonzero((block_of == block) & np.isfinite(goodness))
+        rivals = inside[repeated[inside]]
+        if not len(rivals) or goodness[rivals].max() < goodness[inside].max():
+            continue
+        best = rivals[goodness[rivals].argmax()]
+        level = [
+            column.text(mean[best]) == column.text(mean[other])
+            or not _differ(mean[[best, other]], std[[best, other]], n[[best, other]])
+            for other in rivals
+        ]
+        if not all(level):
+            bold[rivals[level]] = True
+    return bold
+
+
+def _differ(mean: np.ndarray, std: np.ndarray, n: np.ndarray) -> bool:
+    """True if the seeds of two groups [2], two each at least, tell their means apart."""
+    from scipy.special import stdtr
+
+    parts = std**2 / n
+    if not parts.any():
+        return True
+    freedom = parts.sum() ** 2 / (parts**2 / (n - 1)).sum()
+    statistic = abs(mean[0] - mean[1]) / math.sqrt(parts.sum())
+    return bool(2 * stdtr(freedom, -statistic) < SIGNIFICANCE)

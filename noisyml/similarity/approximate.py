@@ -9,6 +9,7 @@ recall against exact search on a sample of its own queries, so a bad choice of p
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal, NamedTuple
@@ -34,6 +35,28 @@ _LARGEST_FLAT_BYTES = 2**33
 _TRAIN_ROWS_PER_CENTROID, _FEWEST_ROWS_PER_CENTROID = 256, 39
 #: Candidates scored exactly at once: so many numbers of gathered gallery rows.
 _GATHERED_NUMBERS = 2**24
+
+
+def has_faiss() -> bool:
+    """True if faiss is installed."""
+    return importlib.util.find_spec("faiss") is not None
+
+
+def require_faiss(what: str, otherwise: str) -> None:
+    """Refuse what faiss is needed for where it is not installed.
+
+    Args:
+        what: needs it, as the beginning of a sentence.
+        otherwise: to be done without it.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if not has_faiss():
+        raise UserError(
+            f"{what} needs faiss, which is not installed: pip install 'noisyml[faiss-cpu]' (or, "
+            f"with a CUDA of its own, 'noisyml[faiss-gpu]'); {otherwise}."
+        )
 
 
 class ApproximateTopK(NamedTuple):
@@ -140,10 +163,12 @@ def approximate_topk(
         device: ``auto`` adds and searches on a GPU where faiss sees one (not ``hnsw``).
 
     Raises:
-        UserError: shapes that do not fit, NaN or infinite rows, an unknown metric or index, fewer
-            rows than lists or codes need, subquantisers that do not divide D, no GPU for faiss.
+        UserError: faiss is not installed; shapes that do not fit, NaN or infinite rows, an unknown
+            metric or index, fewer rows than lists or codes need, subquantisers that do not divide
+            D, no GPU for faiss.
         ValueError: other parameters out of range.
     """
+    require_faiss("An approximate search", "index=exact does without it")
     cosine = metric == "cosine"
     source, target = _Rows(queries, "query", cosine), _Rows(gallery, "gallery", cosine)
     check_dims(source.dim, target.dim)

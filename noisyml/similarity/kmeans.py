@@ -21,6 +21,7 @@ from torch.nn.functional import pad
 from noisyml.checks import Count, NonNegative, Seed, checked
 from noisyml.distributed import all_reduce_sum, gather, rank
 from noisyml.errors import UserError
+from noisyml.similarity.approximate import has_faiss, require_faiss
 
 Array = Tensor | NDArray[np.floating]
 
@@ -454,15 +455,16 @@ def kmeans(
             squared units of the rows (the rule and the default of the released GCD code).
         seed: of all draws.
         backend: what finds the nearest centroid. ``faiss`` needs rows of at most float32 on a CPU;
-            ``auto`` takes it there (up to twice as fast for few clusters), else ``torch``.
+            ``auto`` takes it there if it is installed (up to twice as fast for few clusters), else
+            ``torch``.
         sharded: every rank holds its part of the rows (any number, also none), in rank order; a
             collective call that gives the clustering of all rows.
         device: where to compute; None for that of the rows.
         memory_budget_bytes: of the block of distances; faiss has its own, of 16 MiB.
 
     Raises:
-        UserError: NaN or infinite rows, more clusters than (unlabelled) rows, more labelled classes
-            than clusters, or labels with gaps.
+        UserError: a `backend` that is not installed, NaN or infinite rows, more clusters than
+            (unlabelled) rows, more labelled classes than clusters, or labels with gaps.
         ValueError: shapes that do not fit, an unknown `init`, or a `backend` that cannot take the
             rows.
 
@@ -505,7 +507,9 @@ def _engine(backend: Literal["auto", "torch", "faiss"], rows: _Rows) -> Literal[
     if backend == "faiss" and not fits:
         raise ValueError("backend='faiss' needs float32 rows on a CPU: use 'auto' or 'torch'")
     if backend == "auto":
-        return "faiss" if fits else "torch"
+        return "faiss" if fits and has_faiss() else "torch"
+    if backend == "faiss":
+        require_faiss("A k-means with backend=faiss", "backend=torch does without it")
     return backend
 
 

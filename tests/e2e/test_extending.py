@@ -1,6 +1,7 @@
 """A method, a data set and their YAML files outside the package, loggers, and `noisyml list`."""
 
 import json
+import struct
 
 import pytest
 from support.shell import TINY
@@ -63,21 +64,80 @@ def test_list_says_what_there_is(shell):
             assert row["description"], f"{group}/{row['name']} has no first comment"
 
 
-@pytest.mark.parametrize("logger", ["tensorboard", "wandb"])
-def test_loggers_write_into_the_run_folder_and_ask_nothing(shell, logger):
+def test_tensorboard_gets_settings_and_final_metrics(shell):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams.metadata import (
+        SESSION_START_INFO_TAG,
+        parse_session_start_info_plugin_data,
+    )
+
+    status, said = shell("train", *TINY, "trainer.max_epochs=1", "logger=tensorboard")
+    assert status == 0, said
+    (run,) = shell.runs()
+    metrics = json.loads((run / "metrics.json").read_text())
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    last = {tag: events.Scalars(tag)[-1] for tag in events.Tags()["scalars"]}
+    for name in ("test/map_at_r", "best/test/map_at_r", "noise/actual_rate"):
+        assert last[name].value == pytest.approx(metrics[name], rel=1e-6)
+    assert last["test/map_at_r"].step == last["train/loss"].step > 0
+    assert "hp_metric" not in last
+    content = events.SummaryMetadata(SESSION_START_INFO_TAG).plugin_data.content
+    hparams = parse_session_start_info_plugin_data(content).hparams
+    assert hparams["noise.rate"].number_value == pytest.approx(0.3)
+    assert hparams["dataset._target_"].string_value.endswith("Digits")
+    assert not [key for key in hparams if key.startswith(("logger.", "run_dir", "paths."))]
+    assert "noise.rate: 0.3" in (run / "tensorboard" / "hparams.yaml").read_text()
+
+
+def test_wandb_without_a_key_records_settings_and_final_metrics_offline(shell):
+    pytest.importorskip("wandb")
     done = shell.apart(
         "train",
         *TINY,
         "trainer.max_epochs=1",
-        f"logger={logger}",
+        "logger=wandb",
         WANDB_API_KEY="",
         HOME="/nowhere",
     )
     assert done.returncode == 0, done.stderr
+    assert "recorded offline" in done.stdout + done.stderr
     (run,) = shell.runs()
-    assert any((run / logger).rglob("*"))
-    if logger == "wandb":
-        assert "recorded offline" in done.stdout + done.stderr
+    metrics = json.loads((run / "metrics.json").read_text())
+    config, summary = recorded_by_wandb(run)
+    assert config["noise.rate"] == 0.3
+    assert summary["test/map_at_r"] == pytest.approx(metrics["test/map_at_r"])
+
+
+def recorded_by_wandb(run):
+    """Configuration and last values of an offline run, from the messages that wandb stores."""
+    from wandb.proto import wandb_internal_pb2 as messages
+
+    (file,) = [f for f in (run / "wandb").rglob("run-*.wandb") if not f.parent.is_symlink()]
+    config, summary = {}, {}
+    for data in records_of_a_log(file.read_bytes(), start=7):
+        record = messages.Record.FromString(data)
+        for kept, updates in (
+            (config, [*record.run.config.update, *record.config.update]),
+            (summary, [*record.summary.update, *record.history.item]),
+        ):
+            for item in updates:
+                kept[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
+    return config, summary
+
+
+def records_of_a_log(content, start, block=2**15):
+    """Records of a log in LevelDB's format: in one piece (kind 1), or in several (2, 3 ..., 4)."""
+    place, whole = start, b""
+    while place + 7 <= len(content):
+        _, size, kind = struct.unpack_from("<IHB", content, place)
+        if block - place % block < 7 or kind == 0:
+            place += block - place % block
+            continue
+        whole += content[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):
+            yield whole
+            whole = b""
 
 
 EVALUATOR = '''

@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from noisyml.embeddings.store import EmbeddingStore
-from noisyml.reports import aggregate, load_runs
-from noisyml.reports.tables import markdown_table, result_table
+from noisyml.reports import aggregate, load_runs, markdown_table, result_table
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

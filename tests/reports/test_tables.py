@@ -10,7 +10,7 @@ import pytest
 from support.synthetic_runs import RunMaker
 
 from noisyml.errors import UserError
-from noisyml.reports import aggregate, load_runs, markdown_table, result_table
+from noisyml.reports import aggregate, load_runs, result_table
 from noisyml.reports.tables import KNOWN_NAMES, Column, default_test_metrics
 from noisyml.runs.metric_names import MetricNames
 
@@ -51,53 +51,101 @@ def test_the_table_prints_a_lone_seed_without_deviation_and_a_missing_value_as_d
     }
 
 
-def test_markdown_of_a_table(maker: RunMaker) -> None:
-    three_seeds(maker)
-    assert markdown_table(result_table(load_runs([maker.root / "s"]))) == (
-        "| noise.rate | selector | runs | P@1 (last) |\n"
-        "| --- | --- | ---: | ---: |\n"
-        "| 0.3 | prism_avg | 3 | **0.7300 ± 0.0361** |\n"
-        "| 0.3 | keep_all | 1 | 0.6100 |\n"
-        "| 0.5 | keep_all | 1 | – |\n"
-    )
+def groups(maker: RunMaker, figures: dict[str, tuple[float | None, ...]], metric: str = P1):
+    """A table with a row per selector and a run per figure; names and figures in bold."""
+    for selector, values in figures.items():
+        for seed, value in enumerate(values):
+            where = f"s/{selector}{seed}"
+            maker.run(where, selector, 0.3, seed, metrics={metric: value}, files=False)
+    table = result_table(load_runs([maker.root / "s"]))
+    return table, {row.values[0] for row in table.rows if row.cells[0].best}
 
 
-def test_markdown_keeps_names_harmless(maker: RunMaker) -> None:
-    maker.run("s/0", "a|b", metrics={P1: 0.5}, files=False)
-    maker.run("s/1", "<img src=x>", metrics={P1: 0.5}, files=False)
-    text = markdown_table(result_table(load_runs([maker.root / "s"])))
-    assert r"| a\|b |" in text
-    assert r"| \<img src=x\> |" in text
+@pytest.mark.parametrize(
+    ("figures", "bold"),
+    [
+        # Means .90 and .80, deviations .01: t = .1 / sqrt(2 * .0001 / 3) = 12.2.
+        ({"a": (0.89, 0.90, 0.91), "b": (0.79, 0.80, 0.81)}, {"a"}),
+        # A near-tie by the third digit: t = .002 / .0082 = .24, and nothing else to tell them from.
+        ({"a": (0.892, 0.902, 0.912), "b": (0.89, 0.90, 0.91)}, set()),
+        ({"a": (0.892, 0.902, 0.912), "b": (0.89, 0.90, 0.91), "c": (0.5, 0.51, 0.52)}, {"a", "b"}),
+        # Welch at 5 %: two seeds each, t = 3 < 4.3 = t(.975, 2), and t = 6.
+        ({"a": (0.89, 0.91), "b": (0.859, 0.881)}, set()),
+        ({"a": (0.895, 0.905), "b": (0.845, 0.855)}, {"a"}),
+        # Seeds that agree to the bit, and groups that print alike.
+        ({"a": (0.9, 0.9), "b": (0.8, 0.8)}, {"a"}),
+        ({"a": (0.9, 0.9), "b": (0.90000001, 0.90000001), "c": (0.1, 0.1)}, {"a", "b"}),
+        # One seed says nothing about the next.
+        ({"a": (0.9,), "b": (0.5,)}, set()),
+        ({"a": (0.9,), "b": (0.8, 0.8), "c": (0.5, 0.5)}, set()),
+        ({"a": (0.7,), "b": (0.8, 0.8), "c": (0.5, 0.5)}, {"b"}),
+        # What is undefined never stands out.
+        ({"a": (None, None), "b": (0.8, 0.8), "c": (0.5, 0.5)}, {"b"}),
+        ({"a": (None, None), "b": (None, None)}, set()),
+    ],
+)
+def test_bold_is_what_the_seeds_tell_from_the_rest(maker: RunMaker, figures, bold) -> None:
+    assert groups(maker, figures)[1] == bold
 
 
-def test_best_is_marked_within_the_same_noise_rate_only(maker: RunMaker) -> None:
+def test_shorter_times_are_better(maker: RunMaker) -> None:
+    figures = {"a": (0.03, 0.03), "b": (0.01, 0.01)}
+    assert groups(maker, figures, "time/step_seconds")[1] == {"b"}
+
+
+def test_bold_stays_within_the_same_noise_rate_and_keeping_all_is_no_achievement(
+    maker: RunMaker,
+) -> None:
     values = {
-        ("prism_avg", 0.3): (0.80, 0.03, 0.9),
-        ("keep_all", 0.3): (0.75, 0.01, 1.0),
-        ("prism_avg", 0.5): (0.60, 0.03, 0.9),
-        ("keep_all", 0.5): (0.60001, 0.03, 1.0),
+        ("prism_avg", 0.3): (0.80, 0.9),
+        ("prism_vmf", 0.3): (0.70, 0.8),
+        ("keep_all", 0.3): (0.75, 1.0),
+        ("prism_avg", 0.5): (0.50, 0.9),
+        ("keep_all", 0.5): (0.60, 1.0),
     }
-    for number, ((selector, rate), (p1, seconds, kept)) in enumerate(values.items()):
-        metrics = {
-            P1: p1,
-            "time/step_seconds": seconds,
-            "selection/kept": kept,
-            "selection/recall": 1.0 if kept == 1 else 0.95,
-        }
-        maker.run(f"s/{number}", selector, rate, 0, metrics=metrics, files=False)
+    for (selector, rate), (p1, kept) in values.items():
+        recall = {1.0: 1.0, 0.9: 0.95, 0.8: 0.85}[kept]
+        metrics = {P1: p1, "selection/kept": kept, "selection/recall": recall}
+        for seed in (0, 1):
+            where = f"s/{selector}{rate}{seed}"
+            maker.run(where, selector, rate, seed, metrics=metrics, files=False)
     table = result_table(load_runs([maker.root / "s"]))
     columns = [column.metric for column in table.columns]
-    best = {
+    bold = {
         row.values: {m for m, cell in zip(columns, row.cells, strict=True) if cell.best}
         for row in table.rows
     }
-    # Keeping everything is no achievement of recall, and what prints alike is alike.
-    assert best == {
-        ("0.3", "prism_avg"): {P1},
-        ("0.3", "keep_all"): {"time/step_seconds"},
-        ("0.5", "prism_avg"): {P1, "time/step_seconds"},
-        ("0.5", "keep_all"): {P1, "time/step_seconds"},
+    assert bold == {
+        ("0.3", "prism_avg"): {P1, "selection/recall"},
+        ("0.3", "prism_vmf"): set(),
+        ("0.3", "keep_all"): set(),
+        ("0.5", "prism_avg"): set(),
+        ("0.5", "keep_all"): {P1},
     }
+
+
+def test_what_all_runs_share_is_no_column(maker: RunMaker) -> None:
+    for seed, selector in enumerate(("prism_avg", "keep_all")):
+        typed = ("trainer.max_epochs=5", f"optimizer.lr={0.1 * (seed + 1)}")
+        tree = {"trainer": {"max_epochs": 5}, "optimizer": {"lr": 0.1 * (seed + 1)}}
+        maker.run(
+            f"s/{seed}", selector, metrics={P1: 0.5}, extra_config=tree, extra_overrides=typed,
+            files=False,
+        )  # fmt: skip
+    table = result_table(load_runs([maker.root / "s"]))
+    assert table.keys == ("selector", "optimizer.lr")
+    shared = dict(table.constant)
+    assert shared == {
+        "method": "Prism",
+        "dataset": "Glyphs",
+        "noise": "Symmetric",
+        "noise.rate": "0.5",
+        "experiment": "demo",
+        "trainer.max_epochs": "5",
+    }
+    grouped = result_table(load_runs([maker.root / "s"], by=["selector", "trainer.max_epochs"]))
+    assert grouped.keys == ("selector",)
+    assert dict(grouped.constant)["trainer.max_epochs"] == "5"
 
 
 def test_rows_are_sorted_by_noise_rate_then_as_the_sweep_went(sweep: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from noisyml.errors import UserError
 from noisyml.similarity.approximate import approximate_topk
+from noisyml.similarity.kmeans import kmeans
 
 GOLDEN = paths.GOLDEN / "tldr"
 KINDS = ("ivf", "ivfpq", "hnsw")
@@ -200,3 +201,13 @@ def test_mistakes_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             search(**settings)
+
+
+def test_without_faiss_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"needs faiss.*noisyml\[faiss-cpu\].*index=exact"):
+        approximate_topk(rows(50), rows(50), 5)
+    with pytest.raises(UserError, match=r"needs faiss.*backend=torch does without"):
+        kmeans(rows(50), 3, backend="faiss")
+    apart = kmeans(rows(50), 3, backend="auto")
+    assert torch.equal(apart.labels, kmeans(rows(50), 3, backend="torch").labels)

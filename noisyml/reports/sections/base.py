@@ -12,8 +12,8 @@ import pandas as pd
 from noisyml.reports import plots
 from noisyml.reports.artefacts import Unreadable
 from noisyml.reports.plots import Panel
-from noisyml.reports.settings import ABSENT, decides_data, is_rate
-from noisyml.reports.tables import FINISHED, Column, ResultTable, group_order, text_of
+from noisyml.reports.settings import decides_data, group_name, is_rate
+from noisyml.reports.tables import FINISHED, Column, ResultTable, group_order
 from noisyml.runs.folder import RunFolder
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ T = TypeVar("T")
 Group = tuple[object, ...]
 
 PANELS_PER_ROW = 4
+SMALLEST_SHARE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -182,13 +183,8 @@ class ReportedRuns:
         return len(self.frame) == 1
 
     def name(self, group: Group, keys: Sequence[str]) -> str:
-        """A group by some of its settings: names stand alone, numbers with their setting."""
-        parts = []
-        for key in keys:
-            value = group[self.keys.index(key)]
-            number = isinstance(value, int | float) or value in ("true", "false", ABSENT)
-            parts.append(f"{key}={text_of(value)}" if number else text_of(value))
-        return ", ".join(parts)
+        """A group by some of its settings."""
+        return group_name(keys, [group[self.keys.index(key)] for key in keys])
 
     def labels(self, keys: Sequence[str]) -> list[str]:
         """Names of the groups by some of their settings, each once."""
@@ -278,6 +274,15 @@ def axis_label(metric: str) -> str:
     if split == "val":
         label = f"validation {label.lower() if label.isalpha() and label.istitle() else label}"
     return f"{label} ({unit})"
+
+
+def share_text(share: float) -> str:
+    """A share in [0, 1] such as p_clean: four digits, what is closer to an end only as that."""
+    if 0 < share < SMALLEST_SHARE:
+        return f"< {SMALLEST_SHARE:.4f}"
+    if 1 - SMALLEST_SHARE < share < 1:
+        return f"> {1 - SMALLEST_SHARE:.4f}"
+    return f"{share:.4f}"
 
 
 def run_name(path: Path) -> str:

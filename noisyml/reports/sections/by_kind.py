@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,7 +10,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from noisyml.reports.artefacts import Unreadable, png_data_uri, read_arrays, reading
-from noisyml.reports.sections.base import Element, Gallery, TextTable
+from noisyml.reports.sections.base import Element, Gallery, TextTable, share_text
+from noisyml.reports.settings import ABSENT
 from noisyml.runs.artefacts import ArtefactEntry
 from noisyml.runs.folder import RunFolder
 
@@ -37,7 +39,7 @@ def show_by_kind(entry: ArtefactEntry, run: RunFolder, alone: bool) -> Iterator[
             table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
         rows = table.head(ROWS_SHOWN).itertuples(index=False, name=None)
         caption = _first(entry.caption, ROWS_SHOWN, len(table), "rows")
-        texts = tuple(tuple(map(_text, row)) for row in rows)
+        texts = tuple(tuple(map(_text, table.columns, row)) for row in rows)
         yield TextTable(entry.title, caption, tuple(map(str, table.columns)), texts)
         return
     arrays = read_arrays(path) or {}
@@ -66,8 +68,12 @@ def _pictures(file: str, arrays: dict[str, NDArray]) -> tuple[NDArray[np.uint8],
     return images, texts
 
 
-def _text(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _text(column: object, value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    if not math.isfinite(value):
+        return ABSENT if math.isnan(value) else str(value)
+    return share_text(value) if column == "p_clean" else f"{value:.4g}"
 
 
 def _first(caption: str, shown: int, total: int, what: str) -> str:

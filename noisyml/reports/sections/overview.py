@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from noisyml.reports.sections.base import ReportedRuns, RunLine, run_name
-from noisyml.reports.settings import ABSENT, DESCRIBING, Settings, values_of
-from noisyml.reports.tables import Column, metric_names, text_of
+from noisyml.reports.settings import ABSENT, DESCRIBING, Settings, text_of, values_of
+from noisyml.reports.tables import Column, metric_names
 
 
 def summary(runs: ReportedRuns) -> str:

@@ -16,7 +16,7 @@ from noisyml.reports.artefacts import (
     read_manifest,
     reading,
 )
-from noisyml.reports.sections.base import RunSection, Thumb, Thumbs
+from noisyml.reports.sections.base import RunSection, Thumb, Thumbs, share_text
 from noisyml.runs.folder import RunFolder
 
 FILE = "thumbnails.npz"
@@ -36,7 +36,7 @@ def show(run: RunFolder, alone: bool) -> Iterator[Thumbs]:
             observed=str(found.observed_name[i]),
             truth=str(found.clean_name[i]) or "none of the classes",
             right=found.right[i],
-            p_clean=f"{found.p_clean[i]:.3g}",
+            p_clean=share_text(float(found.p_clean[i])),
             key=str(found.key[i]),
         )
         for i in range(shown)
