@@ -40,11 +40,12 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
     """
     compatibility.check_parts(config, training=training)
     data = data_module(config, **data_settings)
-    backbone = build(config.backbone)
+    backbone = build(config.backbone, vector_size=data.dataset.vector_size)
     # Erased pixels take the colour that this backbone's normalisation turns into 0.
     data.transform = build(config.transform, mean_colour=backbone.mean_colour)
     data.prepare_labels(backbone if backbone.frozen else None)
     compatibility.check_data(config, data, training=training)
+    compatibility.check_inputs(backbone, data)
     if backbone.frozen:
         data.use_features_of(backbone)
     data.validate_on_test = "test" in config.model_choice
@@ -66,7 +67,7 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
     needed = {name: make() for name, make in made.items() if name in method.needs_parts}
     parts = Parts(
         encoder=encoder,
-        another_encoder=lambda: another_encoder(config, backbone),
+        another_encoder=lambda: another_encoder(config, backbone, data.dataset.vector_size),
         optimizer=build(config.optimizer),
         scheduler=build_optional(config.scheduler),
         evaluators=build_evaluators(config, data.class_names),
@@ -104,9 +105,13 @@ def with_head(config: DictConfig, backbone: Backbone) -> Encoder:
     return Encoder(backbone, build(config.head, in_features=backbone.out_features))
 
 
-def another_encoder(config: DictConfig, backbone: Backbone) -> Encoder:
+def another_encoder(
+    config: DictConfig, backbone: Backbone, vector_size: int | None = None
+) -> Encoder:
     """A second network: a frozen backbone is one for both, else it has weights of its own."""
-    return with_head(config, backbone if backbone.frozen else build(config.backbone))
+    if backbone.frozen:
+        return with_head(config, backbone)
+    return with_head(config, build(config.backbone, vector_size=vector_size))
 
 
 def build_evaluators(config: DictConfig, class_names: Sequence[str]) -> dict[str, Evaluator]:

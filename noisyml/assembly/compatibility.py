@@ -19,6 +19,7 @@ from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss
 from noisyml.methods.base import Method
 from noisyml.metrics.base import Evaluator
+from noisyml.models.backbones.base import Backbone
 from noisyml.selectors.base import Selector
 from noisyml.selectors.keep_all import KeepAll
 from noisyml.targets import TARGETS, Target, TargetKind
@@ -65,10 +66,26 @@ def check_data(config: DictConfig, data: DataModule, *, training: bool = True) -
     """
     method, evaluators = _method(config), _evaluators(config)
     _check_targets(method, evaluators, data.target)
+    _check_labelled(evaluators, data)
     if any("logits" in evaluator.needs for evaluator in evaluators):
         _check_classes(data)
     if training and method.trains_on_val:
         _check_trusted(method, config, data)
+
+
+def check_inputs(backbone: Backbone, data: DataModule) -> None:
+    """Refuse a backbone that takes other inputs than the data set gives.
+
+    Raises:
+        UserError: images for vectors, or the other way round.
+    """
+    kind = data.splits["train"].inputs.kind
+    if backbone.takes != kind:
+        raise UserError(
+            f"The data set gives {kind}, and the backbone takes {backbone.takes}: choose another "
+            f"backbone=..., or another dataset=..."
+            + (" (backbone=vectors hands vectors on)." if kind == "vectors" else "")
+        )
 
 
 # -- parts -------------------------------------------------------------------------------------
@@ -171,6 +188,16 @@ def _check_targets(
             raise UserError(
                 f"{evaluator.__name__} compares with {_words(evaluator.target_kinds)}, but the "
                 f"data set gives {given.words}: leave out evaluator=..., or choose another one."
+            )
+
+
+def _check_labelled(evaluators: Iterable[type[Evaluator]], data: DataModule) -> None:
+    """Without labels nothing can be compared with them."""
+    for evaluator in evaluators:
+        if evaluator.reads_labels and not data.dataset.has_labels:
+            raise UserError(
+                f"{evaluator.__name__} compares with labels, and the data set has none: choose "
+                f"evaluator=neighbours, which asks none, or name the labels (dataset.labels)."
             )
 
 

@@ -55,10 +55,11 @@ def least_trusted(data: DataModule, selection_file: Path) -> dict[str, NDArray]:
 
     Returns:
         Arrays ``images`` uint8 [n, s, s, 3], ``index``, ``p_clean``, ``observed_name``,
-        ``clean_name`` (empty where unknown), ``key``; none where nothing was scored.
+        ``clean_name`` (empty where unknown), ``key``; none where nothing was scored or where there
+        are no images.
     """
     means, classes = mean_trust(selection_file)
-    if means.empty:
+    if means.empty or data.splits["train"].inputs.kind != "images":
         return {}
     lowest = means.iloc[:THUMBNAILS]
     split, manifest = data.splits["train"], data.manifest

@@ -114,6 +114,25 @@ TINY: dict[str, Recipe] = {
         {"loss": "multilabel_elr", **_SEVERAL},
         {"method": {"flip_bound": 0.5, "flip_share": 0.5}, **_MOSAIC},
     ),
+    # Wrong pairs, some of which are recognised in the graph and some by their codes.
+    "tldr": Recipe(
+        {"dataset": "digit_vectors", "backbone": "vectors"},
+        {
+            "method": {
+                "projector": "mlp-1-32",
+                "pair_noise_rate": 0.2,
+                "graph": {"random_edges": 0.2, "min_shared": 1},
+            },
+            "head": {"architecture": "mlp-1-16", "out_features": 8},
+            "scheduler": {"warmup_epochs": 0},
+            "optimizer": {"lr": 5.0},
+            "sampler": {"batch_size": 64},
+        },
+    ),
+    "pca": Recipe(
+        {"dataset": "digit_vectors", "backbone": "vectors"},
+        {"method": {"whiten": True}, "head": {"out_features": 8}, "sampler": {"batch_size": 64}},
+    ),
     "jocor_multilabel": Recipe(_SEVERAL, {"method": {"gradual_epochs": 1, "tau": 0.2}, **_MOSAIC}),
 }
 

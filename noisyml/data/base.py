@@ -167,8 +167,15 @@ class DatasetSource(Checked, ABC):
     how_to_get: ClassVar[str] = ""
     #: Where the splits come from, if that is not the data set's own matter; set by `splits`.
     split_origin: str = ""
+    #: False if there are no labels, so that nothing can be compared with them; set by `splits`.
+    has_labels: bool = True
     #: Paths that were found and are no image of the data set, by kind; set by `splits`.
     left_out: Mapping[str, Sequence[str]] = MappingProxyType({})
+
+    @property
+    def vector_size(self) -> int | None:
+        """Columns of the vectors; None where the inputs are something else. Must be cheap."""
+        return None
 
     def test_sets(self, names: Collection[str]) -> dict[str, TestSet]:
         """Test sets by name; the first is the default one and is called ``test``.

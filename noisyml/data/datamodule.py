@@ -31,7 +31,9 @@ from noisyml.data.labelling import Labelling, raw_pixels
 from noisyml.data.samplers.plans import EMPTY, BatchPlan, DrawnBatch, PlannedBatches
 from noisyml.data.subset import subset
 from noisyml.data.transforms.image import ViewMaker
+from noisyml.data.vectors import vector_rows
 from noisyml.data.views import (
+    DrawPartners,
     EvaluationView,
     FeatureView,
     OnBroken,
@@ -135,6 +137,7 @@ class DataModule(Checked, LightningDataModule):
         #: True when evaluating: the standardisation comes with the trained encoder.
         self.fixed_statistics = False
         self._features: dict[str, CachedFeatures] = {}
+        self._partners: DrawPartners | None = None
         self._resume_at = (0, 0)
         self._batches: PlannedBatches | None = None
         self._substitutes: NDArray[np.int64] | None = None
@@ -221,9 +224,22 @@ class DataModule(Checked, LightningDataModule):
         """Serve cached features of a frozen backbone in place of images."""
         self.backbone = backbone
 
+    @property
+    def holds_vectors(self) -> bool:
+        """True for a data set of vectors, which are served as they are."""
+        return next(iter(self.splits.values())).inputs.kind == "vectors"
+
+    def rows(self, name: str) -> Any:
+        """The vectors or raw cached features [N, F] of a split; None where images are served."""
+        return self._features[name].features if name in self._features else None
+
+    def use_partners(self, partners: DrawPartners) -> None:
+        """Draw a partner of each training row at every visit; only where there are `rows`."""
+        self._partners = partners
+
     def prepare_data(self) -> None:
         """Fill the feature cache, on one process per machine (Lightning's rule)."""
-        if self.backbone is not None:
+        if self.backbone is not None and not self.holds_vectors:
             for name in self._feature_splits():
                 self._cached(self.splits[name])
 
@@ -234,6 +250,13 @@ class DataModule(Checked, LightningDataModule):
             UserError: the ranks did not make the same labels.
         """
         self._check_same_labels()
+        if self.holds_vectors:
+            none = np.empty(0, dtype=np.int64)
+            self._features = {
+                name: CachedFeatures(vector_rows(self.splits[name].inputs), none)
+                for name in self._feature_splits()
+            }
+            return
         if self.backbone is None:
             return
         self._features = {name: self._cached(self.splits[name]) for name in self._feature_splits()}
@@ -328,9 +351,9 @@ class DataModule(Checked, LightningDataModule):
         """Planned batches, from where an interrupted run left off."""
         split, labels = self.splits["train"], self.manifest.observed
         view: Dataset[Any]
-        if self.backbone is not None:
+        if "train" in self._features:
             usable = self._usable("train")
-            view = FeatureView(self._features["train"].features, labels, split.labelled)
+            view = self._row_view("train", labels, self._partners)
         else:
             usable = np.arange(len(split))
             view = TrainingView(split, labels, self.transform, self.on_broken)
@@ -348,7 +371,7 @@ class DataModule(Checked, LightningDataModule):
         Args:
             epoch: seeds the transforms, together with the run's seed.
         """
-        if self.backbone is not None:
+        if "train" in self._features:
             return self.predict_dataloader("train")
         mine = self._usable("train")
         shard = distributed.shard_slice(len(mine))
@@ -397,8 +420,7 @@ class DataModule(Checked, LightningDataModule):
         split = self.splits[name]
         view: Dataset[Any]
         if name in self._features:
-            labels = split.labels if labels is None else labels
-            view = FeatureView(self._features[name].features, labels, split.labelled)
+            view = self._row_view(name, split.labels if labels is None else labels)
         else:
             view = EvaluationView(split, self.transform, labels, self.on_broken)
         mine = self._usable(name)
@@ -410,6 +432,14 @@ class DataModule(Checked, LightningDataModule):
         size = self.eval_batch_size
         batches = [mine[start : start + size] for start in range(0, len(mine), size)]
         return self._loader(view, batches)
+
+    def _row_view(
+        self, name: str, labels: Labels, partners: DrawPartners | None = None
+    ) -> FeatureView:
+        """The vectors or cached features of a split with labels."""
+        word: Literal["vector", "features"] = "vector" if self.holds_vectors else "features"
+        split = self.splits[name]
+        return FeatureView(self.rows(name), labels, split.labelled, word, partners)
 
     def _loader(self, view: Dataset[Any], batches: Any) -> DataLoader[Any]:
         workers = 0 if isinstance(view, FeatureView) else self.num_workers

@@ -36,9 +36,12 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class CachedFeatures:
-    """Raw features [N, F] float32 (memory-mapped) and the positions of undecodable images."""
+    """Raw features [N, F] float32 (memory-mapped) and the positions of undecodable images.
 
-    features: NDArray[np.float32]
+    Of a data set of vectors: its `noisyml.data.vectors.VectorRows`.
+    """
+
+    features: Any
     broken: NDArray[np.int64]
 
 

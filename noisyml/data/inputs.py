@@ -1,4 +1,4 @@
-"""Inputs of a split, sample by sample: images so far."""
+"""Inputs of a split, sample by sample: images here, vectors in `noisyml.data.vectors`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-#: The kinds of inputs by name; vectors and pairs of image and text are further ones.
-InputKind = Literal["images"]
+#: The kinds of inputs by name.
+InputKind = Literal["images", "vectors"]
 
 Item = TypeVar("Item", covariant=True)
 

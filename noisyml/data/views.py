@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -23,9 +23,17 @@ OnBroken = Literal["error", "skip"]
 #: ``index`` [b] int64, ``label`` [b] int64 or (several labels) ``labels`` [b, C] float32 of zeros
 #: and ones, ``image`` uint8 [b, C, H, W] or ``features`` [b, F] (in training, of a transform that
 #: makes V > 1 views, ``views`` uint8 [b, V, C, H, W] instead), ``labelled`` [b] bool where a split
-#: has samples whose label training must not use,
+#: has samples whose label training must not use, ``vector`` float32 [b, D] of sets of vectors;
+#: where training draws a partner of each row, its index, vector or features, with `PARTNER` before
+#: the name,
 #: ``broken`` [k] int64: positions that could not be decoded and are absent from the batch.
 Batch = dict[str, Tensor]
+
+
+#: Stands before the names of the rows' partners in a batch.
+PARTNER = "partner_"
+#: Numbers of the partners [b] int64 of rows [b] int64, by a random number [b] uint64 for each.
+DrawPartners = Callable[[NDArray[np.int64], NDArray[np.uint64]], NDArray[np.int64]]
 
 
 def whole(batch: Any) -> Any:
@@ -195,21 +203,26 @@ class EvaluationView(Dataset[Any]):
 
 
 class FeatureView(Dataset[Any]):
-    """Cached features with labels, for training and evaluation alike.
+    """Cached features or vectors with labels, for training and evaluation alike.
 
     Args:
-        features: raw backbone features [N, F] float32, memory-mapped.
+        features: raw backbone features, or vectors, [N, F] float32, memory-mapped.
         labels: [N] int64 or [N, C] uint8.
         labelled: [N] bool, see `Split.labelled`; None: all are.
+        name: of the rows in a batch: ``features`` or ``vector``.
+        partners: draws a partner of each row of a training batch; None: there are none.
     """
 
     def __init__(
         self,
-        features: NDArray[np.float32],
+        features: Any,
         labels: Labels,
         labelled: NDArray[np.bool_] | None = None,
+        name: Literal["features", "vector"] = "features",
+        partners: DrawPartners | None = None,
     ) -> None:
         self._features, self._labels, self._labelled = features, labels, labelled
+        self._name, self._partners = name, partners
 
     def __len__(self) -> int:
         return len(self._labels)
@@ -220,6 +233,20 @@ class FeatureView(Dataset[Any]):
             "index": torch.from_numpy(np.ascontiguousarray(index)),
             **label_fields(self._labels, index),
             **_labelled_field(self._labelled, index),
-            "features": torch.from_numpy(np.ascontiguousarray(self._features[index])),
+            self._name: self._rows(index),
+            **self._drawn(asked),
             "broken": torch.empty(0, dtype=torch.int64),
+        }
+
+    def _rows(self, index: NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(self._features[index]))
+
+    def _drawn(self, asked: Any) -> Batch:
+        """The partners of a training batch, where they are drawn; by the seed of each sample."""
+        if self._partners is None or not isinstance(asked, DrawnBatch):
+            return {}
+        index = self._partners(asked.index, asked.seed)
+        return {
+            f"{PARTNER}index": torch.from_numpy(np.ascontiguousarray(index)),
+            f"{PARTNER}{self._name}": self._rows(index),
         }

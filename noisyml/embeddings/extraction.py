@@ -48,10 +48,10 @@ class BackboneOnly(nn.Module):
         self.out_features = backbone.out_features
 
     def forward(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Features [B, F] of a batch with ``image`` (uint8 [B, C, H, W]) or ``features``."""
+        """Features [B, F] of a batch with ``image``, ``vector`` or ``features``, see `Encoder`."""
         if "features" in batch:
             return self.backbone.finish(batch["features"].to(self.backbone.feature_mean.dtype))
-        features: Tensor = self.backbone(batch["image"])
+        features: Tensor = self.backbone(batch["vector" if "vector" in batch else "image"])
         return features
 
 

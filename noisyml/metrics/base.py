@@ -29,6 +29,8 @@ class Evaluator(Checked, ABC):
     needs: ClassVar[frozenset[str]] = frozenset({"embeddings"})
     #: Kinds of labels it evaluates against.
     target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"single"})
+    #: False if it does not look at labels, which may then be missing.
+    reads_labels: ClassVar[bool] = True
     #: Names of metrics of which smaller values are better.
     lower_is_better: ClassVar[frozenset[str]] = frozenset()
     #: Short names of its metrics, in the order of a table, see `MetricNames`.

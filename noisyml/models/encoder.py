@@ -53,10 +53,17 @@ class Encoder(nn.Module):
         return self.head.out_features
 
     def features(self, batch: Mapping[str, Tensor]) -> Tensor:
-        """Features [B, F] of a batch with ``image`` (uint8 [B, C, H, W]) or ``features``."""
+        """Features [B, F] of a batch.
+
+        Args:
+            batch: with ``image`` (uint8 [B, C, H, W]), ``vector`` [B, D], raw ``features`` [B, F],
+                or ``prepared`` [B, F], which are features already.
+        """
+        if "prepared" in batch:
+            return batch["prepared"]
         if "features" in batch:
             return self.backbone.finish(batch["features"].to(self.backbone.feature_mean.dtype))
-        features: Tensor = self.backbone(batch["image"])
+        features: Tensor = self.backbone(batch["vector" if "vector" in batch else "image"])
         return features
 
     def raw(self, batch: Mapping[str, Tensor]) -> Tensor:

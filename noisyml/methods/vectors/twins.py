@@ -1,4 +1,4 @@
-"""What both sides of a pair go through in training, shared by the method and the estimator."""
+"""The part of TLDR that only trains, shared by the method and the estimator."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from noisyml import distributed
@@ -18,6 +19,7 @@ from noisyml.losses.self_supervised.redundancy import (
     redundancy_reduction,
 )
 from noisyml.models.dense import HiddenNorm, projector_layers
+from noisyml.selectors.small_loss import quota, small_loss
 
 #: ``redundancy``: redundancy reduction; ``autoencoder``: the projector gives the inputs back.
 PairLoss = Literal["redundancy", "autoencoder"]
@@ -106,3 +108,20 @@ class Twins(Checked, nn.Module):
             both = torch.cat([keep, keep])
             outputs, wanted = outputs[both], wanted[both]
         return reconstruction_error(wanted, outputs, scale=self.scale_loss)
+
+
+@torch.no_grad()
+def agreeing_pairs(first: Tensor, second: Tensor, noise_rate: float) -> Tensor:
+    """Pairs of the global batch whose codes agree most, bool [B]; a selector of pairs.
+
+    As small losses tell true labels early on, small angles between codes tell true pairs.
+
+    Args:
+        first: this rank's codes [b, d] of one side.
+        second: those of the other side.
+        noise_rate: share of the pairs to leave out.
+    """
+    angles = F.cosine_similarity(
+        distributed.gather(first.detach()), distributed.gather(second.detach()), dim=1
+    )
+    return small_loss(-angles, quota(len(angles), noise_rate))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,9 @@ class Backbone(Checked, nn.Module):
     Raises:
         UserError: settings that contradict each other.
     """
+
+    #: Kind of inputs it takes, see `noisyml.data.inputs.InputKind`.
+    takes: ClassVar[str] = "images"
 
     mean: Tensor
     std: Tensor
