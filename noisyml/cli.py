@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from noisyml import __version__
-from noisyml.errors import EXIT_USER_ERROR, UserError, did_you_mean
+from noisyml.errors import EXIT_USER_ERROR, TRUST, UserError, did_you_mean
 
 EXIT_INTERRUPTED = 130
 
@@ -74,8 +74,34 @@ def run(arguments: list[str]) -> int:
         raise UserError(
             f"noisyml has no verb '{verb}'.{did_you_mean(verb, known)} It has: {', '.join(known)}."
         )
-    module = importlib.import_module(f"noisyml.apps.{verb}")
-    return int(module.main(rest))
+    trusted, rest = _trusted(rest)
+    before = os.environ.get(TRUST)
+    if trusted:
+        os.environ[TRUST] = ",".join(filter(None, [before, *trusted]))
+    try:
+        return int(importlib.import_module(f"noisyml.apps.{verb}").main(rest))
+    finally:
+        if trusted:
+            os.environ.pop(TRUST)
+            if before is not None:
+                os.environ[TRUST] = before
+
+
+def _trusted(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """The names in ``trust=[...]``, and all other arguments.
+
+    Raises:
+        UserError: a name that is none.
+    """
+    typed = [word.partition("=")[2] for word in arguments if word.startswith(("trust=", "+trust="))]
+    names = [n for text in typed for name in text.strip("[] ").split(",") if (n := name.strip())]
+    if wrong := [n for n in names if not all(part.isidentifier() for part in n.split("."))]:
+        raise UserError(
+            f"trust=[{wrong[0]}] names no Python package: write e.g. trust=[my_package]."
+        )
+    if typed and not names:
+        raise UserError("trust= is empty: write e.g. trust=[my_package].")
+    return names, [word for word in arguments if not word.startswith(("trust=", "+trust="))]
 
 
 def main() -> int:

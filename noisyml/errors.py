@@ -5,6 +5,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+#: Environment variable: packages and full names that a configuration in a run folder may name
+#: beside the parts of noisyml; ``trust=[my_package]`` on a command line adds to it.
+TRUST = "NOISYML_TRUST"
 #: Exit status of a command that a user's mistake ended.
 EXIT_USER_ERROR = 2
 

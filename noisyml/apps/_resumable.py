@@ -13,7 +13,7 @@ import logging
 import math
 import shlex
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -25,6 +25,7 @@ from noisyml.apps._folder import (
     write_inputs,
 )
 from noisyml.assembly.saved import saved_config
+from noisyml.assembly.trusted import admit, admitting
 from noisyml.errors import SweepError, UserError
 from noisyml.runs.folder import RunFolder
 from noisyml.storage.files import write_atomically
@@ -129,6 +130,15 @@ class ResumableVerb(ABC):
         """Everything that a run consists of; a run of several stages has several recipes."""
         return self.run(config, folder, title, followers)
 
+    def check_places(  # noqa: B027 (most verbs build nothing that writes by itself)
+        self, config: DictConfig, folder: RunFolder, typed: Collection[str]
+    ) -> None:
+        """Refuse a saved configuration that would write outside its folder; some keys were typed.
+
+        Raises:
+            UntrustedError: it would.
+        """
+
     def finish(
         self, config: DictConfig, folder: RunFolder, metrics: Mapping[str, float]
     ) -> dict[str, float]:
@@ -179,7 +189,7 @@ class ResumableVerb(ABC):
             # A launcher that starts several tasks for a job, as submitit can.
             follow(self.join)
             return {}
-        with followers:
+        with followers, admitting():
             return self.lead(config, arguments, settings, followers)
 
     def lead(
@@ -197,6 +207,7 @@ class ResumableVerb(ABC):
         config, choices = self.configure(composed, folder, settings, dict(hydra.runtime.choices))
         self.check(config)
         check_ranks(config)
+        admit(config)
         if folder.is_run() and not is_made_by(folder, self.verb):
             raise SweepError(
                 f"{folder.path} holds another kind of run; choose another hydra.run.dir."
@@ -222,8 +233,11 @@ class ResumableVerb(ABC):
         from noisyml.runs.processes import Followers
 
         folder = RunFolder(path)
-        config = saved_config(folder, self.verb)
-        self.run(config, folder, str(config.name), Followers())
+        with admitting():
+            # Rank 0 has typed it, or has checked it.
+            admit(folder.config())
+            config = saved_config(folder, self.verb)
+            self.run(config, folder, str(config.name), Followers())
 
     def resume(self, path: Path, words: Sequence[Word], followers: Followers) -> int:
         """``noisyml VERB resume=DIR [overrides]``: compute what is missing.
@@ -251,6 +265,7 @@ class ResumableVerb(ABC):
             )
         config = apply_overrides(saved_config(folder, self.verb), typed, groups=False)
         config.run_dir = str(folder.path)
+        self.check_places(config, folder, [word.key for word in words])
         self.check(config)
         check_ranks(config)
         if is_main_process():
@@ -262,7 +277,9 @@ class ResumableVerb(ABC):
                 return 0
             if typed:
                 self.go_on(config, folder, typed)
-        self.work(config, folder, str(config.name), followers)
+        with admitting():
+            admit(config)
+            self.work(config, folder, str(config.name), followers)
         if is_main_process():
             self.conclude(folder.path, [folder.path])
         return 0

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from noisyml.apps._folder import write_inputs
 from noisyml.apps._settings import TrainSettings, read_settings
+from noisyml.assembly.trusted import admit, check_composed
 from noisyml.errors import UserError
 from noisyml.runs.folder import RunFolder
 from noisyml.stages.composition import Compose, compose_stage
@@ -79,7 +80,7 @@ def begin_stages(
             if source.provider not in ("hydra", "main", "schema")
         ],
     }
-    compose = _compose_from(origin)
+    compose = _compose_from(origin, folder)
     _controller(config, folder, compose, typed, choices).begin(origin)
 
 
@@ -90,7 +91,7 @@ def resumed_stages(config: DictConfig, folder: RunFolder) -> StageController:
         config: of the run itself, resolved.
         folder: of the run.
     """
-    compose = _compose_from(origin_of(folder))
+    compose = _compose_from(origin_of(folder), folder)
     return _controller(config, folder, compose, folder.overrides(), folder.choices())
 
 
@@ -116,6 +117,7 @@ def _controller(
             made.config.name = f"{config.name}/{stage.path.name}"
             made.config.previous_run = None
         settings = checked(resolve(made.config, stage, plan))
+        admit(settings)
         write_inputs(stage, settings, made.overrides, made.choices)
 
     def apply(given: Handover) -> None:
@@ -141,8 +143,13 @@ def _policy(node: DictConfig) -> Policy:
     return policy
 
 
-def _compose_from(origin: Mapping[str, Any]) -> Callable[[Sequence[str]], DictConfig]:
-    """Composes as the run itself was composed, inside its Hydra job or long after it."""
+def _compose_from(
+    origin: Mapping[str, Any], folder: RunFolder
+) -> Callable[[Sequence[str]], DictConfig]:
+    """Composes as the run itself was composed, inside its Hydra job or long after it.
+
+    Long after it what is composed is checked: the overrides come from the run folder.
+    """
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
@@ -153,10 +160,18 @@ def _compose_from(origin: Mapping[str, Any]) -> Callable[[Sequence[str]], DictCo
         if GlobalHydra.instance().is_initialized():
             return hydra.compose(origin["config_name"], typed, return_hydra_config=True)
         register_resolvers()
+        foreign = [path for path in origin["search_path"] if not path.startswith("file://")]
+        if foreign:
+            raise UserError(
+                f"{folder.path} is not gone on with: {foreign[0]} names a package for YAML files; "
+                f"start it anew with the settings in {folder.overrides_file.name}."
+            )
         if origin["search_path"]:
             listed = ",".join(f"'{path}'" for path in origin["search_path"])
             typed.insert(0, f"hydra.searchpath=[{listed}]")
         with hydra.initialize_config_dir(str(conf_dir()), version_base="1.3"):
-            return hydra.compose(origin["config_name"], typed, return_hydra_config=True)
+            made = hydra.compose(origin["config_name"], typed, return_hydra_config=True)
+        check_composed(made, folder.path)
+        return made
 
     return compose

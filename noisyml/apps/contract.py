@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisyml.errors import UserError, did_you_mean
+from noisyml.errors import TRUST, UserError, did_you_mean
 
 if TYPE_CHECKING:
     from noisyml.conformance.recipes import Recipe
@@ -54,6 +54,10 @@ def main(arguments: list[str]) -> int:
         os.environ["PYTHONPATH"] = os.pathsep.join(
             filter(None, [str(Path.cwd()), os.environ.get("PYTHONPATH")])
         )
+        if "." in typed.method:
+            # Resumed and evaluated runs name the class that was typed.
+            package = typed.method.partition(".")[0]
+            os.environ[TRUST] = ",".join(filter(None, [os.environ.get(TRUST), package]))
         return _check(typed.method, typed.settings, folder, typed.checks)
 
 

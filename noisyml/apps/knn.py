@@ -14,6 +14,7 @@ from noisyml.apps._folder import recorded, refuse_foreign, write_inputs
 from noisyml.apps._settings import KnnSettings, read_settings
 from noisyml.errors import UserError
 from noisyml.runs.folder import RunFolder
+from noisyml.storage.reading import read_npy
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -91,7 +92,6 @@ def open_rows(key: str, path: str, split_key: str, split: str | None) -> StoredR
     Raises:
         UserError: there is nothing of that kind.
     """
-    import numpy as np
 
     from noisyml.embeddings.store import EmbeddingStore
 
@@ -109,11 +109,8 @@ def open_rows(key: str, path: str, split_key: str, split: str | None) -> StoredR
         )
     if split is not None:
         raise UserError(f"{place} is a file and has no splits: leave {split_key}={split} out.")
-    try:
-        rows = np.load(place, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{place} is not a .npy file of numbers ({error}).") from error
-    if not isinstance(rows, np.ndarray) or rows.ndim != 2 or rows.dtype.kind != "f":
+    rows = read_npy(place, "give a .npy file of numbers, or a folder of `noisyml embed`")
+    if rows.ndim != 2 or rows.dtype.kind != "f":
         raise UserError(
             f"{place} does not hold one matrix [N, D] of floating-point numbers; write one with "
             f"numpy.save."

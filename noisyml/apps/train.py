@@ -5,19 +5,23 @@ The recipe, top to bottom, is `Training.recipe` below.
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisyml.apps._resumable import ResumableVerb, first_difference
 from noisyml.apps._stages import begin_stages, check_values, resolve, resumed_stages
 from noisyml.assembly.saved import saved_config
+from noisyml.assembly.trusted import check_places
 from noisyml.errors import UserError
-from noisyml.runs.folder import RunFolder, locate_checkpoint
+from noisyml.runs.folder import CONFIG_FILE, STAGES_FOLDER, RunFolder, locate_checkpoint
 from noisyml.stages.controller import possible_handovers
 from noisyml.stages.plan import Handover
+from noisyml.storage.reading import reason_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -68,6 +72,12 @@ class Training(ResumableVerb):
             for given in possible_handovers(folder)
         ]
         return None if None in found else found[0]
+
+    def check_places(self, config: DictConfig, folder: RunFolder, typed: Collection[str]) -> None:
+        """Refuse callbacks and loggers of the run or its stages that write anywhere else."""
+        check_places(config, folder.path, typed)
+        for file in folder.path.glob(f"{STAGES_FOLDER}/*/{CONFIG_FILE}"):
+            check_places(saved_config(RunFolder(file.parent), self.verb), file.parent)
 
     def work(
         self, config: DictConfig, folder: RunFolder, title: str, followers: Followers
@@ -153,7 +163,13 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     if "mean_last" in config.model_choice:
         by_type[RunCheckpoints].last_epochs = config.mean_last_epochs
     loggers = [build(node) for node in (config.logger or {}).values() if node is not None]
-    signals = LambdaCallback(on_train_start=handle_termination, on_test_start=handle_termination)
+    restored = threading.Event()
+
+    def begin(*hook: object) -> None:
+        restored.set()
+        handle_termination()
+
+    signals = LambdaCallback(on_train_start=begin, on_test_start=handle_termination)
     trainer = build(
         config.trainer,
         callbacks=[*callbacks, signals],
@@ -173,7 +189,9 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     # A checkpoint is read before Lightning does this, and would be rounded to single precision.
     trainer.strategy.precision_plugin.convert_module(method)
     began = time.perf_counter()
-    trainer.fit(method, data, ckpt_path=_last_checkpoint(folder), weights_only=True)
+    last = _last_checkpoint(folder)
+    with _restoring(last, restored):
+        trainer.fit(method, data, ckpt_path=last, weights_only=True)
     seconds = time.perf_counter() - began
     steps = trainer.global_step  # a test of another checkpoint changes it
 
@@ -199,6 +217,27 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
 def _last_checkpoint(folder: RunFolder) -> str | None:
     last = folder.checkpoints / "last.ckpt"
     return str(last) if last.is_file() else None
+
+
+@contextlib.contextmanager
+def _restoring(checkpoint: str | None, restored: threading.Event) -> Iterator[None]:
+    """Context of training; an error before the first step means that a checkpoint does not fit.
+
+    Raises:
+        UserError: in place of such an error.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if checkpoint is None or restored.is_set():
+            raise
+        reason = reason_of(Path(checkpoint), error)
+        raise UserError(
+            f"The run cannot go on from {checkpoint} ({reason}): it is damaged or of another run; "
+            f"put a copy of it there, or remove it to begin the run anew."
+        ) from error
 
 
 def _values(trainer: Any, prefix: str) -> dict[str, float]:

@@ -19,6 +19,7 @@ from noisyml.errors import UserError
 from noisyml.methods.base import Method
 from noisyml.metrics.base import is_lower_better
 from noisyml.storage.files import atomic
+from noisyml.storage.reading import reading
 
 #: Stands for the metric that the method's first evaluator goes by.
 HEADLINE = "headline"
@@ -37,6 +38,24 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             temporary.open("wb") as file,
         ):
             torch.save(checkpoint, file)
+
+    def load_checkpoint(
+        self,
+        path: Any,
+        map_location: Any = lambda storage, location: storage,
+        weights_only: bool | None = None,
+    ) -> dict[str, Any]:
+        """The content of a checkpoint of the run.
+
+        Raises:
+            DamagedFileError: it is cut off, empty, or no checkpoint.
+        """
+        with reading(Path(path), "put a copy of it there; without last.ckpt a run begins anew"):
+            found: dict[str, Any] = super().load_checkpoint(path, map_location, weights_only)
+            missing = {"state_dict", "global_step", "epoch"} - set(found)
+            if missing:
+                raise ValueError(f"it lacks {min(missing)}")
+        return found
 
 
 def random_state() -> dict[str, Any]:

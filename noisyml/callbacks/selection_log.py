@@ -21,8 +21,10 @@ from noisyml.metrics.label_trust import (
     suspicion_precision,
 )
 from noisyml.noise.manifest import NoiseManifest, SampleState
+from noisyml.runs.folder import ADVICE
 from noisyml.storage.files import atomic
 from noisyml.storage.parquet import to_column
+from noisyml.storage.reading import reading
 from noisyml.targets.entries import as_judged, entry_classes
 
 #: Scores are random to the last digit: their bytes compress one place at a time, by no dictionary.
@@ -129,18 +131,19 @@ class SelectionLog(Callback):
         # trained again and overwritten, and nothing lies beyond the last epoch.
         with (
             atomic(self.file, sole_writer=True) as temporary,
-            pq.ParquetWriter(temporary, pq.read_schema(parts[0]), **STORED) as writer,
+            pq.ParquetWriter(temporary, _schema(parts[0]), **STORED) as writer,
         ):
             if self.file.is_file():
                 # A finished run that trains on keeps the epochs it had.
                 first = int(parts[0].stem)
-                with pq.ParquetFile(self.file) as before:
+                with reading(self.file, ADVICE), pq.ParquetFile(self.file) as before:
                     for number in range(before.num_row_groups):
                         epoch = before.read_row_group(number)
                         if epoch["epoch"][0].as_py() < first:
                             writer.write_table(epoch, row_group_size=len(epoch))
             for part in parts:
-                epoch = pq.read_table(part)
+                with reading(part, ADVICE):
+                    epoch = pq.read_table(part)
                 writer.write_table(epoch, row_group_size=len(epoch))
         for part in parts:
             part.unlink()
@@ -157,3 +160,8 @@ class SelectionLog(Callback):
         """Continue the epoch under way."""
         self._seen = [dict(judged) for judged in state_dict["seen"]]
         self.last_metrics = dict(state_dict["last_metrics"])
+
+
+def _schema(part: Path) -> pa.Schema:
+    with reading(part, ADVICE):
+        return pq.read_schema(part)

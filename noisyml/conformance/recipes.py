@@ -19,7 +19,7 @@ SETTINGS = [
     # Active pairs and kept sets are cut at thresholds, which magnifies rounding from step to step;
     # in double precision the two runs stay together long enough to be compared.
     "trainer.precision=64-true",
-    "+memory.dtype={_target_: hydra.utils.get_object, path: torch.float64}",
+    "+memory.dtype=float64",
     "trainer.max_epochs=2",
     "callbacks.history.every_n_steps=1",
     "report=false",

@@ -26,6 +26,7 @@ from noisyml.data.views import EvaluationView, whole
 from noisyml.errors import UserError
 from noisyml.storage.files import atomic, write_atomically
 from noisyml.storage.locks import locked
+from noisyml.storage.reading import read_json, read_npy, reading
 
 #: Raise when the meaning of the stored numbers changes.
 FORMAT = 2
@@ -100,9 +101,13 @@ def cached_features(
                     batch_size=batch_size, num_workers=num_workers, on_broken=on_broken,
                     progress=progress,
                 )  # fmt: skip
-    facts = json.loads(facts_file.read_text())
-    features = np.load(data_file, mmap_mode="r", allow_pickle=False)
-    broken = np.asarray(facts["broken"], dtype=np.int64)
+    advice = f"remove {facts_file} and the features are computed anew"
+    facts = read_json(facts_file, advice)
+    features = read_npy(data_file, advice)
+    with reading(facts_file, advice):
+        broken = np.asarray(facts["broken"], dtype=np.int64)
+        if len(features) != len(split):
+            raise ValueError(f"{data_file.name} beside it has {len(features)} rows")
     if len(broken) and on_broken == "error":
         # An earlier run skipped it; this one was not told to.
         split.images.load(int(broken[0]))

@@ -20,12 +20,15 @@ from noisyml.checks import Count, checked
 from noisyml.embeddings.store import EmbeddedSplit
 from noisyml.errors import UserError
 from noisyml.storage.files import atomic, write_atomically
+from noisyml.storage.reading import read_json, read_npy, reading
 
 #: Raise when the meaning of the files changes.
 FORMAT = 1
 NEIGHBOURS_FILE, SCORES_FILE, INDEX_FILE = "neighbours.npy", "scores.npy", "index.json"
 #: Rows of neighbours.csv written at a time.
 CSV_ROWS = 10_000
+#: What to do about a damaged file of neighbours.
+ADVICE = "search the neighbours again"
 
 #: Embeddings [N, D] that are read in blocks: a split of a store, or an array, in memory or mapped.
 StoredRows = EmbeddedSplit | NDArray[np.floating[Any]]
@@ -168,41 +171,33 @@ def read_neighbours(path: Path | str) -> Neighbours:
         UserError: the folder holds no neighbours, incomplete ones, or those of another version.
     """
     folder = Path(path)
-    try:
-        facts = json.loads((folder / INDEX_FILE).read_text())
-        version = facts["format"]
-    except FileNotFoundError:
+    file = folder / INDEX_FILE
+    if not file.is_file():
         raise UserError(
             f"{folder} holds no neighbours: give the folder that `noisyml knn` wrote, or a folder "
             "knn/SPLIT of `noisyml embed knn=...`."
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder / INDEX_FILE} is damaged ({error}): search the neighbours again."
-        ) from error
+        )
+    facts = read_json(file, ADVICE)
+    with reading(file, ADVICE):
+        version, shape = facts["format"], (int(facts["rows"]["rows"]), int(facts["k"]))
     if version != FORMAT:
         raise UserError(
             f"{folder} holds neighbours in format {version}, but this version of noisyml reads "
             f"format {FORMAT}: search the neighbours again."
         )
-    shape = facts["rows"]["rows"], facts["k"]
     index, scores = (_mapped(folder / name, shape) for name in (NEIGHBOURS_FILE, SCORES_FILE))
     return Neighbours(index, scores, facts)
 
 
 def _mapped(path: Path, shape: tuple[int, int]) -> NDArray[Any]:
     """The array [N, k] in a file, mapped."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{path} cannot be read ({error}): search the neighbours again.") from error
+    array = read_npy(path, ADVICE)
     if array.shape != shape:
         raise UserError(
             f"{path} has shape {list(array.shape)}, but {INDEX_FILE} beside it says "
             f"{list(shape)}: search the neighbours again."
         )
-    found: NDArray[Any] = array
-    return found
+    return array
 
 
 def _search(

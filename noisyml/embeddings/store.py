@@ -45,6 +45,7 @@ from numpy.typing import NDArray
 from noisyml.errors import UserError, did_you_mean
 from noisyml.storage.files import atomic, write_atomically
 from noisyml.storage.parquet import from_column
+from noisyml.storage.reading import read_json, read_npy, reading
 from noisyml.targets import target_of
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 FORMAT = 1
 #: The folder inside a run folder.
 EMBEDDINGS_FOLDER = "embeddings"
+#: What to do about a damaged file of them.
+ADVICE = "embed again into another folder"
 PLAN_FILE = "plan.json"
 INDEX_FILE = "index.json"
 SAMPLES_FILE = "samples.parquet"
@@ -143,7 +146,7 @@ class SplitWriter:
         if not file.is_file():
             write_atomically(file, json.dumps(plan, indent=2) + "\n")
             return
-        there = json.loads(file.read_text())
+        there = read_json(file, f"remove {self.folder} and embed again")
         differing = [_WORDS.get(key, key) for key in plan if there.get(key) != plan[key]]
         if differing:
             raise UserError(
@@ -225,7 +228,10 @@ class SplitWriter:
     ) -> None:
         if self.pending():
             raise ValueError(f"shards {self.pending()} of {self.folder} are missing")
-        facts = [json.loads(self._facts_file(i).read_text()) for i in range(self.plan.shards)]
+        files = map(self._facts_file, range(self.plan.shards))
+        facts = [
+            read_json(file, "remove it and go on: its shard is embedded anew") for file in files
+        ]
         broken = np.concatenate([np.asarray(f["broken"], dtype=np.int64) for f in facts])
         kept = np.setdiff1d(np.arange(self.plan.samples), broken)
         _write_samples(self.folder / SAMPLES_FILE, kept, labels, names, class_names)
@@ -273,17 +279,21 @@ class EmbeddedSplit:
                 f"resume={folder.parent.parent}` goes on with them."
             )
         #: The content of ``index.json``: fingerprints, batch size, shards.
-        self.facts: dict[str, Any] = json.loads(file.read_text())
+        self.facts: dict[str, Any] = read_json(file, ADVICE)
         if self.facts.get("format") != FORMAT:
             raise UserError(
                 f"{file} has format {self.facts.get('format')}, and this version of noisyml reads "
                 f"{FORMAT}: embed again, or use the version that wrote it."
             )
-        self.name = str(self.facts["split"])
-        self.shape = (int(self.facts["rows"]), int(self.facts["dim"]))
-        self.dtype = np.dtype(self.facts["dtype"])
-        self._files = [folder / shard["file"] for shard in self.facts["shards"]]
-        rows = [int(shard["rows"]) for shard in self.facts["shards"]]
+        with reading(file, ADVICE):
+            self.name = str(self.facts["split"])
+            self.shape = (int(self.facts["rows"]), int(self.facts["dim"]))
+            self.dtype = np.dtype(self.facts["dtype"])
+            names = [str(shard["file"]) for shard in self.facts["shards"]]
+            if elsewhere := [name for name in names if Path(name).name != name]:
+                raise ValueError(f"it lists a file of another folder: {elsewhere[0]}")
+            self._files = [folder / name for name in names]
+            rows = [int(shard["rows"]) for shard in self.facts["shards"]]
         self._ends = np.cumsum(rows, dtype=np.int64)
         self._starts = self._ends - np.asarray(rows, dtype=np.int64)
         self._mapped: OrderedDict[int, NDArray[Any]] = OrderedDict()
@@ -367,7 +377,14 @@ class EmbeddedSplit:
     def _samples(self) -> pa.Table:
         import pyarrow.parquet as pq
 
-        return pq.read_table(self.folder / SAMPLES_FILE)
+        file = self.folder / SAMPLES_FILE
+        with reading(file, ADVICE):
+            table = pq.read_table(file)
+            if missing := {"index", "label", "name", "label_name"} - set(table.column_names):
+                raise ValueError(f"it lacks the column {min(missing)}")
+            if len(table) != len(self):
+                raise ValueError(f"it lists {len(table)} samples, not {len(self)}")
+            return table
 
     def _column(self, name: str) -> Any:
         column = self._samples.column(name)
@@ -379,12 +396,7 @@ class EmbeddedSplit:
             self._mapped.move_to_end(number)
             return self._mapped[number]
         expected = (int(self._ends[number] - self._starts[number]), self.shape[1])
-        try:
-            rows = np.load(self._files[number], mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
-            raise UserError(
-                f"{self._files[number]} cannot be read ({error}): embed again."
-            ) from error
+        rows = read_npy(self._files[number], ADVICE)
         if rows.shape != expected or rows.dtype != self.dtype:
             raise UserError(
                 f"{self._files[number]} holds {rows.dtype} {rows.shape} instead of {self.dtype} "

@@ -11,6 +11,7 @@ from torch import nn
 
 from noisyml.errors import UserError
 from noisyml.models.encoder import Encoder
+from noisyml.storage.reading import reading
 
 
 def leave_out_frozen_backbone(
@@ -61,6 +62,23 @@ def restore_frozen_backbone(
             checkpoint["state_dict"][f"{prefix}backbone.body.{name}"] = tensor
 
 
+#: What to do about a damaged checkpoint.
+ADVICE = "use another checkpoint of the run (which=...), or train anew"
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """The content of a checkpoint of a run, on the CPU; opened without unpickling.
+
+    Raises:
+        DamagedFileError: it is cut off, empty, or no checkpoint.
+    """
+    with reading(file, ADVICE):
+        found = torch.load(file, map_location="cpu", weights_only=True)
+        if not isinstance(found, dict) or not isinstance(found.get("state_dict"), dict):
+            raise ValueError("it is no checkpoint of a run")
+        return found
+
+
 def load_encoder(encoder: Encoder, file: Path, prefix: str = "encoder.") -> None:
     """Take the weights of an encoder from a checkpoint of a run.
 
@@ -72,7 +90,7 @@ def load_encoder(encoder: Encoder, file: Path, prefix: str = "encoder.") -> None
     Raises:
         UserError: it belongs to another architecture or frozen network.
     """
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(file)
     restore_frozen_backbone(encoder, checkpoint, prefix)
     state = {
         name.removeprefix(prefix): tensor
@@ -101,7 +119,7 @@ def load_classifier(
     Raises:
         UserError: there is none, or it was trained for other classes.
     """
-    checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    checkpoint = read_checkpoint(file)
     state = {
         name.removeprefix(prefix): tensor
         for name, tensor in checkpoint["state_dict"].items()
@@ -111,14 +129,16 @@ def load_classifier(
         raise UserError(
             f"{file} holds an encoder without a classifier: use a run of method=classification."
         )
-    known, wanted = list(checkpoint["class_names"]), list(class_names)
+    with reading(file, ADVICE):
+        known, wanted = list(map(str, checkpoint["class_names"])), list(class_names)
     if known != wanted:
         raise UserError(
             f"The classifier in {file} knows {_described(known)}, but the data has "
             f"{_described(wanted)}: use data with the same classes, in the same order."
         )
-    classifier = nn.Linear(state["weight"].shape[1], state["weight"].shape[0])
-    classifier.load_state_dict(state)
+    with reading(file, ADVICE):
+        classifier = nn.Linear(state["weight"].shape[1], state["weight"].shape[0])
+        classifier.load_state_dict(state)
     return classifier
 
 

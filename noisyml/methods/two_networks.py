@@ -31,6 +31,7 @@ from noisyml.methods.checkpoints import (
     leave_out_frozen_backbone,
     load_classifier,
     load_encoder,
+    read_checkpoint,
     restore_frozen_backbone,
 )
 from noisyml.methods.parts import Parts
@@ -304,7 +305,7 @@ class TwoNetworks(Method):
             self.peer.classifier = load_classifier(file, self.class_names, "peer.classifier.")
 
     def _load_chosen(self, file: Path) -> None:
-        state = torch.load(file, map_location="cpu", weights_only=True)["state_dict"]
+        state = read_checkpoint(file)["state_dict"]
         if "chosen" not in state:
             raise UserError(
                 f"{file} holds one network, and {type(self).__name__} has two: use a run of such a "

@@ -20,6 +20,7 @@ from noisyml.errors import UserError
 from noisyml.noise.random import GENERATOR
 from noisyml.storage.files import atomic
 from noisyml.storage.parquet import from_column, to_column
+from noisyml.storage.reading import reading
 from noisyml.targets import Labels, Target, target_of
 
 FORMAT = 1
@@ -288,16 +289,13 @@ class NoiseManifest:
         Raises:
             UserError: no such file, not a noise manifest, or its samples were altered.
         """
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         path = Path(path)
         if not path.is_file():
             raise UserError(f"There is no noise manifest {path}; give the path of a Parquet file.")
-        try:
+        with reading(path, "give one that a run (noise.parquet) or NoiseManifest.save wrote"):
             table = pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{path} is not a Parquet file ({error}).") from error
         metadata = (table.schema.metadata or {}).get(_METADATA_KEY)
         required = {"index", "observed", "clean", "changed"}
         if metadata is None or not required <= set(table.column_names):
@@ -305,7 +303,7 @@ class NoiseManifest:
                 f"{path} is a Parquet file but no noise manifest; give one that NoiseManifest.save "
                 "or a run (noise.parquet) wrote."
             )
-        try:
+        with reading(path, "restore it, or inject the noise again"):
             record = json.loads(metadata)
             if record["format"] != FORMAT:
                 raise UserError(
@@ -334,10 +332,6 @@ class NoiseManifest:
             intact = manifest.sha256 == record["sha256"] and np.array_equal(
                 table["index"].to_numpy(), manifest.index
             )
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"The noise manifest {path} is damaged ({error}); restore it or inject again."
-            ) from error
         if not intact:
             raise UserError(
                 f"The samples in {path} do not match the SHA-256 recorded with them: the file was "

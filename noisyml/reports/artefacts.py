@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +20,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from noisyml.errors import UserError
 from noisyml.runs.artefacts import ArtefactEntry, list_artefacts
 from noisyml.runs.folder import RunFolder
 from noisyml.storage.parquet import from_column, row_groups
+from noisyml.storage.reading import DamagedFileError
+from noisyml.storage.reading import reading as reading_file
 from noisyml.targets import target_of
 from noisyml.targets.entries import as_judged, entry_classes, entry_numbers
 
@@ -31,7 +33,7 @@ from noisyml.targets.entries import as_judged, entry_classes, entry_numbers
 BROKEN_IMAGES_FILE = "broken_images.csv"
 
 
-class Unreadable(Exception):
+class Unreadable(UserError):
     """A file of a run folder is there but cannot be used; the message names it and says why."""
 
 
@@ -62,10 +64,8 @@ class Judgements:
 
 def read_history(run: RunFolder) -> pd.DataFrame | None:
     """Metrics over steps; None if the run logged none or not by step."""
-    try:
+    with reading(run.history_file):
         history = run.history()
-    except (ValueError, OSError) as error:
-        raise Unreadable(f"history.csv cannot be read: {_short(error)}") from error
     return history if len(history) and "step" in history else None
 
 
@@ -185,20 +185,16 @@ def read_broken_images(run: RunFolder) -> int:
     path = run.path / BROKEN_IMAGES_FILE
     if not path.is_file():
         return 0
-    try:
+    with reading(path):
         return len(pd.read_csv(path))
-    except (ValueError, OSError) as error:
-        raise Unreadable(f"{path.name} cannot be read: {_short(error)}") from error
 
 
 def read_environment(run: RunFolder) -> dict[str, str]:
     """``environment.json``, flat: dotted key to text; empty if there is none."""
     if not run.environment_file.is_file():
         return {}
-    try:
+    with reading(run.environment_file):
         return dict(_flat(json.loads(run.environment_file.read_text())))
-    except (ValueError, OSError) as error:
-        raise Unreadable(f"environment.json cannot be read: {_short(error)}") from error
 
 
 def fingerprints(manifest: pd.DataFrame) -> tuple[str, str]:
@@ -286,9 +282,10 @@ def reading(path: Path) -> Iterator[None]:
         Unreadable: in place of them.
     """
     try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise Unreadable(f"{path.name} cannot be read: {_short(error)}") from error
+        with reading_file(path, ""):
+            yield
+    except DamagedFileError as error:
+        raise Unreadable(f"{path.name} cannot be read: {error.reason}") from error
 
 
 def _digest(values: pd.Series) -> str:
@@ -303,8 +300,3 @@ def _flat(node: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield prefix, ", ".join(str(item) for item in node)
     else:
         yield prefix, str(node)
-
-
-def _short(error: Exception) -> str:
-    text = str(error) or type(error).__name__
-    return text.splitlines()[0]

@@ -251,14 +251,8 @@ def _is_group(key: str, one: Settings) -> bool:
 
 
 def _choices(run: RunFolder) -> dict[str, str]:
-    import yaml
-
-    if not run.choices_file.is_file():
-        return {}
-    loaded = yaml.safe_load(run.choices_file.read_text()) or {}
-    if not isinstance(loaded, dict):
-        raise ValueError(f"{run.choices_file.name} is no mapping of groups to options")
-    return {str(group): str(option) for group, option in loaded.items() if option is not None}
+    chosen = run.choices().items()
+    return {str(group): str(option) for group, option in chosen if option is not None}
 
 
 def _target(node: dict[str, Any]) -> Hashable:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import re
 import shlex
@@ -31,6 +30,7 @@ from noisyml.reports.settings import (
 )
 from noisyml.runs.folder import RunFolder, find_runs
 from noisyml.runs.metric_names import MetricNames
+from noisyml.storage.reading import DamagedFileError
 
 FINISHED = "finished"
 
@@ -438,8 +438,8 @@ def _outcome(run: RunFolder) -> tuple[str, str, dict[str, float]]:
     """State, what is wrong with it in words, and the metrics of a finished run."""
     try:
         status = run.status()
-    except json.JSONDecodeError as error:
-        return "unreadable", f"status.json is broken: {error}", {}
+    except DamagedFileError as error:
+        return "unreadable", f"status.json is broken: {error.reason}", {}
     state = str(status.get("state", FINISHED if run.metrics_file.is_file() else "unknown"))
     if state != FINISHED:
         reason = next((str(status[k]) for k in ("error", "reason", "message") if k in status), "")
@@ -451,8 +451,8 @@ def _outcome(run: RunFolder) -> tuple[str, str, dict[str, float]]:
         return "incomplete", "metrics.json is missing.", {}
     try:
         return FINISHED, "", run.metrics()
-    except (json.JSONDecodeError, ValueError, TypeError, AttributeError) as error:
-        return "unreadable", f"metrics.json is broken: {error}", {}
+    except DamagedFileError as error:
+        return "unreadable", f"metrics.json is broken: {error.reason}", {}
 
 
 def _names(folders: Sequence[RunFolder]) -> MetricNames:

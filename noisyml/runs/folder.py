@@ -45,10 +45,13 @@ from typing import TYPE_CHECKING, Any
 from noisyml.errors import UserError
 from noisyml.storage.files import write_atomically
 from noisyml.storage.locks import Taken, locked
+from noisyml.storage.reading import read_json, read_yaml, reading
 
 if TYPE_CHECKING:
     import pandas as pd
 
+#: What to do about a damaged file of a run.
+ADVICE = "take it from a copy of the run, or make the run anew"
 METRICS_FILE = "metrics.json"
 CONFIG_FILE = "config.yaml"
 #: Runs that went before a run, see `noisyml.stages`.
@@ -152,41 +155,52 @@ class RunFolder:
 
     def config(self) -> dict[str, Any]:
         """The resolved configuration as plain dictionaries."""
-        import yaml
-
-        loaded = yaml.safe_load(self._text(self.config_file))
-        return dict(loaded or {})
+        loaded = read_yaml(self._there(self.config_file), ADVICE)
+        with reading(self.config_file, ADVICE):
+            if not isinstance(loaded, dict):
+                raise ValueError("it holds no settings")
+        return loaded
 
     def overrides(self) -> list[str]:
         """The overrides typed on the command line."""
-        import yaml
-
         if not self.overrides_file.is_file():
             return []
-        return [str(item) for item in yaml.safe_load(self.overrides_file.read_text()) or []]
+        loaded = read_yaml(self.overrides_file, ADVICE) or []
+        with reading(self.overrides_file, ADVICE):
+            if not isinstance(loaded, list):
+                raise ValueError("it is no list of settings")
+        return [str(item) for item in loaded]
 
     def choices(self) -> dict[str, str]:
         """The option chosen in each config group."""
-        import yaml
-
         if not self.choices_file.is_file():
             return {}
-        return dict(yaml.safe_load(self.choices_file.read_text()) or {})
+        loaded = read_yaml(self.choices_file, ADVICE) or {}
+        with reading(self.choices_file, ADVICE):
+            if not isinstance(loaded, dict):
+                raise ValueError("it holds no choices")
+        return loaded
 
     def metrics(self) -> dict[str, float]:
         """Final metrics; an undefined one is NaN."""
-        raw = json.loads(self._text(self.metrics_file))
-        return {k: float("nan") if v is None else float(v) for k, v in raw.items()}
+        raw = read_json(self._there(self.metrics_file), ADVICE)
+        with reading(self.metrics_file, ADVICE):
+            return {k: float("nan") if v is None else float(v) for k, v in raw.items()}
 
     def history(self) -> pd.DataFrame:
         """Metrics over steps; columns ``step``, ``epoch`` and one per metric, NaN where unset."""
         import pandas as pd
 
-        return pd.read_csv(self.history_file) if self.history_file.is_file() else pd.DataFrame()
+        if not self.history_file.is_file():
+            return pd.DataFrame()
+        with reading(self.history_file, ADVICE):
+            return pd.read_csv(self.history_file)
 
     def status(self) -> dict[str, Any]:
         """The content of ``status.json``, ``{}`` if there is none."""
-        return dict(json.loads(self.status_file.read_text())) if self.status_file.is_file() else {}
+        if not self.status_file.is_file():
+            return {}
+        return read_json(self.status_file, "remove it; a run that goes on writes it anew")
 
     @contextlib.contextmanager
     def claimed(self) -> Iterator[None]:
@@ -215,10 +229,10 @@ class RunFolder:
         """Write ``status.json``."""
         write_atomically(self.status_file, json.dumps({"state": state, **facts}, indent=2) + "\n")
 
-    def _text(self, path: Path) -> str:
+    def _there(self, path: Path) -> Path:
         if not path.is_file():
             raise UserError(f"{self.path} holds no {path.name}: it is not a finished run folder.")
-        return path.read_text()
+        return path
 
 
 def locate_run(path: Path) -> RunFolder:

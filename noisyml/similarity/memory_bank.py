@@ -70,12 +70,13 @@ class MemoryBank(PinnedBuffers):
         dim: Count,
         num_classes: Count,
         wrap: Literal["ring", "released"] = "ring",
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | Literal["float16", "float32", "float64"] = torch.float32,
     ) -> None:
         super().__init__()
         self.size = size
         self.wrap = wrap
-        self.register_buffer("embeddings", torch.zeros(size, dim, dtype=dtype))
+        stored = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+        self.register_buffer("embeddings", torch.zeros(size, dim, dtype=stored))
         self.register_buffer("labels", torch.full((size,), -1, dtype=torch.int64))
         self.register_buffer("index", torch.full((size,), -1, dtype=torch.int64))
         self.register_buffer("class_sums", torch.zeros(num_classes, dim, dtype=torch.float64))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from noisyml.errors import UserError
-from noisyml.runs.folder import STAGES_FOLDER, RunFolder
+from noisyml.runs.folder import ADVICE, STAGES_FOLDER, RunFolder
 from noisyml.stages.plan import (
     Handover,
     Policy,
@@ -18,6 +18,7 @@ from noisyml.stages.plan import (
     to_plain,
 )
 from noisyml.storage.files import write_atomically
+from noisyml.storage.reading import read_json, reading
 
 
 class StageController:
@@ -144,4 +145,6 @@ def _read(folder: RunFolder) -> dict[str, Any]:
             f"{folder.path} has stages but no {folder.stages_file.name}: an earlier version of "
             "noisyml began it, and it cannot be resumed; start it anew."
         )
-    return dict(json.loads(folder.stages_file.read_text()))
+    record = read_json(folder.stages_file, ADVICE)
+    with reading(folder.stages_file, ADVICE):
+        return {key: record[key] for key in ("origin", "stages", "run", "applied")}

@@ -9,6 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from noisyml.storage.reading import reading
+
+#: What to do about a damaged file.
+ADVICE = "restore it from a copy, or make anew what wrote it"
+
 
 def to_column(values: NDArray[Any]) -> Any:
     """An Arrow array of an array [N], or [N, C] as lists of the fixed size C."""
@@ -41,11 +46,11 @@ def row_groups(path: Path, columns: Sequence[str]) -> Iterator[dict[str, NDArray
     """The arrays of some columns, one row group after the other, so that no file is held whole.
 
     Raises:
-        ValueError: lists of different sizes.
+        DamagedFileError: it is no Parquet file, or has no such columns.
     """
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with reading(path, ADVICE), pq.ParquetFile(path) as file:
         for number in range(file.num_row_groups):
             table = file.read_row_group(number, columns=list(columns))
             yield {name: from_column(table[name]) for name in columns}
@@ -57,7 +62,7 @@ def last_epoch(path: Path, columns: Sequence[str]) -> dict[str, NDArray[Any]]:
 
     newest = [int(group["epoch"].max()) for group in row_groups(path, ["epoch"])]
     found = []
-    with pq.ParquetFile(path) as file:
+    with reading(path, ADVICE), pq.ParquetFile(path) as file:
         for number, epoch in enumerate(newest):
             if epoch == max(newest):
                 found.append(file.read_row_group(number, columns=[*columns, "epoch"]))

@@ -269,8 +269,8 @@ def test_embedding_and_neighbours_in_one_command_equal_two(shell):
     [
         (["embeddings=nowhere.npy"], "There is no nowhere.npy"),
         (["embeddings=."], "holds no embeddings: give the folder that `noisyml embed`"),
-        (["embeddings=text.npy"], "text.npy is not a .npy file of numbers"),
-        (["embeddings=pickled.npy"], "pickled.npy is not a .npy file of numbers"),
+        (["embeddings=text.npy"], "text.npy cannot be read"),
+        (["embeddings=pickled.npy"], "pickled.npy cannot be read"),
         (["embeddings=flat.npy"], "flat.npy does not hold one matrix"),
         (["embeddings=mine.npy", "k=300"], "k=300 asks for more neighbours than the 299 other"),
         (["embeddings=mine.npy", "gallery=mine.npy", "k=301"], "the 300 rows of the gallery"),

@@ -45,8 +45,8 @@ def test_a_folder_without_neighbours_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (lambda folder: (folder / "index.json").write_text("{"), "index.json is damaged"),
-        (lambda folder: (folder / "index.json").write_text("{}"), "index.json is damaged"),
+        (lambda folder: (folder / "index.json").write_text("{"), "index.json cannot be read"),
+        (lambda folder: (folder / "index.json").write_text("{}"), "index.json cannot be read"),
         (lambda folder: (folder / "scores.npy").unlink(), "scores.npy cannot be read"),
         (lambda folder: (folder / "neighbours.npy").write_bytes(b"no"), "neighbours.npy cannot be"),
         (

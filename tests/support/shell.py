@@ -64,4 +64,6 @@ class Shell:
 def shell(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NOISYML_CACHE", str(tmp_path / "cache"))
+    # Runs of the tests that are resumed or evaluated name classes of the tests.
+    monkeypatch.setenv("NOISYML_TRUST", "support")
     return Shell(tmp_path, monkeypatch, capfd)

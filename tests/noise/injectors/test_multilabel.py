@@ -290,7 +290,7 @@ def test_altered_entries_are_detected(column, tmp_path):
         NoiseManifest.load(path)
     rows[3] = rows[3][:-1]
     pq.write_table(table.set_column(place, column, pa.array(rows)), path)
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(UserError, match="cannot be read"):
         NoiseManifest.load(path)
 
 
