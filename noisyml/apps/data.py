@@ -228,8 +228,9 @@ def _say_origin(origin: str) -> None:
 def _open(config: DictConfig) -> tuple[DatasetSource, dict[str, Split], Path]:
     """The configured data set, its splits, and the output folder."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.utils import instantiate
 
-    source = instantiate(config.dataset, _convert_="all")
+    from noisyml.assembly.nodes import build
+
+    source = build(config.dataset)
     splits = source.splits()
     return source, splits, Path(HydraConfig.get().runtime.output_dir)

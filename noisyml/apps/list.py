@@ -76,9 +76,9 @@ def entries(group: str) -> list[dict[str, Any]]:
 
 
 def _presence(name: str) -> str:
-    from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
+    from noisyml.assembly.nodes import build
     from noisyml.command.config import conf_dir
 
     folder = conf_dir()
@@ -92,5 +92,5 @@ def _presence(name: str) -> str:
     asked = sorted(str(key) for key in OmegaConf.missing_keys(config))
     if asked:
         return f"give {', '.join(asked)}"
-    gone = instantiate(config.dataset, _convert_="all").missing()
+    gone = build(config.dataset).missing()
     return "present" if gone is None else f"missing: {gone}"

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig
+from torch import nn
 
 from noisyml.assembly import compatibility
 from noisyml.assembly.nodes import build, build_optional, declared, nodes_of, settings
 from noisyml.data.datamodule import DataModule
+from noisyml.errors import UserError
 from noisyml.methods.base import Method
 from noisyml.methods.parts import Parts, Sizes
 from noisyml.metrics.base import Evaluator
@@ -101,8 +103,18 @@ def data_module(config: DictConfig, **overrides: Any) -> DataModule:
 
 
 def with_head(config: DictConfig, backbone: Backbone) -> Encoder:
-    """A backbone under the head of the configuration."""
-    return Encoder(backbone, build(config.head, in_features=backbone.out_features))
+    """A backbone under the head of the configuration.
+
+    Raises:
+        UserError: the head is no module with a number of ``out_features``.
+    """
+    head = build(config.head, in_features=backbone.out_features)
+    if not isinstance(head, nn.Module) or not isinstance(getattr(head, "out_features", None), int):
+        raise UserError(
+            f"head._target_={config.head._target_} is no head: it takes features and has "
+            f"out_features (`noisyml list heads`)."
+        )
+    return Encoder(backbone, head)
 
 
 def another_encoder(

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import get_class, get_object
+from hydra.utils import get_object
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from noisyml.checks import ArgumentError, check_arguments
@@ -34,11 +34,11 @@ def build(node: DictConfig, **available: Any) -> Any:
         ArgumentError: a value that the target's signature does not allow, by its full key.
         UserError: what else the target refuses.
     """
-    target = get_object(str(node["_target_"]))
+    target = _target(node)
     takes = inspect.signature(target).parameters if available else {}
     extra = {name: value for name, value in available.items() if name in takes}
     own = {str(key): _value(node, key, available) for key in node if key not in _DIRECTIVES}
-    key = str(node._get_full_key(None))
+    key = _key(node)
     if node.get("_partial_", False):
         # What is wrong with the settings is said now, not when the function is called at last.
         _call(check_arguments, key, target, own)
@@ -57,8 +57,15 @@ def nodes_of(group: DictConfig | None) -> dict[str, DictConfig]:
 
 
 def declared(node: DictConfig) -> type[Any]:
-    """The class of a node, whose declarations can be read before anything is built."""
-    return get_class(str(node["_target_"]))
+    """The class of a node, whose declarations can be read before anything is built.
+
+    Raises:
+        UserError: it names none.
+    """
+    found = _target(node)
+    if not isinstance(found, type):
+        raise UserError(f"{_key(node)}._target_={node['_target_']} is no class: name one.")
+    return found
 
 
 def settings(node: DictConfig) -> dict[str, Any]:
@@ -90,7 +97,52 @@ def _call(target: Callable[..., Any], key: str, /, *args: Any, **arguments: Any)
     except UserError:
         raise
     except Exception as error:
-        name = f"{target.__module__}.{getattr(target, '__qualname__', target)}"
-        raise InstantiationException(
-            f"Error in call to target '{name}':\n{error!r}\nfull_key: {key}"
-        ) from error
+        name = getattr(target, "__name__", str(target))
+        raise UserError(_refusal(name, key, error)) from error
+
+
+def _refusal(name: str, key: str, error: Exception) -> str:
+    """The sentence for an error of a class or function that was called with settings."""
+    first = str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+    if isinstance(error, TypeError):
+        unknown = re.search(r"unexpected keyword argument '(\w+)'", first)
+        if unknown:
+            return (
+                f"{name} has no setting '{unknown[1]}': remove {key}.{unknown[1]} from the command."
+            )
+        missing = re.search(r"missing \d+ required .*arguments?: (.+)", first)
+        if missing:
+            return f"{name} needs {missing[1]}: add {key}.KEY=VALUE to the command."
+    # Errors of other types say what went wrong in code, not what is wrong with a value.
+    expected = isinstance(error, TypeError | ValueError | OSError)
+    told = first if expected else f"{type(error).__name__}: {first}"
+    where = "" if expected else "; NOISYML_DEBUG=1 shows where"
+    return f"{name} cannot be made of its settings ({key}: {told}){where}."
+
+
+def _key(node: DictConfig) -> str:
+    return str(node._get_full_key(None))
+
+
+def _target(node: DictConfig) -> Any:
+    """The class or function that a node names.
+
+    Raises:
+        UserError: it names none, or one that cannot be imported.
+    """
+    key = _key(node)
+    path = node.get("_target_") if isinstance(node, DictConfig) else None
+    if not isinstance(path, str) or not path:
+        raise UserError(
+            f"{key} names no class or function: give it a _target_, or choose an option of its "
+            f"group (`noisyml list`)."
+        )
+    try:
+        found = get_object(path)
+    except Exception as error:
+        cause = error.__cause__ or error
+        reason = str(cause).strip().partition("\n")[0].rstrip(".") or type(cause).__name__
+        raise UserError(f"{key}._target_={path} cannot be imported ({reason}).") from error
+    if not callable(found):
+        raise UserError(f"{key}._target_={path} is no class or function: name one.")
+    return found

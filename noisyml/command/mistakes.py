@@ -43,9 +43,6 @@ HYDRA_FLAGS = (
     "-i",
 )
 
-#: What constructors raise when a value does not suit them.
-EXPECTED = (TypeError, ValueError, OSError)
-
 
 def check_flags(arguments: list[str]) -> None:
     """Refuse options that Hydra does not have.
@@ -212,17 +209,6 @@ def as_user_error(error: Exception, root: str, overrides: list[str]) -> Exceptio
             "Batch norm has nothing to compare the only image of a batch (or of a process's share "
             "of it) with: set sampler.drop_last=true or another sampler.batch_size."
         )
-    call = re.search(r"Error in call to target '([\w.]+)'", everything)
-    if call:
-        what = call.group(1).rpartition(".")[2]
-        unexpected = re.search(r"got an unexpected keyword argument '(\w+)'", everything)
-        if unexpected:
-            return UserError(
-                f"{what} has no setting '{unexpected.group(1)}': remove it from the command."
-            )
-        causes = [link for link in chain if isinstance(link, EXPECTED)]
-        if causes:
-            return UserError(f"{what} cannot be made of its settings: {_first_line(causes[-1])}.")
     for link in chain:
         if isinstance(link, OSError) and link.filename:
             return UserError(f"{link.strerror}: {link.filename}.")

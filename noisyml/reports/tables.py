@@ -30,7 +30,7 @@ from noisyml.reports.settings import (
 )
 from noisyml.runs.folder import RunFolder, find_runs
 from noisyml.runs.metric_names import MetricNames
-from noisyml.storage.reading import DamagedFileError
+from noisyml.storage.reading import DamagedFileError, reading
 
 FINISHED = "finished"
 
@@ -401,16 +401,8 @@ def result_table(runs: pd.DataFrame, metrics: Sequence[str] | None = None) -> Re
 
 
 def _settings(run: RunFolder) -> Settings:
-    import yaml
-
-    try:
+    with reading(run.config_file, "mend it or leave this run out"):
         return Settings.read(run)
-    except (yaml.YAMLError, ValueError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(
-            f"The configuration of the run {run.path} cannot be read ({reason}); "
-            "mend it or leave this run out."
-        ) from error
 
 
 def _newest(

@@ -57,7 +57,7 @@ def reading(path: Path, advice: str) -> Iterator[None]:
 
 
 def reason_of(path: Path, error: Exception) -> str:
-    """What is wrong with a file, in a few words.
+    """The fault of a file, in a few words.
 
     Args:
         path: of the file.

@@ -8,7 +8,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from noisyml.apps._folder import is_made_by, refuse_older
+from noisyml.apps._folder import is_made_by
+from noisyml.assembly.saved import saved_config
 from noisyml.command.config import compose, top_level_keys
 from noisyml.errors import UserError
 from noisyml.runs.folder import RunFolder
@@ -24,21 +25,21 @@ def test_every_composed_configuration_has_the_top_level_keys(root: str) -> None:
 def test_no_run_of_today_is_taken_for_an_older_one(tmp_path: Path, method: str) -> None:
     """Some methods choose no loss, or another evaluator."""
     folder = RunFolder(tmp_path)
-    composed = compose("train", [f"method={method}"])
-    folder.config_file.write_text(OmegaConf.to_yaml(composed))
-    refuse_older(folder, "train")
+    composed = compose("train", [f"method={method}", "name=today"])
+    folder.config_file.write_text(OmegaConf.to_yaml(composed, resolve=True))
+    saved_config(folder, "train")
 
 
 def test_a_module_that_is_gone_tells_another_version(tmp_path: Path) -> None:
-    config = {key: {} for key in top_level_keys("train")}
+    config = {key: {} for key in top_level_keys("train")} | {"run_dir": None}
     folder = RunFolder(tmp_path)
     folder.config_file.write_text(yaml.safe_dump(config))
-    refuse_older(folder, "train")
+    saved_config(folder, "train")
     config["loss"] = {"_target_": "noisyml.contrastive.Contrastive"}
     config["callbacks"] = {"mine": {"_target_": "my_package.Callback"}}
     folder.config_file.write_text(yaml.safe_dump(config))
     with pytest.raises(UserError, match=r"names noisyml\.contrastive\.Contrastive, which is gone"):
-        refuse_older(folder, "train")
+        saved_config(folder, "train")
 
 
 @pytest.mark.parametrize("verb", ["train", "embed", "knn"])

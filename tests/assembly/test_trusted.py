@@ -191,7 +191,8 @@ def test_what_is_typed_over_it_is_ones_own(shell, foreign):
 
 def test_packages_of_ones_own(shell, foreign, tmp_path, monkeypatch):
     (tmp_path / "my_package.py").write_text(
-        "from os import system\nfrom torch import nn\nclass Head(nn.Identity): pass\n"
+        "from os import system\nfrom torch import nn\n"
+        "class Head(nn.Identity):\n    out_features = 32\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delenv("NOISYML_TRUST")

@@ -132,7 +132,7 @@ def test_files_that_are_no_manifest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no noise manifest"):
         NoiseManifest.load(tmp_path / "none.parquet")
     (tmp_path / "text.parquet").write_text("hello")
-    with pytest.raises(UserError, match="text.parquet cannot be read"):
+    with pytest.raises(UserError, match=r"text\.parquet cannot be read"):
         NoiseManifest.load(tmp_path / "text.parquet")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
     with pytest.raises(UserError, match="no noise manifest"):
@@ -140,7 +140,10 @@ def test_files_that_are_no_manifest(tmp_path: Path) -> None:
     Symmetric(rate=0.3).inject(LABELS, 6).save(tmp_path / "old.parquet")
     table = pq.read_table(tmp_path / "old.parquet")
     record = json.loads(table.schema.metadata[b"noisyml.noise"])
-    for change, words in [({"format": 0}, "manifest format 0"), ({"params": None}, "it lacks .params.")]:
+    for change, words in [
+        ({"format": 0}, "manifest format 0"),
+        ({"params": None}, "it lacks .params."),
+    ]:
         changed = {key: value for key, value in {**record, **change}.items() if value is not None}
         metadata = {b"noisyml.noise": json.dumps(changed).encode()}
         pq.write_table(table.replace_schema_metadata(metadata), tmp_path / "old.parquet")

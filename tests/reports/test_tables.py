@@ -236,7 +236,7 @@ def test_an_unknown_setting_to_group_by_is_a_sentence(sweep: Path) -> None:
 def test_a_broken_configuration_is_a_sentence(maker: RunMaker) -> None:
     run = maker.run("a", files=False)
     run.config_file.write_text("seed: [")
-    with pytest.raises(UserError, match=r"configuration of the run .* cannot be read"):
+    with pytest.raises(UserError, match=r"config.yaml cannot be read"):
         load_runs([maker.root])
 
 
