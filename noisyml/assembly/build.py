@@ -108,7 +108,7 @@ def with_head(config: DictConfig, backbone: Backbone) -> Encoder:
     Raises:
         UserError: the head is no module with a number of ``out_features``.
     """
-    head = build(config.head, in_features=backbone.out_features)
+    head: Any = build(config.head, in_features=backbone.out_features)
     if not isinstance(head, nn.Module) or not isinstance(getattr(head, "out_features", None), int):
         raise UserError(
             f"head._target_={config.head._target_} is no head: it takes features and has "
