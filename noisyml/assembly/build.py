@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import DictConfig
-from torch import nn
 
 from noisyml.assembly import compatibility
 from noisyml.assembly.nodes import build, build_optional, declared, nodes_of, settings
@@ -18,6 +17,7 @@ from noisyml.methods.parts import Parts, Sizes
 from noisyml.metrics.base import Evaluator
 from noisyml.models.backbones.base import Backbone
 from noisyml.models.encoder import Encoder
+from noisyml.models.heads import Head
 from noisyml.similarity.memory_bank import MemoryBank
 
 
@@ -106,13 +106,13 @@ def with_head(config: DictConfig, backbone: Backbone) -> Encoder:
     """A backbone under the head of the configuration.
 
     Raises:
-        UserError: the head is no module with a number of ``out_features``.
+        UserError: the head is none.
     """
-    head: Any = build(config.head, in_features=backbone.out_features)
-    if not isinstance(head, nn.Module) or not isinstance(getattr(head, "out_features", None), int):
+    head = build(config.head, in_features=backbone.out_features)
+    if not isinstance(head, Head):
         raise UserError(
-            f"head._target_={config.head._target_} is no head: it takes features and has "
-            f"out_features (`noisyml list heads`)."
+            f"head._target_={config.head._target_} is no head (noisyml.models.heads.Head): choose "
+            f"one of `noisyml list heads`, or derive yours from it."
         )
     return Encoder(backbone, head)
 
