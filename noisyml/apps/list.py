@@ -21,6 +21,7 @@ GROUPS = {
     "losses": "loss",
     "backbones": "backbone",
     "heads": "head",
+    "text-encoders": "text_encoder",
     "distillations": "distillation",
     "evaluators": "evaluator",
     "pseudo-labels": "pseudo_labels",

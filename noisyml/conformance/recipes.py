@@ -58,6 +58,18 @@ _GLYPHS = {
     **_LONELY,
 }
 
+_CAPTIONS = {
+    "backbone": {"image_size": 32},
+    "dataset": {
+        "num_train_classes": 20,
+        "num_val_classes": 4,
+        "num_test_classes": 10,
+        "min_faces": 16,
+    },
+    "data": {"train_size": 65},
+    **_LONELY,
+}
+
 #: A line for each option of ``method``.
 TINY: dict[str, Recipe] = {
     "prism": Recipe(
@@ -103,6 +115,16 @@ TINY: dict[str, Recipe] = {
         {"selector": "prism_proxy", "backbone": "small_cnn"},
         # Batch norm would see half a batch on each rank.
         {"backbone": {"widths": [8, 16], "halve_after": [1], "frozen_batchnorm": True}, **_DIGITS},
+    ),
+    # The last batch of one pair: the second of two ranks gets none.
+    "otter": Recipe(
+        {"dataset": "glyphs_captions", "noise": "caption_shuffle", "selector": "plan_mass"},
+        {
+            "method": {"text_encoder": {"width": 16, "layers": 1, "vocab_size": 200}},
+            "selector": {"noise_rate": 0.2},
+            **_CAPTIONS,
+        },
+        3,
     ),
     "multilabel": Recipe(
         {"loss": "multilabel_sat", **_SEVERAL}, {"loss": {"warmup_epochs": 1}, **_MOSAIC}

@@ -232,6 +232,7 @@ WORDS_OF_THEIR_OWN = frozenset(
         "scheduler",
         "selector",
         "teacher",
+        "text_encoder",
     }
 )
 

@@ -101,10 +101,14 @@ class Method(Checked, LightningModule):
         """Lightning's hook for `after_backward`."""
         self.after_backward()
 
+    def optimizer_groups(self) -> list[dict[str, Any]]:
+        """The trainable parameters, in groups with settings of their own."""
+        return parameter_groups(self, self.param_groups)
+
     def configure_optimizers(self) -> Any:
         """The optimiser and the schedule of the configuration."""
         try:
-            optimizer = self._make_optimizer(parameter_groups(self, self.param_groups))
+            optimizer = self._make_optimizer(self.optimizer_groups())
         except ValueError as error:
             raise UserError(f"The optimiser refuses its settings: {error}.") from error
         if self._make_scheduler is None:

@@ -107,6 +107,11 @@ class Evaluation:
         for evaluator in self._evaluators.values():
             evaluator.reset()
 
+    @property
+    def evaluators(self) -> list[Evaluator]:
+        """The copies at work."""
+        return list(self._evaluators.values())
+
     def update(
         self, outputs: Mapping[str, Tensor], targets: Tensor, index: Tensor, role: SplitRole
     ) -> None:

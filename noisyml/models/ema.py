@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,12 @@ class EMATeacher(Checked, AveragedModel):
         self.kept_buffers, self.mode = buffers, mode
         self.requires_grad_(False)
         self.train()
+
+    @property
+    def averages(self) -> nn.ModuleDict:
+        """The averaged modules by name."""
+        modules: Any = self.module
+        return modules
 
     @torch.no_grad()
     def update_parameters(self, model: nn.Module) -> None:

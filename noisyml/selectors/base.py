@@ -30,6 +30,8 @@ class Evidence:
         logits: detached class scores [B, C], or None.
         sample_loss: per-sample loss [B], detached, or None.
         entry_loss: loss of each entry of multi-label samples [B, C], detached, or None.
+        pair_mass: share of a transport plan's mass on each given pair of image and caption [B], or
+            None.
         step: optimiser steps done so far.
         epoch: epochs done so far.
     """
@@ -42,6 +44,7 @@ class Evidence:
     logits: Tensor | None = None
     sample_loss: Tensor | None = None
     entry_loss: Tensor | None = None
+    pair_mass: Tensor | None = None
     step: int = 0
     epoch: int = 0
 

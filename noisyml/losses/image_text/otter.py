@@ -157,36 +157,33 @@ def similarity_targets(scores: Scores, scale: Positive = 100.0) -> Scores:
 
 @checked
 def given_pair_mass(
-    own: Sides,
     everyone: Sides,
-    columns: Tensor,
     *,
     epsilon: Positive = 0.15,
     n_iterations: WholeNonNegative = 5,
     domain: Domain = "log",
 ) -> Tensor:
-    """Share of a row's mass that a transport plan leaves on its given pair: trust in the pair.
+    """Share of its mass that a transport plan leaves on each given pair: trust in the pair.
 
     The plan matches images with captions by their similarity alone: every image is most like
-    itself, so the other terms of `matching_scores` say nothing about the given pair. The plan of
-    the global batch is computed once; its mean over rows and columns is returned.
+    itself, so the other terms of `matching_scores` say nothing about the given pair. The shares of
+    the image's mass and of the caption's are averaged.
 
     Args:
-        own, everyone: see `matching_scores`.
-        columns: [m] int64, the column of each row's pair.
+        everyone: embeddings of the global batch, n rows.
         epsilon, n_iterations, domain: see `transport_targets`.
 
     Returns:
-        [m] in [0, 1].
+        [n] in [0, 1].
 
     Example:
         >>> import torch
         >>> images, texts = torch.eye(3), torch.eye(3)[[0, 2, 1]]
         >>> sides = Sides(images, texts)
-        >>> given_pair_mass(sides, sides, torch.arange(3)).round(decimals=2).tolist()
+        >>> given_pair_mass(sides).round(decimals=2).tolist()
         [1.0, 0.0, 0.0]
     """
-    with torch.no_grad(), torch.autocast(own.image.device.type, enabled=False):
+    with torch.no_grad(), torch.autocast(everyone.image.device.type, enabled=False):
         plan = sinkhorn(
             -_wide(everyone.image) @ _wide(everyone.text).T,
             epsilon,
@@ -194,6 +191,4 @@ def given_pair_mass(
             domain=domain,
             validate=False,
         )
-        by_image = plan.row_conditional()[columns, columns]
-        by_text = plan.column_conditional()[columns, columns]
-        return (by_image + by_text) / 2
+        return (plan.row_conditional().diagonal() + plan.column_conditional().diagonal()) / 2
