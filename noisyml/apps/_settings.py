@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, is_dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hints
 
 from noisyml.checks import (
     ArgumentError,
     Count,
+    Interval,
     Seed,
     WholeNonNegative,
     check_fields,
@@ -75,6 +76,7 @@ class TrainerSettings(_Settings):
 
     max_epochs: Count | Literal[-1] | None = None
     max_steps: Count | Literal[-1] = -1
+    limit_train_batches: Count | Annotated[float, Interval(gt=0, le=1)] | None = None
     devices: Count | list[WholeNonNegative] | Literal["auto", -1] = 1
     num_nodes: Count = 1
     accelerator: str = "cpu"

@@ -194,6 +194,11 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
         trainer.fit(method, data, ckpt_path=last, weights_only=True)
     seconds = time.perf_counter() - began
     steps = trainer.global_step  # a test of another checkpoint changes it
+    if not trainer.fit_loop.epoch_loop.batch_progress.total.ready:
+        raise UserError(
+            "The run trained nothing: no batch was drawn; look at trainer.max_epochs, max_steps, "
+            "max_time and limit_train_batches."
+        )
 
     metrics: dict[str, float] = {"time/train_seconds": seconds}
     if History in by_type:
@@ -260,7 +265,15 @@ def _test_all(
         metrics |= _values(trainer, "test/")
     stems = {"best": ("best", "best/"), "test": ("best_on_test", "chosen_on_test/")}
     for name, (stem, prefix) in stems.items():
-        if name not in choice or checkpoints is None or stem not in checkpoints.reached:
+        if name not in choice or checkpoints is None:
+            continue
+        if stem not in checkpoints.reached:
+            if name == "test" or "val" in data.splits:
+                log.warning(
+                    "model_choice has '%s', but there is no such model: %s.",
+                    name,
+                    checkpoints.why_missing(stem),
+                )
             continue
         path = str(checkpoints.path(stem))
         trainer.test(method, data, ckpt_path=path, verbose=False, weights_only=True)

@@ -120,6 +120,8 @@ class RunCheckpoints(Checked, Checkpoint):
         self.last_epochs = 0
         #: Best value and the number of epochs done when it was reached, by file stem.
         self.reached: dict[str, tuple[float, int]] = {}
+        #: The metric of each stem that was undefined when it was looked at last.
+        self.undefined: dict[str, str] = {}
         self._random: dict[str, Any] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -137,6 +139,14 @@ class RunCheckpoints(Checked, Checkpoint):
     def path(self, stem: str) -> Path:
         """The checkpoint named `stem`."""
         return self.folder / f"{stem}.ckpt"
+
+    def why_missing(self, stem: str) -> str:
+        """The reason why there is no checkpoint named `stem`, as a clause."""
+        if stem in self.undefined:
+            return f"{self.undefined[stem]}, which it follows, was undefined in every epoch"
+        if stem in self.best:
+            return f"{self.best[stem]}, which it follows, was not computed"
+        return f"callbacks.checkpoint.best.{stem} names no metric"
 
     def epoch_path(self, epochs_done: int) -> Path:
         """Weights as they were after so many epochs; kept for `last_epochs`."""
@@ -166,6 +176,8 @@ class RunCheckpoints(Checked, Checkpoint):
                     f"not compute: set it to one of {', '.join(computed)}, or to null."
                 )
             value = float(trainer.callback_metrics[metric])
+            if math.isnan(value):
+                self.undefined[stem] = metric
             sign = self._sign(metric, pl_module)
             before = self.reached.get(stem, (-sign * math.inf, 0))[0]
             if not math.isnan(value) and sign * value > sign * before:

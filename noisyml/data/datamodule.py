@@ -43,7 +43,7 @@ from noisyml.data.views import (
 from noisyml.errors import UserError
 from noisyml.noise.base import Injector
 from noisyml.noise.manifest import NoiseManifest
-from noisyml.targets import Labels, Target
+from noisyml.targets import SINGLE, Labels, Target
 
 log = logging.getLogger(__name__)
 
@@ -196,14 +196,42 @@ class DataModule(Checked, LightningDataModule):
 
     def remarks(self) -> list[str]:
         """Remarks on the splits that a user should know before reading numbers."""
+        found = self._nothing_to_find()
         if self.val_labels is None:
-            return ["there is no validation split: the last model is reported, and no best one"]
-        if not np.array_equal(self.val_labels, self.splits["val"].labels):
-            return [
+            found.append(
+                "there is no validation split: the last model is reported, and no best one"
+            )
+        elif not np.array_equal(self.val_labels, self.splits["val"].labels):
+            found.append(
                 "validation labels are noisy like training labels (data.noisy_val): validation "
                 "metrics are lower than test metrics"
-            ]
-        return []
+            )
+        return found
+
+    def _nothing_to_find(self) -> list[str]:
+        """Remarks on parts in which no sample has another one of its class to be found."""
+        parts: dict[str, TestSet] = (
+            {"validation split": {"pool": "val"}} if "val" in self.splits else {}
+        )
+        parts |= {f"test set '{name}'": roles for name, roles in self.test_sets.items()}
+        found = []
+        for what, roles in parts.items():
+            labels = {role: self.splits[name].labels for role, name in roles.items()}
+            if self.target is not SINGLE or {"pool", "gallery"} <= labels.keys():
+                continue
+            queries = labels.get("query", labels.get("pool", np.empty(0, np.int64)))
+            if "gallery" in labels:
+                alone = not np.isin(queries, labels["gallery"]).any()
+                where = "in the gallery"
+            else:
+                alone = len(np.unique(queries)) == len(queries)
+                where = "beside it"
+            if alone:
+                found.append(
+                    f"{what}: none of its {len(queries)} queries has an image of its class "
+                    f"{where}, so that retrieval metrics are undefined there"
+                )
+        return found
 
     @property
     def test_splits(self) -> dict[str, list[tuple[str, TestRole]]]:

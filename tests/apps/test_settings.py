@@ -69,6 +69,8 @@ def test_the_defaults_fit(root: str) -> None:
         ("train", "model_choice", [], "model_choice=[] evaluates no model"),
         ("train", "mean_last_epochs", -1, "mean_last_epochs=-1 must be a whole number of at"),
         ("train", "trainer.max_epochs", 0, "trainer.max_epochs=0 must be a whole number of at"),
+        ("train", "trainer.limit_train_batches", 0, "trainer.limit_train_batches=0 must be"),
+        ("train", "trainer.limit_train_batches", 0.0, "trainer.limit_train_batches=0.0 must be"),
         ("train", "trainer.devices", "two", "trainer.devices=two must be"),
         ("train", "data.eval_batch_size", 0, "data.eval_batch_size=0 must be a whole number of"),
         ("train", "data.on_broken", "skp", "data.on_broken=skp must be error or skip. Did you"),

@@ -308,3 +308,26 @@ def test_a_smaller_training_split_is_drawn_before_its_labels_are_corrupted(tmp_p
     assert np.bincount(manifest.clean).tolist() == [4] * 5
     assert 0 < manifest.actual_rate < 1
     assert len(data.splits["val"]) == 40
+
+
+@pytest.mark.parametrize(
+    ("queries", "gallery", "remark"),
+    [
+        ([0, 1, 1], [2, 3], "none of its 3 queries has an image of its class in the gallery"),
+        ([0, 1, 2], [2, 3], None),
+        ([0, 1, 2], None, "none of its 3 queries has an image of its class beside it"),
+        ([0, 1, 1], None, None),
+    ],
+)
+def test_a_test_set_without_anything_to_find_is_said(tmp_path, queries, gallery, remark):
+    source = Toy()
+    parts = {"query": queries, "gallery": gallery} if gallery else {"test": queries}
+    for name, labels in parts.items():
+        made = split(name, len(labels))
+        source.made[name] = dataclasses.replace(made, labels=np.array(labels))
+    if not gallery:
+        del source.made["query"], source.made["gallery"]
+    data = module(tmp_path, source)
+    data.prepare_labels()
+    found = [text for text in data.remarks() if text.startswith("test set 'test': ")]
+    assert [remark in text for text in found] == ([True] if remark else [])

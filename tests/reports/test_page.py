@@ -282,6 +282,21 @@ def test_a_wrong_folder_is_a_sentence(tmp_path: Path, where: str, says: str) -> 
         main([str(tmp_path / where)])
 
 
+@pytest.mark.parametrize(
+    ("metrics", "says"),
+    [
+        ({"test/map_at_r": 0.5, "val/map_at_r": None}, "it follows was undefined in every epoch"),
+        ({"test/map_at_r": 0.5}, "best on validation: there is no validation split"),
+        ({"test/map_at_r": 0.5, "val/map_at_r": 0.4, "best/epoch": 2.0}, None),
+    ],
+)
+def test_a_missing_best_model_says_why(maker: RunMaker, metrics, says) -> None:
+    choice = {"model_choice": ["last", "best"]}
+    run = maker.run("s/0", files=False, metrics=metrics, extra_config=choice)
+    found = [n for n in build_report([run.path]).notices if n.startswith("No model is the best")]
+    assert [says in notice for notice in found] == ([True] if says else [])
+
+
 def test_what_was_left_out_is_told(maker: RunMaker) -> None:
     runs = [maker.run(f"s/{n}", seed=seed, files=False) for n, seed in enumerate((0, 0, 1))]
     for run, ended in zip(runs, (1.0, 2.0, 3.0), strict=True):

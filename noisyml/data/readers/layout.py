@@ -36,7 +36,6 @@ Result = TypeVar("Result")
 _THREADS = 16
 _PART = 256
 
-_BLANKS = " \t"
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 
 
@@ -139,21 +138,23 @@ def user_path(typed: str) -> Path:
     return path if os.path.lexists(path) else Path(os.path.expanduser(typed))
 
 
-def read_columns(path: Path, columns: int, skip: int = 0) -> list[list[str]]:
-    """The rows of a blank-separated table; the last column may hold blanks.
+def read_columns(path: Path, columns: int, skip: int = 0, tabs: bool = False) -> list[list[str]]:
+    """The rows of a table separated by blanks or tabs; the last column may hold blanks.
 
     Args:
         path: the text file.
         columns: how many columns each row has.
         skip: leading lines to leave out.
+        tabs: whether tabs alone separate, so that every column may hold blanks.
 
     Raises:
         UserError: a row has fewer columns; the sentence names file and line.
     """
     # Blanks of ASCII alone: an ideographic or an unbreakable space is part of a name.
+    blanks = "\t" if tabs else " \t"
     rows = []
     for number, line in numbered_lines(path)[skip:]:
-        row = re.split(f"[{_BLANKS}]+", line.strip(_BLANKS), maxsplit=columns - 1)
+        row = re.split(f"[{blanks}]+", line.strip(blanks), maxsplit=columns - 1)
         if len(row) != columns:
             raise UserError(f"{path}, line {number}: expected {columns} columns, found {len(row)}.")
         rows.append(row)

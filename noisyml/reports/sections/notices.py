@@ -14,6 +14,7 @@ from noisyml.reports.provenance import (
     repetition_warnings,
 )
 from noisyml.reports.sections.base import ReportedRuns, run_name
+from noisyml.runs.folder import RunFolder
 
 NAMES_SHOWN = 5
 
@@ -37,6 +38,7 @@ def notices(runs: ReportedRuns, facts: Sequence[Fact]) -> list[str]:
         *data_warnings(runs.frame, lambda run: runs.read(read_manifest, run)),
         *_left_out(runs),
         *([] if runs.single else repetition_warnings(runs.frame, names)),
+        *_without_best(runs),
         *_broken_images(runs),
         *rate_warnings(runs.frame),
         *dict.fromkeys(runs.unreadable),
@@ -58,6 +60,27 @@ def _left_out(runs: ReportedRuns) -> list[str]:
         f"{len(names)} finished {'run was' if len(names) == 1 else 'runs were'} left out, "
         f"because a newer one has the same configuration and seed: {listed}."
     ]
+
+
+def _without_best(runs: ReportedRuns) -> list[str]:
+    """A sentence on runs that were to evaluate a best model and have none."""
+    lacking = [run for run in runs.folders if _lacks_best(run)]
+    if not lacking:
+        return []
+    validated = [any(name.startswith("val/") for name in run.metrics()) for run in lacking]
+    why = "the validation metric that it follows was undefined in every epoch"
+    if not any(validated):
+        why = "there is no validation split"
+    elif not all(validated):
+        why += ", or there is no validation split"
+    where = f" in {len(lacking)} of {len(runs.folders)} runs" if len(runs.folders) > 1 else ""
+    return [f"No model is the best on validation{where}: {why}."]
+
+
+def _lacks_best(run: RunFolder) -> bool:
+    choice = run.config().get("model_choice") or []
+    wanted = "best" in ([choice] if isinstance(choice, str) else choice)
+    return wanted and run.metrics_file.is_file() and "best/epoch" not in run.metrics()
 
 
 def _broken_images(runs: ReportedRuns) -> list[str]:

@@ -174,7 +174,8 @@ class Food101NClosedSet(ClosedSetFiles):
         labels = np.array([number[name] for name in owners], dtype=np.int64)
         verdict = {}
         for file in VERIFIED:
-            verdict.update(dict(read_columns(self.root / CRAWLED / "meta" / file, 2, skip=1)))
+            rows = read_columns(self.root / CRAWLED / "meta" / file, 2, skip=1, tabs=True)
+            verdict.update(dict(rows))
         verified = np.array([verdict.get(image, "") for image in images])
         clean = np.where(verified == "1", labels, np.where(verified == "0", WRONG, UNKNOWN))
         paths = [f"{CRAWLED}/images/{image}" for image in images]

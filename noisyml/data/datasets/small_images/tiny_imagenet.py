@@ -48,7 +48,7 @@ class TinyImageNet(ClosedSetFiles):
     def class_names(self) -> Sequence[str]:
         """The first word of each class, with its id where two classes share it."""
         path = self.root / "words.txt"
-        words = {row[0]: row[1].partition(",")[0] for row in read_columns(path, 2)}
+        words = {row[0]: row[1].partition(",")[0] for row in read_columns(path, 2, tabs=True)}
         ids = self._ids()
         unnamed = next((wnid for wnid in ids if wnid not in words), None)
         if unnamed is not None:
