@@ -381,6 +381,36 @@ def twin_cosine(
     return LambdaLR(optimizer, factor)
 
 
+@checked
+def multistep_steps(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    milestones: Sequence[WholeNonNegative],
+    gamma: Positive = 0.1,
+    warmup_steps: WholeNonNegative = 0,
+    warmup_share: Share = 1 / 3,
+) -> LambdaLR:
+    """The rate is multiplied by `gamma` after each of several numbers of steps.
+
+    Args:
+        optimizer: whose rates are scheduled.
+        total_steps: steps of the run; unused here, every schedule takes it.
+        milestones: finished steps after which the rate falls.
+        gamma: factor at each milestone.
+        warmup_steps: steps over which the rate rises linearly.
+        warmup_share: share of the rate that the rise begins with.
+    """
+
+    def factor(now: int) -> float:
+        rise = 1.0
+        if now < warmup_steps:
+            rise = warmup_share + (1 - warmup_share) * now / warmup_steps
+        return rise * gamma ** sum(now >= at for at in milestones)
+
+    return LambdaLR(optimizer, factor)
+
+
 def _known_epochs(name: str, epochs: int | None) -> int:
     if epochs is None or epochs < 1:
         raise UserError(

@@ -159,9 +159,10 @@ def _check_selector(method: type[Method], given: set[str], config: DictConfig) -
 
 def _check_views(method: type[Method], config: DictConfig) -> None:
     transform = declared(config.transform)
-    if transform.n_views == method.n_views:
+    wanted = method.views_of(settings(config.method))
+    if transform.n_views == wanted:
         return
-    what = "one view" if method.n_views == 1 else f"{method.n_views} views"
+    what = "one view" if wanted == 1 else f"{wanted} views"
     raise UserError(
         f"{method.__name__} trains on {what} of each image, and {transform.__name__} makes "
         f"{transform.n_views}: choose another transform=... (`noisyml list transforms`)."

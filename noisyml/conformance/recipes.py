@@ -85,6 +85,19 @@ TINY: dict[str, Recipe] = {
     ),
     "iaa": Recipe({"selector": "prism_avg"}, {"method": {"start": 0.0, "update_every": 1}}),
     "proxynca_pp": Recipe({"selector": "prism_proxy"}, {"sampler": {"samples_per_class": 8}}),
+    "insclr": Recipe(
+        {"bank": "mining", "transform": "with_plain", "head": "mlp"},
+        {
+            "method": {
+                "graph": {"stored": 30},
+                "selection": "fixed",
+                "bank": {"mining": "b+i_tr2_avg0.50_k05", "rows": 200},
+            },
+            "transform": {"image": {"size": 8}},
+            "head": {"hidden_features": [32], "out_features": 16, "norm": "none"},
+            "sampler": {"batch_size": 8},
+        },
+    ),
     "rkd": Recipe({"head": "mlp", "selector": "prism_avg", "stages": "teacher"}, {}),
     "rkd_classification": Recipe(
         {"stages": "classification_teacher", "selector": "prism_proxy"}, {}

@@ -141,6 +141,7 @@ class DataModule(Checked, LightningDataModule):
         self._resume_at = (0, 0)
         self._batches: PlannedBatches | None = None
         self._substitutes: NDArray[np.int64] | None = None
+        self._extension: Callable[[BatchPlan], BatchPlan] | None = None
         #: The splits of each test set by role; the default one is called ``test``.
         self.test_sets: dict[str, TestSet] = {}
 
@@ -372,23 +373,42 @@ class DataModule(Checked, LightningDataModule):
         call already follows it.
         """
         self._substitutes = labels
+        self._follow_plan()
+
+    def extend_batches(self, extension: Callable[[BatchPlan], BatchPlan]) -> None:
+        """Let further samples of the training split join every batch, from the next epoch on.
+
+        Args:
+            extension: the plan of batches (positions in the split) to a longer one of as many.
+        """
+        self._extension = extension
+        self._follow_plan()
+
+    def _follow_plan(self) -> None:
         if self._batches is not None:
-            self._batches.plan = _OnSubset(self.plan, self._usable("train"))
+            self._batches.plan = self._plan_on_split()
+
+    def _plan_on_split(self) -> BatchPlan:
+        """The plan as positions in the training split, with what joins its batches."""
+        plan: BatchPlan = _OnSubset(self.plan, self._usable("train"))
+        return plan if self._extension is None else self._extension(plan)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Planned batches, from where an interrupted run left off."""
         split, labels = self.splits["train"], self.manifest.observed
         view: Dataset[Any]
         if "train" in self._features:
-            usable = self._usable("train")
             view = self._row_view("train", labels, self._partners)
         else:
-            usable = np.arange(len(split))
             view = TrainingView(split, labels, self.transform, self.on_broken)
-        plan = _OnSubset(self.plan, usable)
         epoch, start = self._resume_at
         batches = PlannedBatches(
-            plan, self.seed, distributed.rank(), distributed.world_size(), epoch, start
+            self._plan_on_split(),
+            self.seed,
+            distributed.rank(),
+            distributed.world_size(),
+            epoch,
+            start,
         )
         self._batches = batches
         return self._loader(view, batches)

@@ -82,6 +82,11 @@ class Method(Checked, LightningModule):
         """
         return sizes
 
+    @classmethod
+    def views_of(cls, settings: Mapping[str, Any]) -> int:
+        """Views of each image that a training batch holds under these settings of the method."""
+        return cls.n_views
+
     # -- training ----------------------------------------------------------------------------
 
     def embed_globally(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

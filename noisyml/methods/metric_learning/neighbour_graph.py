@@ -1,0 +1,135 @@
+"""The nearest neighbours of every training image, found before training and kept through it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from noisyml import distributed
+from noisyml.checks import Checked, Count, Positive
+from noisyml.data.views import Batch
+from noisyml.errors import UserError
+from noisyml.methods.base import Method
+from noisyml.methods.passes import batches_on, evaluation_mode
+from noisyml.models.multi_scale import multi_scale
+from noisyml.similarity.pinned_buffers import PinnedBuffers
+
+#: Place of an image without neighbours, which cannot be decoded and never enters a batch.
+NOBODY = -1
+
+
+class NeighbourGraph(Checked, PinnedBuffers):
+    """The `stored` nearest neighbours of every training image by cosine, itself left out.
+
+    Args:
+        num_samples: N, images of the training split.
+        stored: neighbours kept per image, fewer where there are fewer images (paper: 500).
+        source: what is compared: ``features`` of the backbone (of a first stage, whose head is not
+            trained yet) or ``embeddings``.
+        scales: of the images, see `multi_scale`.
+        file: a folder that ``noisyml knn`` wrote for the same images in place of all that.
+
+    Attributes:
+        neighbours: [N, T] int32, the nearest first; `NOBODY` for images that cannot be decoded.
+        similarities: [N, T] float32, descending.
+    """
+
+    neighbours: Tensor
+    similarities: Tensor
+
+    def __init__(
+        self,
+        num_samples: Count,
+        stored: Count = 500,
+        source: Literal["features", "embeddings"] = "features",
+        scales: Sequence[Positive] = (1.0,),
+        file: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.stored = min(stored, max(1, num_samples - 1))
+        self.source = source
+        self.scales = scales
+        self.file = file
+        empty = torch.full((num_samples, self.stored), NOBODY, dtype=torch.int32)
+        self.register_buffer("neighbours", empty)
+        self.register_buffer("similarities", torch.zeros(num_samples, self.stored))
+        self.known = False
+
+    @torch.no_grad()
+    def find(self, method: Method, loader: Iterable[Batch]) -> None:
+        """Read the neighbours from the file, or find them from this rank's share of the images.
+
+        Args:
+            method: whose encoder embeds, in evaluation mode.
+            loader: batches of this rank's share.
+
+        Raises:
+            UserError: a file of other images, or with fewer neighbours.
+        """
+        if self.file is not None:
+            self._read(self.file)
+        else:
+            self._search(method, loader)
+        self.known = True
+
+    def check(self, needed: int) -> None:
+        """Refuse to give more neighbours than there are.
+
+        Raises:
+            UserError: there are fewer than `needed`.
+        """
+        if needed > self.stored:
+            raise UserError(
+                f"method.num_neighbours={needed} asks for more than the {self.stored} neighbours "
+                f"that are stored: raise method.graph.stored, or give more images."
+            )
+
+    def _search(self, method: Method, loader: Iterable[Batch]) -> None:
+        from noisyml.similarity.sharded import sharded_self_topk
+
+        encoder = method.encoder
+        embed = encoder.features if self.source == "features" else encoder
+        rows, index = [], []
+        with evaluation_mode(encoder):
+            for batch in batches_on(method.device, loader):
+                rows.append(multi_scale(embed, batch, self.scales))
+                index.append(batch["index"])
+        width = encoder.backbone.out_features if self.source == "features" else encoder.out_features
+        local = torch.cat([torch.empty(0, width, device=method.device), *rows])
+        positions = torch.cat([torch.empty(0, dtype=torch.int64, device=method.device), *index])
+        everybody = distributed.gather(positions)
+        if len(everybody) <= self.stored:
+            raise UserError(
+                f"{len(everybody)} training images have no {self.stored} neighbours each: lower "
+                f"method.graph.stored, or give more images."
+            )
+        found = sharded_self_topk(local, self.stored)
+        self.neighbours[everybody] = distributed.gather(everybody[found.index]).to(torch.int32)
+        self.similarities[everybody] = distributed.gather(found.scores).to(torch.float32)
+
+    def _read(self, file: str) -> None:
+        from noisyml.embeddings.neighbours import read_neighbours
+
+        given = read_neighbours(file)
+        n, k = given.index.shape
+        if n != len(self.neighbours) or k < self.stored:
+            raise UserError(
+                f"{file} has {k} neighbours of {n} images, and the run needs {self.stored} of "
+                f"{len(self.neighbours)}: search them again, or change method.graph.stored."
+            )
+        near = np.ascontiguousarray(given.index[:, : self.stored])
+        self.neighbours.copy_(torch.from_numpy(near))
+        scores = np.ascontiguousarray(given.scores[:, : self.stored])
+        self.similarities.copy_(torch.from_numpy(scores))
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """True once the neighbours are there, for the state dict."""
+        return {"known": self.known}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take over whether the neighbours are there."""
+        self.known = bool(state["known"])
