@@ -105,7 +105,7 @@ def places(
 
 
 def _larger(ascending: Tensor, row: Tensor, values: Tensor) -> Tensor:
-    """How many numbers of its row [q, m], sorted, are larger than each value [E]."""
+    """Number of entries of its row [q, m], sorted, that are larger than each value [E]."""
     counts = torch.bincount(row, minlength=len(ascending))
     place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
     wanted = values.new_full((len(ascending), int(counts.max()) if len(row) else 0), torch.inf)

@@ -94,7 +94,7 @@ class InstanceBank(PinnedBuffers):
 
 @dataclass(frozen=True)
 class MiningRule:
-    """How candidates become positives: round by round, those that agree with the trusted ones.
+    """Rule by which candidates become positives: those that agree with the trusted ones, in rounds.
 
     In each round a candidate's similarities to the trusted images are looked at where they reach a
     threshold; its score is their mean (``avg``) or the largest (``max``). The best candidates are
@@ -170,7 +170,7 @@ class Mined(NamedTuple):
 def neighbour_boundaries(
     similarities: Tensor, positive_threshold: float, negative_threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """How many stored neighbours reach two thresholds, per image.
+    """Numbers of stored neighbours that reach two thresholds, per image.
 
     Args:
         similarities: [N, T], descending in every row.
@@ -408,7 +408,7 @@ def mine_bank(
         ...     bank, lists, torch.tensor([0]), torch.tensor([1]), rule, negative_label=5
         ... )
         >>> mined.index.tolist(), mined.labels.tolist()
-        ([1, 2, 0, 3], [1, 1, 5, 5])
+        ([1, 2, 3, 0], [1, 1, 5, 5])
     """
     n = len(bank.written)
     written = bank.written > 0
