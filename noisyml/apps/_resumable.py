@@ -154,11 +154,12 @@ class ResumableVerb(ABC):
     def main(self, arguments: list[str]) -> int:
         """Run ``noisyml VERB [overrides]`` or ``noisyml VERB resume=DIR [overrides]``."""
         from noisyml.command.hydra import run_jobs
-        from noisyml.command.words import last_given, overrides_in, words_in
+        from noisyml.command.words import as_typed, last_given, overrides_in, words_in
         from noisyml.runs.processes import Followers, follow, is_main_process, started_elsewhere
 
         if started_elsewhere() and not is_main_process():
             return follow(self.join)
+        arguments = as_typed(arguments)
         words = words_in(overrides_in(arguments))
         with Followers() as followers:
             if (resume := last_given(words, "resume")) is not None:
@@ -166,20 +167,19 @@ class ResumableVerb(ABC):
                 return self.resume(Path(resume), others, followers)
             settings = self.foreign(words)
             own = [argument for argument in arguments if argument not in settings]
-            task = partial(self.job, arguments=own, settings=settings, followers=followers)
+            task = partial(self.job, settings=settings, followers=followers)
             outcome = run_jobs(task, self.verb, self.verb, own)
             if outcome.home is not None and outcome.folders and is_main_process():
                 self.conclude(outcome.home, outcome.folders)
             return outcome.status
 
     def job(
-        self, config: DictConfig, arguments: list[str], settings: list[str], followers: Followers
+        self, config: DictConfig, settings: list[str], followers: Followers
     ) -> dict[str, float]:
         """One job of Hydra: a new folder, or one that an interrupted command left behind.
 
         Args:
             config: the composed configuration.
-            arguments: what was typed after the verb and is its own.
             settings: further words, see `foreign`.
             followers: the ranks that wait for a run.
         """
@@ -190,10 +190,10 @@ class ResumableVerb(ABC):
             follow(self.join)
             return {}
         with followers, admitting():
-            return self.lead(config, arguments, settings, followers)
+            return self.lead(config, settings, followers)
 
     def lead(
-        self, config: DictConfig, arguments: list[str], settings: list[str], followers: Followers
+        self, config: DictConfig, settings: list[str], followers: Followers
     ) -> dict[str, float]:
         """A job on rank 0, which alone writes into the run folder."""
         from hydra.core.hydra_config import HydraConfig
@@ -226,7 +226,7 @@ class ResumableVerb(ABC):
             return folder.metrics()
         else:
             self.go_on(config, folder, ())
-        return self.work(config, folder, _title(config, arguments), followers)
+        return self.work(config, folder, _title(config), followers)
 
     def join(self, path: Path) -> None:
         """Work as a further rank on the run in the folder `path`."""
@@ -337,20 +337,22 @@ def first_difference(config: DictConfig, folder: RunFolder, free: Sequence[str])
     return None
 
 
-def _title(config: DictConfig, arguments: list[str]) -> str:
+def _title(config: DictConfig) -> str:
     """The run's name, or its number in a sweep and what is varied there."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from noisyml.command.sweeps import swept_keys
+    from noisyml.command.secrets import masked_words
+    from noisyml.command.sweeps import current_sweep
     from noisyml.command.words import words_in
 
-    hydra = HydraConfig.get()
-    if hydra.mode != RunMode.MULTIRUN:
+    hydra, sweep = HydraConfig.get(), current_sweep()
+    if hydra.mode != RunMode.MULTIRUN or sweep is None:
         return str(config.name)
-    varied = swept_keys(arguments, hydra.sweeper.get("params") or {})
+    varied = sweep.varied()
+    jobs = sweep.jobs or math.prod(varied.values())
     here = [word.text for word in words_in(hydra.overrides.task) if word.key in varied]
-    return f"[{hydra.job.num + 1}/{math.prod(varied.values())}] {' '.join(here)}"
+    return f"[{hydra.job.num + 1}/{jobs}] {' '.join(masked_words(here))}"
 
 
 @contextlib.contextmanager

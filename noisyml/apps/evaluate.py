@@ -31,8 +31,9 @@ OWN = ("checkpoint", "which", "name", "paths", "hydra")
 def main(arguments: list[str]) -> int:
     """Run ``noisyml evaluate checkpoint=RUN_DIR [which=last|best] [settings of the run]``."""
     from noisyml.command.hydra import run_hydra
-    from noisyml.command.words import overrides_in, words_in
+    from noisyml.command.words import as_typed, overrides_in, words_in
 
+    arguments = as_typed(arguments)
     settings = [w.text for w in words_in(overrides_in(arguments)) if not w.is_below(*OWN)]
     own = [argument for argument in arguments if argument not in settings]
     return run_hydra(partial(job, settings=settings), "evaluate", "evaluate", own)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +46,53 @@ def options(group: str) -> list[Option]:
         target = re.search(r"^\s*_target_:\s*(\S+)", text, flags=re.MULTILINE)
         found.append(Option(path.stem, comments[0] if comments else "", target and target.group(1)))
     return found
+
+
+def chosen_by(group: str, option: str, folders: Sequence[Path] = ()) -> frozenset[str]:
+    """The groups in which an option, or one that it builds on, chooses in its turn.
+
+    Args:
+        group: of the option.
+        option: name of its YAML file.
+        folders: further configuration trees, looked through first.
+    """
+    found: set[str] = set()
+    for entry in _content(group, option, folders).get("defaults") or []:
+        if isinstance(entry, str):
+            if entry != "_self_" and not entry.startswith("/"):
+                found |= chosen_by(group, entry, folders)
+            continue
+        for key, chosen in entry.items():
+            target = str(key).removeprefix("override ").partition("@")[0].strip()
+            if target.startswith("/"):
+                found.add(target[1:])
+                for name in chosen if isinstance(chosen, list) else [chosen]:
+                    found |= chosen_by(target[1:], str(name), folders)
+    return frozenset(found)
+
+
+def sweep_values_of(group: str, option: str, folders: Sequence[Path] = ()) -> dict[str, Any]:
+    """The sweep (``hydra.sweeper.params``) that an option's own file states, its bases' left out.
+
+    Args:
+        group, option, folders: as for `chosen_by`.
+    """
+    node: Any = _content(group, option, folders)
+    for key in ("hydra", "sweeper", "params"):
+        node = node.get(key) or {} if isinstance(node, dict) else {}
+    return dict(node)
+
+
+def _content(group: str, option: str, folders: Sequence[Path]) -> dict[str, Any]:
+    """The content of an option's YAML file, as it stands there; nothing if there is none."""
+    import yaml
+
+    for folder in (*folders, conf_dir()):
+        file = folder / group / f"{option}.yaml"
+        if file.is_file():
+            content = yaml.safe_load(file.read_text(encoding="utf-8"))
+            return content if isinstance(content, dict) else {}
+    return {}
 
 
 def package_of(group: str, option: str) -> str:

@@ -16,8 +16,18 @@ from typing import TYPE_CHECKING, Any
 from noisyml import __version__
 from noisyml.command.config import conf_dir, register_resolvers
 from noisyml.command.mistakes import as_user_error, check_flags, check_types
-from noisyml.command.sweeps import BASIC_LAUNCHER, check_launcher, quoted, sweep_settings
-from noisyml.command.words import overrides_in, words_in
+from noisyml.command.sweeps import (
+    BASIC_LAUNCHER,
+    JOB_SWEEPER,
+    OBJECTIVE,
+    Sweep,
+    check_launcher,
+    objective_of,
+    objective_value,
+    sweep_settings,
+    under_way,
+)
+from noisyml.command.words import as_typed, quoted, split_line, words_in
 from noisyml.errors import EXIT_USER_ERROR, SweepError, UserError
 from noisyml.runs.processes import is_main_process, started_elsewhere
 from noisyml.storage.files import write_atomically
@@ -87,22 +97,30 @@ def run_jobs(
     logging.raiseExceptions = False
     for chatty in ("hydra._internal.core_plugins.basic_launcher", "hydra_plugins"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    typed = overrides_in(arguments)
+    arguments = as_typed(arguments)
+    flags, typed = split_line(arguments)
     check_launcher(words_in(typed))
-    home: Path | None = None
-    launcher = BASIC_LAUNCHER
+    sweep: Sweep | None = None
     try:
         check_types(root, typed)
-        if {"-m", "--multirun"} & set(arguments):
-            home, launcher, brought = sweep_settings(root, arguments)
-            if brought:
-                print(f"noisyml: {brought}", file=sys.stderr)
-            arguments = [*arguments, f"hydra.sweep.dir={quoted(str(home))}"]
+        if {"-m", "--multirun"} & set(flags):
+            sweep = sweep_settings(root, arguments, _say)
+            typed_for_hydra = sweep.shared if sweep.is_ours else typed
+            arguments = [*flags, *typed_for_hydra, f"hydra.sweep.dir={quoted(str(sweep.home))}"]
+            if sweep.is_ours:
+                register_sweepers()
+            if sweep.sweeper == JOB_SWEEPER:
+                arguments.append(f"hydra.sweeper._target_={JOB_SWEEPER}")
     except UserError:
         raise
     except Exception as error:
         raise as_user_error(error, root, typed) from error
-    job = _Job(task, root, typed, home, Path.cwd())
+    if not any(word.key == "hydra.output_subdir" for word in words_in(typed)):
+        # Our own files say all of it, with secrets masked.
+        arguments.append("hydra.output_subdir=null")
+    home = None if sweep is None else sweep.home
+    launcher = BASIC_LAUNCHER if sweep is None else sweep.launcher
+    job = _Job(task, root, typed, sweep, Path.cwd())
     if home is not None:
         shutil.rmtree(home / JOBS_FOLDER, ignore_errors=True)
     saved_argv, saved_env = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
@@ -147,7 +165,7 @@ class _Job:
         task: Callable[[DictConfig], Any],
         root: str,
         typed: list[str],
-        sweep: Path | None,
+        sweep: Sweep | None,
         directory: Path,
     ) -> None:
         self.task, self.root, self.typed, self.sweep = task, root, typed, sweep
@@ -172,7 +190,11 @@ class _Job:
             os.environ["TTY_COMPATIBLE"] = "0"
         result = None
         try:
-            result = self.task(config)
+            with under_way(self.sweep):
+                result = self.task(config)
+                if self.sweep is not None and self.sweep.sweeper not in (JOB_SWEEPER,):
+                    # Sweepers of other packages want one number.
+                    result = _objective(config, result)
         except Exception as error:
             mended = as_user_error(error, self.root, self.typed)
             ours = isinstance(mended, UserError)
@@ -194,8 +216,28 @@ class _Job:
             self.ended.append(end)
         elif self.sweep is not None and is_main_process():
             text = json.dumps(asdict(end))
-            write_atomically(self.sweep / JOBS_FOLDER / f"{end.number}.json", text)
+            write_atomically(self.sweep.home / JOBS_FOLDER / f"{end.number}.json", text)
         return result
+
+
+def register_sweepers() -> None:
+    """Make our sweepers known to Hydra."""
+    from noisyml.command.sweepers import register
+
+    register()
+
+
+def _say(sentence: str) -> None:
+    """Tell the user something about a sweep."""
+    if is_main_process():
+        print(f"noisyml: {sentence}", file=sys.stderr, flush=True)
+
+
+def _objective(config: DictConfig, metrics: Any) -> float:
+    from hydra.core.hydra_config import HydraConfig
+
+    wanted = HydraConfig.get().sweeper.get("objective", OBJECTIVE)
+    return objective_value(metrics, objective_of(config, str(wanted))[0])
 
 
 def _recorded_ends(home: Path) -> list[JobEnd]:

@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from noisyml.command.config import conf_dir, flatten, package_of
 from noisyml.command.mistakes import suggest_key
-from noisyml.command.words import Word, options_of, words_in
+from noisyml.command.words import Word, as_hydra_reads, options_of, words_in
 from noisyml.errors import UserError, did_you_mean
 
 
@@ -26,7 +26,7 @@ def apply_overrides(config: DictConfig, overrides: list[str], *, groups: bool) -
     """
     changed = copy.deepcopy(config)
     values = []
-    for word in words_in(overrides):
+    for word in words_in(as_hydra_reads(overrides, sweep=False)):
         if word.value is None or word.deletes:
             raise UserError(f"'{word.text}' is no setting: write key=value.")
         if not (word.chooses or isinstance(OmegaConf.select(config, word.key), DictConfig)):

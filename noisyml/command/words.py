@@ -1,7 +1,8 @@
 """Words of a command line: ``key=value`` taken apart, in one place for the whole project.
 
 A key ends at the first ``=``, whatever follows; values are read by Hydra's own grammar, so that
-``seed=0,1``, ``seed=range(3)`` and ``name='a,b'`` mean here what they mean to Hydra.
+``seed=0,1``, ``seed=range(3)`` and ``name='a,b'`` mean here what they mean to Hydra. Paths and
+names need no quotes: `as_hydra_reads` adds them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisyml.command.config import conf_dir, group_names
@@ -19,6 +21,18 @@ if TYPE_CHECKING:
 
 #: ``+`` adds a setting, ``++`` sets or adds it, ``~`` deletes it.
 PREFIXES = ("++", "+", "~")
+#: Last parts of the keys whose values are paths or names, and stay as they are typed.
+TEXT_KEYS = frozenset(
+    {
+        *("path", "root", "dir", "folder", "file", "output", "cache", "cache_dir", "save_dir"),
+        *("run", "run_dir", "resume", "init_from", "previous_run", "checkpoint"),
+        *("embeddings", "gallery", "split", "gallery_split", "lists", "cleaned", "clean_list"),
+        *("path_column", "label_column", "labels_column", "split_column"),
+        *("name", "project", "entity", "weights"),
+    }
+)
+#: Keys of that kind whose last part also stands for others.
+_TEXT_PLACES = frozenset({"paths.data"})
 _WORD = re.compile(
     r"\s*(?P<prefix>\+\+|\+|~|)(?P<key>[^=@]*)(?:@(?P<package>[^=]*))?(?P<rest>=.*)?", re.DOTALL
 )
@@ -73,6 +87,22 @@ class Word:
         return self.key in group_names()
 
     @property
+    def is_text(self) -> bool:
+        """True if its value is a path or a name."""
+        return self.key in _TEXT_PLACES or self.key.rpartition(".")[2] in TEXT_KEYS
+
+    @property
+    def plain(self) -> str | None:
+        """The value without the quotes and backslashes of Hydra's grammar; None where there is
+        none.
+        """
+        parsed = None if self.value is None else self._parsed()
+        if parsed is None or parsed.is_sweep_override():
+            return self.value
+        value = parsed.value()
+        return str(value) if isinstance(value, str) else self.value
+
+    @property
     def is_given(self) -> bool:
         """True if the value is something: not missing, not empty, not ``null``."""
         return self.value not in (None, "", "null")
@@ -109,6 +139,12 @@ class Word:
         except HydraException:
             return []
 
+    def sweep(self) -> Any:
+        """Hydra's object for the values of a sweep, of a word for which `swept` is true."""
+        parsed = self._parsed()
+        assert parsed is not None
+        return parsed.value()
+
     def typed_value(self) -> Any:
         """The value as a number, switch, null, list, mapping or text.
 
@@ -132,11 +168,88 @@ class Word:
             return None
 
 
-def overrides_in(arguments: Sequence[str]) -> list[str]:
-    """The overrides among what was typed, without options (``-m``) and their values."""
+def quoted(text: str) -> str:
+    """`text` as a quoted value of Hydra's override grammar."""
+    # Backslashes count only before a quote, and before the one that ends the value.
+    return "'" + re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + m[2].replace("'", r"\'"), text) + "'"
+
+
+def split_line(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Options of a command line with their values, and its overrides, each in the order typed.
+
+    Options may stand anywhere among the overrides.
+    """
     from hydra._internal.utils import get_args_parser
 
-    return list(get_args_parser().parse_known_args(list(arguments))[0].overrides)
+    actions = get_args_parser()._option_string_actions
+    options: list[str] = []
+    overrides: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        word = waiting.pop(0)
+        if not word.startswith("-"):
+            overrides.append(word)
+            continue
+        options.append(word)
+        action = actions.get(word)
+        if action is None or action.nargs == 0 or not waiting:
+            continue
+        # An optional value (--info) is one of its choices.
+        if action.nargs is None or waiting[0] in (action.choices or ()):
+            options.append(waiting.pop(0))
+    return options, overrides
+
+
+def as_typed(arguments: Sequence[str]) -> list[str]:
+    """A command line in the form that Hydra reads: options first, texts in quotes."""
+    options, overrides = split_line(arguments)
+    return [*options, *as_hydra_reads(overrides, sweep=bool({"-m", "--multirun"} & set(options)))]
+
+
+def as_hydra_reads(overrides: Sequence[str], *, sweep: bool) -> list[str]:
+    """Overrides with quotes around those values that Hydra could not read, or not as text.
+
+    Paths and names stay as typed: other alphabets, spaces, brackets, ``=``, digits alone. Of other
+    keys only what Hydra cannot read at all is text; a list or quotes that do not end stay wrong.
+
+    Args:
+        overrides: as typed.
+        sweep: whether commas part the values of a sweep; else they belong to a path or name.
+
+    Example:
+        >>> as_hydra_reads(["dataset.path=Fotos_Müller", "name=007", "seed=1"], sweep=False)
+        ["dataset.path='Fotos_Müller'", "name='007'", 'seed=1']
+    """
+    return [_as_hydra_reads(word, sweep) for word in words_in(overrides)]
+
+
+def _as_hydra_reads(word: Word, sweep: bool) -> str:
+    value = word.value
+    if value is None or value.strip() in ("", "null") or word.deletes or word.chooses:
+        return word.text
+    # The key alone must be readable: quotes cannot mend it.
+    if Word.parse(f"{word.target}=x")._parsed() is None:
+        return word.text
+    parsed = word._parsed()
+    if not word.is_text:
+        readable = parsed is not None or value.lstrip()[0] in "[{'\""
+        return word.text if readable else f"{word.target}={quoted(value)}"
+    if Path(value).exists() and (parsed is None or word.plain != value):
+        return f"{word.target}={quoted(value)}"
+    if parsed is None:
+        parts = value.split(",") if sweep else [value]
+        return f"{word.target}={','.join(map(quoted, parts))}"
+    if parsed.is_sweep_override():
+        listed = re.match(r"\w+\(", value) is None
+        return f"{word.target}={quoted(value)}" if listed and not sweep else word.text
+    if isinstance(parsed.value(), bool | int | float):
+        return f"{word.target}={quoted(value)}"
+    return word.text
+
+
+def overrides_in(arguments: Sequence[str]) -> list[str]:
+    """The overrides among what was typed, without options (``-m``) and their values."""
+    return split_line(arguments)[1]
 
 
 def words_in(overrides: Sequence[str]) -> list[Word]:
@@ -147,7 +260,7 @@ def words_in(overrides: Sequence[str]) -> list[Word]:
 def last_given(words: Sequence[Word], key: str) -> str | None:
     """The value of a setting that was typed, of several the last; None for none, and for null."""
     values = [word for word in words if word.key == key and not word.deletes]
-    return values[-1].value if values and values[-1].is_given else None
+    return values[-1].plain if values and values[-1].is_given else None
 
 
 def options_of(word: Word) -> list[str]:

@@ -57,7 +57,7 @@ def test_an_evaluator_takes_the_place_of_the_others_and_two_stand_side_by_side(
         ("seed=1,2", True, "seed=1,2 gives several values where one is wanted."),
         ("~seed", True, "'~seed' is no setting: write key=value."),
         ("seed", True, "'seed' is no setting: write key=value."),
-        ("name=[a", True, "The override 'name=[a' cannot be read."),
+        ("seed=[1", True, "The override 'seed=[1' cannot be read."),
     ],
 )
 def test_mistakes_are_one_sentence(

@@ -1,0 +1,148 @@
+"""Secrets in what was typed: masked wherever a configuration is written.
+
+A value that comes from an environment variable is written by the variable's name where it, or the
+key, speaks of a secret; a secret that was typed itself is written as `MASK`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from noisyml.command.words import Word, words_in
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+#: Stands for a secret that was typed.
+MASK = "***"
+#: Names of settings and of environment variables that hold secrets.
+_NAMES = re.compile(
+    r"(^|[_.\-])(api_?key|key|token|secret|pass|passwd|password|passphrase|pwd|credentials?|auth|"
+    r"bearer|private)s?($|[_.\-\d])|apikey|password|secret|token$",
+    re.IGNORECASE,
+)
+#: A value from the environment while a configuration is resolved.
+_FROM_ENVIRONMENT = re.compile("\x00env:(.*?)\x01(.*?)\x00", re.DOTALL)
+
+
+def is_secret(name: str) -> bool:
+    """True if the last part of a key, or a variable's name, speaks of a secret.
+
+    Example:
+        >>> [is_secret(n) for n in ("logger.wandb.api_key", "HF_TOKEN", "key", "tokens_per_word")]
+        [True, True, True, False]
+    """
+    return _NAMES.search(name.rpartition(".")[2]) is not None
+
+
+def resolved(value: Any, typed: Sequence[str] = ()) -> Any:
+    """A part of a configuration as plain containers, interpolations replaced by their values.
+
+    Those of secrets in the environment stay: they are read anew whenever the value is used.
+
+    Args:
+        value: a mapping or list of OmegaConf.
+        typed: words of the command; the variables they name are secrets, unless they hold a number
+            or an existing path.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.resolvers import oc
+
+    named = {name for word in typed for name in re.findall(r"\$\{oc\.env:\s*([^,}\s]+)", word)}
+
+    def from_environment(key: str, default: Any = "\x00") -> Any:
+        given = oc.env(key) if default == "\x00" else oc.env(key, default)
+        hidden = is_secret(key) or (key in named and not _is_harmless(given))
+        return f"\x00env:{key}\x01{given}\x00" if hidden and key in os.environ else given
+
+    OmegaConf.register_new_resolver("oc.env", from_environment, replace=True)
+    try:
+        plain = OmegaConf.to_container(value, resolve=True)
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+    return _by_name(plain, OmegaConf.to_container(value, resolve=False), "")
+
+
+def _is_harmless(value: Any) -> bool:
+    """True for a number, and for a path that exists."""
+    text = str(value)
+    return re.fullmatch(r"[-+.\deE]+", text) is not None or os.path.exists(text)
+
+
+def _by_name(value: Any, raw: Any, key: str) -> Any:
+    """`value` with what came from a secret variable written by the variable's name."""
+    if isinstance(value, dict):
+        below = raw if isinstance(raw, dict) else {}
+        return {name: _by_name(v, below.get(name), f"{key}.{name}") for name, v in value.items()}
+    if isinstance(value, list):
+        given = raw if isinstance(raw, list) and len(raw) == len(value) else [None] * len(value)
+        return [_by_name(v, r, key) for v, r in zip(value, given, strict=True)]
+    if not isinstance(value, str):
+        return value
+    if is_secret(key) and isinstance(raw, str) and "${oc.env:" in raw:
+        return raw
+    return _FROM_ENVIRONMENT.sub(lambda m: f"${{oc.env:{m[1]}}}", value)
+
+
+def masked(value: Any, key: str = "") -> Any:
+    """Plain containers with `MASK` for every secret that stands there itself.
+
+    Example:
+        >>> masked({"logger": {"api_key": "abc", "project": "p"}})
+        {'logger': {'api_key': '***', 'project': 'p'}}
+    """
+    if isinstance(value, Mapping):
+        return {name: masked(inner, f"{key}.{name}") for name, inner in value.items()}
+    if isinstance(value, list):
+        return [masked(inner, key) for inner in value]
+    hidden = isinstance(value, str) and value and "${" not in value and is_secret(key)
+    return MASK if hidden else value
+
+
+def as_yaml(config: DictConfig) -> str:
+    """The text of a configuration for a file: the one way in which configurations are written."""
+    from omegaconf import OmegaConf
+
+    plain = OmegaConf.to_container(config, resolve=False)
+    return OmegaConf.to_yaml(OmegaConf.create(masked(plain)))
+
+
+def words_as_yaml(typed: Sequence[str]) -> str:
+    """The text of typed words for a file."""
+    from omegaconf import OmegaConf
+
+    # As plain text: an interpolation in a word is not resolved here.
+    return OmegaConf.to_yaml(OmegaConf.create(masked_words(typed)))
+
+
+def masked_words(typed: Sequence[str]) -> list[str]:
+    """Typed words with `MASK` for the secrets among their values.
+
+    Example:
+        >>> masked_words(["seed=1", "+logger.wandb.api_key=abc", "x={token:abc,n:1}"])
+        ['seed=1', '+logger.wandb.api_key=***', 'x={token:***,n:1}']
+    """
+    return [_masked_word(word) for word in words_in(typed)]
+
+
+def _masked_word(word: Word) -> str:
+    if not word.is_given or word.value is None:
+        return word.text
+    if is_secret(word.key) and "${" not in word.value:
+        return f"{word.target}={MASK}"
+    pairs = re.sub(
+        r"([\w.\-]+)(\s*:\s*)([^,{}\[\]]+)",
+        lambda m: m[1] + m[2] + MASK if is_secret(m[1]) and "$" not in m[3] else m[0],
+        word.value,
+    )
+    return f"{word.target}={pairs}" if "{" in word.value else word.text
+
+
+def still_masked(config: DictConfig) -> list[str]:
+    """The keys of secrets that a saved configuration does not hold."""
+    from noisyml.command.config import flatten
+
+    return [key for key, value in flatten(config) if value == MASK]
