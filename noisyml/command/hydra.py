@@ -192,7 +192,7 @@ class _Job:
         try:
             with under_way(self.sweep):
                 result = self.task(config)
-                if self.sweep is not None and self.sweep.sweeper not in (JOB_SWEEPER,):
+                if self.sweep is not None and not self.sweep.is_ours:
                     # Sweepers of other packages want one number.
                     result = _objective(config, result)
         except Exception as error:

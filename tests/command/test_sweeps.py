@@ -25,7 +25,7 @@ def jobs(tmp_path, monkeypatch, capsys):
         def task(config):
             overrides = list(HydraConfig.get().overrides.task)
             seen.append((overrides, OmegaConf.to_container(config, resolve=False)))
-            return {"val/map_at_r": value(config), "val/accuracy": value(config)}
+            return {"val/map_at_r": value(config)}
 
         outcome = run_jobs(task, "train", "train", list(typed))
         captured = capsys.readouterr()
@@ -55,15 +55,15 @@ def test_settings_of_a_swept_recipe_are_found(jobs):
 def test_a_setting_that_no_job_has_is_refused(jobs):
     with pytest.raises(UserError, match="noise_rate"):
         jobs("-m", "selector=keep_all", "selector.noise_rate=.2,.3")
+
+
+def test_a_misspelt_setting_of_a_sweep_is_refused(jobs):
     with pytest.raises(UserError, match=r"There is no setting 'nose.rate'. Did you mean"):
         jobs("-m", "seed=0,1", "nose.rate=.2")
 
 
-@pytest.mark.parametrize("place", [0, 1, 3])
-def test_the_flag_of_a_sweep_stands_anywhere(jobs, place):
-    typed = ["seed=0,1", "dataset=digits", "name=x"]
-    typed.insert(place, "-m")
-    seen, _ = jobs(*typed)
+def test_the_flag_of_a_sweep_stands_anywhere(jobs):
+    seen, _ = jobs("seed=0,1", "-m", "dataset=digits", "name=x")
     assert [config["seed"] for _, config in seen] == [0, 1]
     assert {config["name"] for _, config in seen} == {"x"}
 
@@ -78,7 +78,6 @@ def test_values_of_an_experiment_stay_and_are_said(jobs):
     ("typed", "number", "sentence"),
     [
         (["experiment=noisy_labels_leaderboard", "method=bare"], 3, "method was typed"),
-        (["experiment=noisy_labels_leaderboard", "recipe=elr"], 3, ""),
         (["experiment=demo", "noise=none"], 3, "no job has it"),
         (["experiment=demo", "method=co_teaching"], 3, "method=co_teaching asks no selector"),
     ],
@@ -161,8 +160,6 @@ def test_a_search_goes_by_a_metric_of_the_jobs(jobs):
     pytest.importorskip("optuna")
     with pytest.raises(UserError, match=r"val/nothing is no metric of the jobs; these are"):
         jobs(*SEARCH[:4], "hydra.sweeper.objective=val/nothing")
-    with pytest.raises(UserError, match="nothing to search"):
-        jobs("-m", "hydra/sweeper=optuna", "seed=1")
 
 
 def test_paths_and_names_stay_as_typed(jobs, tmp_path):
