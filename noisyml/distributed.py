@@ -67,15 +67,31 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, sizes: list[int]) -> Tensor:
-        ctx.start = sum(sizes[: rank()])
-        ctx.length = sizes[rank()]
+        ctx.sizes = sizes
         return _gather_padded(x.detach(), sizes)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        total = grads[0].contiguous().clone()
+        return _SumShard.apply(grads[0], ctx.sizes), None
+
+
+class _SumShard(torch.autograd.Function):
+    """Sum over the ranks of this rank's shard; it and `_Gather` are each other's adjoints.
+
+    A function of its own, so that second derivatives cross the ranks too.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, sizes: list[int]) -> Tensor:
+        ctx.sizes = sizes
+        total = whole.detach().contiguous().clone()
         dist.all_reduce(total)
-        return total[ctx.start : ctx.start + ctx.length], None
+        start = sum(sizes[: rank()])
+        return total[start : start + sizes[rank()]]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _Gather.apply(grads[0], ctx.sizes), None
 
 
 def gather(x: Tensor) -> Tensor:

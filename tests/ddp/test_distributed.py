@@ -33,6 +33,16 @@ def _work(rank, world, file, out):
     alone = weight.clone().requires_grad_()
     expected = ((whole @ alone) @ (whole @ alone).T).square().sum()
     expected.backward()
+    # A derivative of the gradient crosses the ranks as the gradient does.
+    curved = weight.clone().requires_grad_()
+    rows = distributed.gather(mine @ curved)
+    (slope,) = torch.autograd.grad((rows @ rows.T).square().sum(), curved, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope, curved, weight.cos())
+    curvature = distributed.all_reduce_sum(curvature) / world
+    again = weight.clone().requires_grad_()
+    value = ((whole @ again) @ (whole @ again).T).square().sum()
+    (slope,) = torch.autograd.grad(value, again, create_graph=True)
+    (bent,) = torch.autograd.grad(slope, again, weight.cos())
     draw = torch.rand(3, generator=distributed.agreed_generator(0, 1, 2))
 
     results = {
@@ -40,6 +50,7 @@ def _work(rank, world, file, out):
         "values": torch.allclose(gathered, whole @ weight),
         "loss": torch.allclose(loss, expected),
         "gradient": torch.allclose(average, alone.grad),
+        "curvature": torch.allclose(curvature, bent),
         "labels": torch.equal(
             distributed.gather(torch.arange(start, start + len(mine))), torch.arange(len(whole))
         ),

@@ -7,16 +7,17 @@ constants of the released RKD code. None of them reads labels.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from noisyml.checks import Count, Ge, NonNegative
 from noisyml.losses.distillation.classical import DistillationLoss, Features
 from noisyml.losses.metric_learning.distances import centred, pair_distances
+from noisyml.losses.second_order import KnownGradient
 
 #: Tuples the mean runs over: all indices, repeated ones included (they add 0), or distinct ones.
 Tuples = Literal["all", "distinct"]
@@ -63,8 +64,8 @@ def rkd_angle(
     """RKD-A: Huber loss between the cosines of the networks' angles at every vertex.
 
     The cosine at vertex i is (G_jk - G_ij - G_ik + G_ii) / (d_ij d_ik) of the Gram matrix G: O(N^2
-    D + N^3) time, and memory for a block of vertices. Value and gradient are found in one pass, so
-    it can be differentiated once.
+    D + N^3) time, and memory for a block of vertices. Value and gradient are found in one pass; a
+    graph of the gradient (``create_graph=True``) holds all N^3 cosines.
 
     Args:
         student: [N, D_s] float, not to be normalised; computed in float64, for the Gram form
@@ -80,7 +81,7 @@ def rkd_angle(
             vertex, N^2 of them, is held.
 
     Returns:
-        Scalar (arXiv 1904.05068, eq. 8 and 9, as a mean). Once differentiable.
+        Scalar (arXiv 1904.05068, eq. 8 and 9, as a mean).
 
     Example:
         >>> student = torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])
@@ -101,7 +102,34 @@ def rkd_angle(
         share = 1 / max(1, triples)
         value = torch.stack(costs).sum() * share
         gradient = (torch.cat(slopes) * share).to(student.dtype)
-    return _KnownGradient.apply(student, _as_loss(value, student), gradient)
+    plain = partial(
+        _plain_angle_loss, teacher=teacher.detach(), size=size, tuples=tuples, eps=eps, share=share
+    )
+    loss: Tensor = KnownGradient.apply(student, _as_loss(value, student), gradient, plain)
+    return loss
+
+
+def rkd_angles(points: Tensor, *, eps: float = 1e-6) -> Tensor:
+    """Cosine of the angle j-i-k at every vertex i: the relation that `rkd_angle` compares.
+
+    Args:
+        points: [N, D] float, not to be normalised; computed in float64.
+        eps: see `rkd_angle`.
+
+    Returns:
+        [N, N, N] float64 by vertex and both ends; 0 where an end coincides with the vertex.
+
+    Example:
+        >>> rkd_angles(torch.tensor([[0.0, 0.0], [3.0, 0.0], [0.0, 4.0]])).round(decimals=2)[1]
+        tensor([[1.0000, 0.0000, 0.6000],
+                [0.0000, 0.0000, 0.0000],
+                [0.6000, 0.0000, 1.0000]], dtype=torch.float64)
+    """
+    with torch.autocast(points.device.type, enabled=False):
+        _, gram, inverse = _gram_and_inverse_distances(points, eps)
+        half = gram - gram.diagonal()[:, None] / 2
+        cosine = gram - half[:, :, None] - half[:, None, :]
+        return cosine * inverse[:, :, None] * inverse[:, None, :]
 
 
 def hard_darkrank(
@@ -246,21 +274,6 @@ class HardDarkRank(DistillationLoss):
         )
 
 
-class _KnownGradient(torch.autograd.Function):
-    """A value whose gradient was computed along with it."""
-
-    @staticmethod
-    def forward(ctx: Any, at: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
-        ctx.save_for_backward(gradient)
-        return value.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grads[0].to(gradient.dtype), None, None
-
-
 def _relative_distances(points: Tensor) -> Tensor:
     """Pair distances [N, N] over their mean, the diagonal left out of the mean."""
     distances = pair_distances(points)
@@ -275,10 +288,11 @@ def _gram_and_inverse_distances(points: Tensor, eps: float) -> tuple[Tensor, Ten
     points = centred(points)
     gram = points @ points.T
     norms = gram.diagonal()
-    squared = (norms[:, None] + norms - 2 * gram).clamp(min=0)
-    squared.fill_diagonal_(0)
+    squared = norms[:, None] + norms - 2 * gram
     apart = squared > eps**2 * norms.mean()
-    return points, gram, torch.where(apart, squared.rsqrt(), 0.0)
+    apart = apart & ~torch.eye(len(points), dtype=torch.bool, device=points.device)
+    # What is not apart is left out before the root, whose derivatives there are infinite.
+    return points, gram, torch.where(apart, torch.where(apart, squared, 1.0).rsqrt(), 0.0)
 
 
 def _angle_cost(
@@ -312,6 +326,20 @@ def _angle_cost(
     on_diagonal = by_spoke.sum(dim=1) + by_squared.sum(dim=1) + by_squared.sum(dim=0)
     by_gram.diagonal().add_(on_diagonal)
     return total, (by_gram + by_gram.T) @ points
+
+
+def _plain_angle_loss(
+    student: Tensor, teacher: Tensor, size: int, tuples: Tuples, eps: float, share: float
+) -> Tensor:
+    """`rkd_angle` in operations that autograd can follow, with all cosines at once."""
+    total = student.new_zeros((), dtype=torch.float64)
+    for xs, xt in zip(student.split(size), teacher.split(size), strict=True):
+        cost = F.smooth_l1_loss(rkd_angles(xs, eps=eps), rkd_angles(xt, eps=eps), reduction="none")
+        if tuples == "distinct":
+            same = torch.eye(len(xs), dtype=torch.bool, device=cost.device)
+            cost = cost.masked_fill(same, 0.0)
+        total = total + cost.sum()
+    return _as_loss(total * share, student)
 
 
 def _cosines(gram: Tensor, inverse: Tensor, vertices: slice) -> Tensor:

@@ -9,16 +9,17 @@ Movshovitz-Attias et al., "No Fuss Distance Metric Learning using Proxies", ICCV
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from noisyml.checks import Count, Ge, Positive
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss
+from noisyml.losses.second_order import recorded_gradient
 from noisyml.similarity.memory_bank import MemoryBank
 
 #: Proxies in the denominator of a sample's softmax.
@@ -55,10 +56,12 @@ def proxynca_pp_loss(
             are computed in blocks of classes, and once more for the gradient.
 
     Returns:
-        Scalar, 0 for an empty batch. Once differentiable.
+        Scalar, 0 for an empty batch. A graph of its gradient (``create_graph=True``) holds all
+        logits.
 
     Raises:
-        UserError: a label outside 0..C-1.
+        UserError: a label outside 0..C-1 (on an accelerator, where reading it would stall every
+            step, a device-side assertion instead).
 
     Example:
         >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
@@ -195,9 +198,14 @@ class _ProxySoftmax(torch.autograd.Function):
         return (logsumexp - own).sum()
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None, None, None]:
+    def backward(
+        ctx: Any, *grads: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         rows, proxies, labels, logsumexp, all_cosines = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            settings = (labels, ctx.sharpness, ctx.negatives_only)
+            plain = partial(_plain_softmax, *settings)
+            return *recorded_gradient(plain, [rows, proxies], grads[0]), None, None, None, None
         for_rows, for_proxies = torch.zeros_like(rows), torch.empty_like(proxies)
         with torch.autocast(rows.device.type, enabled=False):
             for part in _parts(len(proxies), ctx.block):
@@ -218,6 +226,17 @@ class _ProxySoftmax(torch.autograd.Function):
                 gradient = torch.mm(slope.T, rows, out=for_proxies[part])
                 gradient.addcmul_(radial[:, None], block, value=-1).div_(norms[:, None])
         return for_rows, for_proxies, None, None, None, None
+
+
+def _plain_softmax(
+    labels: Tensor, sharpness: float, negatives_only: bool, rows: Tensor, proxies: Tensor
+) -> Tensor:
+    """The sum of `_ProxySoftmax` in operations that autograd can follow."""
+    logits = _logits(_cosines(rows, proxies), proxies, sharpness)
+    own = logits.gather(1, labels[:, None])
+    if negatives_only:
+        logits = logits.scatter(1, labels[:, None], -torch.inf)
+    return torch.sum(logits.logsumexp(dim=1) - own.squeeze(1))
 
 
 class _OwnColumn:
@@ -259,7 +278,9 @@ def _logits(cosines: Tensor, proxies: Tensor, sharpness: float) -> Tensor:
 
 def _check_labels(labels: Tensor, classes: int) -> None:
     outside = (labels < 0) | (labels >= classes)
-    if outside.any():
+    if labels.device.type != "cpu":
+        torch._assert_async(~outside.any(), "a label has no proxy")
+    elif outside.any():
         raise UserError(
             f"ProxyNCA++ has {classes} proxies, one per class, but a sample is labelled "
             f"{int(labels[outside][0])}: labels must lie in 0..{classes - 1}."

@@ -9,11 +9,13 @@ together is `noisyml.methods.multilabel.rcml`.
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from noisyml.losses.second_order import recorded_gradient
 
 #: Keeps the root of an empty group differentiable; the released value.
 GROUP_FLOOR = 1e-10
@@ -110,17 +112,31 @@ class _SquaredMMD(torch.autograd.Function):
         value = weights @ exponents.expm1() @ weights
         if ctx.needs_input_grad[0] or ctx.needs_input_grad[1]:
             slopes = exponents.exp() * weights[:, None] * weights[None, :] * (-4 / width)
-            ctx.save_for_backward(rows, slopes)
-            ctx.split = len(x)
+            ctx.save_for_backward(x, y, rows, slopes)
+            ctx.width = width
         return value
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
-        rows, slopes = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, y, rows, slopes = ctx.saved_tensors
+        if torch.is_grad_enabled():
+            plain = partial(_plain_squared_mmd, width=ctx.width)
+            for_x, for_y = recorded_gradient(plain, [x, y], grads[0])
+            return for_x, for_y, None
         pull = torch.diag(slopes.sum(dim=1)) - slopes
         gradient = (grads[0] * pull) @ rows
-        return gradient[: ctx.split], gradient[ctx.split :], None
+        return gradient[: len(x)], gradient[len(x) :], None
+
+
+def _plain_squared_mmd(x: Tensor, y: Tensor, width: float | Tensor) -> Tensor:
+    """The statistic in operations that autograd can follow."""
+    rows = torch.cat([x, y])
+    rows = rows - rows.mean(dim=0)
+    products = rows @ rows.T
+    norms = products.diagonal()
+    squares = norms[:, None] + norms[None, :] - 2 * products
+    weights = torch.cat([x.new_full((len(x),), 1 / len(x)), y.new_full((len(y),), -1 / len(y))])
+    return weights @ torch.expm1(-squares / width) @ weights
 
 
 def squared_mmd(x: Tensor, y: Tensor, bandwidth: Bandwidth = 1e4) -> Tensor:
@@ -135,7 +151,7 @@ def squared_mmd(x: Tensor, y: Tensor, bandwidth: Bandwidth = 1e4) -> Tensor:
             distance between different rows of both, without a gradient.
 
     Returns:
-        Scalar in [0, 2], differentiable once.
+        Scalar in [0, 2].
 
     Example:
         >>> x = torch.tensor([[0.0], [1.0]])

@@ -93,15 +93,6 @@ def test_one_sided_gradients_of_unequal_sets_are_right():
     assert torch.equal(alone, torch.autograd.grad(squared_mmd(x, y, 2.0), x)[0])
 
 
-@pytest.mark.parametrize("power", [1, 2])
-def test_a_second_derivative_is_refused_not_wrong(power):
-    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-    value = squared_mmd(x, torch.zeros(2, 3, dtype=torch.float64), 2.0) ** power
-    (gradient,) = torch.autograd.grad(value, x, create_graph=True)
-    with pytest.raises(RuntimeError, match=r"once_differentiable|not have been used"):
-        torch.autograd.grad(gradient.sum(), x)
-
-
 @settings(deadline=None, max_examples=30)
 @given(st.integers(0, 10_000), st.integers(1, 5), st.integers(1, 5))
 def test_the_median_is_that_of_different_rows(seed, n, m):
