@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from noisyml.noise import CaptionGeneric as CaptionGeneric
     from noisyml.noise import CaptionShuffle as CaptionShuffle
     from noisyml.noise import ClassificationBased as ClassificationBased
+    from noisyml.noise import Composed as Composed
     from noisyml.noise import FromManifest as FromManifest
     from noisyml.noise import HumanLabels as HumanLabels
     from noisyml.noise import LabelList as LabelList
@@ -54,6 +55,7 @@ _NAMES = {
         "CaptionGeneric",
         "CaptionShuffle",
         "ClassificationBased",
+        "Composed",
         "FromManifest",
         "HumanLabels",
         "LabelList",

@@ -14,6 +14,7 @@ from noisyml.checks import (
     ArgumentError,
     Count,
     Interval,
+    OpenShare,
     Seed,
     WholeNonNegative,
     check_fields,
@@ -92,6 +93,7 @@ class TrainData(_Settings):
     train_size: Count | None
     train_seed: Seed
     noisy_val: bool | Literal["auto"]
+    planted_errors: OpenShare
     open_set_source: Any
 
 
@@ -100,6 +102,8 @@ class Warmup(_Settings):
     """``selection`` of a training run."""
 
     warmup_steps: WholeNonNegative
+    warmup_share: OpenShare
+    ranking: Literal["all_epochs", "last_epoch"]
 
 
 @dataclass(frozen=True)

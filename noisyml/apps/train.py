@@ -18,6 +18,7 @@ from noisyml.apps._stages import begin_stages, check_values, resolve, resumed_st
 from noisyml.assembly.saved import saved_config
 from noisyml.assembly.trusted import check_places
 from noisyml.errors import UserError
+from noisyml.runs.artefacts import list_artefacts
 from noisyml.runs.folder import CONFIG_FILE, STAGES_FOLDER, RunFolder, locate_checkpoint
 from noisyml.stages.controller import possible_handovers
 from noisyml.stages.plan import Handover
@@ -114,6 +115,8 @@ class Training(ResumableVerb):
                 print(f"run    {run.path}  " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()))
             if run.suspects_file.is_file() and len(runs) == 1:
                 print(f"labels to check, least trusted first: {run.suspects_file}")
+                listed = {entry.file: entry.caption for entry in list_artefacts(run)}
+                print(listed.get(run.suspects_file.name, ""))
 
 
 def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float]:
@@ -125,6 +128,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     from noisyml.apps._quiet import quiet
     from noisyml.assembly.build import assemble
     from noisyml.assembly.nodes import build
+    from noisyml.audit.trust import trust_metrics
     from noisyml.callbacks.artefacts import describe_run
     from noisyml.callbacks.checkpoint import AtomicCheckpointIO, RunCheckpoints
     from noisyml.callbacks.history import History
@@ -210,7 +214,10 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     checkpoints = by_type.get(RunCheckpoints)
     metrics |= _test_all(trainer, method, data, checkpoints, list(config.model_choice))
     if is_main_process():
-        describe_run(method, data, folder)
+        ranking = config.selection.get("ranking", "all_epochs")
+        describe_run(method, data, folder, ranking)
+        if folder.selection_file.is_file():
+            metrics |= trust_metrics(data, folder.selection_file, ranking)
         metric_names(method.evaluators).write(folder.metric_names_file)
         folder.write_metrics(metrics)
         announce_results(trainer.loggers, settings, metrics, steps)

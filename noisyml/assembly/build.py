@@ -97,6 +97,7 @@ def data_module(config: DictConfig, **overrides: Any) -> DataModule:
         open_set_source=build_optional(config.data.open_set_source),
         train_size=config.data.get("train_size"),
         train_seed=config.data.get("train_seed", 0),
+        planted_errors=config.data.get("planted_errors", 0.0),
         pin_memory=config.trainer.accelerator == "gpu",
         **overrides,
     )

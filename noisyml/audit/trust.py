@@ -1,4 +1,7 @@
-"""Trust in labels after training: the samples trusted least, a list of suspects, trust by class."""
+"""Trust in labels after training: the samples trusted least, a list of suspects, trust by class.
+
+Errors that were planted on purpose are no suspects: they are left out of lists and pictures.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,17 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from noisyml.audit.planted import PlantedCheck, check_planted
+from noisyml.audit.ranking import Over, Ranking, rank_by_trust
 from noisyml.data.datamodule import DataModule
 from noisyml.data.inputs import BrokenImage, ImageSource, as_rgb
-from noisyml.metrics.label_trust import class_selection, selection_by_class
+from noisyml.metrics.label_trust import auroc, class_selection, selection_by_class
+from noisyml.noise.planted import planted
 from noisyml.runs.artefacts import Artefact
 from noisyml.storage.parquet import last_epoch
 from noisyml.targets.entries import (
+    as_judged,
     entry_classes,
-    entry_numbers,
     entry_texts,
     positions_of,
 )
@@ -31,39 +37,88 @@ THUMBNAIL_SIDE = 64
 LISTED_ENTRIES = 100_000
 
 
-def trust_artefacts(data: DataModule, selection_file: Path) -> Iterator[Artefact]:
+def trust_artefacts(
+    data: DataModule, selection_file: Path, over: Over = "all_epochs"
+) -> Iterator[Artefact]:
     """Pictures and tables that a file of judgements (``selection.parquet``) allows.
+
+    Args:
+        data: of the run.
+        selection_file: its judgements.
+        over: those that count, see `rank_by_trust`.
 
     Yields:
         ``thumbnails.npz``, ``suspects.csv`` and ``selection_by_class.csv``, each if there is
         something in it.
     """
-    if arrays := least_trusted(data, selection_file):
+    whole = rank_by_trust(selection_file, over)
+    ranking = whole.without(planted(data.manifest))
+    if arrays := least_trusted(data, ranking):
         yield Artefact("thumbnails.npz", arrays, "Trusted least")
-    for file, table in (
-        ("suspects.csv", suspects(data, selection_file)),
-        ("selection_by_class.csv", trust_by_class(data, selection_file)),
-    ):
-        if len(table):
-            yield Artefact(file, table)
+    if len(ranking.table):
+        told = [coverage(whole, len(data.manifest))]
+        if (check := planted_check(data, whole)) is not None:
+            told.append(check.sentence)
+        yield Artefact("suspects.csv", suspects(data, ranking), caption=" ".join(told))
+    table = trust_by_class(data, selection_file)
+    if len(table):
+        yield Artefact("selection_by_class.csv", table)
 
 
-def least_trusted(data: DataModule, selection_file: Path) -> dict[str, NDArray]:
-    """Images and labels of the training samples with the lowest mean `p_clean`.
+def coverage(ranking: Ranking, samples: int) -> str:
+    """A sentence on how many of the training rows were judged."""
+    told = f"{ranking.samples:,} of {samples:,} training rows were judged"
+    if ranking.samples < samples:
+        told += "; the others never came into a batch that was"
+    return f"{told}."
 
-    The mean runs over the judgements of the last epoch.
+
+def planted_check(data: DataModule, ranking: Ranking) -> PlantedCheck | None:
+    """What a ranking finds of the errors planted in the training labels; None without any."""
+    errors = planted(data.manifest)
+    if not len(errors):
+        return None
+    if not ranking.classes and not data.manifest.target.exclusive:
+        # Whole samples were judged: one is wrong if any of its entries is.
+        errors = np.unique(errors // data.num_classes)
+    return check_planted(ranking.table.index, errors)
+
+
+def trust_metrics(
+    data: DataModule, selection_file: Path, over: Over = "all_epochs"
+) -> dict[str, float]:
+    """Figures about the ranking of suspects as a whole.
+
+    Returns:
+        ``selection/judged``, the share of the training samples that were; where the truth is known
+        ``selection/ranking_auroc``, the probability that a wrong label ranks before a right one;
+        and those of `PlantedCheck`, if errors were planted.
+    """
+    ranking, manifest = rank_by_trust(selection_file, over), data.manifest
+    found = {"selection/judged": ranking.samples / max(1, len(manifest))}
+    if manifest.truth_known and len(ranking.table):
+        numbers = ranking.table.index.to_numpy()
+        wrong = torch.from_numpy(as_judged(manifest.changed, ranking.classes).ravel()[numbers])
+        trust = torch.arange(len(numbers), dtype=torch.float64)
+        found["selection/ranking_auroc"] = auroc(trust, ~wrong)
+    if (check := planted_check(data, ranking)) is not None:
+        found |= check.metrics
+    return found
+
+
+def least_trusted(data: DataModule, ranking: Ranking) -> dict[str, NDArray]:
+    """Images and labels of the training samples trusted least.
 
     Returns:
         Arrays ``images`` uint8 [n, s, s, 3], ``index``, ``p_clean``, ``observed_name``,
         ``clean_name`` (empty where unknown), ``key``; none where nothing was scored or where there
         are no images.
     """
-    means, classes = mean_trust(selection_file)
-    if means.empty or data.splits["train"].inputs.kind != "images":
+    if ranking.table.empty or data.splits["train"].inputs.kind != "images":
         return {}
-    lowest = means.iloc[:THUMBNAILS]
+    lowest = ranking.table.iloc[:THUMBNAILS]
     split, manifest = data.splits["train"], data.manifest
-    index, entry = positions_of(lowest.index.to_numpy(), classes)
+    index, entry = positions_of(lowest.index.to_numpy(), ranking.classes)
     if entry is not None:
         observed = entry_texts(manifest.observed[index, entry], entry, data.class_names)
         clean = entry_texts(manifest.clean[index, entry], entry, data.class_names)
@@ -78,21 +133,6 @@ def least_trusted(data: DataModule, selection_file: Path) -> dict[str, NDArray]:
         "clean_name": np.asarray(clean),
         "key": np.asarray([split.keys[i] for i in index]),
     }
-
-
-def mean_trust(selection_file: Path) -> tuple[pd.DataFrame, int]:
-    """Means of ``p_clean`` and ``kept`` over the scored judgements of the last epoch, lowest first.
-
-    Returns:
-        A row per sample, numbered by its position, and 0; or a row per entry, numbered
-        ``position * C + class``, and C.
-    """
-    index, kept, p_clean = _judged_last(selection_file)
-    classes = entry_classes(kept)
-    index = entry_numbers(index, classes).ravel()
-    judged = pd.DataFrame({"index": index, "p_clean": p_clean.ravel(), "kept": kept.ravel()})
-    means = judged.dropna().groupby("index")[["p_clean", "kept"]].mean()
-    return means.sort_values("p_clean", kind="stable"), classes
 
 
 def _judged_last(selection_file: Path) -> tuple[NDArray[np.int64], NDArray, NDArray]:
@@ -118,19 +158,18 @@ def _thumbnail(images: ImageSource, index: int) -> np.ndarray:
     return np.asarray(canvas)
 
 
-def suspects(data: DataModule, selection_file: Path) -> pd.DataFrame:
+def suspects(data: DataModule, ranking: Ranking) -> pd.DataFrame:
     """Every judged training sample, the least trusted first.
 
     Returns:
-        Columns ``key`` (path or id), ``label`` (observed, by name), ``p_clean`` (mean of the last
-        epoch's judgements) and ``kept`` (share of them that kept the sample). Where entries were
-        judged, a row for each of the `LISTED_ENTRIES` least trusted: ``label`` is its class, and
+        Columns ``key`` (path or id), ``label`` (observed, by name), ``p_clean`` (mean of the
+        judgements) and ``kept`` (share of them that kept the sample). Where entries were judged, a
+        row for each of the `LISTED_ENTRIES` least trusted: ``label`` is its class, and
         ``marked`` says whether the data have it there. True labels are left out: this is the list
         for someone who does not know them.
     """
-    means, classes = mean_trust(selection_file)
-    means = means.iloc[: LISTED_ENTRIES if classes else None]
-    index, entry = positions_of(means.index.to_numpy(), classes)
+    means = ranking.table.iloc[: LISTED_ENTRIES if ranking.classes else None]
+    index, entry = positions_of(means.index.to_numpy(), ranking.classes)
     keys, observed = data.splits["train"].keys, data.manifest.observed
     columns: dict[str, Any] = {"key": [keys[i] for i in index]}
     if entry is None:

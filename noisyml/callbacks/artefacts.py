@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from noisyml.audit.trust import mean_trust, trust_artefacts
+from noisyml.audit.ranking import Over, rank_by_trust
+from noisyml.audit.trust import trust_artefacts
 from noisyml.data.datamodule import DataModule
 from noisyml.methods.base import Method
 from noisyml.methods.passes import batches_on, evaluation_mode
@@ -20,12 +21,23 @@ MAP_CLASSES = 20
 MAP_POINTS = 1500
 
 
-def describe_run(method: Method, data: DataModule, folder: RunFolder) -> None:
-    """Write the artefacts of a trained method."""
-    save_artefacts(folder, offered_artefacts(method, data, folder))
+def describe_run(
+    method: Method, data: DataModule, folder: RunFolder, ranking: Over = "all_epochs"
+) -> None:
+    """Write the artefacts of a trained method.
+
+    Args:
+        method: trained.
+        data: of the run.
+        folder: of the run.
+        ranking: judgements that the list of suspects goes by.
+    """
+    save_artefacts(folder, offered_artefacts(method, data, folder, ranking))
 
 
-def offered_artefacts(method: Method, data: DataModule, folder: RunFolder) -> Iterator[Artefact]:
+def offered_artefacts(
+    method: Method, data: DataModule, folder: RunFolder, ranking: Over = "all_epochs"
+) -> Iterator[Artefact]:
     """Artefacts of a trained method, of its evaluators, and of what its selector judged."""
     if "embeddings" in method.gives:
         caption = "Test embeddings on their two principal axes."
@@ -33,12 +45,12 @@ def offered_artefacts(method: Method, data: DataModule, folder: RunFolder) -> It
         yield Artefact("embedding_map.parquet", table, "Embedding map", caption)
     trust = None
     if folder.selection_file.is_file():
-        means, entries = mean_trust(folder.selection_file)
-        trust = None if entries else means["p_clean"]
+        judged = rank_by_trust(folder.selection_file, ranking)
+        trust = None if judged.classes else judged.table["p_clean"]
     yield from method.artefacts(data, trust)
     yield from method.evaluation_artefacts
     if folder.selection_file.is_file():
-        yield from trust_artefacts(data, folder.selection_file)
+        yield from trust_artefacts(data, folder.selection_file, ranking)
 
 
 @torch.no_grad()

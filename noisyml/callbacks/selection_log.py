@@ -23,7 +23,7 @@ from noisyml.metrics.label_trust import (
 from noisyml.noise.manifest import NoiseManifest, SampleState
 from noisyml.runs.folder import ADVICE
 from noisyml.storage.files import atomic
-from noisyml.storage.parquet import to_column
+from noisyml.storage.parquet import from_column, to_column
 from noisyml.storage.reading import reading
 from noisyml.targets.entries import as_judged, entry_classes
 
@@ -31,7 +31,9 @@ from noisyml.targets.entries import as_judged, entry_classes
 STORED: dict[str, Any] = {
     "compression": "zstd",
     "use_dictionary": ["epoch"],
-    "use_byte_stream_split": ["p_clean", "p_clean.list.element"],
+    "use_byte_stream_split": [
+        *("p_clean", "p_clean.list.element", "log_odds", "log_odds.list.element")
+    ],
 }
 
 
@@ -44,7 +46,8 @@ class SelectionLog(Callback):
     Args:
         file: the Parquet file, columns ``index, p_clean, kept, epoch``; one row group per epoch.
             Of a selector that judges the entries of multi-label samples, ``p_clean`` and ``kept``
-            are lists with a value per class. Where a method suspects a class in each sample, its
+            are lists with a value per class. Where selections have them, ``log_odds`` stands beside
+            ``p_clean``. Where a method suspects a class in each sample, its
             number is in ``suspected``; where two networks judge, what each keeps is in
             ``kept_first`` and ``kept_second``.
     """
@@ -67,7 +70,9 @@ class SelectionLog(Callback):
                 "p_clean": selection.p_clean.to(torch.float32),
                 "kept": selection.keep,
             }
-            self._seen.append(judged | selection.extras)
+            if selection.log_odds is not None:
+                judged["log_odds"] = selection.log_odds.to(torch.float32)
+            self._seen.append({**judged, **selection.extras})
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score and store the epoch."""
@@ -75,7 +80,7 @@ class SelectionLog(Callback):
             return
         # What a checkpoint brought back lies on the host, what came since on the device.
         judged = {
-            name: torch.cat([part[name].to(newest.device) for part in self._seen]).cpu()
+            name: torch.cat([_column(part, name).to(newest.device) for part in self._seen]).cpu()
             for name, newest in self._seen[-1].items()
         }
         self._seen = []
@@ -100,11 +105,12 @@ class SelectionLog(Callback):
         if not known.any():
             return kept
         judged = {name: values[known] for name, values in judged.items()}
-        index, keep, p_clean = judged["index"], judged["kept"], judged["p_clean"]
+        index, keep = judged["index"], judged["kept"]
+        trust = judged.get("log_odds", judged["p_clean"])
         # A sample of several labels is wrong if any of its entries is.
         changed = as_judged(self.manifest.changed, entry_classes(keep))
         wrong = torch.from_numpy(changed.copy())[index]
-        scores = selection_scores(keep, p_clean, wrong)
+        scores = selection_scores(keep, trust, wrong)
         if "suspected" in judged:
             entries = torch.from_numpy(self.manifest.changed.copy())[index]
             scores["suspected_precision"] = suspicion_precision(keep, judged["suspected"], entries)
@@ -127,11 +133,13 @@ class SelectionLog(Callback):
         if not (trainer.is_global_zero and self.parts.is_dir()):
             return
         parts = sorted(self.parts.glob("*.parquet"))
+        # Epochs of a warm-up alone have no log-odds; the last one has all columns there are.
+        schema = _schema(parts[-1])
         # An interrupted run may have stored epochs that its checkpoint does not know: they were
         # trained again and overwritten, and nothing lies beyond the last epoch.
         with (
             atomic(self.file, sole_writer=True) as temporary,
-            pq.ParquetWriter(temporary, _schema(parts[0]), **STORED) as writer,
+            pq.ParquetWriter(temporary, schema, **STORED) as writer,
         ):
             if self.file.is_file():
                 # A finished run that trains on keeps the epochs it had.
@@ -140,10 +148,10 @@ class SelectionLog(Callback):
                     for number in range(before.num_row_groups):
                         epoch = before.read_row_group(number)
                         if epoch["epoch"][0].as_py() < first:
-                            writer.write_table(epoch, row_group_size=len(epoch))
+                            writer.write_table(_whole(epoch, schema), row_group_size=len(epoch))
             for part in parts:
                 with reading(part, ADVICE):
-                    epoch = pq.read_table(part)
+                    epoch = _whole(pq.read_table(part), schema)
                 writer.write_table(epoch, row_group_size=len(epoch))
         for part in parts:
             part.unlink()
@@ -165,3 +173,18 @@ class SelectionLog(Callback):
 def _schema(part: Path) -> pa.Schema:
     with reading(part, ADVICE):
         return pq.read_schema(part)
+
+
+def _column(part: Mapping[str, Tensor], name: str) -> Tensor:
+    """A column of a batch's judgements; log-odds that were not computed are NaN."""
+    if name == "log_odds" and name not in part:
+        return torch.full_like(part["p_clean"], torch.nan)
+    return part[name]
+
+
+def _whole(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table with all columns of a schema; log-odds that were not computed are NaN."""
+    if "log_odds" in schema.names and "log_odds" not in table.column_names:
+        unknown = np.full_like(from_column(table["p_clean"]), np.nan)
+        table = table.append_column("log_odds", to_column(unknown))
+    return table.select(schema.names)

@@ -33,6 +33,8 @@ TEXT_KEYS = frozenset(
 )
 #: Keys of that kind whose last part also stands for others.
 _TEXT_PLACES = frozenset({"paths.data"})
+#: Groups whose options compose, and where their steps lie: see `spelled_out`.
+COMPOSED = {"noise": "noise.steps"}
 _WORD = re.compile(
     r"\s*(?P<prefix>\+\+|\+|~|)(?P<key>[^=@]*)(?:@(?P<package>[^=]*))?(?P<rest>=.*)?", re.DOTALL
 )
@@ -168,6 +170,40 @@ class Word:
             return None
 
 
+def spelled_out(arguments: Sequence[str]) -> list[str]:
+    """What was typed, with ``noise=[a,b]`` in the words that Hydra has for it.
+
+    Options of a group that lie under one key would be merged into one. A list of noises becomes
+    ``noise=composed`` and a word for each step.
+
+    Raises:
+        UserError: such a list in a sweep.
+
+    Example:
+        >>> spelled_out(["noise=[pair,symmetric]", "seed=1"])[:2]
+        ['+noise@noise.steps.pair=pair', '+noise@noise.steps.symmetric=symmetric']
+    """
+    found: list[str] = []
+    for argument in arguments:
+        word = Word.parse(argument)
+        value = (word.value or "").strip()
+        if word.key not in COMPOSED or word.prefix or word.package or "[" not in value:
+            found.append(argument)
+            continue
+        if word.swept:
+            raise UserError(
+                f"{argument} sweeps over lists: compose one list, e.g. {word.key}=[pmd,symmetric], "
+                f"and sweep over settings of its steps."
+            )
+        names: list[str] = []
+        for option in options_of(word):
+            times = sum(name.rstrip("_0123456789") == option for name in names)
+            names.append(f"{option}_{times + 1}" if times else option)
+            found.append(f"+{word.key}@{COMPOSED[word.key]}.{names[-1]}={option}")
+        found.append(f"{word.key}=composed")
+    return found
+
+
 def quoted(text: str) -> str:
     """`text` as a quoted value of Hydra's override grammar."""
     # Backslashes count only before a quote, and before the one that ends the value.
@@ -203,7 +239,8 @@ def split_line(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def as_typed(arguments: Sequence[str]) -> list[str]:
     """A command line in the form that Hydra reads: options first, texts in quotes."""
     options, overrides = split_line(arguments)
-    return [*options, *as_hydra_reads(overrides, sweep=bool({"-m", "--multirun"} & set(options)))]
+    sweep = bool({"-m", "--multirun"} & set(options))
+    return [*options, *as_hydra_reads(spelled_out(overrides), sweep=sweep)]
 
 
 def as_hydra_reads(overrides: Sequence[str], *, sweep: bool) -> list[str]:
@@ -281,5 +318,5 @@ def choices_in(words: Sequence[Word]) -> list[str]:
         options = options_of(word) if word.chooses and not word.deletes else []
         if options and all((conf_dir() / word.key / f"{o}.yaml").is_file() for o in options):
             listed = options[0] if len(options) == 1 else f"[{','.join(options)}]"
-            chosen.append(f"{word.key}={listed}")
+            chosen.append(f"{word.target}={listed}")
     return chosen

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from noisyml import distributed
-from noisyml.checks import Checked, Count, WholeNonNegative
+from noisyml.checks import Checked, Count, OpenShare, WholeNonNegative
 from noisyml.data.base import (
     DEFAULT_TEST_SET,
     TEST_ROLES,
@@ -43,6 +43,7 @@ from noisyml.data.views import (
 from noisyml.errors import UserError
 from noisyml.noise.base import Injector
 from noisyml.noise.manifest import NoiseManifest
+from noisyml.noise.planted import plant_errors
 from noisyml.targets import SINGLE, Labels, Target
 
 log = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class DataModule(Checked, LightningDataModule):
         open_set_source: where the images of open-set noise come from (its training split).
         train_size: samples of the training split to use, see `subset`; null: all.
         train_seed: which of them.
+        planted_errors: share of the training labels to flip on purpose, see `plant_errors`.
         pin_memory: copy batches to page-locked memory (for GPUs).
         progress: called with a title while features are computed; returns the progress function.
 
@@ -113,6 +115,7 @@ class DataModule(Checked, LightningDataModule):
         open_set_source: DatasetSource | None = None,
         train_size: Count | None = None,
         train_seed: WholeNonNegative = 0,
+        planted_errors: OpenShare = 0.0,
         pin_memory: bool = False,
         progress: Callable[[str], Any] | None = None,
     ) -> None:
@@ -130,6 +133,7 @@ class DataModule(Checked, LightningDataModule):
         self.open_set_source = open_set_source
         self.train_size = train_size
         self.train_seed = train_seed
+        self.planted_errors = planted_errors
         self.pin_memory = pin_memory
         self.progress = progress
         self.backbone: FrozenBackbone | None = None
@@ -178,6 +182,8 @@ class DataModule(Checked, LightningDataModule):
         )
         observed = labelling.observe(splits, self.noisy_val)
         self.manifest, self.splits = observed.manifest, observed.splits
+        if self.planted_errors:
+            self.manifest = plant_errors(self.manifest, self.planted_errors)
         self.val_labels = observed.val_labels
         self.num_classes = self.manifest.num_classes
         return self.manifest

@@ -16,8 +16,7 @@ from noisyml.data.inputs import ReplacedInputs
 from noisyml.data.transforms.image import ViewMaker
 from noisyml.data.views import EvaluationView, OnBroken, UnusableBatch, stack
 from noisyml.errors import UserError
-from noisyml.noise.base import Injector
-from noisyml.noise.injectors.open_set import OpenSet
+from noisyml.noise.base import FeatureKind, Injector
 from noisyml.noise.manifest import NoiseManifest
 from noisyml.targets import Labels
 
@@ -79,10 +78,9 @@ class Labelling:
         Raises:
             UserError: noise that does not fit the data.
         """
-        train, noise = splits["train"], self.noise
-        noise.check_kind(train.labels)
-        if isinstance(noise, OpenSet) and noise.source_size is None and noise.rate > 0:
-            noise = replace(noise, source_size=len(self._open_set_images()))
+        train = splits["train"]
+        self.noise.check_kind(train.labels)
+        noise = self.noise.sized(lambda: len(self._open_set_images()))
         manifest = self.corrupt(train, noise)
         observed = dict(splits)
         if manifest.source_index is not None:
@@ -105,7 +103,7 @@ class Labelling:
         Raises:
             UserError: noise that does not fit the split.
         """
-        features = self._noise_features(split, noise) if noise.needs_features else None
+        features = {kind: self._noise_features(split, kind, noise.name) for kind in noise.wants}
         manifest = noise.inject(
             split.labels,
             len(split.class_names),
@@ -117,20 +115,22 @@ class Labelling:
             return manifest.with_unknown_truth(split.extras.get("clean_label"))
         return manifest
 
-    def _noise_features(self, split: Split, noise: Injector) -> NDArray[np.floating[Any]]:
+    def _noise_features(
+        self, split: Split, kind: FeatureKind, noise: str
+    ) -> NDArray[np.floating[Any]]:
         """The features that noise asks for: pixels in 0..255, embeddings, or probabilities."""
-        if noise.feature_kind == "pixels":
+        if kind == "pixels":
             return self.pixels(split)
         if self.features is not None:
             features = self.features(split)
-        elif noise.feature_kind == "embeddings":
+        elif kind == "embeddings":
             raise UserError(
-                f"noise '{noise.name}' groups images by their features: set backbone.frozen=true, "
+                f"noise '{noise}' groups images by their features: set backbone.frozen=true, "
                 f"so that there is a fixed network to compute them with."
             )
         else:
             features = self.pixels(split)
-        if noise.feature_kind == "embeddings":
+        if kind == "embeddings":
             return features
         return class_probabilities(features, split.labels, len(split.class_names))
 

@@ -89,6 +89,14 @@ class Method(Checked, LightningModule):
 
     # -- training ----------------------------------------------------------------------------
 
+    def run_length(self) -> tuple[int | None, int | None]:
+        """Training batches and epochs of the whole run; None where no end is set."""
+        trainer = self.trainer
+        steps = trainer.estimated_stepping_batches
+        batches = None if steps == float("inf") else int(steps) * trainer.accumulate_grad_batches
+        epochs = trainer.max_epochs
+        return batches, None if epochs is None or epochs < 0 else epochs
+
     def embed_globally(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Encode this rank's share and gather the global batch in rank order.
 

@@ -14,6 +14,7 @@ from noisyml.noise.injectors.captions import (
     CaptionShuffle,
 )
 from noisyml.noise.injectors.class_conditional import Asymmetric, Matrix, Pair, Symmetric
+from noisyml.noise.injectors.composed import Composed
 from noisyml.noise.injectors.files import FromManifest, HumanLabels, LabelList
 from noisyml.noise.injectors.instance import (
     ClassificationBased,
@@ -28,6 +29,7 @@ from noisyml.noise.injectors.multilabel import (
 from noisyml.noise.injectors.open_set import OpenSet
 from noisyml.noise.injectors.small_cluster import SmallCluster
 from noisyml.noise.manifest import NoiseManifest, SampleState
+from noisyml.noise.planted import plant_errors, planted
 from noisyml.noise.released.lists import check_official_list, manifest_from_list, read_list
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "CaptionGeneric",
     "CaptionShuffle",
     "ClassificationBased",
+    "Composed",
     "FeatureKind",
     "FromManifest",
     "HumanLabels",
@@ -56,5 +59,7 @@ __all__ = [
     "Symmetric",
     "check_official_list",
     "manifest_from_list",
+    "plant_errors",
+    "planted",
     "read_list",
 ]

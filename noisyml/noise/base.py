@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +18,8 @@ from noisyml.targets import TARGETS, Labels, TargetKind, target_of
 
 #: Features that an injector asks for: raw pixels 0..255, network embeddings, class probabilities.
 FeatureKind = Literal["none", "pixels", "embeddings", "probabilities"]
+#: Features [N, D] of the samples, or those of several kinds.
+Features = ArrayLike | Mapping[FeatureKind, ArrayLike]
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,26 @@ class Injector(ABC):
     training_only: ClassVar[bool] = False
     #: The kinds of labels it corrupts.
     target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"single"})
+    #: True if the labels it gives do not depend on those it is given (a file of labels).
+    replaces_labels: ClassVar[bool] = False
+    #: True if classes may be gone afterwards and the rest have other numbers.
+    renumbers_classes: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def wants(self) -> frozenset[FeatureKind]:
+        """The kinds of features that `inject` needs."""
+        return frozenset({self.feature_kind} if self.needs_features else ())
+
+    def sized(self, foreign_images: Callable[[], int]) -> Injector:
+        """The same noise, told how many foreign images there are if it has to know.
+
+        Args:
+            foreign_images: number of images in the open-set source; called only if need be.
+        """
+        return self
 
     def check_kind(self, labels: ArrayLike) -> None:
         """Refuse labels of a kind that this injector does not corrupt.
@@ -106,7 +125,7 @@ class Injector(ABC):
         num_classes: int,
         *,
         keys: Sequence[str] | None = None,
-        features: ArrayLike | None = None,
+        features: Features | None = None,
         class_names: Sequence[str] | None = None,
     ) -> NoiseManifest:
         """Corrupt `labels` and say what was done.
@@ -117,7 +136,8 @@ class Injector(ABC):
             num_classes: number of classes C of the split.
             keys: N unique sample names; with them a sample's noise depends on its name and not on
                 its position.
-            features: float [N, D], required if `needs_features`; see `feature_kind`.
+            features: float [N, D], required if `needs_features`, see `feature_kind`; or a mapping
+                from kinds to such arrays.
             class_names: C names, for class maps written with names.
 
         Returns:
@@ -151,7 +171,7 @@ class SplitInjector(Injector):
         num_classes: int,
         *,
         keys: Sequence[str] | None = None,
-        features: ArrayLike | None = None,
+        features: Features | None = None,
         class_names: Sequence[str] | None = None,
     ) -> NoiseManifest:
         """Check the split, corrupt it and write the record; see `Injector.inject`."""
@@ -159,6 +179,8 @@ class SplitInjector(Injector):
         target = target_of(labels)
         clean = target.checked(labels, num_classes)
         params = self.record()
+        if isinstance(features, Mapping):
+            features = features.get(self.feature_kind)
         array = None if features is None else np.asarray(features)
         if self.needs_features:
             if array is None:

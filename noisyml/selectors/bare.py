@@ -39,6 +39,28 @@ def posteriors(logits: Tensor) -> Tensor:
         return F.softmax(scores, dim=1).clamp(_SMALLEST, 1.0 - _SMALLEST)
 
 
+@torch.no_grad()
+def label_log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """Log-odds of each label against all other classes: its soft margin, which never saturates.
+
+    Args:
+        logits: class scores [B, C].
+        labels: [B] int64.
+
+    Returns:
+        [B] float32 or better: own score less the logsumexp of the others; infinite for one class.
+
+    Example:
+        >>> import torch
+        >>> label_log_odds(torch.tensor([[2.0, 0.0], [900.0, 0.0]]), torch.tensor([0, 1])).tolist()
+        [2.0, -900.0]
+    """
+    scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    own = scores.gather(1, labels[:, None])
+    others = scores.scatter(1, labels[:, None], -torch.inf)
+    return own.squeeze(1) - others.logsumexp(dim=1)
+
+
 def bare_statistics(
     posterior: Tensor, labels: Tensor, scope: StatsScope = "label", std: Std = "population"
 ) -> tuple[Tensor, Tensor]:
@@ -110,4 +132,4 @@ class Bare(Selector):
         # keeps rounding from deciding about it.
         slack = _ROUNDING * own.double()
         keep = own.double() - mean[labels] >= self.kappa * std[labels] - slack
-        return Selection(keep=keep, p_clean=own)
+        return Selection(keep, own, log_odds=label_log_odds(evidence.logits, labels))

@@ -62,11 +62,15 @@ class Selection:
             names are scored against the truth: ``suspected`` int64, of multi-label samples the
             class whose entry is most likely wrong; ``kept_NETWORK`` bool, where several networks
             judge, what each of them trusts.
+        log_odds: float like `keep`, increasing with `p_clean` and telling samples apart where that
+            is 0 or 1 to the last digit: mostly its log-odds. NaN where the score says nothing. None
+            where `p_clean` itself tells them apart.
     """
 
     keep: Tensor
     p_clean: Tensor
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    log_odds: Tensor | None = None
 
     @classmethod
     def keep_everything(cls, labels: Tensor) -> Selection:
@@ -87,6 +91,19 @@ class Selector(Checked, nn.Module):
     needs: ClassVar[frozenset[str]] = frozenset()
     #: Kinds of labels it can judge.
     target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"single"})
+    #: False for a selector that never computes a score.
+    gives_scores: ClassVar[bool] = True
+
+    def begin(self, steps: int | None, epochs: int | None) -> None:
+        """Learn how long the run is, before its first step; default: it does not matter.
+
+        Args:
+            steps: calls of `select` in the whole run; None: no end is set.
+            epochs: of the whole run, or None.
+
+        Raises:
+            UserError: nothing would ever be judged.
+        """
 
     @torch.no_grad()
     @abstractmethod

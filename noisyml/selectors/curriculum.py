@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from noisyml.checks import OpenShare, WholeNonNegative
+from noisyml.errors import UserError
 from noisyml.selectors.base import Evidence, Selection, Selector
+from noisyml.selectors.small_loss import trust_of_losses
 
 
 def curriculum_keep(sample_loss: Tensor, noise_rate: float) -> Tensor:
@@ -53,14 +55,22 @@ class Curriculum(Selector):
         self.noise_rate = noise_rate
         self.warmup_epochs = warmup_epochs
 
+    def begin(self, steps: int | None, epochs: int | None) -> None:
+        """Refuse a warm-up as long as the run; see `Selector.begin`."""
+        if epochs is not None and epochs <= self.warmup_epochs:
+            raise UserError(
+                f"selector.warmup_epochs={self.warmup_epochs} keeps everything for the whole run "
+                f"of {epochs} epochs: lower it, or raise trainer.max_epochs."
+            )
+
     @torch.no_grad()
     def select(self, evidence: Evidence) -> Selection:
         """Judge one global batch; `p_clean` is ``exp(-loss)``, for cross-entropy the posterior."""
         if evidence.sample_loss is None:
             raise ValueError("this selector needs losses")
-        p_clean = torch.exp(-evidence.sample_loss.clamp(min=0))
+        p_clean, log_odds = trust_of_losses(evidence.sample_loss)
         if evidence.epoch < self.warmup_epochs:
             keep = torch.ones_like(evidence.labels, dtype=torch.bool)
         else:
             keep = curriculum_keep(evidence.sample_loss, self.noise_rate)
-        return Selection(keep=keep, p_clean=p_clean)
+        return Selection(keep, p_clean, log_odds=log_odds)

@@ -14,6 +14,7 @@ class KeepAll(Selector):
     """Trusts every sample and scores none."""
 
     target_kinds: ClassVar[frozenset[TargetKind]] = frozenset(TARGETS)
+    gives_scores: ClassVar[bool] = False
 
     @torch.no_grad()
     def select(self, evidence: Evidence) -> Selection:

@@ -16,15 +16,28 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from noisyml.checks import Count, Hint, Interval, NonNegative, Positive, WholeNonNegative
+from noisyml.checks import (
+    Count,
+    Hint,
+    Interval,
+    NonNegative,
+    OpenShare,
+    Positive,
+    WholeNonNegative,
+)
 from noisyml.errors import UserError
 from noisyml.selectors.base import Evidence, Selection, Selector
 from noisyml.selectors.von_mises_fisher import (
+    Absent,
+    Prior,
     kappa_from_resultant,
     log_vmf_ratio,
     resultant_statistics,
+    vmf_concentrations,
     vmf_log_density,
+    vmf_log_odds,
     vmf_log_posterior,
+    vmf_log_prior,
 )
 from noisyml.similarity.memory_bank import MemoryBank
 from noisyml.similarity.pinned_buffers import PinnedBuffers
@@ -42,11 +55,13 @@ class Scores(NamedTuple):
         order_by: [B] float, increasing with P_clean: P_clean itself, or its logarithm, which still
             tells samples apart where P_clean saturates.
         scored: [B] bool, False for samples whose class is unknown so far.
+        log_odds: [B] of P_clean, see `Selection`; None where P_clean does not saturate.
     """
 
     p_clean: Tensor
     order_by: Tensor
     scored: Tensor
+    log_odds: Tensor | None = None
 
 
 class TopR(NamedTuple):
@@ -175,6 +190,7 @@ class PrismSelector(PinnedBuffers, Selector):
         noise_rate: R, the share of a batch to remove; 0 removes nothing.
         window: tau, over how many steps the cut value is averaged; 1 is plain top-R.
         warmup_steps: calls of `select` that keep everything and score nothing.
+        warmup_share: the same as a share of the whole run; give one of the two.
         cold_start: what happens before a first cut value exists, while samples of classes never
             seen (P = 1) are among the r lowest. ``keep_all``: everything is kept; ``released``: r
             samples are dropped, for want of better the first of the batch.
@@ -188,19 +204,47 @@ class PrismSelector(PinnedBuffers, Selector):
         window: Count = 30,
         warmup_steps: WholeNonNegative = 0,
         cold_start: ColdStart = "keep_all",
+        warmup_share: OpenShare = 0.0,
     ) -> None:
         super().__init__()
+        if warmup_steps and warmup_share:
+            raise UserError(
+                f"selection.warmup_steps={warmup_steps} and selection.warmup_share={warmup_share} "
+                f"set the same thing: give one of them."
+            )
         self.noise_rate = float(noise_rate)
         self.warmup_steps = warmup_steps
+        self.warmup_share = warmup_share
+        self._warmup = warmup_steps
         self.cold_start = cold_start
         self.certain = 1.0
         self._steps = 0
         self.register_buffer("recent_cuts", torch.full((window,), torch.nan, dtype=torch.float64))
 
+    def begin(self, steps: int | None, epochs: int | None) -> None:
+        """Make steps of a share of the run; see `Selector.begin`.
+
+        Raises:
+            UserError: the warm-up is as long as the run, or a share of a run without an end.
+        """
+        if self.warmup_share and steps is None:
+            raise UserError(
+                f"selection.warmup_share={self.warmup_share} is a share of the run, and the run "
+                f"has no end: set trainer.max_epochs, or selection.warmup_steps."
+            )
+        if self.warmup_share and steps is not None:
+            self._warmup = min(math.ceil(self.warmup_share * steps), steps - 1)
+        if steps is not None and self._warmup >= steps:
+            raise UserError(
+                f"selection.warmup_steps={self._warmup} keeps everything for the whole run of "
+                f"{steps} steps, so that no label is judged: lower it, raise trainer.max_epochs, "
+                f"or say it as a share of the run, selection.warmup_share=0.2."
+            )
+
     @torch.no_grad()
     def select(self, evidence: Evidence) -> Selection:
         """Score the batch against what is known so far and keep what lies above the threshold."""
-        warming_up = self._steps < self.warmup_steps
+        warming_up = self._steps < self._warmup
         self._steps += 1
         if not self._can_score(evidence):
             return Selection.keep_everything(evidence.labels)
@@ -246,7 +290,7 @@ class PrismSelector(PinnedBuffers, Selector):
             scored=scores.scored if self.cold_start == "keep_all" else None,
         )
         self.recent_cuts.copy_(window)
-        return Selection(keep=keep, p_clean=scores.p_clean)
+        return Selection(keep, scores.p_clean, log_odds=scores.log_odds)
 
 
 class PrismAverage(PrismSelector):
@@ -257,6 +301,7 @@ class PrismAverage(PrismSelector):
         window: see `PrismSelector`.
         warmup_steps: see `PrismSelector`.
         cold_start: see `PrismSelector`.
+        warmup_share: see `PrismSelector`.
         centres: ``exact``: the class means of the bank as it is. ``lazy``: as released; only
             classes kept in the previous step are brought up to date, the others stay as they were,
             even after their rows left the bank.
@@ -276,8 +321,9 @@ class PrismAverage(PrismSelector):
         cold_start: ColdStart = "keep_all",
         centres: Literal["exact", "lazy"] = "exact",
         eps: NonNegative = 0.0,
+        warmup_share: OpenShare = 0.0,
     ) -> None:
-        super().__init__(noise_rate, window, warmup_steps, cold_start)
+        super().__init__(noise_rate, window, warmup_steps, cold_start, warmup_share)
         self.centres = centres
         self.eps = eps
         # Exact centres follow from the bank; only stale ones are worth a place in a checkpoint.
@@ -309,7 +355,8 @@ class PrismAverage(PrismSelector):
             self.filled,
             self.eps,
         )
-        return Scores(p, p, self.filled[evidence.labels])
+        scored = self.filled[evidence.labels]
+        return Scores(p, p, scored, torch.where(scored, torch.logit(p), torch.nan))
 
     def _remember(self, evidence: Evidence, keep: Tensor) -> None:
         if self.centres == "lazy":
@@ -349,6 +396,7 @@ class PrismProxy(PrismSelector):
         window: see `PrismSelector`.
         warmup_steps: see `PrismSelector`.
         eps: added to the denominator of P_clean.
+        warmup_share: see `PrismSelector`.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"embeddings", "proxies"})
@@ -359,8 +407,9 @@ class PrismProxy(PrismSelector):
         window: Count = 30,
         warmup_steps: WholeNonNegative = 0,
         eps: NonNegative = 0.0,
+        warmup_share: OpenShare = 0.0,
     ) -> None:
-        super().__init__(noise_rate, window, warmup_steps)
+        super().__init__(noise_rate, window, warmup_steps, warmup_share=warmup_share)
         self.eps = eps
 
     def _can_score(self, evidence: Evidence) -> bool:
@@ -387,6 +436,7 @@ class PrismVonMisesFisher(PrismSelector):
         window: see `PrismSelector`.
         warmup_steps: see `PrismSelector`.
         cold_start: see `PrismSelector`.
+        warmup_share: see `PrismSelector`.
         threshold_space: where cut values are averaged: ``prob``, or ``logprob`` (P saturates at
             0 and 1 for D >= 64; the mean of probabilities is ruled by its largest entries, that of
             logarithms by the smallest).
@@ -416,14 +466,15 @@ class PrismVonMisesFisher(PrismSelector):
         warmup_steps: WholeNonNegative = 0,
         cold_start: ColdStart = "keep_all",
         threshold_space: ThresholdSpace = "prob",
-        absent: Literal["exclude", "uniform"] = "exclude",
-        prior: Literal["uniform", "empirical"] = "uniform",
+        absent: Absent = "exclude",
+        prior: Prior = "uniform",
         min_count: Count = 2,
         kappa_max: Positive = 1e4,
         bias_correction: bool = False,
         newton_steps: WholeNonNegative = 0,
+        warmup_share: OpenShare = 0.0,
     ) -> None:
-        super().__init__(noise_rate, window, warmup_steps, cold_start)
+        super().__init__(noise_rate, window, warmup_steps, cold_start, warmup_share)
         if absent == "uniform" and prior == "empirical":
             raise UserError(
                 "selector.prior=empirical gives a class without rows no weight, so "
@@ -453,18 +504,15 @@ class PrismVonMisesFisher(PrismSelector):
             kappa [C] float64, its log normaliser [C] float64, and known [C] bool: False for
             classes without rows, and for all with few rows while no class has enough.
         """
-        dim = self.directions.shape[1]
-        enough = class_counts >= self.min_count
-        weight = torch.where(enough, class_counts, 0).to(torch.float64)
-        pooled_r = (self.r_bar * weight).sum() / weight.sum().clamp(min=1)
-        pooled_kappa = kappa_from_resultant(pooled_r, dim, self.newton_steps, self.kappa_max)
-        known = (class_counts > 0) & enough.any()
-        kappa = torch.where(enough, self.own_kappa, torch.where(known, pooled_kappa, 0.0))
-        pooled_log_ratio = log_vmf_ratio(pooled_kappa, dim)
-        log_ratio = torch.where(
-            enough, self.own_log_ratio, torch.where(known, pooled_log_ratio, 0.0)
+        return vmf_concentrations(
+            self.r_bar,
+            class_counts,
+            self.directions.shape[1],
+            own=(self.own_kappa, self.own_log_ratio),
+            min_count=self.min_count,
+            newton_steps=self.newton_steps,
+            kappa_max=self.kappa_max,
         )
-        return kappa, log_ratio, known
 
     def _can_score(self, evidence: Evidence) -> bool:
         return len(_memory(evidence)) > 0
@@ -483,20 +531,10 @@ class PrismVonMisesFisher(PrismSelector):
         log_density = vmf_log_density(
             _embeddings(evidence).to(self.directions.dtype), self.directions, kappa, log_ratio
         )
-        log_p, scored = vmf_log_posterior(
-            log_density, evidence.labels, self._log_prior(memory, known)
-        )
-        return Scores(log_p.exp(), log_p, scored)
-
-    def _log_prior(self, memory: MemoryBank, known: Tensor) -> Tensor:
-        if self.prior == "empirical":
-            weight = torch.where(known, memory.class_counts, 0).to(torch.float64)
-        elif self.absent == "exclude":
-            weight = known.to(torch.float64)
-        else:
-            # While no class is known all densities are the uniform one and nothing can be scored.
-            weight = known.any().to(torch.float64).expand(len(known))
-        return weight.log()
+        log_prior = vmf_log_prior(memory.class_counts, known, self.absent, self.prior)
+        log_p, scored = vmf_log_posterior(log_density, evidence.labels, log_prior)
+        log_odds = vmf_log_odds(log_density, evidence.labels, log_prior)
+        return Scores(log_p.exp(), log_p, scored, log_odds)
 
     def _threshold_values(self, scores: Scores) -> Tensor:
         return scores.p_clean if self.threshold_space == "prob" else scores.order_by

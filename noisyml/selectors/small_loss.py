@@ -91,6 +91,28 @@ def small_loss(losses: Tensor, keep: int | Tensor, candidates: Tensor | None = N
     return rank < keep
 
 
+@torch.no_grad()
+def trust_of_losses(losses: Tensor) -> tuple[Tensor, Tensor]:
+    """P = exp(-loss), for cross-entropy the posterior of the label, and log P / (1 - P).
+
+    Args:
+        losses: any shape, float; below 0 they count as 0.
+
+    Returns:
+        Two tensors like `losses`. The second tells losses apart whose P is 0 or 1 in their
+        precision; only a loss of 0 is infinite.
+
+    Example:
+        >>> import torch
+        >>> p, log_odds = trust_of_losses(torch.tensor([0.6931472, 200.0, 210.0]))
+        >>> p.numpy().round(4).tolist(), log_odds.round().abs().tolist()
+        ([0.5, 0.0, 0.0], [0.0, 200.0, 210.0])
+    """
+    losses = losses.clamp(min=0)
+    # log(exp(l) - 1) without the overflow of exp.
+    return torch.exp(-losses), -losses - torch.log(-torch.expm1(-losses))
+
+
 def exchange(
     first: Tensor, second: Tensor, keep: int | Tensor, candidates: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:

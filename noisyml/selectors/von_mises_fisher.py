@@ -10,9 +10,17 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from functools import cache
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from noisyml.checks import Count, Positive, WholeNonNegative, checked
+
+#: A class without rows: left out, or as likely as the uniform density.
+Absent = Literal["exclude", "uniform"]
+#: Of the classes: equal, or their share of the rows.
+Prior = Literal["uniform", "empirical"]
 
 #: From this order upwards 8 terms of the uniform expansion are exact to about 1e-13.
 _MIN_ORDER = 40
@@ -260,6 +268,164 @@ def vmf_log_posterior(
     scored = torch.isfinite(log_prior)[labels]
     log_p = torch.where(scored, own - torch.logsumexp(joint, dim=1), 0.0)
     return log_p.clamp(max=0.0), scored
+
+
+def vmf_log_odds(log_density: Tensor, labels: Tensor, log_prior: Tensor) -> Tensor:
+    """Log-odds that each sample belongs to its labelled class and to no other one (vMF-Sim).
+
+    In 64 dimensions or more the probability itself is 0 or 1 to the last digit; its log-odds are
+    not.
+
+    Args:
+        log_density, labels, log_prior: as for `vmf_log_posterior`.
+
+    Returns:
+        [B] float64; NaN for a sample of a class left out, infinite if there is no other class.
+
+    Example:
+        >>> import torch
+        >>> density = torch.tensor([[0.0, 0.0], [900.0, 0.0]], dtype=torch.float64)
+        >>> vmf_log_odds(density, torch.tensor([0, 0]), torch.zeros(2)).tolist()
+        [0.0, 900.0]
+    """
+    joint = log_density + log_prior
+    own = joint.gather(1, labels[:, None])
+    others = joint.scatter(1, labels[:, None], -torch.inf)
+    log_odds = own.squeeze(1) - others.logsumexp(dim=1)
+    return torch.where(torch.isfinite(log_prior)[labels], log_odds, torch.nan)
+
+
+def vmf_concentrations(
+    r_bar: Tensor,
+    class_counts: Tensor,
+    dim: int,
+    *,
+    own: tuple[Tensor, Tensor] | None = None,
+    min_count: int = 2,
+    newton_steps: int = 0,
+    kappa_max: float = 1e4,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Concentration of every class, the pooled one where rows are few.
+
+    Args:
+        r_bar: mean resultant lengths [C] float64.
+        class_counts: [C] int64, rows of each class.
+        dim: D >= 2.
+        own: each class's own concentration and its log normaliser [C] float64, where known.
+        min_count: classes with fewer rows share the pooled concentration of the others.
+        newton_steps, kappa_max: see `kappa_from_resultant`.
+
+    Returns:
+        kappa [C] float64, its log normaliser [C] float64, and known [C] bool: False for classes
+        without rows, and for all with few rows while no class has enough.
+
+    Example:
+        >>> import torch
+        >>> r_bar = torch.tensor([0.5, 1.0, 0.0], dtype=torch.float64)
+        >>> kappa, _, known = vmf_concentrations(r_bar, torch.tensor([4, 1, 0]), dim=3)
+        >>> [round(x, 3) for x in kappa.tolist()], known.tolist()
+        ([1.833, 1.833, 0.0], [True, True, False])
+    """
+    if own is None:
+        kappa = kappa_from_resultant(r_bar, dim, newton_steps, kappa_max)
+        own = kappa, log_vmf_ratio(kappa, dim)
+    enough = class_counts >= min_count
+    weight = torch.where(enough, class_counts, 0).to(torch.float64)
+    pooled_r = (r_bar * weight).sum() / weight.sum().clamp(min=1)
+    pooled = kappa_from_resultant(pooled_r, dim, newton_steps, kappa_max)
+    known = (class_counts > 0) & enough.any()
+    kappa = torch.where(enough, own[0], torch.where(known, pooled, 0.0))
+    log_ratio = torch.where(enough, own[1], torch.where(known, log_vmf_ratio(pooled, dim), 0.0))
+    return kappa, log_ratio, known
+
+
+def vmf_log_prior(
+    class_counts: Tensor, known: Tensor, absent: Absent = "exclude", prior: Prior = "uniform"
+) -> Tensor:
+    """Logarithm of the prior weight of every class, up to a constant.
+
+    Args:
+        class_counts: [C] int64.
+        known: [C] bool, see `vmf_concentrations`.
+        absent: a class that is not known is left out, or is as likely as the uniform density.
+        prior: equal weights, or the classes' share of the rows.
+
+    Returns:
+        [C] float64, -inf for a class that is left out.
+
+    Example:
+        >>> import torch
+        >>> vmf_log_prior(torch.tensor([4, 0]), torch.tensor([True, False])).tolist()
+        [0.0, -inf]
+    """
+    if prior == "empirical":
+        weight = torch.where(known, class_counts, 0).to(torch.float64)
+    elif absent == "exclude":
+        weight = known.to(torch.float64)
+    else:
+        # While no class is known all densities are the uniform one and nothing can be scored.
+        weight = known.any().to(torch.float64).expand(len(known))
+    return weight.log()
+
+
+@checked
+@torch.no_grad()
+def vmf_log_p_clean(
+    embeddings: Tensor,
+    labels: Tensor,
+    class_sums: Tensor,
+    class_counts: Tensor,
+    *,
+    absent: Absent = "exclude",
+    prior: Prior = "uniform",
+    min_count: Count = 2,
+    kappa_max: Positive = 1e4,
+    bias_correction: bool = False,
+    newton_steps: WholeNonNegative = 0,
+) -> tuple[Tensor, Tensor]:
+    """Log P_clean of vMF-Sim, and its log-odds, from the sums of the rows of each class.
+
+    Args:
+        embeddings: [B, D] float, unit norm.
+        labels: [B] int64.
+        class_sums: [C, D], sum of each class's unit rows (`MemoryBank.class_sums`).
+        class_counts: [C] int64, how many those are.
+        absent, prior, min_count, kappa_max, bias_correction, newton_steps: as for
+            `noisyml.selectors.prism.PrismVonMisesFisher`.
+
+    Returns:
+        log P [B] float64, 0 for a sample of a class left out; and log P / (1 - P) [B] float64,
+        which still tells samples apart where P is 0 or 1 to the last digit, NaN for such a sample.
+
+    Raises:
+        ArgumentError: a setting out of range.
+        ValueError: embeddings of fewer than 2 dimensions.
+
+    Example:
+        >>> import torch
+        >>> sums, counts = torch.tensor([[4.0, 3.0], [-4.0, 3.0]]), torch.tensor([6, 6])
+        >>> rows = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+        >>> log_p, log_odds = vmf_log_p_clean(rows, torch.tensor([0, 1]), sums, counts)
+        >>> [round(x, 3) for x in log_p.exp().tolist()], [round(x, 3) for x in log_odds.tolist()]
+        ([0.997, 0.003], [5.697, -5.697])
+    """
+    dim = embeddings.shape[1]
+    _check_dim(dim)
+    directions, r_bar = resultant_statistics(
+        class_sums.to(torch.float64), class_counts, bias_correction
+    )
+    kappa, log_ratio, known = vmf_concentrations(
+        r_bar,
+        class_counts,
+        dim,
+        min_count=min_count,
+        newton_steps=newton_steps,
+        kappa_max=kappa_max,
+    )
+    density = vmf_log_density(embeddings, directions.to(embeddings.dtype), kappa, log_ratio)
+    log_prior = vmf_log_prior(class_counts, known, absent, prior)
+    log_p, _ = vmf_log_posterior(density, labels, log_prior)
+    return log_p, vmf_log_odds(density, labels, log_prior)
 
 
 def _check_dim(dim: int) -> None:

@@ -22,7 +22,9 @@ from noisyml.selectors.von_mises_fisher import (
     mean_resultant_length,
     resultant_statistics,
     vmf_log_density,
+    vmf_log_p_clean,
     vmf_log_posterior,
+    vmf_log_prior,
 )
 from noisyml.similarity.memory_bank import MemoryBank
 
@@ -297,9 +299,24 @@ def test_vmf_posteriors(name):
         close(kappa, golden["kappa"], atol=1e-9, rtol=1e-9)
         close(log_ratio + log_cd_at_zero(dim), golden["log_cd"], atol=1e-8, rtol=1e-10)
         log_density = vmf_log_density(golden["feats"], selector.directions, kappa, log_ratio)
-        log_prior = selector._log_prior(bank, known)
+        log_prior = vmf_log_prior(bank.class_counts, known, selector.absent, selector.prior)
         log_p, _ = vmf_log_posterior(log_density, labels, log_prior)
         close(log_p, golden[key], atol=1e-8, rtol=1e-10)
+        found, log_odds = vmf_log_p_clean(
+            golden["feats"],
+            labels,
+            bank.class_sums,
+            bank.class_counts,
+            min_count=golden["hp_min_count"],
+            kappa_max=golden["hp_kappa_max"],
+            **options,
+        )
+        close(found, golden[key], atol=1e-8, rtol=1e-10)
+        judged = ~log_odds.isnan()
+        close(log_odds[judged], selector.select(evidence).log_odds[judged], atol=1e-8, rtol=1e-10)
+        # Where neither P nor 1 - P is lost, the log-odds are theirs.
+        sure = judged & (found > -30) & (found < -1e-3)
+        close(log_odds[sure], (found - torch.log(-torch.expm1(found)))[sure], atol=1e-9, rtol=1e-9)
         if f"p_{key[6:]}" in golden:
             close(p_clean, golden[f"p_{key[6:]}"], atol=1e-8)
             recorded = golden[key.replace("p_clean", "density")]

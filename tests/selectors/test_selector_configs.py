@@ -9,7 +9,7 @@ from noisyml.selectors.keep_all import KeepAll
 from noisyml.selectors.prism import PrismAverage, PrismProxy, PrismVonMisesFisher
 
 #: What the root configuration shares among selectors.
-SHARED = {"selection": {"warmup_steps": 0}}
+SHARED = {"selection": {"warmup_steps": 0, "warmup_share": 0.0}}
 CONF = paths.CONF
 
 

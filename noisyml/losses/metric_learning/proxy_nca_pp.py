@@ -203,9 +203,9 @@ class _ProxySoftmax(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         rows, proxies, labels, logsumexp, all_cosines = ctx.saved_tensors
         if torch.is_grad_enabled():
-            settings = (labels, ctx.sharpness, ctx.negatives_only)
-            plain = partial(_plain_softmax, *settings)
-            return *recorded_gradient(plain, [rows, proxies], grads[0]), None, None, None, None
+            plain = partial(_plain_softmax, labels, ctx.sharpness, ctx.negatives_only)
+            for_rows, for_proxies = recorded_gradient(plain, [rows, proxies], grads[0])
+            return for_rows, for_proxies, None, None, None, None
         for_rows, for_proxies = torch.zeros_like(rows), torch.empty_like(proxies)
         with torch.autocast(rows.device.type, enabled=False):
             for part in _parts(len(proxies), ctx.block):

@@ -9,7 +9,7 @@ noisy-label literature; methods that weigh, correct or exchange samples start fr
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -29,6 +29,7 @@ from noisyml.methods.passes import batches_on, evaluation_mode
 from noisyml.models.class_maps import obstacle_to_class_maps
 from noisyml.models.heads import class_scores, unit_norm
 from noisyml.runs.artefacts import Artefact
+from noisyml.selectors.bare import label_log_odds
 from noisyml.selectors.base import Evidence, Selection
 from noisyml.selectors.keep_all import KeepAll
 from noisyml.targets import labels_of
@@ -154,8 +155,24 @@ class Classification(Method):
             epoch=self.current_epoch,
         )
         selection = self.selector.select(evidence)
+        if not self.selector.gives_scores:
+            selection = self.own_trust(seen, selection)
         self._judged = (evidence, selection)
         return selection
+
+    @torch.no_grad()
+    def own_trust(self, seen: Classified, selection: Selection) -> Selection:
+        """The selection, scored by what the classifier itself says of the given labels.
+
+        Without a selector that scores, suspects are the labels with the smallest margin: the
+        classifier's score of the label against all other classes.
+
+        Args:
+            seen: the global batch.
+            selection: of it, without scores.
+        """
+        margin = label_log_odds(seen.logits, seen.labels)
+        return replace(selection, p_clean=margin.sigmoid(), log_odds=margin)
 
     def outcome(
         self,
@@ -186,8 +203,9 @@ class Classification(Method):
     # -- losses that learn from predictions --------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """Refuse a warm-up of the loss that never ends."""
+        """Refuse a warm-up of loss or selector that never ends."""
         self.loss.check_length(self.trainer.max_epochs)
+        self.selector.begin(*self.run_length())
 
     def on_train_epoch_start(self) -> None:
         """Let the loss see the predictions for all training samples where it asks for them."""

@@ -13,7 +13,7 @@ from noisyml.errors import UserError
 from noisyml.methods.parts import Parts
 from noisyml.methods.two_networks import Predict, Seen, TwoNetworks
 from noisyml.selectors.base import Selection
-from noisyml.selectors.small_loss import forget_rate
+from noisyml.selectors.small_loss import forget_rate, trust_of_losses
 
 
 def mean_log_probability(first: Tensor, second: Tensor) -> Tensor:
@@ -74,5 +74,6 @@ class SmallLoss(TwoNetworks):
             judged_by: losses [B] that decided it, at least 0; logged as exp(-loss).
             seen: the global batch.
         """
-        selection = Selection(keep, torch.exp(-judged_by.detach()))
+        p_clean, log_odds = trust_of_losses(judged_by)
+        selection = Selection(keep, p_clean, log_odds=log_odds)
         return {"loss": loss, "selection": selection, "index": seen.index}

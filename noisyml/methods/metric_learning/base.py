@@ -65,9 +65,10 @@ class MetricLearning(Method):
     # -- labels ------------------------------------------------------------------------------
 
     def on_fit_start(self) -> None:
-        """A resumed run goes on with the pseudo-labels of its checkpoint."""
+        """Take up the pseudo-labels of a checkpoint, and tell the selector how long the run is."""
         if self.pseudo_labels is not None and self.pseudo_labels.known:
             self._replan()
+        self.selector.begin(*self.run_length())
 
     def on_train_epoch_start(self) -> None:
         """Cluster the training split anew where the schedule says so."""

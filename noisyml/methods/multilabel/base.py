@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
+
 from noisyml.data.views import Batch
 from noisyml.losses.base import Loss
 from noisyml.losses.multilabel.base import MultiLabelLoss
-from noisyml.methods.classification.base import Classification
+from noisyml.methods.classification.base import Classification, Classified
 from noisyml.methods.parts import Parts
+from noisyml.selectors.base import Selection
 from noisyml.targets import TargetKind
 
 
@@ -37,6 +40,15 @@ class MultiLabel(Classification):
     def __init__(self, parts: Parts) -> None:
         parts.need("loss", MultiLabelLoss)
         super().__init__(parts)
+
+    @torch.no_grad()
+    def own_trust(self, seen: Classified, selection: Selection) -> Selection:
+        """See `Classification.own_trust`; a sample counts by its entry of the smallest margin."""
+        margins = torch.where(seen.labels > 0, seen.logits, -seen.logits)
+        margin, suspected = margins.min(dim=1)
+        return Selection(
+            selection.keep, margin.sigmoid(), {"suspected": suspected}, log_odds=margin
+        )
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One step: classify, judge, learn from the trusted."""

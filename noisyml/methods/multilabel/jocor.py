@@ -11,8 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
 from noisyml.checks import OpenShare, Share, WholeNonNegative
 from noisyml.data.views import Batch
 from noisyml.losses.multilabel.jocor import (
@@ -27,6 +25,7 @@ from noisyml.methods.multilabel.two_networks import MultiLabelTwoNetworks
 from noisyml.methods.parts import Parts
 from noisyml.methods.two_networks import Predict
 from noisyml.selectors.base import Selection
+from noisyml.selectors.small_loss import trust_of_losses
 
 
 class JoCoRMultiLabel(MultiLabelTwoNetworks):
@@ -72,8 +71,9 @@ class JoCoRMultiLabel(MultiLabelTwoNetworks):
         )
         rate = keep_rate(self.current_epoch, self.tau, self.gradual_epochs)
         keep = small_losses(losses, rate, self.unit)
-        judged = losses.detach()
-        selection = Selection(keep, torch.exp(-judged.clamp(min=0)))
+        judged, kept = losses, keep
         if self.unit == "sample":
-            selection = Selection(keep[:, 0], torch.exp(-judged.mean(dim=1).clamp(min=0)))
+            judged, kept = losses.mean(dim=1), keep[:, 0]
+        p_clean, log_odds = trust_of_losses(judged)
+        selection = Selection(kept, p_clean, log_odds=log_odds)
         return {"loss": jocor_loss(losses, keep), "selection": selection, "index": seen.index}

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from noisyml.errors import UserError
-from noisyml.noise.base import Injector, Outcome, Samples, SplitInjector
+from noisyml.noise.base import Features, Injector, Outcome, Samples, SplitInjector
 from noisyml.noise.manifest import NoiseManifest
 from noisyml.noise.released.lists import (
     ListName,
@@ -72,6 +72,7 @@ class FromManifest(Injector):
     """
 
     name: ClassVar[str] = "manifest"
+    replaces_labels: ClassVar[bool] = True
     training_only: ClassVar[bool] = True
     target_kinds: ClassVar[frozenset[TargetKind]] = frozenset(TARGETS)
 
@@ -94,7 +95,7 @@ class FromManifest(Injector):
         num_classes: int,
         *,
         keys: Sequence[str] | None = None,
-        features: ArrayLike | None = None,
+        features: Features | None = None,
         class_names: Sequence[str] | None = None,
     ) -> NoiseManifest:
         """The stored noise, checked against the split; arguments as for every injector.
@@ -173,6 +174,7 @@ class HumanLabels(SplitInjector):
     """
 
     name: ClassVar[str] = "human"
+    replaces_labels: ClassVar[bool] = True
 
     path: str
     label: str = "noisy_label"
@@ -258,6 +260,7 @@ class LabelList(SplitInjector):
     """
 
     name: ClassVar[str] = "label_list"
+    replaces_labels: ClassVar[bool] = True
 
     path: str
     first_label: int = 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -55,6 +56,12 @@ class OpenSet(SeededInjector):
                 "The released open-set recipe redraws over all classes; set "
                 "noise.include_true=true or noise.count=exact."
             )
+
+    def sized(self, foreign_images: Callable[[], int]) -> OpenSet:
+        """As many foreign images as there are, where no number was given."""
+        if self.source_size is not None or self.rate == 0:
+            return self
+        return replace(self, source_size=foreign_images())
 
     def corrupt(self, samples: Samples) -> Outcome:
         """Choose noisy samples, split them into open and closed, pair and redraw."""

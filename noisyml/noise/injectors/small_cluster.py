@@ -134,6 +134,7 @@ class SmallCluster(SeededInjector):
 
     name: ClassVar[str] = "small_cluster"
     training_only: ClassVar[bool] = True
+    renumbers_classes: ClassVar[bool] = True
     feature_kind: ClassVar[FeatureKind] = "embeddings"
     needs_features: ClassVar[bool] = True
 
