@@ -63,7 +63,7 @@ class PlantedCheck:
             f"{value:.0%} in its first {share:.0%}" for share, value in self.found.items()
         )
         told = (
-            f"of {self.planted} errors planted on purpose the list of suspects has {shares} "
+            f"Of {self.planted} errors planted on purpose the list of suspects has {shares} "
             f"(AUROC {self.auroc:.2f} ± {self.error:.2f}, chance 0.50)"
         )
         if self.near_chance:

@@ -98,4 +98,4 @@ def test_planted_errors_are_no_suspects_and_are_reported(tmp_path):
         patch.setattr("noisyml.audit.trust.least_trusted", lambda *_: {"images": np.zeros(1)})
         offered = {artefact.file: artefact for artefact in trust_artefacts(data, file)}
     assert len(offered["suspects.csv"].content) == 380
-    assert "of 20 errors planted on purpose" in offered["suspects.csv"].caption
+    assert "Of 20 errors planted on purpose" in offered["suspects.csv"].caption
