@@ -41,7 +41,12 @@ def data():
         injector="x",
     )
     names = ["cat", "dog", "owl"]
-    train = SimpleNamespace(images=Images(), class_names=names, keys=["k0", "k1", "k2", "k3"])
+    train = SimpleNamespace(
+        images=Images(),
+        inputs=SimpleNamespace(kind="images"),
+        class_names=names,
+        keys=["k0", "k1", "k2", "k3"],
+    )
     return SimpleNamespace(
         splits={"train": train}, manifest=manifest, class_names=names, num_classes=3
     )
