@@ -15,7 +15,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, get_args
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from noisyml.checks import Count
 from noisyml.errors import UserError, did_you_mean
@@ -126,6 +127,33 @@ def projector_layers(
         )
     widths = sizes * (repeats + 1)
     return dense_layers(kind, in_features, widths, norm), widths[-1]
+
+
+@torch.no_grad()
+def linear_map(layers: nn.Sequential) -> tuple[Tensor, Tensor]:
+    """The map of linear layers and batch norms in evaluation mode: weight [D, d] and bias [d].
+
+    Outputs are ``rows @ weight + bias``.
+
+    Raises:
+        UserError: a layer is not linear.
+    """
+    first = next(layer for layer in layers if isinstance(layer, nn.Linear))
+    size = first.in_features
+    probe = torch.cat([torch.eye(size), torch.zeros(1, size)]).double().to(first.weight.device)
+    for layer in layers:
+        if isinstance(layer, nn.Linear):
+            bias = 0 if layer.bias is None else layer.bias.double()
+            probe = probe @ layer.weight.double().T + bias
+        elif isinstance(layer, nn.BatchNorm1d):
+            assert layer.running_mean is not None
+            assert layer.running_var is not None
+            scale = layer.weight.double() / (layer.running_var.double() + layer.eps).sqrt()
+            probe = (probe - layer.running_mean.double()) * scale + layer.bias.double()
+        else:
+            raise UserError(f"{type(layer).__name__} makes a network that is no linear map.")
+    weight = probe[:-1] - probe[-1]
+    return weight.float(), probe[-1].float()
 
 
 class DenseHead(Head):

@@ -16,7 +16,9 @@ def test_vectors_without_labels_are_reduced_and_judged_by_their_neighbours(shell
     status, said = shell("train", "method=pca", *tiny)
     assert status == 2
     assert "the data set has none: choose evaluator=neighbours" in said
-    status, said = shell("train", "method=pca", "evaluator=neighbours", *tiny)
+    status, said = shell(
+        "train", "method=pca", "evaluator=neighbours", "evaluators.neighbours.metric=l2", *tiny
+    )
     assert status == 0, said
     run = shell.runs()[-1]
     metrics = json.loads((run / "metrics.json").read_text())

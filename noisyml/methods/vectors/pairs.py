@@ -174,7 +174,7 @@ def given_pairs(graph: Any, n_rows: int, n_neighbors: int | None = None) -> Pair
     Args:
         graph: neighbours [N, k] as an array; a mapping or list of lists of them, of any lengths; a
             folder that ``noisyml knn`` wrote; or a ``.npy`` file.
-        n_rows: N of the rows that it must fit.
+        n_rows: N of the rows that it must fit; -1: not known yet.
         n_neighbors: columns to use; None: all.
 
     Raises:
@@ -194,7 +194,7 @@ def given_pairs(graph: Any, n_rows: int, n_neighbors: int | None = None) -> Pair
         index = graph.cpu().numpy()
     else:
         index = np.asarray(graph)
-    if len(index) != n_rows:
+    if n_rows >= 0 and len(index) != n_rows:
         raise UserError(
             f"The neighbour graph has {len(index)} rows, and there are {n_rows} vectors: search "
             f"the neighbours of these vectors."
