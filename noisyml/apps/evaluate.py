@@ -74,13 +74,16 @@ def evaluate(config: DictConfig, checkpoint: Path) -> dict[str, float]:
     from noisyml.apps._quiet import quiet
     from noisyml.assembly.build import assemble
     from noisyml.assembly.nodes import build
+    from noisyml.callbacks.broken_images import BrokenImages
     from noisyml.runs.progress import announce
 
     quiet()
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     assembly = assemble(config, training=False, progress=announce)
+    broken = BrokenImages(str(Path(config.run_dir) / "broken_images.csv"))
     trainer = build(
         config.trainer,
+        callbacks=[broken],
         devices=1,
         strategy="auto",
         logger=False,

@@ -39,14 +39,19 @@ def test_evaluation_asks_other_questions_of_other_data(shell, trained):
             for i in range(6):
                 pixels = rng.integers(0, 256, (8, 8), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / split / name / f"{i}.png")
+    (folder / "test" / "a" / "cut.png").write_bytes(b"\x89PNG")
     status, said = shell(
         "evaluate",
         f"checkpoint={trained}",
         "dataset=image_folder",
         f"dataset.path={folder}",
         "evaluators.retrieval.recall_at=[3]",
+        "data.on_broken=skip",
+        "hydra.run.dir=elsewhere",
     )
     assert status == 0, said
+    listed = (shell.folder / "elsewhere" / "broken_images.csv").read_text()
+    assert listed.splitlines()[1:] == ["test,6,test/a/cut.png"]
     found = metrics_of(said)
     assert found["test/queries"] == 12
     assert "test/recall_at_3" in found

@@ -1,5 +1,7 @@
 """Text in the encodings that spreadsheets and editors write."""
 
+import os
+
 import pytest
 
 from noisyml.errors import UserError
@@ -26,6 +28,12 @@ def test_zero_bytes_are_another_encoding(tmp_path):
         read_lines(tmp_path / "a.csv")
     with pytest.raises(UserError, match=r"gone\.txt cannot be read: No such file"):
         read_lines(tmp_path / "gone.txt")
+
+
+def test_a_pipe_is_no_text(tmp_path):
+    os.mkfifo(tmp_path / "a.csv")
+    with pytest.raises(UserError, match=r"The table \S+a\.csv cannot be read: it is no file"):
+        read_table(tmp_path / "a.csv")
 
 
 def test_only_ends_of_lines_end_lines(tmp_path):

@@ -119,6 +119,35 @@ class ClosedSetFiles(DatasetSource):
         """The images of the counted parts to train and test on; everything, if not overridden."""
         return parts
 
+    def available(self, train: Listed, max_missing: float) -> Listed:
+        """The training images whose files are there; the others are told by `left_out`.
+
+        Args:
+            train: the official training images.
+            max_missing: share of them that may be gone; 0: none may, which the split itself checks.
+
+        Raises:
+            UserError: more of them are gone.
+        """
+        if max_missing == 0:
+            return train
+        there = np.array([stat is not None for stat in stat_files(self.root, train.paths)], bool)
+        gone = [train.paths[row] for row in np.flatnonzero(~there).tolist()]
+        if not gone:
+            return train
+        report = (
+            f"{len(gone)} of {len(there)} training images of {self.name} are missing, the first is "
+            f"{gone[0]}"
+        )
+        if len(gone) > max_missing * len(there):
+            raise UserError(
+                f"{report}; fetch them, or raise dataset.max_missing (now {max_missing}) to train "
+                "without them."
+            )
+        logger.warning("%s; training goes on without them.", report)
+        self.left_out = {**self.left_out, "listed images that are not there": gone}
+        return train.take(np.flatnonzero(there))
+
     def splits(self) -> dict[str, Split]:
         """``train``, ``val`` (official, or unless its fraction is 0) and ``test``.
 
@@ -155,35 +184,6 @@ class ClosedSetFiles(DatasetSource):
         found = np.bincount(listed.labels, minlength=len(names)).tolist()
         for name, here, published in zip(names, found, expected, strict=True):
             check_count(f"Images of class '{name}' {where}", here, published)
-
-
-def available(name: str, root: Path, train: Listed, max_missing: float) -> Listed:
-    """The training images whose files are there.
-
-    Args:
-        name: of the data set, for messages.
-        root: folder of the data set.
-        train: the official training images.
-        max_missing: share of them that may be gone; 0: none may, which the split itself checks.
-
-    Raises:
-        UserError: more of them are gone.
-    """
-    if max_missing == 0:
-        return train
-    there = np.array([stat is not None for stat in stat_files(root, train.paths)], dtype=bool)
-    gone = int((~there).sum())
-    if gone == 0:
-        return train
-    first = train.paths[int(np.argmin(there))]
-    report = f"{gone} of {len(there)} training images of {name} are missing, the first is {first}"
-    if gone > max_missing * len(there):
-        raise UserError(
-            f"{report}; fetch them, or raise dataset.max_missing (now {max_missing}) to train "
-            "without them."
-        )
-    logger.warning("%s; training goes on without them.", report)
-    return train.take(np.flatnonzero(there))
 
 
 def check_range(labels: NDArray[np.int64], classes: int, path: Path, first: int = 0) -> None:

@@ -94,6 +94,7 @@ class CrawledFiles(ZeroShotFiles):
         self.missing_files = [p for p, found in zip(rows.paths, there, strict=True) if not found]
         if not self.missing_files:
             return rows
+        self.left_out = {"listed images that are not there": self.missing_files}
         share = len(self.missing_files) / len(rows.paths)
         report = (
             f"{self.name}: {len(self.missing_files)} of {len(rows.paths)} training images are "

@@ -128,9 +128,9 @@ def test_clothing1m(tmp_path, folder):
     (tmp_path / "images" / "3" / "3,3.jpg").unlink()
     with pytest.raises(UserError, match="1 of 28 images of the train split are missing"):
         Clothing1M(str(tmp_path), check_counts=False).splits()
-    assert (
-        len(Clothing1M(str(tmp_path), max_missing=0.1, check_counts=False).splits()["train"]) == 27
-    )
+    some = Clothing1M(str(tmp_path), max_missing=0.1, check_counts=False)
+    assert len(some.splits()["train"]) == 27
+    assert some.left_out == {"listed images that are not there": ["images/3/3,3.jpg"]}
     with pytest.raises(UserError, match=r"1 of 28 .* raise dataset.max_missing \(now 0.01\)"):
         Clothing1M(str(tmp_path), max_missing=0.01, check_counts=False).splits()
     for wrong in ({"subset": 3}, {"max_missing": 1.0}, {"train": "all"}):

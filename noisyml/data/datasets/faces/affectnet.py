@@ -124,7 +124,7 @@ class AffectNet(ClosedSetFiles):
                 path for path, label in zip(paths, labels, strict=True) if label >= self.classes
             ]
             left_out += others
-        self.left_out = {"images of no chosen expression": left_out}
+        self.left_out = {"images of no chosen expression": left_out} if left_out else {}
         return parts
 
     def _from_set(self, part: str) -> tuple[list[str], NDArray[np.int64]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import glob
 import logging
 import os
@@ -55,7 +56,8 @@ class CsvTable(DatasetSource):
     """A ``.csv``, ``.tsv`` or ``.parquet`` table with a row per image.
 
     Labels may be any text; labels that are all numbers are ordered as numbers. An image may
-    have several (or none): in a column of labels separated by semicolons or bars. A text table is
+    have several (or none): in a column of labels separated by semicolons or bars, or of lists as
+    Python and JSON write them. A text table is
     UTF-8 (or has a byte-order mark), its columns separated by commas, semicolons, tabs or bars:
     its first line tells.
 
@@ -241,7 +243,8 @@ class CsvTable(DatasetSource):
                 parts = [_text(part) for part in value]
             else:
                 text = _text(value)
-                parts = re.split(LABEL_SEPARATORS, text)
+                written = _written_list(text)
+                parts = re.split(LABEL_SEPARATORS, text) if written is None else written
             rows.append(list(dict.fromkeys(part.strip() for part in parts if part.strip())))
         if all(len(row) < 2 for row in rows):
             for other in ",/+":
@@ -306,6 +309,17 @@ def _text(cell: Any) -> str:
         return ""
     whole = isinstance(cell, float) and cell.is_integer()
     return str(int(cell)) if whole else str(cell)
+
+
+def _written_list(text: str) -> list[str] | None:
+    """The labels of ``['cat', 'dog']``, as lists are written into tables; None of other text."""
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return None
+    return [_text(label) for label in found] if isinstance(found, list) else None
 
 
 def _advice(root: Path, path: str) -> str:

@@ -15,7 +15,6 @@ from noisyml.data.base import UNKNOWN
 from noisyml.data.readers.closed_set import (
     ClosedSetFiles,
     Listed,
-    available,
     check_range,
 )
 from noisyml.data.readers.layout import (
@@ -124,7 +123,7 @@ class Clothing1M(ClosedSetFiles):
 
     def usable(self, parts: dict[str, Listed]) -> dict[str, Listed]:
         """The training images that are there, and of them the balanced subset asked for."""
-        train = available(self.name, self.root, parts["train"], self.max_missing)
+        train = self.available(parts["train"], self.max_missing)
         if self.subset is not None:
             train = train.take(balanced_subset(train.labels, train.paths, self.subset, self.seed))
             self.split_origin = f"official; {len(train.paths)} of train by seed={self.seed}"

@@ -10,7 +10,7 @@ import numpy as np
 
 from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.base import UNKNOWN, WRONG
-from noisyml.data.readers.closed_set import ClosedSetFiles, Listed, available
+from noisyml.data.readers.closed_set import ClosedSetFiles, Listed
 from noisyml.data.readers.folders import LeftOut, entries, image_files
 from noisyml.data.readers.layout import (
     check_count,
@@ -192,7 +192,7 @@ class Food101NClosedSet(ClosedSetFiles):
 
     def usable(self, parts: dict[str, Listed]) -> dict[str, Listed]:
         """The training images that are there."""
-        train = available(self.name, self.root, parts["train"], self.max_missing)
+        train = self.available(parts["train"], self.max_missing)
         return {**parts, "train": train}
 
 

@@ -138,6 +138,7 @@ class TreeSatAI(ClosedSetFiles):
             check_count(
                 "Images of the two lists of treesatai", sum(map(len, names.values())), IMAGES
             )
+        bare: list[str] = []
         read = self._genera if self.labels == "genus" else self._species
         parts = {}
         for part, images in names.items():
@@ -146,7 +147,9 @@ class TreeSatAI(ClosedSetFiles):
                 [f"{self.sensor}/{self.extent}/{i}" for i in images], labels, keys=images
             )
             kept = target_of(labels).labelled(labels)
+            bare += [images[row] for row in np.flatnonzero(~kept).tolist()]
             parts[part] = listed.take(np.flatnonzero(kept))
+        self.left_out = {"images without a genus of such a share": bare} if bare else {}
         return parts
 
     def to_split(self, part: str, listed: Listed, names: Sequence[str]) -> Split:

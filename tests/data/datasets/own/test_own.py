@@ -544,3 +544,22 @@ def test_words_for_splits_are_read_in_any_case(folder):
     parts = (["Training"] * 6 + ["VALID"] * 2 + ["Test"] * 2) * 6
     splits = CsvTable(str(_table(folder, split=parts))).splits()
     assert {n: len(s) for n, s in splits.items()} == {"train": 36, "val": 12, "test": 12}
+
+
+def test_lab_pictures_are_seen_as_colours(tmp_path):
+    lab = np.array([[[255, 0, 0], [0, 0, 0], [136, 80, 67]]], dtype=np.uint8)
+    seen = _seen(tmp_path, Image.fromarray(lab, mode="LAB"), suffix="tif")[0].astype(int)
+    assert np.abs(seen[:2] - [[255] * 3, [0] * 3]).max() < 3
+    assert seen[2, 0] > 200 > 120 > seen[2, 1:].max()
+
+
+@pytest.mark.parametrize("cell", ["['{0}', 'pet']", '["{0}", "pet"]', "{0};pet", "{0} | pet"])
+def test_lists_of_labels_are_read_as_they_are_written(folder, cell):
+    path = _table(folder)
+    table = pd.read_csv(path)
+    table["labels"] = [cell.format(label) for label in table.pop("label")]
+    table.loc[0, "labels"] = "[]" if "[" in cell else ""
+    table.to_csv(path, index=False)
+    train = CsvTable(str(path)).splits()["train"]
+    assert train.class_names == ["cat", "dog", "eel", "fox", "gnu", "hen", "pet"]
+    assert set(train.labels.sum(axis=1)) <= {0, 2}
