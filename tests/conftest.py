@@ -1,5 +1,6 @@
 """What holds for all tests: one thread a process, and no reference vector may lie unused."""
 
+import multiprocessing
 import os
 
 # Set before any library counts the cores. Several processes share them, and sums in another order
@@ -10,10 +11,14 @@ import pytest
 from support import paths
 from support.reference_vectors import OPENED, unused_vectors
 
+from noisyml.conformance.forked import PRELOAD
+
 # Commands that a test starts run this checkout, and find the callbacks of `support`.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(paths.ROOT), str(paths.TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
+# What the processes that tests fork import beside what a training run does.
+multiprocessing.set_forkserver_preload([*PRELOAD, "pytest", "support.shell"])
 
 
 #: Folders of tests whose tests all have a marker, for `make test-fast`.

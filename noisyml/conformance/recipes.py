@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-
-from noisyml.errors import UserError
 
 #: Settings of all runs that are compared.
 SETTINGS = [
@@ -208,31 +203,3 @@ def write_recipes(recipes: Mapping[str, Recipe], folder: Path) -> None:
 def option_of(name: str) -> str:
     """The option of a recipe, which no experiment of the package may hide."""
     return f"tiny_{name}"
-
-
-def train_apart(folder: Path, launcher: list[str], *overrides: str) -> None:
-    """Run ``noisyml train`` in processes of its own.
-
-    Args:
-        folder: to run it in.
-        launcher: module, and its arguments, that starts the processes; empty: one process.
-        *overrides: as typed.
-
-    Raises:
-        UserError: it failed; with its last words.
-    """
-    done = subprocess.run(
-        [sys.executable, "-m", *launcher, "noisyml", "train", *overrides],
-        cwd=folder,
-        env={"NOISYML_CACHE": str(folder / "cache"), **os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    if done.returncode:
-        raise UserError(f"noisyml train {' '.join(overrides)} failed: {done.stderr[-3000:]}")
-
-
-#: Starts two ranks of a command.
-TWO_RANKS = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]

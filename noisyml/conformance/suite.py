@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import inspect
-import os
 import re
 import shutil
 import signal
@@ -18,27 +17,22 @@ from unittest import mock
 import numpy as np
 import torch
 
+from noisyml.conformance import forked
 from noisyml.conformance.comparison import (
     assert_equal,
     assert_same_judgements,
     assert_same_state,
     weights,
 )
-from noisyml.conformance.recipes import (
-    SETTINGS,
-    TWO_RANKS,
-    Recipe,
-    option_of,
-    train_apart,
-    write_recipes,
-)
+from noisyml.conformance.recipes import SETTINGS, Recipe, option_of, write_recipes
 from noisyml.data.labelling import Labelling
 from noisyml.errors import UserError
 from noisyml.methods.base import Method
 from noisyml.noise.manifest import NoiseManifest
 from noisyml.runs.folder import RunFolder
+from noisyml.runs.processes import free_port
 
-#: Runs ``noisyml VERB ...`` in this process and returns its exit status.
+#: Runs ``noisyml VERB ...`` in this process and returns its exit status; must pickle.
 Command = Callable[[Sequence[str]], int]
 
 
@@ -86,9 +80,24 @@ class Suite:
 
     @functools.cached_property
     def on_two_ranks(self) -> dict[str, Path]:
-        """The same by two gloo processes."""
-        typed = [*self.typed, "trainer=ddp_cpu"]
-        train_apart(self.folder, TWO_RANKS, *self._swept("two", typed))
+        """The same by two gloo processes, which find each other as those of torchrun do."""
+        typed = ["train", *self._swept("two", [*self.typed, "trainer=ddp_cpu"])]
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
+        logs = [self.folder / f"rank_{rank}.log" for rank in range(2)]
+        ranks = [
+            forked.start(
+                self.command,
+                typed,
+                out=log,
+                env={**meeting, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                threads=1,
+            )
+            for rank, log in enumerate(logs)
+        ]
+        ended = [forked.finish(rank) for rank in ranks]
+        if any(ended):
+            said = "\n".join(log.read_text()[-3000:] for log in logs)
+            raise UserError(f"noisyml {' '.join(typed)} failed on two processes: {said}")
         return self._folders("two")
 
     @functools.cache  # noqa: B019 (as long as the runs)
@@ -104,15 +113,9 @@ class Suite:
             f"hydra.run.dir={run}",
             victim,
         ]
-        child = os.fork()
-        if child == 0:
-            try:
-                self.command(typed)
-            finally:
-                os._exit(1)
-        _, status = os.waitpid(child, 0)
-        assert os.WIFSIGNALED(status), "the run ended before it could be killed"
-        assert os.WTERMSIG(status) == signal.SIGKILL
+        log = self.folder / "killed.log"
+        status = forked.finish(forked.start(self.command, typed, out=log))
+        assert status == -signal.SIGKILL, f"the run was to be killed: {log.read_text()[-3000:]}"
         assert not RunFolder(run).metrics_file.exists()
         shutil.copy(run / "checkpoints" / "last.ckpt", run / "killed.ckpt")
         assert self.command(["train", f"resume={run}"]) == 0

@@ -188,7 +188,7 @@ class Followers:
             yield
             return
         # A process group cannot meet twice at one address, and a job may have several runs.
-        port = _free_port()
+        port = free_port()
         self._tell({"folder": str(folder.absolute()), "port": port})
         with _environment(_meeting(port)):
             yield
@@ -376,7 +376,7 @@ def _beside_children(
     shared: dict[str, str | None] = {
         "RANK": None,
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(processes),
         "NODE_RANK": "0",
         "LOCAL_RANK": "0",
@@ -448,7 +448,8 @@ def _watch(
             os._exit(EXIT_PEER_DIED)
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody uses now."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from support.ranks import run_ranks
 from torch import Tensor
 
 from noisyml.distributed import gather
@@ -59,22 +57,13 @@ def _results(start: int, stop: int) -> dict[str, Tensor]:
 
 
 def _work(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=60),
-    )
     start = ENDS[world][rank - 1] if rank else 0
     torch.save(_results(start, ENDS[world][rank]), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_equal_one_process(world: int, tmp_path: Path) -> None:
-    mp.spawn(_work, args=(world, str(tmp_path)), nprocs=world)
+    run_ranks(_work, world, tmp_path, str(tmp_path))
     alone = _results(0, N)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(world)]
     for rank in range(world):

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from support.ranks import run_ranks
 
 from noisyml import distributed
 from noisyml.callbacks.broken_images import BrokenImages
@@ -13,10 +13,7 @@ from noisyml.callbacks.broken_images import BrokenImages
 SHARDS = {2: (3, 4), 3: (2, 0, 5)}
 
 
-def _work(rank, world, file, out):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{file}", rank=rank, world_size=world
-    )
+def _work(rank, world, out):
     torch.manual_seed(0)
     whole = torch.randn(sum(SHARDS[world]), 4, dtype=torch.float64)
     weight = torch.randn(4, 4, dtype=torch.float64)
@@ -62,7 +59,6 @@ def _work(rank, world, file, out):
         "rank": distributed.rank() == rank and distributed.world_size() == world,
     }
     torch.save(results, f"{out}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def _broken_everywhere(rank, world, out):
@@ -86,7 +82,7 @@ def _broken_everywhere(rank, world, out):
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_ranks_see_the_global_batch_and_its_gradient(tmp_path, world):
-    mp.spawn(_work, args=(world, str(tmp_path / "store"), str(tmp_path)), nprocs=world)
+    run_ranks(_work, world, tmp_path, str(tmp_path))
     for rank in range(world):
         results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert all(results.values()), (rank, results)

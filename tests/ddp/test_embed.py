@@ -1,16 +1,17 @@
 """Several processes write the embeddings that one process writes, byte for byte."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from PIL import Image
+from support.shell import shell
+
+from noisyml.runs.processes import free_port
+
+__all__ = ["shell"]
 
 SETTINGS = [
-    "embed",
     "backbone=small_cnn",
     "dataset=image_folder",
     "dataset.path=photos",
@@ -19,18 +20,6 @@ SETTINGS = [
     "data.eval_batch_size=8",
     "rows_per_shard=24",
 ]
-
-
-def embed(folder, out, *typed):
-    return subprocess.run(
-        [sys.executable, "-m", "noisyml", *typed, f"hydra.run.dir={out}"],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
 
 
 def contents(folder):
@@ -42,25 +31,31 @@ def contents(folder):
 
 
 @pytest.fixture
-def photos(tmp_path):
+def photos(shell):
     """90 images to train (one of them broken) and 10 to test: one shard for three processes."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 45), ("test", 5)):
         for name in ("a", "b"):
-            folder = tmp_path / "photos" / split / name
+            folder = shell.folder / "photos" / split / name
             folder.mkdir(parents=True)
             for i in range(count):
                 pixels = rng.integers(0, 256, (12, 12), dtype=np.uint8)
                 Image.fromarray(pixels).save(folder / f"{i:02d}.png")
-    (tmp_path / "photos" / "train" / "a" / "30.png").write_bytes(b"no picture")
-    return tmp_path
+    (shell.folder / "photos" / "train" / "a" / "30.png").write_bytes(b"no picture")
+    return shell.folder
 
 
-def test_three_processes_write_the_bytes_of_one(photos):
-    done = embed(photos, "one", *SETTINGS)
-    assert done.returncode == 0, done.stderr
-    done = embed(photos, "three", *SETTINGS, "trainer=ddp_cpu", "trainer.devices=3")
-    assert done.returncode == 0, done.stderr
+def test_three_processes_write_the_bytes_of_one(shell, photos):
+    status, said = shell("embed", *SETTINGS, "hydra.run.dir=one")
+    assert status == 0, said
+    # Started as torchrun starts them.
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "3"}
+    three = ["embed", *SETTINGS, "trainer=ddp_cpu", "trainer.devices=3", "hydra.run.dir=three"]
+    ranks = [
+        shell.beside(*three, **meeting, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(3)
+    ]
+    for done in [rank.wait() for rank in ranks]:
+        assert done.returncode == 0, done.stderr
     one, three = contents(photos / "one"), contents(photos / "three")
     assert {name for name in one if name.endswith(".npy")} == {
         *(f"embeddings/train/{number:05d}.npy" for number in range(4)),
@@ -81,6 +76,6 @@ def test_three_processes_write_the_bytes_of_one(photos):
         broken = [30] if number == "00001" else []
         facts = {"rows": shard["rows"], "broken": broken, "sha256": shard["sha256"]}
         (photos / "one" / "embeddings" / "train" / f"{number}.json").write_text(json.dumps(facts))
-    done = embed(photos, "one", *SETTINGS, "trainer=ddp_cpu")
+    done = shell.apart("embed", *SETTINGS, "trainer=ddp_cpu", "hydra.run.dir=one")
     assert done.returncode == 0, done.stderr
     assert contents(photos / "one") == three

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from support.ranks import run_ranks
 from torch import Tensor
 
 from noisyml.metrics.retrieval import retrieval_metrics
@@ -72,14 +70,6 @@ def _with_junk() -> dict[str, float]:
 
 
 def _worker(rank: int, world: int, folder: str, padded: bool) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=60),
-    )
     ends = ENDS[world]
     start = ends[rank - 1] if rank else 0
     # A distributed sampler pads a short shard with samples that other ranks hold.
@@ -87,12 +77,11 @@ def _worker(rank: int, world: int, folder: str, padded: bool) -> None:
     results = {case: _evaluate(case, start, ends[rank], padding) for case in CASES}
     results["junk"] = _with_junk()
     Path(folder, f"{rank}.json").write_text(json.dumps(results))
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize(("world", "padded"), [(2, False), (3, True)])
 def test_ranks_equal_one_process(world: int, padded: bool, tmp_path: Path) -> None:
-    mp.spawn(_worker, args=(world, str(tmp_path), padded), nprocs=world)
+    run_ranks(_worker, world, tmp_path, str(tmp_path), padded)
     for case in (*CASES, "junk"):
         alone = _with_junk() if case == "junk" else _evaluate(case, 0, N, [])
         assert alone["queries"] == (100 if case == "query and gallery" else N)

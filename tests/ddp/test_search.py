@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from support.ranks import run_ranks
 
 from noisyml.errors import UserError
 from noisyml.similarity.exact import quantised as coarse
@@ -49,11 +49,7 @@ def _message(work):
     return ""
 
 
-def _work(rank, world, file, out):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{file}", rank=rank, world_size=world
-    )
-    torch.set_num_threads(1)
+def _work(rank, world, out):
     gallery_sizes, query_sizes = GALLERY[world], QUERIES[world]
     results = {}
     for metric, dtype in (("cosine", torch.float32), ("ip", torch.float64), ("l2", torch.float32)):
@@ -89,12 +85,11 @@ def _work(rank, world, file, out):
     results["dimensions"] = "dimensions" in _message(lambda: sharded_self_topk(odd, 3))
     results["k"] = "k=0" in _message(lambda: sharded_self_topk(odd, 0))
     torch.save(results, f"{out}/{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_shards_find_what_one_process_finds(tmp_path, world):
-    mp.spawn(_work, args=(world, str(tmp_path / "store"), str(tmp_path)), nprocs=world)
+    run_ranks(_work, world, tmp_path, str(tmp_path))
     for rank in range(world):
         results = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
         assert all(results.values()), (rank, results)

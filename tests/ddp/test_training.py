@@ -1,30 +1,15 @@
 """What processes that train together cannot share is refused; `tests/conformance` has the rest."""
 
-import subprocess
-import sys
+from support.shell import shell
 
 from noisyml.conformance.recipes import SETTINGS
 
+__all__ = ["shell"]
 
-def test_a_batch_that_processes_cannot_share_is_refused(tmp_path):
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "noisyml",
-            "train",
-            *SETTINGS,
-            "dataset=digits",
-            "trainer=ddp_cpu",
-            "sampler=shuffle",
-            "sampler.batch_size=33",
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+
+def test_a_batch_that_processes_cannot_share_is_refused(shell):
+    typed = ["dataset=digits", "trainer=ddp_cpu", "sampler=shuffle", "sampler.batch_size=33"]
+    done = shell.apart("train", *SETTINGS, *typed)
     assert done.returncode == 2, done.stderr
     assert "cannot be divided among 2 processes" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,5 +1,8 @@
 """``noisyml contract`` on classes of another package."""
 
+import os
+import sys
+
 import pytest
 
 MINE = '''
@@ -50,25 +53,28 @@ class NoMethod:
 
 
 @pytest.fixture
-def package(shell):
+def package(shell, monkeypatch):
     (shell.folder / "outsider").mkdir()
     (shell.folder / "outsider" / "__init__.py").write_text(MINE)
+    # The command adds this folder to both.
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", os.environ["PYTHONPATH"])
     return "outsider"
 
 
 def test_a_class_of_another_package_is_checked_promise_by_promise(shell, package):
-    checked = shell.apart("contract", f"{package}.Mine", "--checks", "arguments,resumes,evaluates")
-    assert checked.returncode == 0, checked.stdout + checked.stderr
-    lines = [line for line in checked.stdout.splitlines() if "kept" in line]
+    status, said = shell("contract", f"{package}.Mine", "--checks", "arguments,resumes,evaluates")
+    assert status == 0, said
+    lines = [line for line in said.splitlines() if "kept" in line]
     assert [line.split()[1] for line in lines] == ["arguments", "resumes", "evaluates"]
 
 
 def test_a_broken_promise_is_told_and_shows_in_the_status(shell, package):
-    checked = shell.apart("contract", f"{package}.Mistaken", "--checks", "arguments")
-    assert checked.returncode == 1, checked.stdout + checked.stderr
-    assert "Traceback" not in checked.stderr
-    assert "broken: TypeError" in checked.stdout
-    assert "batch_idx" in checked.stdout
+    status, said = shell("contract", f"{package}.Mistaken", "--checks", "arguments")
+    assert status == 1, said
+    assert "Traceback" not in said
+    assert "broken: TypeError" in said
+    assert "batch_idx" in said
 
 
 @pytest.mark.parametrize(

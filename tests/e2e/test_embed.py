@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -13,7 +11,8 @@ import torch
 from PIL import Image
 from support.shell import TINY
 
-from noisyml.embeddings.store import EmbeddingStore
+from noisyml import cli
+from noisyml.embeddings.store import EmbeddingStore, SplitWriter
 
 #: The backbone alone, of random weights: one second of work.
 SMALL = [
@@ -25,22 +24,20 @@ SMALL = [
     "data.eval_batch_size=64",
 ]
 
-#: Runs a command and kills its process as a power cut would, in the middle of writing.
-KILLED = """
-import os, signal, sys
-from noisyml import cli
-from noisyml.embeddings import store
-write, count = store.SplitWriter.write, 0
-def strike(self, number, positions, rows):
-    global count
-    count += 1
-    if count == 4:
-        (self.folder / f"{number:05d}.npy").write_bytes(b"half of it")
-        os.kill(os.getpid(), signal.SIGKILL)
-    write(self, number, positions, rows)
-store.SplitWriter.write = strike
-sys.exit(cli.main())
-"""
+
+def die_while_writing(*arguments):
+    """A command whose process is killed as by a power cut, in the middle of writing."""
+    write, written = SplitWriter.write, []
+
+    def strike(self, number, positions, rows):
+        written.append(number)
+        if len(written) == 4:
+            (self.folder / f"{number:05d}.npy").write_bytes(b"half of it")
+            os.kill(os.getpid(), signal.SIGKILL)
+        write(self, number, positions, rows)
+
+    SplitWriter.write = strike
+    return cli.run(list(arguments))
 
 
 def contents(folder):
@@ -129,15 +126,7 @@ def test_other_data_bring_their_own_labels_and_broken_images_are_listed(shell, t
 
 def test_a_killed_embedding_goes_on_to_the_same_bytes(shell):
     assert shell(*SMALL, "hydra.run.dir=whole")[0] == 0
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, *SMALL, "hydra.run.dir=killed"],
-        cwd=shell.folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
+    killed = shell.start(die_while_writing, *SMALL, "hydra.run.dir=killed").wait()
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     before = {path: path.stat().st_mtime_ns for path in shell.folder.glob("killed/**/0*.json")}
     assert len(before) == 3

@@ -4,9 +4,6 @@ import importlib.util
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -15,6 +12,8 @@ import pytest
 import yaml
 from lightning import Callback
 from support.shell import TINY
+
+from noisyml.runs.processes import free_port
 
 ENDLESS = [*TINY, "trainer.max_epochs=100000", "callbacks.checkpoint.every_n_steps=5"]
 #: Two processes on the CPU, as two machines of one process would be.
@@ -30,35 +29,6 @@ class KillRank(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
         if trainer.global_rank == self.rank and trainer.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.fixture
-def start(shell, tmp_path):
-    """Start ``python -m <module> ...`` beside this process; what is left is ended afterwards."""
-    started = []
-
-    def begin(*arguments, log, **env):
-        process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", **env},
-            stdout=(tmp_path / log).open("w"),
-            stderr=subprocess.STDOUT,
-        )
-        started.append(process)
-        return process
-
-    yield begin
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
 
 
 def timeless(run):
@@ -82,21 +52,26 @@ def processes_of(run):
     return found
 
 
-def test_two_torchruns_make_one_run_equal_to_that_of_one_process(shell, start):
-    port = free_port()
+def torchrun(*arguments):
+    from torch.distributed.run import main
+
+    main(list(arguments))
+
+
+def test_two_torchruns_make_one_run_equal_to_that_of_one_process(shell):
+    port = str(free_port())
     nodes = [
-        start(
-            "torch.distributed.run",
+        shell.start(
+            torchrun,
             *("--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(node)),
             *("--master-addr", "127.0.0.1", "--master-port", port),
             *("-m", "noisyml", "train", *TINY, *TWO_MACHINES, "name=two"),
-            log=f"{node}.log",
         )
         for node in range(2)
     ]
     assert shell("train", *TINY, "name=one")[0] == 0
-    for number, node in enumerate(nodes):
-        assert node.wait(timeout=200) == 0, (shell.folder / f"{number}.log").read_text()
+    for done in [node.wait(200) for node in nodes]:
+        assert done.returncode == 0, done.stdout + done.stderr
     one, two = shell.runs()
     assert (one.parent.name, two.parent.name) == ("one", "two")
     assert len(list((shell.folder / "outputs/train/two").iterdir())) == 1
@@ -107,14 +82,13 @@ def test_two_torchruns_make_one_run_equal_to_that_of_one_process(shell, start):
 @pytest.mark.parametrize(
     "mistake", [pytest.param(False, marks=pytest.mark.slow), True], ids=["run", "mistake"]
 )
-def test_srun_makes_one_run_or_one_sentence(shell, start, mistake):
-    port = free_port()
+def test_srun_makes_one_run_or_one_sentence(shell, mistake):
+    port = str(free_port())
     tasks = [
-        start(
-            *("noisyml", "train", *TINY, "trainer=slurm", "trainer.accelerator=cpu"),
+        shell.beside(
+            *("train", *TINY, "trainer=slurm", "trainer.accelerator=cpu"),
             "trainer.max_epochs=1",
             *(["noise.rat=1"] if mistake else []),
-            log=f"{task}.log",
             MASTER_PORT=port,
             SLURM_JOB_ID="4711",
             SLURM_JOB_NAME="train",
@@ -131,9 +105,9 @@ def test_srun_makes_one_run_or_one_sentence(shell, start, mistake):
         )
         for task in range(2)
     ]
-    ended = [task.wait(timeout=200) for task in tasks]
-    said = "".join((shell.folder / f"{task}.log").read_text() for task in range(2))
-    assert ended == ([2, 2] if mistake else [0, 0]), said
+    ended = [task.wait(200) for task in tasks]
+    said = "".join(task.stdout + task.stderr for task in ended)
+    assert [task.returncode for task in ended] == ([2, 2] if mistake else [0, 0]), said
     if mistake:
         assert said.count("noisyml:") == 1
         assert "There is no setting 'noise.rat'" in said
@@ -165,23 +139,23 @@ def test_a_killed_rank_ends_the_run_which_then_goes_on(shell):
 @pytest.mark.parametrize(
     "how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
-def test_the_others_end_with_the_first_rank(shell, start, how):
-    first = start("noisyml", "train", *ENDLESS, "trainer=ddp_cpu", log="log")
+def test_the_others_end_with_the_first_rank(shell, how):
+    first = shell.beside("train", *ENDLESS, "trainer=ddp_cpu")
     deadline = time.monotonic() + 120
     while not list(shell.folder.glob("outputs/train/*/*/checkpoints/last.ckpt")):
-        assert first.poll() is None, (shell.folder / "log").read_text()
+        assert first.process.is_alive(), first.err.read_text()
         assert time.monotonic() < deadline
         time.sleep(0.1)
     (run,) = shell.runs()
     assert len(processes_of(run)) == 1
-    first.send_signal(how)
+    os.kill(first.process.pid, how)
     killed = how == signal.SIGKILL
-    assert first.wait(timeout=60) == (-signal.SIGKILL if killed else 130)
+    assert first.wait(60).returncode == (-signal.SIGKILL if killed else 130)
     deadline = time.monotonic() + 20
     while processes_of(run):
         assert time.monotonic() < deadline, "the other rank outlives the first"
         time.sleep(0.1)
-    said = (shell.folder / "log").read_text()
+    said = first.err.read_text()
     assert f"noisyml train resume={run}" in said
     assert "Traceback" not in said
     assert ("Rank 0 of the run was killed" in said) == killed

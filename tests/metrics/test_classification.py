@@ -1,14 +1,11 @@
 """Classification metrics against scikit-learn, plain sorting, and themselves cut differently."""
 
 import json
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import (
@@ -17,6 +14,7 @@ from sklearn.metrics import (
     log_loss,
     top_k_accuracy_score,
 )
+from support.ranks import run_ranks
 
 from noisyml.errors import UserError
 from noisyml.metrics.classification import ClassificationEvaluator, class_ranks
@@ -186,14 +184,6 @@ def _share(rank):
 
 
 def _worker(rank, world, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=world,
-        timeout=timedelta(seconds=60),
-    )
     logits, labels = sample()
     found = evaluate(logits, labels, _share(rank))
     # A rank that sees nothing wrong itself must not be left waiting for one that does.
@@ -203,12 +193,11 @@ def _worker(rank, world, folder):
     except UserError as error:
         found["said"] = str(error)
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
 
 
 def test_ranks_equal_one_process(tmp_path):
     world = len(ENDS)
-    mp.spawn(_worker, args=(world, str(tmp_path)), nprocs=world)
+    run_ranks(_worker, world, tmp_path, str(tmp_path))
     alone = evaluate(*sample(), whole())
     for rank in range(world):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
