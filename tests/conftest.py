@@ -8,6 +8,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from support import composing as composing  # for its effect
 from support import paths
 from support.reference_vectors import OPENED, unused_vectors
 
@@ -18,7 +19,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(paths.ROOT), str(paths.TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 # What the processes that tests fork import beside what a training run does.
-multiprocessing.set_forkserver_preload([*PRELOAD, "pytest", "support.shell"])
+multiprocessing.set_forkserver_preload([*PRELOAD, "pytest", "support.composing"])
 
 
 #: Folders of tests whose tests all have a marker, for `make test-fast`.

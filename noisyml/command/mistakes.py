@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from noisyml.command.config import (
     compose,
@@ -66,15 +68,18 @@ def check_types(root: str, overrides: list[str]) -> None:
     values = [w for w in words if not (w.deletes or w.chooses or w.is_below("hydra"))]
     if not any(word.value for word in values):
         return
-    defaults = {
-        key: value
-        for key, value in flatten(compose(root, choices_in(words)))
-        if isinstance(value, bool | int | float)
-    }
+    leaves = _leaves(root, tuple(choices_in(words)))
+    defaults = {key: value for key, value in leaves if isinstance(value, bool | int | float)}
     for word in values:
         if word.key in defaults:
             for text in word.values():
                 _check_type(word.key, text, defaults[word.key])
+
+
+@functools.lru_cache(maxsize=64)
+def _leaves(root: str, choices: tuple[str, ...]) -> list[tuple[str, Any]]:
+    """The settings of a root YAML with these options of its groups, and their defaults."""
+    return list(flatten(compose(root, list(choices))))
 
 
 def _check_type(key: str, text: str, default: bool | int | float) -> None:
@@ -93,7 +98,7 @@ def _check_type(key: str, text: str, default: bool | int | float) -> None:
 
 def _known_keys(root: str, overrides: list[str]) -> list[str]:
     """Keys of the composed configuration, then those that other options would bring."""
-    composed = [key for key, _ in flatten(compose(root, choices_in(words_in(overrides))))]
+    composed = [key for key, _ in _leaves(root, tuple(choices_in(words_in(overrides))))]
     others = [
         f"{package_of(group, option)}.{key}".removeprefix("_global_.")
         for group in group_names()
