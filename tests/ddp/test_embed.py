@@ -7,8 +7,6 @@ import pytest
 from PIL import Image
 from support.shell import shell
 
-from noisyml.runs.processes import free_port
-
 __all__ = ["shell"]
 
 SETTINGS = [
@@ -48,12 +46,8 @@ def photos(shell):
 def test_three_processes_write_the_bytes_of_one(shell, photos):
     status, said = shell("embed", *SETTINGS, "hydra.run.dir=one")
     assert status == 0, said
-    # Started as torchrun starts them.
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "3"}
-    three = ["embed", *SETTINGS, "trainer=ddp_cpu", "trainer.devices=3", "hydra.run.dir=three"]
-    ranks = [
-        shell.beside(*three, **meeting, RANK=str(rank), LOCAL_RANK=str(rank)) for rank in range(3)
-    ]
+    three = ["trainer=ddp_cpu", "trainer.devices=3", "hydra.run.dir=three"]
+    ranks = shell.ranks(3, "embed", *SETTINGS, *three)
     for done in [rank.wait() for rank in ranks]:
         assert done.returncode == 0, done.stderr
     one, three = contents(photos / "one"), contents(photos / "three")

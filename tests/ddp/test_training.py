@@ -9,7 +9,7 @@ __all__ = ["shell"]
 
 def test_a_batch_that_processes_cannot_share_is_refused(shell):
     typed = ["dataset=digits", "trainer=ddp_cpu", "sampler=shuffle", "sampler.batch_size=33"]
-    done = shell.apart("train", *SETTINGS, *typed)
-    assert done.returncode == 2, done.stderr
-    assert "cannot be divided among 2 processes" in done.stderr
-    assert "Traceback" not in done.stderr
+    ended = [rank.wait() for rank in shell.ranks(2, "train", *SETTINGS, *typed)]
+    assert [rank.returncode for rank in ended] == [2, 2], ended
+    assert "cannot be divided among 2 processes" in ended[0].stderr
+    assert "Traceback" not in ended[0].stderr + ended[1].stderr

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from lightning import Callback
 from support.shell import TINY
+from torch.distributed import TCPStore
 
 from noisyml.runs.processes import free_port
 
@@ -58,17 +59,38 @@ def torchrun(*arguments):
     main(list(arguments))
 
 
-def test_two_torchruns_make_one_run_equal_to_that_of_one_process(shell):
-    port = str(free_port())
-    nodes = [
-        shell.start(
-            torchrun,
-            *("--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(node)),
-            *("--master-addr", "127.0.0.1", "--master-port", port),
-            *("-m", "noisyml", "train", *TINY, *TWO_MACHINES, "name=two"),
-        )
-        for node in range(2)
-    ]
+@pytest.mark.parametrize(
+    "really", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["as-it-does", "itself"]
+)
+def test_two_torchruns_make_one_run_equal_to_that_of_one_process(shell, really):
+    port, two = free_port(), ["train", *TINY, *TWO_MACHINES, "name=two"]
+    if really:
+        nodes = [
+            shell.start(
+                torchrun,
+                *("--nnodes", "2", "--nproc-per-node", "1", "--node-rank", str(node)),
+                *("--master-addr", "127.0.0.1", "--master-port", str(port)),
+                *("-m", "noisyml", *two),
+            )
+            for node in range(2)
+        ]
+    else:
+        # The first machine's agent serves the store at which all meet.
+        agent = TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+        assert agent.port == port
+        nodes = [
+            shell.beside(
+                *two,
+                MASTER_ADDR="127.0.0.1",
+                MASTER_PORT=str(port),
+                TORCHELASTIC_USE_AGENT_STORE="True",
+                WORLD_SIZE="2",
+                RANK=str(node),
+                GROUP_RANK=str(node),
+                LOCAL_RANK="0",
+            )
+            for node in range(2)
+        ]
     assert shell("train", *TINY, "name=one")[0] == 0
     for done in [node.wait(200) for node in nodes]:
         assert done.returncode == 0, done.stdout + done.stderr

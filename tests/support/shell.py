@@ -13,6 +13,7 @@ import pytest
 
 from noisyml import cli
 from noisyml.conformance import forked
+from noisyml.runs.processes import free_port
 
 #: Small enough for seconds: 8 x 8 digits, a perceptron, two epochs.
 TINY = [
@@ -75,6 +76,16 @@ class Shell:
     def beside(self, *arguments: str, **env: str) -> Started:
         """Start ``noisyml *arguments`` in a process of its own."""
         return self.start(_type, *arguments, **env)
+
+    def ranks(self, world: int, *arguments: str) -> list[Started]:
+        """Start ``noisyml *arguments`` as torchrun does on one machine."""
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        return [
+            self.beside(
+                *arguments, **meeting, WORLD_SIZE=str(world), RANK=str(rank), LOCAL_RANK=str(rank)
+            )
+            for rank in range(world)
+        ]
 
     def start(self, work: Callable[..., int], *arguments: object, **env: str) -> Started:
         """Call a function of a module in a process of its own, which is ended with the test."""
