@@ -1,6 +1,5 @@
 """What holds for all tests: one thread a process, and no reference vector may lie unused."""
 
-import multiprocessing
 import os
 
 # Set before any library counts the cores. Several processes share them, and sums in another order
@@ -19,7 +18,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(paths.ROOT), str(paths.TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
 )
 # What the processes that tests fork import beside what a training run does.
-multiprocessing.set_forkserver_preload([*PRELOAD, "pytest", "support.composing"])
+PRELOAD += ["pytest", "support.composing"]
 
 
 #: Folders of tests whose tests all have a marker, for `make test-fast`.

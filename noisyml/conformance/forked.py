@@ -2,6 +2,7 @@
 
 That one, the fork server of `multiprocessing`, does nothing else. What it forks may use threads and
 compute gradients, which a process forked from one that has trained cannot do on every machine.
+Where the system cannot fork, processes start anew.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-#: What a training run imports, most of it slow.
+#: What a training run imports, most of it slow; read when the first process starts.
 PRELOAD = [
     "lightning",
     "pandas",
@@ -31,8 +32,6 @@ PRELOAD = [
     "noisyml.command.hydra",
     "noisyml.runs.processes",
 ]
-_CONTEXT = multiprocessing.get_context("forkserver")
-multiprocessing.set_forkserver_preload(PRELOAD)
 
 
 def start(
@@ -56,7 +55,7 @@ def start(
     environment = {**os.environ, **(env or {})}
     files = (str(out), str(err or out))
     settings = (environment, threads or torch.get_num_threads(), files)
-    process = _CONTEXT.Process(target=_run, args=(work, arguments, *settings))
+    process = _context().Process(target=_run, args=(work, arguments, *settings))
     process.start()
     return process
 
@@ -69,6 +68,13 @@ def finish(process: BaseProcess, seconds: float = 900.0) -> int:
         process.join()
     assert process.exitcode is not None
     return process.exitcode
+
+
+def _context() -> multiprocessing.context.SpawnContext | multiprocessing.context.ForkServerContext:
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    multiprocessing.set_forkserver_preload(PRELOAD)
+    return multiprocessing.get_context("forkserver")
 
 
 def _run(
