@@ -9,7 +9,8 @@ import pickle
 from pathlib import Path
 
 from hydra._internal import defaults_list
-from hydra._internal.core_plugins import file_config_source, importlib_resources_config_source
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
 
 
 def keep_parsed_files(source):
@@ -41,12 +42,15 @@ def choices_where_interpolated(make):
     return make_if_needed
 
 
-#: Hydra's own, for the test that compares.
-ORIGINAL = (
-    file_config_source.FileConfigSource.load_config,
-    importlib_resources_config_source.ImportlibResourcesConfigSource.load_config,
-    defaults_list._create_interpolation_map,
-)
-keep_parsed_files(file_config_source.FileConfigSource)
-keep_parsed_files(importlib_resources_config_source.ImportlibResourcesConfigSource)
-defaults_list._create_interpolation_map = choices_where_interpolated(ORIGINAL[2])
+# Finding its plugins, Hydra makes the classes anew.
+Plugins.instance()
+#: Sources of files and of packages with Hydra's own way to load, for the test that compares.
+SOURCES = {
+    source: source.load_config
+    for source in map(SourcesRegistry.instance().resolve, ("file", "pkg"))
+}
+TABLE = defaults_list._create_interpolation_map
+
+for source in SOURCES:
+    keep_parsed_files(source)
+defaults_list._create_interpolation_map = choices_where_interpolated(TABLE)
