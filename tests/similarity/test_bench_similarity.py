@@ -1,25 +1,29 @@
 """The benchmark's rows run, those for a GPU included: they are not to rot where there is none."""
 
 import json
-import os
-import subprocess
+import runpy
 import sys
 
 import pytest
 from support import paths
 
+from noisyml.conformance import forked
+
 SCRIPT = paths.ROOT / "scripts" / "bench_similarity.py"
+
+
+def benchmark(*arguments):
+    sys.argv = [str(SCRIPT), *arguments]
+    runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
 @pytest.mark.parametrize("row", ["cuda", "memory"])
 def test_a_row_runs_at_a_tiny_size(tmp_path, row):
-    out = tmp_path / "out.json"
-    command = [sys.executable, str(SCRIPT), "--row", row, "--smoke", "--out", str(out)]
+    out, said = tmp_path / "out.json", tmp_path / "said.txt"
+    typed = ["--row", row, "--smoke", "--threads", "1", "--out", str(out)]
     waiting = {"OMP_WAIT_POLICY": "passive"}  # what the script would start itself again for
-    done = subprocess.run(
-        [*command, "--threads", "1"], env={**os.environ, **waiting}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
+    process = forked.start(benchmark, *typed, out=said, env=waiting)
+    assert forked.finish(process, 200) == 0, said.read_text()
     report = json.loads(out.read_text())
     if row == "memory":
         assert {line["search"] for line in report["results"]} == {"exact", "fast", "faiss"}

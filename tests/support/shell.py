@@ -113,7 +113,7 @@ def shell(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NOISYML_CACHE", str(tmp_path / "cache"))
     # Runs of the tests that are resumed or evaluated name classes of the tests.
-    monkeypatch.setenv("NOISYML_TRUST", "support")
+    monkeypatch.setenv("NOISYML_TRUST", "support,e2e")
     shell = Shell(tmp_path, monkeypatch, capfd)
     yield shell
     for started in shell.started:
