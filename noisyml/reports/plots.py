@@ -6,12 +6,10 @@ colours of text and grid follow the page.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import re
 import textwrap
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -39,6 +37,7 @@ TEXT, GRID, FAINT = "#31363f", "#d8dce3", "#9aa1ac"
 _THEME = {TEXT: "currentColor", GRID: "var(--grid)", FAINT: "var(--faint)"}
 
 WIDTH = 10.0  # inches; 9-point text is then as large as the page's own small print
+NARROW = 3.75  # of a figure drawn for a telephone, 360 pixels
 DPI = 140  # of PNG files and of point clouds inside SVG
 CURVE_POINTS = 200
 LEGEND_CHARACTERS = 140  # of 9-point text side by side in a figure of full width
@@ -72,7 +71,12 @@ class Panel:
 
 
 def lines_figure(
-    rows: Sequence[Sequence[Panel]], order: Sequence[str], *, markers: bool, faceted: bool
+    rows: Sequence[Sequence[Panel]],
+    order: Sequence[str],
+    *,
+    markers: bool,
+    faceted: bool,
+    narrow: bool = False,
 ) -> Figure:
     """A grid of line plots with one legend; bands show one standard deviation over seeds.
 
@@ -82,9 +86,12 @@ def lines_figure(
         markers: mark the points (few, measured) or not (a long curve).
         faceted: panels of one row show the same quantity, those of one column the same runs; then
             axes are shared and labelled at the edges of the grid.
+        narrow: one panel below the other.
     """
+    if narrow:
+        rows, faceted = [[panel] for panels in rows for panel in panels], False
     columns = len(rows[0])
-    width = WIDTH if columns > 1 else 0.58 * WIDTH
+    width = NARROW if narrow else WIDTH if columns > 1 else 0.58 * WIDTH
     present = {line.label for panels in rows for panel in panels for line in panel.lines}
     labels = [name for name in order if name in present]
     figure = new_figure(width, 2.35 * len(rows) + _legend_height(labels, width))
@@ -128,18 +135,21 @@ def lines_figure(
     return figure
 
 
-def multiples_figure(panels: Sequence[Panel], order: Sequence[str], columns: int) -> Figure:
+def multiples_figure(
+    panels: Sequence[Panel], order: Sequence[str], columns: int, *, narrow: bool = False
+) -> Figure:
     """Panels of one quantity in rows of `columns`, on the same axes; one legend, marked points.
 
     Args:
         panels: in reading order.
         order: every label of the report: a label keeps its colour in all its figures.
         columns: panels in a row.
+        narrow: one panel in a row.
     """
-    columns = min(columns, len(panels))
+    columns, width = (1, NARROW) if narrow else (min(columns, len(panels)), WIDTH)
     rows = -(-len(panels) // columns)
     labels = [name for name in order if any(name == ln.label for p in panels for ln in p.lines)]
-    figure = new_figure(WIDTH, 2.1 * rows + _legend_height(labels, WIDTH))
+    figure = new_figure(width, 2.1 * rows + _legend_height(labels, width))
     grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     handles = {}
     for place, axes in enumerate(grid.flat):
@@ -203,15 +213,22 @@ def _legend(figure: Figure, handles: Mapping[str, Line2D], labels: Sequence[str]
     )
 
 
-def dots_figure(panels: Sequence[Panel], labels: Sequence[str]) -> Figure:
+def dots_figure(panels: Sequence[Panel], labels: Sequence[str], *, narrow: bool = False) -> Figure:
     """Groups that lie on no axis: one row per group, a dot at the mean, a bar of one std.
 
     Args:
         panels: one per metric; each line is a group with a single value.
         labels: the groups from top to bottom.
+        narrow: one panel below the other.
     """
-    figure = new_figure(WIDTH if len(panels) > 1 else 0.7 * WIDTH, 0.9 + 0.34 * len(labels))
-    grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    height = 0.9 + 0.34 * len(labels)
+    if narrow:
+        figure = new_figure(NARROW, height * len(panels))
+        grid = figure.subplots(len(panels), 1, squeeze=False)[:, 0]
+    else:
+        figure = new_figure(WIDTH if len(panels) > 1 else 0.7 * WIDTH, height)
+        grid = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    folded = [plain(_folded(label, 20 if narrow else 40)) for label in labels]
     for axes, panel in zip(grid, panels, strict=True):
         for line in panel.lines:
             place = labels.index(line.label)
@@ -228,7 +245,7 @@ def dots_figure(panels: Sequence[Panel], labels: Sequence[str]) -> Figure:
             )
         dress(axes, panel.title)
         axes.set_xlabel(panel.x_label)
-        axes.set_yticks(range(len(labels)), [plain(_folded(label, 40)) for label in labels])
+        axes.set_yticks(range(len(labels)), folded)
         axes.set_ylim(len(labels) - 0.5, -0.5)
     return figure
 
@@ -271,16 +288,19 @@ def choose_scale(p_clean: NDArray[np.floating]) -> Scale:
     return "rank" if len(np.unique(p_clean)) > len(p_clean) / 2 else "linear"
 
 
-def trust_figure(p_clean: NDArray[np.floating], wrong: NDArray[np.bool_] | None) -> Figure:
+def trust_figure(
+    p_clean: NDArray[np.floating], wrong: NDArray[np.bool_] | None, *, narrow: bool = False
+) -> Figure:
     """Histogram of `p_clean`, rightly and wrongly labelled samples apart where that is known.
 
     Args:
         p_clean: [n] in [0, 1], no NaN.
         wrong: [n] True where the label is wrong; None if unknown.
+        narrow: for a telephone.
     """
     scale = choose_scale(p_clean)
     values, low, high = _scaled(p_clean, scale)
-    figure = new_figure(0.48 * WIDTH, 2.9)
+    figure = new_figure(NARROW if narrow else 0.48 * WIDTH, 2.9)
     axes = figure.subplots()
     bins = 20 if scale == "rank" else HISTOGRAM_BINS
     parts = (
@@ -310,8 +330,8 @@ def trust_figure(p_clean: NDArray[np.floating], wrong: NDArray[np.bool_] | None)
     axes.set_xlabel(
         {
             "linear": "p_clean",
-            "logit": "p_clean (logit scale; what lies outside is in the outer bins)",
-            "rank": "share of samples trusted less (rank of p_clean)",
+            "logit": "p_clean (logit scale; what lies outside\nis in the outer bins)",
+            "rank": "share of samples trusted less\n(rank of p_clean)",
         }[scale]
     )
     if scale == "logit":
@@ -328,12 +348,17 @@ def save_png(figure: Figure, path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     _settle(figure)
-    with _missing_glyphs_allowed():
-        FigureCanvasAgg(figure).print_png(path)
+    FigureCanvasAgg(figure).print_png(path)
 
 
-def inline_svg(figure: Figure, description: str) -> Markup:
-    """The figure as an ``<svg>`` element for the page: no external reference, theme colours."""
+def inline_svg(figure: Figure, description: str, *, narrow: bool = False) -> Markup:
+    """The figure as an ``<svg>`` element for the page: no external reference, theme colours.
+
+    Args:
+        figure: to be written.
+        description: for those who cannot see it.
+        narrow: shown on narrow screens alone, in place of the figure that is not.
+    """
     import matplotlib as mpl
     from matplotlib.backends.backend_svg import FigureCanvasSVG
 
@@ -343,10 +368,9 @@ def inline_svg(figure: Figure, description: str) -> Markup:
     for paper in papers:
         paper.set_visible(False)
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with (
-        _missing_glyphs_allowed(),
-        mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "noisyml"}),
-    ):
+    # Names inside the two figures differ: a browser does not look into the one it hides.
+    salt = "narrow" if narrow else "wide"
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}):
         FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
     for paper in papers:
         paper.set_visible(True)
@@ -356,28 +380,19 @@ def inline_svg(figure: Figure, description: str) -> Markup:
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)
     for drawn, themed in _THEME.items():
         svg = svg.replace(drawn, themed)
-    width = float(figure.get_figwidth())
-    opening = Markup('<svg role="img" aria-label="{}" style="width:{}%"').format(
-        description, round(100 * width / WIDTH, 1)
+    full = NARROW if narrow else WIDTH
+    opening = Markup('<svg class="{}" role="img" aria-label="{}" style="width:{}%"').format(
+        salt, description, round(100 * float(figure.get_figwidth()) / full, 1)
     )
     svg = re.sub(r'^<svg width="[^"]*" height="[^"]*"', lambda _: str(opening), svg, count=1)
     return Markup(svg)  # matplotlib escapes every text it writes
-
-
-@contextlib.contextmanager
-def _missing_glyphs_allowed() -> Iterator[None]:
-    """A name in a script the font lacks is drawn as boxes in PNG; the page shows it rightly."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        yield
 
 
 def _settle(figure: Figure) -> None:
     """Lay the figure out once: otherwise every file written lays it out again."""
     engine = figure.get_layout_engine()
     if engine is not None:
-        with _missing_glyphs_allowed():
-            engine.execute(figure)
+        engine.execute(figure)
         figure.set_layout_engine("none")
 
 

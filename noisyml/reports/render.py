@@ -38,7 +38,10 @@ def render_markdown(report: Report) -> str:
     if report.unfinished:
         lines = [f"- {_one_line(f'{r.name}: {r.state}. {r.problem}')}" for r in report.unfinished]
         parts.append("## Runs without a result\n\n" + "\n".join(lines))
-    shown = [f"![{_one_line(p.caption)}](plots/{p.name}.png)" for p in report.pictures]
+    shown = []
+    for picture in report.pictures:
+        shown.append(f"![{_one_line(picture.caption)}](plots/{picture.name}.png)")
+        shown += [_one_line(picture.named)] if picture.named else []
     parts += [*shown, *(f"    {command}" for command in report.commands)]
     return "\n\n".join(parts) + "\n"
 

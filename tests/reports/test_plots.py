@@ -7,12 +7,16 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
+from support.synthetic_runs import RunMaker
 
 from noisyml.reports import plots
 from noisyml.reports.plots import Line, Panel
+from noisyml.reports.report import build_report, write_report
 from noisyml.reports.sections.artefacts import class_maps
 from noisyml.reports.sections.artefacts.class_maps import ClassMaps, class_maps_figure
 from noisyml.reports.sections.artefacts.embedding_map import NAMED_AMONG_MANY, map_figure
+from noisyml.reports.sections.base import Picture
 
 
 def test_a_long_curve_is_thinned_without_bias() -> None:
@@ -76,7 +80,7 @@ def test_svg_is_free_of_references_and_follows_the_page() -> None:
     panel = Panel("<script>alert(1)</script>", "step", "loss $", (line,))
     figure = plots.lines_figure([[panel, panel]], ["a <b> $x$"], markers=True, faceted=False)
     svg = str(plots.inline_svg(figure, 'caption "quoted"'))
-    assert svg.startswith('<svg role="img" aria-label="caption &#34;quoted&#34;"')
+    assert svg.startswith('<svg class="wide" role="img" aria-label="caption &#34;quoted&#34;"')
     assert "<script" not in svg
     assert "&lt;script&gt;alert(1)" in svg
     assert "loss $" in svg
@@ -202,3 +206,48 @@ def test_a_single_epoch_is_a_marked_point_at_an_integer() -> None:
     assert axes.get_xlim() == (-1, 1)
     assert axes.get_xticks().tolist() == [0]
     assert axes.lines[0].get_marker() != "None"
+
+
+@pytest.fixture
+def every_picture(maker: RunMaker) -> list[Picture]:
+    """Pictures of one run, of a sweep over rates and of groups."""
+    run = maker.run("one", "prism_vmf", 0.3)
+    for number, (selector, rate) in enumerate(
+        (s, r) for s in ("keep_all", "prism_avg") for r in (0.3, 0.5)
+    ):
+        maker.run(f"s/{number}", selector, rate, files=("history",))
+        maker.run(f"g/{number}", f"{selector}_{number}_with_a_long_name", files=False)
+    folders = (run.path, maker.root / "s", maker.root / "g")
+    return [picture for folder in folders for picture in build_report([folder]).pictures]
+
+
+def test_pictures_for_a_telephone_have_letters_of_ten_pixels(every_picture) -> None:
+    names = {picture.name for picture in every_picture}
+    assert {"training_curves", "p_clean", "embedding_map", "class_maps", "test_by_group"} <= names
+    for picture in every_picture:
+        figure = picture.narrow
+        # A column of 360 pixels shows 3.75 inches at their own size: 96 pixels are 72 points.
+        assert figure.get_figwidth() == plots.NARROW == 360 / 96
+        sizes = {t.get_fontsize() for t in figure.findobj(Text) if t.get_text() and t.get_visible()}
+        assert min(sizes) * 96 / 72 >= 10, picture.name
+
+
+def test_nothing_of_a_picture_for_a_telephone_leaves_it(every_picture) -> None:
+    for picture in every_picture:
+        figure = picture.narrow
+        figure.draw_without_rendering()
+        drawn = figure.get_tightbbox()
+        assert drawn.x0 > -0.03, picture.name
+        assert drawn.x1 < plots.NARROW + 0.1, picture.name
+
+
+def test_the_page_has_each_picture_for_both_widths(maker: RunMaker) -> None:
+    run = maker.run("one", files=("map", "history"))
+    html = write_report([run.path]).html.read_text()
+    assert html.count('<svg class="wide"') == html.count('<svg class="narrow"') == 2
+    assert re.search(r"max-width: 640px\) \{[^@]*svg\.wide \{ display: none", html)
+    ids = re.findall(r'<clipPath id="([^"]+)"', html)
+    wide = re.findall(r'<svg class="wide".*?</svg>', html, re.DOTALL)
+    inside = {found for svg in wide for found in re.findall(r'<clipPath id="([^"]+)"', svg)}
+    assert inside
+    assert len(inside) < len(set(ids))

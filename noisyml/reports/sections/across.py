@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -68,7 +69,7 @@ def _by_group(
         ]
         panels.append(Panel("", axis_label(column.metric), "", tuple(lines)))
     caption = f"{_CAPTIONS[what]} by group; bars: one standard deviation over seeds."
-    return Picture(f"{what}_by_group", plots.dots_figure(panels, labels), caption)
+    return Picture(f"{what}_by_group", partial(plots.dots_figure, panels, labels), caption)
 
 
 def _by_rate(
@@ -102,12 +103,12 @@ def _by_rate(
     caption = f"{_CAPTIONS[what]} over noise rates; bands: one standard deviation over seeds."
     name = f"{what}_by_noise_rate"
     if not crowded:
-        figure = plots.lines_figure(grid, order, markers=True, faceted=False)
-        return [Picture(name, figure, caption)]
+        draw = partial(plots.lines_figure, grid, order, markers=True, faceted=False)
+        return [Picture(name, draw, caption)]
     return [
         Picture(
             f"{name}_{column.metric.rpartition('/')[2]}",
-            plots.multiples_figure([row[c] for row in grid], order, PANELS_PER_ROW),
+            partial(plots.multiples_figure, [row[c] for row in grid], order, PANELS_PER_ROW),
             f"{column.heading}. {caption}",
         )
         for c, column in enumerate(columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ import pandas as pd
 
 from noisyml.reports import plots
 from noisyml.reports.artefacts import Unreadable
+from noisyml.reports.fonts import make_writable
 from noisyml.reports.plots import Panel
 from noisyml.reports.settings import decides_data, group_name, is_rate
 from noisyml.reports.tables import FINISHED, Column, ResultTable, group_order
@@ -28,11 +30,44 @@ SMALLEST_SHARE = 1e-4
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure, the name of its PNG file and its caption."""
+    """A figure that is drawn when it is first asked for.
+
+    Attributes:
+        name: of its PNG file.
+        draw: makes it; with ``narrow=True`` for a narrow screen.
+        caption: what it shows.
+    """
 
     name: str
-    figure: Figure
+    draw: Callable[..., Figure]
     caption: str
+
+    @functools.cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {}
+
+    @functools.cached_property
+    def figure(self) -> Figure:
+        """The figure for paper and wide screens."""
+        figure = self.draw()
+        make_writable(figure, self._numbers)
+        return figure
+
+    @functools.cached_property
+    def narrow(self) -> Figure:
+        """The same for narrow screens."""
+        numbers = dict(self._numbers) if self.figure else {}
+        figure = self.draw(narrow=True)
+        make_writable(figure, numbers)
+        return figure
+
+    @property
+    def named(self) -> str:
+        """The names that stand as numbers in it, in a sentence; empty if there are none."""
+        if not self.figure or not self._numbers:
+            return ""
+        pairs = ", ".join(f"[{number}] {name}" for name, number in self._numbers.items())
+        return f"In the picture: {pairs}."
 
 
 @dataclass(frozen=True)
@@ -255,9 +290,9 @@ def curves(
     pictures = []
     for number, start in enumerate(starts, 1):
         part = [row[start : start + PANELS_PER_ROW] for row in grid]
-        figure = plots.lines_figure(part, order, markers=False, faceted=faceted)
+        draw = functools.partial(plots.lines_figure, part, order, markers=False, faceted=faceted)
         suffix = f"_{number}" if len(starts) > 1 else ""
-        pictures.append(Picture(f"{name}{suffix}", figure, caption))
+        pictures.append(Picture(f"{name}{suffix}", draw, caption))
     return pictures
 
 

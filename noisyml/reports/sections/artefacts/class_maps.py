@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.reports.artefacts import Unreadable, read_arrays, reading
-from noisyml.reports.plots import PALETTE, TEXT, WIDTH, new_figure, plain, shorten
+from noisyml.reports.plots import NARROW, PALETTE, TEXT, WIDTH, new_figure, plain, shorten
 from noisyml.reports.sections.base import Picture, RunSection
 from noisyml.runs.folder import RunFolder
 
@@ -32,7 +33,7 @@ def show(run: RunFolder, alone: bool) -> Iterator[Picture]:
     """A figure of the maps, if the run has some."""
     maps = read_class_maps(run)
     if maps is not None and len(maps):
-        yield Picture("class_maps", class_maps_figure(maps), CAPTION)
+        yield Picture("class_maps", partial(class_maps_figure, maps), CAPTION)
 
 
 @dataclass(frozen=True)
@@ -81,19 +82,25 @@ def read_class_maps(run: RunFolder) -> ClassMaps | None:
     return ClassMaps(images, *maps, *names)
 
 
-def class_maps_figure(maps: ClassMaps) -> Figure:
+def class_maps_figure(maps: ClassMaps, *, narrow: bool = False) -> Figure:
     """Training samples, two in a row: the image, the map of its label, the map of the answer.
 
-    Each kind has a column of its own; a single kind has two.
+    Each kind has a column of its own; a single kind has two. A narrow figure has one column.
     """
     kinds = list(dict.fromkeys(maps.kind.tolist()))
     columns = [np.flatnonzero(maps.kind == kind) for kind in kinds]
-    if len(kinds) == 1:
+    if len(kinds) == 1 and not narrow:
         columns, kinds = [columns[0][0::2], columns[0][1::2]], [*kinds, ""]
-    rows = max(len(column) for column in columns)
-    figure = new_figure(WIDTH, 0.3 + 1.92 * rows)
-    halves = figure.subfigures(1, len(columns), wspace=0.04, squeeze=False)[0]
-    for half, column, kind in zip(halves, columns, kinds, strict=True):
+    deepest = max(len(column) for column in columns)
+    if narrow:
+        heights = [len(column) + 0.2 for column in columns]
+        figure = new_figure(NARROW, 1.5 * sum(heights))
+        parts = figure.subfigures(len(columns), 1, squeeze=False, height_ratios=heights)
+    else:
+        figure = new_figure(WIDTH, 0.3 + 1.92 * deepest)
+        parts = figure.subfigures(1, len(columns), wspace=0.04, squeeze=False)
+    for half, column, kind in zip(parts.flat, columns, kinds, strict=True):
+        rows = len(column) if narrow else deepest
         if kind:
             half.suptitle(plain(kind), fontsize=9.5, fontweight="bold", color=TEXT)
         grid = half.subplots(rows, 3, squeeze=False)
@@ -116,7 +123,9 @@ def class_maps_figure(maps: ClassMaps) -> Figure:
             )
             for axes, pixels, title in zip(grid[row], shown, titles, strict=True):
                 axes.imshow(pixels, interpolation="antialiased")
-                axes.set_title(plain(shorten(title, 22)), fontsize=8, color=TEXT, pad=2.5)
+                axes.set_title(
+                    plain(shorten(title, 16 if narrow else 22)), fontsize=8, color=TEXT, pad=2.5
+                )
     return figure
 
 

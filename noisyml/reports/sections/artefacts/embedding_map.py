@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from noisyml.reports.artefacts import read_table
-from noisyml.reports.plots import MARKERS, PALETTE, TEXT, WIDTH, dress, new_figure, plain, shorten
+from noisyml.reports.plots import (
+    MARKERS,
+    NARROW,
+    PALETTE,
+    TEXT,
+    WIDTH,
+    dress,
+    new_figure,
+    plain,
+    shorten,
+)
 from noisyml.reports.sections.base import Picture, RunSection
 from noisyml.runs.folder import RunFolder
 
@@ -26,7 +37,7 @@ def show(run: RunFolder, alone: bool) -> Iterator[Picture]:
     table = read_embedding_map(run)
     if table is not None:
         caption = f"{len(table):,} test embeddings projected on their two principal axes."
-        yield Picture("embedding_map", map_figure(table), caption)
+        yield Picture("embedding_map", partial(map_figure, table), caption)
 
 
 def read_embedding_map(run: RunFolder) -> pd.DataFrame | None:
@@ -35,16 +46,18 @@ def read_embedding_map(run: RunFolder) -> pd.DataFrame | None:
     return None if table is None or table.empty else table
 
 
-def map_figure(table: pd.DataFrame) -> Figure:
+def map_figure(table: pd.DataFrame, *, narrow: bool = False) -> Figure:
     """Test embeddings on two principal axes; the most frequent classes stand out in colour.
 
     Args:
         table: columns ``x y label label_name``.
+        narrow: the names stand below the map and not beside it.
     """
-    figure = new_figure(0.5 * WIDTH, 3.4)
-    axes = figure.subplots()
     frequent = table["label"].value_counts().index
     shown = list(frequent if len(frequent) <= MAP_CLASSES else frequent[:NAMED_AMONG_MANY])
+    lines = -(-(len(shown) + 1) // 2)
+    figure = new_figure(NARROW, 3.7 + 0.17 * lines) if narrow else new_figure(0.5 * WIDTH, 3.4)
+    axes = figure.subplots()
     rest = table[~table["label"].isin(shown)]
     axes.scatter(rest["x"], rest["y"], s=5, color=OTHER_DOTS, linewidths=0, rasterized=True)
     for number, label in enumerate(sorted(shown)):
@@ -80,10 +93,11 @@ def map_figure(table: pd.DataFrame) -> Figure:
     axes.set_ylabel("second principal axis")
     dress(axes, "")
     figure.legend(
-        loc="outside right center",
+        loc="outside lower left" if narrow else "outside right center",
+        ncols=2 if narrow else 1,
         frameon=False,
         labelcolor=TEXT,
-        fontsize=7.5,
+        fontsize=8.5 if narrow else 7.5,
         handletextpad=0.2,
         labelspacing=0.35,
     )
