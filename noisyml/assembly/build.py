@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,7 +71,7 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
         another_encoder=lambda: another_encoder(config, backbone, data.dataset.vector_size),
         optimizer=build(config.optimizer),
         scheduler=build_optional(config.scheduler),
-        evaluators=build_evaluators(config, data.class_names),
+        evaluators=build_evaluators(config, data),
         sizes=sizes,
         param_groups=settings(config.param_groups),
         training=training,
@@ -127,11 +126,12 @@ def another_encoder(
     return with_head(config, build(config.backbone, vector_size=vector_size))
 
 
-def build_evaluators(config: DictConfig, class_names: Sequence[str]) -> dict[str, Evaluator]:
-    """The evaluators of a run by name, told the names of its classes."""
+def build_evaluators(config: DictConfig, data: DataModule) -> dict[str, Evaluator]:
+    """The evaluators of a run by name, told the names of its classes, and judgements if any."""
     found = {name: build(node) for name, node in nodes_of(config.evaluators).items()}
     for evaluator in found.values():
-        evaluator.class_names = class_names
+        evaluator.class_names = data.class_names
+        evaluator.judgements = data.dataset.judgements
     return found
 
 

@@ -15,6 +15,7 @@ from noisyml.checks import Checked
 from noisyml.data.inputs import ChosenInputs, ImageSource, Inputs
 from noisyml.errors import UserError
 from noisyml.targets import Labels, Target, target_of
+from noisyml.targets.judgements import Judgements
 
 #: In the extra ``clean_label``: nobody knows the true class; known to be wrong, but no more.
 UNKNOWN, WRONG = -1, -2
@@ -169,6 +170,8 @@ class DatasetSource(Checked, ABC):
     split_origin: str = ""
     #: False if there are no labels, so that nothing can be compared with them; set by `splits`.
     has_labels: bool = True
+    #: Judgements of the gallery's documents for the queries, where there are any; set by `splits`.
+    judgements: Judgements | None = None
     #: Paths that were found and are no image of the data set, by kind; set by `splits`.
     left_out: Mapping[str, Sequence[str]] = MappingProxyType({})
 

@@ -14,6 +14,7 @@ from noisyml.errors import UserError
 from noisyml.runs.artefacts import Artefact
 from noisyml.runs.metric_names import MetricNames
 from noisyml.targets import TargetKind
+from noisyml.targets.judgements import Judgements
 
 SplitRole = Literal["pool", "query", "gallery", "distractors"]
 
@@ -39,6 +40,8 @@ class Evaluator(Checked, ABC):
     headline: str
     #: Names of the classes, for metrics named after them; set before use.
     class_names: Sequence[str] = ()
+    #: Judgements of documents for queries, where the data set has any; set before use.
+    judgements: Judgements | None = None
 
     @abstractmethod
     def update(

@@ -22,7 +22,13 @@ from noisyml.storage.files import atomic, write_atomically
 if TYPE_CHECKING:
     import pandas as pd
 
-Kind = Literal["table", "arrays", "pictures"]
+Kind = Literal["table", "arrays", "pictures", "text"]
+_SUFFIXES: Mapping[Kind, tuple[str, ...]] = {
+    "table": (".parquet", ".csv"),
+    "arrays": (".npz",),
+    "pictures": (".npz",),
+    "text": (".txt",),
+}
 Arrays: TypeAlias = Mapping[str, NDArray]
 
 
@@ -32,20 +38,20 @@ class Artefact:
 
     Attributes:
         file: its name in the run folder, unique there; ``.parquet`` or ``.csv`` for a table,
-            ``.npz`` for arrays.
-        content: a table, or arrays by name (none of them of objects). Arrays ``images`` (uint8
-            [n, H, W] or [n, H, W, 3]) and ``text`` [n] make it pictures with a line each.
+            ``.npz`` for arrays; ``.txt`` for text.
+        content: a table, text, or arrays by name (none of them of objects). Arrays ``images``
+            (uint8 [n, H, W] or [n, H, W, 3]) and ``text`` [n] make it pictures with a line each.
         title: heading on the report's page; empty: the file is for its own sake and not shown.
         caption: a sentence under it.
     """
 
     file: str
-    content: pd.DataFrame | Arrays
+    content: pd.DataFrame | Arrays | str
     title: str = ""
     caption: str = ""
 
     def __post_init__(self) -> None:
-        suffixes = (".npz",) if isinstance(self.content, Mapping) else (".parquet", ".csv")
+        suffixes = _SUFFIXES[self.kind]
         if PurePath(self.file).name != self.file or PurePath(self.file).suffix not in suffixes:
             raise ValueError(
                 f"artefact {self.file!r}: a {self.kind} artefact is a file called NAME"
@@ -54,7 +60,9 @@ class Artefact:
 
     @property
     def kind(self) -> Kind:
-        """``table``, ``pictures``, or ``arrays`` of any other meaning."""
+        """``table``, ``text``, ``pictures``, or ``arrays`` of any other meaning."""
+        if isinstance(self.content, str):
+            return "text"
         if not isinstance(self.content, Mapping):
             return "table"
         return "pictures" if {"images", "text"} <= set(self.content) else "arrays"
@@ -115,6 +123,9 @@ def list_artefacts(run: RunFolder) -> list[ArtefactEntry]:
 
 def _write(run: RunFolder, artefact: Artefact) -> None:
     content = artefact.content
+    if isinstance(content, str):
+        write_atomically(run.path / artefact.file, content)
+        return
     with atomic(run.path / artefact.file) as temporary:
         if isinstance(content, Mapping):
             with temporary.open("wb") as file:

@@ -20,6 +20,7 @@ from noisyml.losses.self_supervised.redundancy import LAMBD, SCALE, gaussian_par
 from noisyml.methods.parts import Parts
 from noisyml.methods.vectors.base import VectorMethod
 from noisyml.methods.vectors.graph import PairGraph
+from noisyml.methods.vectors.training import lack_of_steps
 from noisyml.methods.vectors.twins import PairLoss, Twins, agreeing_pairs
 from noisyml.models.dense import HiddenNorm
 
@@ -87,6 +88,14 @@ class TLDR(VectorMethod):
         for sentence in said:
             log.info(sentence)
         data.use_partners(pairs.partners)
+
+    def on_fit_start(self) -> None:
+        """Warn of a run whose steps are too few for its rate."""
+        group = self.trainer.optimizers[0].param_groups[0]
+        if "trust_coeff" in group:
+            steps, rate = int(self.trainer.estimated_stepping_batches), float(group["initial_lr"])
+            if advice := lack_of_steps(steps, rate, group["momentum"], group["trust_coeff"]):
+                log.warning(advice)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One step of TLDR (section 3 of the paper)."""

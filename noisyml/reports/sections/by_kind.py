@@ -21,7 +21,7 @@ PICTURE_PIXELS = 192
 
 
 def show_by_kind(entry: ArtefactEntry, run: RunFolder, alone: bool) -> Iterator[Element]:
-    """An artefact: pictures, the first rows of a table, or the size of each array.
+    """An artefact: pictures, the first rows of a table or text, or the size of each array.
 
     Args:
         entry: lists it.
@@ -41,6 +41,13 @@ def show_by_kind(entry: ArtefactEntry, run: RunFolder, alone: bool) -> Iterator[
         caption = _first(entry.caption, ROWS_SHOWN, len(table), "rows")
         texts = tuple(tuple(map(_text, table.columns, row)) for row in rows)
         yield TextTable(entry.title, caption, tuple(map(str, table.columns)), texts)
+        return
+    if entry.kind == "text":
+        lines = path.read_text().splitlines()
+        caption = _first(entry.caption, ROWS_SHOWN, len(lines), "lines")
+        yield TextTable(
+            entry.title, caption, (entry.file,), tuple((x,) for x in lines[:ROWS_SHOWN])
+        )
         return
     arrays = read_arrays(path) or {}
     if entry.kind == "pictures":
