@@ -17,6 +17,10 @@ from noisyml import __version__
 from noisyml.errors import EXIT_USER_ERROR, TRUST, UserError, did_you_mean
 
 EXIT_INTERRUPTED = 130
+#: Verbs whose libraries take seconds to load.
+SLOW_TO_START = frozenset({"train", "evaluate", "embed", "knn", "data", "contract"})
+#: Options that ask for a text and not for work.
+_ASKING = frozenset({"-h", "--help", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"})
 
 
 def verbs() -> dict[str, str]:
@@ -74,6 +78,9 @@ def run(arguments: list[str]) -> int:
         raise UserError(
             f"noisyml has no verb '{verb}'.{did_you_mean(verb, known)} It has: {', '.join(known)}."
         )
+    if verb in SLOW_TO_START and sys.stderr.isatty() and not _ASKING & set(rest):
+        # Whoever has typed a command sees at once that it was heard.
+        print(f"noisyml {verb}: loading libraries ...", file=sys.stderr, flush=True)
     trusted, rest = _trusted(rest)
     before = os.environ.get(TRUST)
     if trusted:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,6 +43,21 @@ def test_every_verb_is_one_file_with_a_main():
 
     for verb in cli.verbs():
         assert callable(importlib.import_module(f"noisyml.apps.{verb}").main)
+
+
+def test_a_command_on_a_terminal_is_answered_before_anything_is_loaded(monkeypatch, capsys):
+    told = []
+
+    def load(name):
+        told.append(capsys.readouterr().err)
+        return SimpleNamespace(main=lambda rest: 0)
+
+    monkeypatch.setattr(cli.importlib, "import_module", load)
+    for terminal in (True, False):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False)
+        for typed in (["train", "seed=1"], ["train", "--cfg", "job"], ["list", "noise"]):
+            assert cli.run(typed) == 0
+    assert told == ["noisyml train: loading libraries ...\n", *[""] * 5]
 
 
 def test_debug_shows_the_traceback_and_otherwise_there_is_none():

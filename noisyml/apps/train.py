@@ -112,11 +112,18 @@ class Training(ResumableVerb):
         for run in runs:
             if not report:
                 shown = {k: v for k, v in run.metrics().items() if k.startswith("test/")}
-                print(f"run    {run.path}  " + "  ".join(f"{k} {v:.4f}" for k, v in shown.items()))
+                print(
+                    f"run    {run.path}  " + "  ".join(f"{k} {figure(v)}" for k, v in shown.items())
+                )
             if run.suspects_file.is_file() and len(runs) == 1:
                 print(f"labels to check, least trusted first: {run.suspects_file}")
                 listed = {entry.file: entry.caption for entry in list_artefacts(run)}
                 print(listed.get(run.suspects_file.name, ""))
+
+
+def figure(value: float) -> str:
+    """A metric as it is printed; a dash for one that is undefined."""
+    return "–" if value != value else f"{value:.4f}"
 
 
 def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float]:

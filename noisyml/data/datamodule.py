@@ -28,7 +28,7 @@ from noisyml.data.base import (
 )
 from noisyml.data.features import CachedFeatures, Progress, cached_features
 from noisyml.data.labelling import Labelling, raw_pixels
-from noisyml.data.samplers.plans import EMPTY, BatchPlan, DrawnBatch, PlannedBatches
+from noisyml.data.samplers.plans import EMPTY, BatchPlan, DrawnBatch, PlannedBatches, ResumablePlan
 from noisyml.data.subset import subset
 from noisyml.data.transforms.image import ViewMaker
 from noisyml.data.vectors import vector_rows
@@ -143,6 +143,9 @@ class DataModule(Checked, LightningDataModule):
         self._features: dict[str, CachedFeatures] = {}
         self._partners: DrawPartners | None = None
         self._resume_at = (0, 0)
+        #: Made when it is first asked for: that takes a while, and some plans have a memory.
+        self._plan: BatchPlan | None = None
+        self._plan_state: dict[str, Any] = {}
         self._batches: PlannedBatches | None = None
         self._substitutes: NDArray[np.int64] | None = None
         self._extension: Callable[[BatchPlan], BatchPlan] | None = None
@@ -285,6 +288,7 @@ class DataModule(Checked, LightningDataModule):
             UserError: the ranks did not make the same labels.
         """
         self._check_same_labels()
+        self._plan = None
         if self.holds_vectors:
             none = np.empty(0, dtype=np.int64)
             self._features = {
@@ -369,8 +373,14 @@ class DataModule(Checked, LightningDataModule):
     @property
     def plan(self) -> BatchPlan:
         """The batches of the training split (positions among its usable samples)."""
-        labels = self.manifest.observed if self._substitutes is None else self._substitutes
-        return self.make_plan(labels=labels[self._usable("train")], seed=self.seed)
+        if self._plan is None:
+            labels = self.manifest.observed if self._substitutes is None else self._substitutes
+            self._plan = self.make_plan(labels=labels[self._usable("train")], seed=self.seed)
+            if isinstance(self._plan, ResumablePlan):
+                taken = self._plan.load_state_dict(self._plan_state)
+                if not taken and self._substitutes is not None and self.trainer is not None:
+                    self._plan.begin(self.trainer.current_epoch)
+        return self._plan
 
     def replan(self, labels: NDArray[np.int64]) -> None:
         """Let the sampler go by other labels [N] than the observed ones, from the next epoch on.
@@ -379,6 +389,7 @@ class DataModule(Checked, LightningDataModule):
         call already follows it.
         """
         self._substitutes = labels
+        self._plan = None
         self._follow_plan()
 
     def extend_batches(self, extension: Callable[[BatchPlan], BatchPlan]) -> None:
@@ -518,7 +529,10 @@ class DataModule(Checked, LightningDataModule):
         consumed = self.trainer.fit_loop.epoch_loop.batch_progress.current.ready
         if consumed >= self.trainer.num_training_batches:
             epoch, consumed = epoch + 1, 0
-        return {"epoch": epoch, "consumed": consumed, "noise_sha256": self.manifest.sha256}
+        state = {"epoch": epoch, "consumed": consumed, "noise_sha256": self.manifest.sha256}
+        if isinstance(self._plan, ResumablePlan):
+            state["plan"] = self._plan.state_dict()
+        return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue the plan where `state_dict` says; refuses another data set or noise."""
@@ -530,6 +544,7 @@ class DataModule(Checked, LightningDataModule):
                 "the noise has changed since; start a new run."
             )
         self._resume_at = (state_dict["epoch"], state_dict["consumed"])
+        self._plan, self._plan_state = None, state_dict.get("plan", {})
 
 
 def _check_test_sets(test_sets: Mapping[str, TestSet], splits: Mapping[str, Split]) -> None:

@@ -33,7 +33,7 @@ into values, and their means are returned.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, overload
 
@@ -59,6 +59,10 @@ Distance = Literal["cosine", "l2"]
 #: Embeddings, and labels: integers or strings.
 Rows = Tensor | np.ndarray
 Labels = Tensor | np.ndarray | Sequence[int] | Sequence[str]
+#: Gallery items of each query: a list with a collection of numbers for each; or (numbers [J],
+#: offsets [Nq + 1]), those of query i being numbers[offsets[i] : offsets[i + 1]]; or a mask, bool
+#: [Nq, Ng].
+Listed = tuple[Rows, Rows] | list[Collection[int]] | Rows
 
 DEFAULT_METRICS = ("precision_at_1", "r_precision", "map_at_r")
 DEFAULT_MEMORY_BUDGET = 128 * 2**20
@@ -164,7 +168,7 @@ def _row_sums(x: Tensor) -> Tensor:
 @overload
 def retrieval_metrics(
     query: Rows,
-    query_labels: Labels,
+    query_labels: Labels | None = ...,
     gallery: Rows | None = ...,
     gallery_labels: Labels | None = ...,
     *,
@@ -173,7 +177,8 @@ def retrieval_metrics(
     metric: Distance = ...,
     exclude_self: bool | None = ...,
     query_index_in_gallery: Tensor | None = ...,
-    junk: tuple[Tensor, Tensor] | Tensor | None = ...,
+    junk: Listed | None = ...,
+    relevant: Listed | None = ...,
     lone: Lone = ...,
     average: Average = ...,
     tie_bounds: bool = ...,
@@ -186,7 +191,7 @@ def retrieval_metrics(
 @overload
 def retrieval_metrics(
     query: Rows,
-    query_labels: Labels,
+    query_labels: Labels | None = ...,
     gallery: Rows | None = ...,
     gallery_labels: Labels | None = ...,
     *,
@@ -195,7 +200,8 @@ def retrieval_metrics(
     metric: Distance = ...,
     exclude_self: bool | None = ...,
     query_index_in_gallery: Tensor | None = ...,
-    junk: tuple[Tensor, Tensor] | Tensor | None = ...,
+    junk: Listed | None = ...,
+    relevant: Listed | None = ...,
     lone: Lone = ...,
     average: Average = ...,
     tie_bounds: bool = ...,
@@ -209,7 +215,7 @@ def retrieval_metrics(
 @torch.no_grad()
 def retrieval_metrics(
     query: Rows,
-    query_labels: Labels,
+    query_labels: Labels | None = None,
     gallery: Rows | None = None,
     gallery_labels: Labels | None = None,
     *,
@@ -218,7 +224,8 @@ def retrieval_metrics(
     metric: Distance = "cosine",
     exclude_self: bool | None = None,
     query_index_in_gallery: Tensor | None = None,
-    junk: tuple[Tensor, Tensor] | Tensor | None = None,
+    junk: Listed | None = None,
+    relevant: Listed | None = None,
     lone: Lone = "exclude",
     average: Average = "micro",
     tie_bounds: bool = False,
@@ -234,7 +241,8 @@ def retrieval_metrics(
 
     Args:
         query: [Nq, D] floating point: a tensor, an array or a memory map.
-        query_labels: [Nq] integers (tensor, array or list) or strings.
+        query_labels: [Nq] integers (tensor, array or list) or strings; needed unless `relevant` is
+            given.
         gallery: [Ng, D]; None: the queries are the gallery.
         gallery_labels: [Ng], of the same kind as `query_labels`; given with `gallery`.
         metrics: names from the table at the head of this module.
@@ -245,10 +253,10 @@ def retrieval_metrics(
             gallery item i (queries first, distractors after them).
         query_index_in_gallery: gallery number of each query, or -1 [Nq] int64.
         junk: gallery items that do not exist for a query, whatever their label, as in the protocols
-            of Oxford and Paris (Philbin et al., CVPR 2007; Radenovic et al., CVPR 2018). Either
-            (numbers [J] int64, offsets [Nq + 1] int64): query i ignores
-            numbers[offsets[i] : offsets[i + 1]]; or a mask, bool [Nq, Ng]. Only a label's items
-            that are neither left out nor junk are relevant.
+            of Oxford and Paris (Philbin et al., CVPR 2007; Radenovic et al., CVPR 2018); see
+            `Listed` for its forms. What is left out or junk is not relevant.
+        relevant: gallery items that are relevant to each query, in the same forms, in place of
+            those of the query's label; `query_labels` then only tell what ``macro`` averages over.
         lone: ``exclude`` lone queries from every mean (NaN if none is left) or score them ``zero``.
         average: ``micro``: mean over queries; ``macro``: mean over classes of the class means.
         tie_bounds: add ``<name>_optimistic`` and ``<name>_pessimistic``, with relevant items first
@@ -260,7 +268,7 @@ def retrieval_metrics(
 
     Raises:
         UserError: NaN or infinite embeddings, or an unknown metric.
-        ValueError: shapes that do not fit together.
+        ValueError: shapes that do not fit together, or neither labels nor lists.
         TypeError: labels that are not integers or embeddings that are not floating point.
 
     Example:
@@ -268,12 +276,25 @@ def retrieval_metrics(
         >>> found = retrieval_metrics(rows, torch.tensor([0, 0, 1, 0]), metrics=["map_at_r"])
         >>> {name: round(value, 3) for name, value in found.items()}
         {'map_at_r': 0.75, 'recall_at_1': 0.667, 'queries': 4.0, 'lone_queries': 1.0}
+        >>> retrieval_metrics(rows[:2], gallery=rows[2:], relevant=[[1], [0, 1]], junk=[[0], []])
+        {'precision_at_1': 1.0, 'r_precision': 1.0, 'map_at_r': 1.0, 'recall_at_1': 1.0, \
+'queries': 2.0, 'lone_queries': 0.0}
     """
     query = _rows(query)
     gallery = None if gallery is None else _rows(gallery)
     query_labels, gallery_labels = _numbered(query_labels, gallery_labels, query.device)
+    n_gallery = len(query) if gallery is None else len(gallery)
+    if query_labels is None and (relevant is None or average == "macro"):
+        raise ValueError("query_labels are needed unless relevant is given and average is micro")
+    pairs = None if relevant is None else _pairs("relevant", relevant, len(query), n_gallery, query)
     own_index = _own_index(
-        query, query_labels, gallery, gallery_labels, exclude_self, query_index_in_gallery
+        query,
+        query_labels,
+        gallery,
+        gallery_labels,
+        exclude_self,
+        query_index_in_gallery,
+        by_labels=relevant is None,
     )
     names = dict.fromkeys([*metrics, *(f"recall_at_{k}" for k in recall_at)])
     wanted = [RankMetric.parse(name) for name in names]
@@ -289,15 +310,15 @@ def retrieval_metrics(
             for ties in bounds
         ]
 
-    n_gallery = len(query) if gallery is None else len(gallery)
     left_out = _left_out(own_index, junk, n_gallery)
     task = ranking_task(
         query,
-        query_labels.to(torch.int64),
+        None if query_labels is None else query_labels.to(torch.int64),
         gallery,
         None if gallery_labels is None else gallery_labels.to(torch.int64),
         left_out,
         metric,
+        pairs,
     )
     shared = share_over_ranks and is_distributed()
     ranking = Ranking(
@@ -323,7 +344,8 @@ def retrieval_metrics(
     per_query[:, lone_queries] = 0.0 if lone == "zero" else torch.nan
 
     counted = slice(None) if lone == "zero" else ~lone_queries
-    means = _means(per_query[:, counted], query_labels[counted], average)
+    groups = torch.zeros_like(lone_queries) if query_labels is None else query_labels
+    means = _means(per_query[:, counted], groups[counted], average)
     result = {name: mean for (name, _, _), mean in zip(columns, means, strict=True)}
     result["queries"] = float(len(query))
     result["lone_queries"] = float(lone_queries.sum())
@@ -337,9 +359,11 @@ def _rows(rows: Rows) -> Tensor:
 
 
 def _numbered(
-    labels: Labels, others: Labels | None, device: torch.device
-) -> tuple[Tensor, Tensor | None]:
+    labels: Labels | None, others: Labels | None, device: torch.device
+) -> tuple[Tensor | None, Tensor | None]:
     """Labels of both sides as tensors; equal strings become equal numbers."""
+    if labels is None:
+        return None, None
     sides = [side for side in (labels, others) if side is not None]
     arrays: Sequence[np.ndarray | None] = [
         None if isinstance(side, Tensor) else np.asarray(side) for side in sides
@@ -360,26 +384,30 @@ def _numbered(
 
 def _own_index(
     query: Tensor,
-    query_labels: Tensor,
+    query_labels: Tensor | None,
     gallery: Tensor | None,
     gallery_labels: Tensor | None,
     exclude_self: bool | None,
     query_index_in_gallery: Tensor | None,
+    by_labels: bool,
 ) -> Tensor:
     """Check the inputs; the gallery number to leave out for each query, -1 for none."""
-    if (gallery is None) != (gallery_labels is None):
+    if by_labels and (gallery is None) != (gallery_labels is None):
         raise ValueError("gallery and gallery_labels must be given together")
     sides = [("query", query, query_labels)]
-    if gallery is not None and gallery_labels is not None:
+    if gallery is not None:
         sides.append(("gallery", gallery, gallery_labels))
     for name, embeddings, labels in sides:
-        if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
+        shape = None if labels is None else tuple(labels.shape)
+        if embeddings.ndim != 2 or shape not in (None, tuple(embeddings.shape[:1])):
             raise ValueError(
-                f"{name} embeddings {tuple(embeddings.shape)} and labels {tuple(labels.shape)} "
-                "must be [N, D] and [N]"
+                f"{name} embeddings {tuple(embeddings.shape)} and labels {shape} must be [N, D] "
+                "and [N]"
             )
         if not embeddings.is_floating_point():
             raise TypeError(f"{name} embeddings must be floating point, got {embeddings.dtype}")
+        if labels is None:
+            continue
         if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
             raise TypeError(f"{name} labels must be integers, got {labels.dtype}")
     if gallery is not None and gallery.shape[1] != query.shape[1]:
@@ -389,7 +417,7 @@ def _own_index(
     if query_index_in_gallery is not None:
         if gallery is None or exclude_self is False:
             raise ValueError("query_index_in_gallery needs a gallery and exclude_self not False")
-        if query_index_in_gallery.shape != query_labels.shape:
+        if query_index_in_gallery.shape != query.shape[:1]:
             raise ValueError("query_index_in_gallery must hold one number per query")
         if len(query) and int(query_index_in_gallery.max()) >= len(gallery):
             raise ValueError("query_index_in_gallery points behind the end of the gallery")
@@ -401,40 +429,52 @@ def _own_index(
     return torch.full((len(query),), -1, dtype=torch.int64, device=query.device)
 
 
-def _left_out(
-    own_index: Tensor, junk: tuple[Tensor, Tensor] | Tensor | None, n_gallery: int
-) -> tuple[Tensor, Tensor]:
+def _left_out(own_index: Tensor, junk: Listed | None, n_gallery: int) -> tuple[Tensor, Tensor]:
     """The different pairs (query, gallery number) to leave out, [J] each, in query order."""
     rows = (own_index >= 0).nonzero().flatten()
     items = own_index[rows]
     if junk is None:
         return rows, items
-    n = len(own_index)
-    if isinstance(junk, Tensor):
-        if junk.dtype != torch.bool or junk.shape != (n, n_gallery):
-            raise ValueError(
-                f"a junk mask must be bool [{n}, {n_gallery}], got {junk.dtype} {list(junk.shape)}"
-            )
-        junk_rows, junk_items = junk.nonzero(as_tuple=True)
-    else:
-        junk_items, offsets = (part.to(torch.int64) for part in junk)
-        lengths = offsets.diff()
-        if (
-            offsets.shape != (n + 1,)
-            or junk_items.ndim != 1
-            or int(offsets[0]) != 0
-            or int(offsets[-1]) != len(junk_items)
-            or bool((lengths < 0).any())
-        ):
-            raise ValueError(
-                "junk must be (numbers [J], offsets [Nq + 1]) with offsets ascending from 0 to J"
-            )
-        if len(junk_items) and not 0 <= int(junk_items.min()) <= int(junk_items.max()) < n_gallery:
-            raise ValueError(f"junk numbers must lie in 0 .. {n_gallery - 1}")
-        junk_rows = torch.repeat_interleave(lengths)
+    junk_rows, junk_items = _pairs("junk", junk, len(own_index), n_gallery, own_index)
     pairs = torch.cat([rows, junk_rows]) * n_gallery + torch.cat([items, junk_items])
     pairs = pairs.unique()
     return pairs // n_gallery, pairs % n_gallery
+
+
+def _pairs(
+    what: str, listed: Listed, n: int, n_gallery: int, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The pairs (query, gallery number) of lists, [J] each, in query order."""
+    if isinstance(listed, Tensor | np.ndarray):
+        mask = torch.as_tensor(listed, device=like.device)
+        if mask.dtype != torch.bool or mask.shape != (n, n_gallery):
+            raise ValueError(
+                f"a {what} mask must be bool [{n}, {n_gallery}], got {mask.dtype} "
+                f"{list(mask.shape)}"
+            )
+        rows, items = mask.nonzero(as_tuple=True)
+        return rows, items
+    if isinstance(listed, list):
+        if len(listed) != n:
+            raise ValueError(f"{what} lists items for {len(listed)} queries, and there are {n}")
+        sizes = [len(own) for own in listed]
+        flat = [int(item) for own in listed for item in own]
+        listed = np.asarray(flat, dtype=np.int64), np.cumsum([0, *sizes])
+    items, offsets = (torch.as_tensor(part, device=like.device).to(torch.int64) for part in listed)
+    lengths = offsets.diff()
+    if (
+        offsets.shape != (n + 1,)
+        or items.ndim != 1
+        or int(offsets[0]) != 0
+        or int(offsets[-1]) != len(items)
+        or bool((lengths < 0).any())
+    ):
+        raise ValueError(
+            f"{what} must be (numbers [J], offsets [Nq + 1]) with offsets ascending from 0 to J"
+        )
+    if len(items) and not 0 <= int(items.min()) <= int(items.max()) < n_gallery:
+        raise ValueError(f"{what} numbers must lie in 0 .. {n_gallery - 1}")
+    return torch.repeat_interleave(lengths), items
 
 
 def _caps(metrics: Sequence[RankMetric]) -> Callable[[Tensor, Tensor], Tensor]:

@@ -9,6 +9,7 @@ abstract's definition and standard theory (see `von_mises_fisher`).
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import abstractmethod
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
@@ -16,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from noisyml import distributed
 from noisyml.checks import (
     Count,
     Hint,
@@ -41,6 +43,8 @@ from noisyml.selectors.von_mises_fisher import (
 )
 from noisyml.similarity.memory_bank import MemoryBank
 from noisyml.similarity.pinned_buffers import PinnedBuffers
+
+log = logging.getLogger(__name__)
 
 ThresholdSpace = Literal["prob", "logprob"]
 ColdStart = Literal["keep_all", "released"]
@@ -216,6 +220,8 @@ class PrismSelector(PinnedBuffers, Selector):
         self.warmup_steps = warmup_steps
         self.warmup_share = warmup_share
         self._warmup = warmup_steps
+        #: True for scores so sharp that what is learnt before the first epochs may rule the run.
+        self.trusts_early = False
         self.cold_start = cold_start
         self.certain = 1.0
         self._steps = 0
@@ -234,6 +240,13 @@ class PrismSelector(PinnedBuffers, Selector):
             )
         if self.warmup_share and steps is not None:
             self._warmup = min(math.ceil(self.warmup_share * steps), steps - 1)
+        if self.trusts_early and not self._warmup and self.noise_rate and distributed.rank() == 0:
+            log.warning(
+                "%s judges from the first step on. Where a network starts from random weights it "
+                "may give up whole classes then: say selection.warmup_share=0.2, or "
+                "selector.threshold_space=logprob, unless its weights come from elsewhere.",
+                type(self).__name__,
+            )
         if steps is not None and self._warmup >= steps:
             raise UserError(
                 f"selection.warmup_steps={self._warmup} keeps everything for the whole run of "
@@ -488,6 +501,7 @@ class PrismVonMisesFisher(PrismSelector):
         self.kappa_max = kappa_max
         self.bias_correction = bias_correction
         self.newton_steps = newton_steps
+        self.trusts_early = threshold_space == "prob"
         # All of this follows from the bank and is rebuilt after a restart.
         self.register_buffer("directions", torch.zeros(0, 0), persistent=False)
         for name in ("r_bar", "own_kappa", "own_log_ratio"):

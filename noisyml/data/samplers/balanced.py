@@ -7,7 +7,11 @@ draw for draw; `RandomClasses` follows that of RKD (Park et al., CVPR 2019, arXi
 
 from __future__ import annotations
 
+import hashlib
+from typing import Any
+
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from noisyml.checks import Checked, Count, WholeNonNegative
@@ -59,6 +63,7 @@ class ClassBalanced(Checked):
         self.classes_per_batch = batch_size // samples_per_class
         self.seed = seed
         self._members, self._ends = _by_class(labels)
+        self._digest = hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()
         if len(self._ends) < self.classes_per_batch:
             raise UserError(
                 f"A batch of {batch_size} with {samples_per_class} samples per class needs "
@@ -74,23 +79,65 @@ class ClassBalanced(Checked):
     def epoch(self, epoch: int) -> NDArray[np.int64]:
         """Positions [number of batches, B]; short rows end in `EMPTY`.
 
-        A function of the epoch alone: the epochs before it are replayed where they were not asked
-        for.
+        A function of the epoch alone (after `begin` of that epoch and the first one): the epochs
+        before it are replayed where neither was asked for nor a state taken over.
         """
-        if epoch < self._epochs_drawn:
+        if epoch < self._epochs_drawn and self._kept["epoch"] <= epoch:
+            self._take(self._kept)
+        elif epoch < self._epochs_drawn:
             self._restart()
         while self._epochs_drawn < epoch:
             self._draw()
+        self._kept = self._state()
         return self._draw()
 
-    def _restart(self) -> None:
-        self._rng = np.random.RandomState(self.seed)
-        self._epochs_drawn = 0
-        members = self._members.copy()
-        self._lists = np.split(members, self._ends[:-1])
+    def begin(self, epoch: int) -> None:
+        """Begin with that epoch instead of the first, with draws of its own: none to replay."""
+        self._restart(epoch)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state in which the last epoch asked for began: tensors and plain numbers."""
+        return {**self._kept, "labels": self._digest, "seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Go on from a state; one of other labels or of another seed is left aside.
+
+        Returns:
+            True if it was taken.
+        """
+        if (state.get("labels"), state.get("seed")) != (self._digest, self.seed):
+            return False
+        self._kept = {name: state[name] for name in self._kept}
+        self._take(self._kept)
+        return True
+
+    def _restart(self, epoch: int = 0) -> None:
+        self._rng = np.random.RandomState([self.seed, epoch] if epoch else self.seed)
+        self._epochs_drawn = epoch
+        self._shuffled = self._members.copy()
+        self._lists = np.split(self._shuffled, self._ends[:-1])
         for members in self._lists:
             self._rng.shuffle(members)
         self._cursors = [0] * len(self._lists)
+        self._kept = self._state()
+
+    def _state(self) -> dict[str, Any]:
+        _, key, position, *_ = self._rng.get_state()
+        return {
+            "epoch": self._epochs_drawn,
+            "members": torch.from_numpy(self._shuffled.copy()),
+            "cursors": torch.tensor(self._cursors),
+            "generator": torch.from_numpy(np.asarray(key, dtype=np.int64)),
+            "position": int(position),
+        }
+
+    def _take(self, state: dict[str, Any]) -> None:
+        key = state["generator"].numpy().astype(np.uint32)
+        self._rng.set_state(("MT19937", key, state["position"]))
+        self._epochs_drawn = state["epoch"]
+        self._shuffled = state["members"].numpy().copy()
+        self._lists = np.split(self._shuffled, self._ends[:-1])
+        self._cursors = state["cursors"].tolist()
 
     def _draw(self) -> NDArray[np.int64]:
         """One more epoch, class by class: the generator's draws come in this order."""

@@ -9,7 +9,7 @@ on the number of workers nor on where a run was interrupted.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,23 @@ class BatchPlan(Protocol):
 
     def epoch(self, epoch: int) -> NDArray[np.int64]:
         """Positions [number of batches, batch_size] of one epoch; short rows end in `EMPTY`."""
+        ...
+
+
+@runtime_checkable
+class ResumablePlan(Protocol):
+    """A plan whose epochs depend on those before them, and which can go on from a state."""
+
+    def begin(self, epoch: int) -> None:
+        """Begin with that epoch instead of the first."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state in which the last epoch asked for began."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> bool:
+        """Go on from a state; False if it is not one of this plan."""
         ...
 
 

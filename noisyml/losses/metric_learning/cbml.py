@@ -97,7 +97,7 @@ def cbml_loss(
     similarity = pairs.similarity
     positive, negative = mine_pairs(pairs, margin)
     if not adaptive_negatives:
-        negative = _most_similar(pairs, fixed_negatives)
+        negative = most_similar_negatives(pairs, fixed_negatives)
     used = positive.any(dim=1) & negative.any(dim=1)
 
     # Unused anchors lose their pairs here, so that nothing of theirs can overflow below.
@@ -197,8 +197,25 @@ class CBMLLoss(PairLoss):
         )
 
 
-def _most_similar(pairs: Pairs, number: int) -> Tensor:
-    """Mask [B, N] of each row's `number` most similar negatives, or of all if there are fewer."""
+def most_similar_negatives(pairs: Pairs, number: int) -> Tensor:
+    """Each anchor's most similar negatives: the mining without a margin (``fixed_negatives``).
+
+    Args:
+        pairs: B anchors and N columns, see `cosine_pairs`.
+        number: negatives of each anchor; all of them if there are fewer.
+
+    Returns:
+        Mask [B, N] bool; of equal cosines any.
+
+    Example:
+        >>> from noisyml.losses.metric_learning.pairs import Samples, cosine_pairs
+        >>> embeddings = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0]])
+        >>> pairs = cosine_pairs(Samples.of_batch(embeddings, torch.tensor([7, 7, 8])))
+        >>> most_similar_negatives(pairs, 1)
+        tensor([[False, False,  True],
+                [False, False,  True],
+                [False,  True, False]])
+    """
     cosines = pairs.similarity.detach().masked_fill(~pairs.negative, -torch.inf)
     index = cosines.topk(min(number, cosines.shape[1]), dim=1).indices
     return torch.zeros_like(pairs.negative).scatter(1, index, True) & pairs.negative

@@ -58,7 +58,12 @@ def focal_entries(
     return loss
 
 
-def reduce_entries(entry_loss: Tensor, keep: Tensor, reduction: Reduction = "mean") -> Tensor:
+def reduce_entries(
+    entry_loss: Tensor,
+    keep: Tensor,
+    reduction: Reduction = "mean",
+    weight: Tensor | None = None,
+) -> Tensor:
     """One number of the kept entries; 0 with a gradient of 0 if nothing is kept.
 
     Args:
@@ -66,6 +71,8 @@ def reduce_entries(entry_loss: Tensor, keep: Tensor, reduction: Reduction = "mea
         keep: [B] bool (samples) or [B, C] (entries).
         reduction: ``mean`` over the kept entries, or ``class_sum``: the sum over classes, then the
             mean over the samples of which anything is kept.
+        weight: [B, C] or what expands to it, at least 0, a factor of each entry; the divisor counts
+            the kept entries, whatever they weigh. None: all weigh 1.
 
     Example:
         >>> losses = torch.tensor([[1.0, 2.0], [3.0, 4.0]])
@@ -73,7 +80,12 @@ def reduce_entries(entry_loss: Tensor, keep: Tensor, reduction: Reduction = "mea
         tensor(1.5000)
         >>> reduce_entries(losses, torch.tensor([True, False]), "class_sum")
         tensor(3.)
+        >>> weight = torch.tensor([[1.0, 0.0]])
+        >>> reduce_entries(losses, torch.tensor([True, True]), weight=weight)
+        tensor(1.)
     """
+    if weight is not None:
+        entry_loss = entry_loss * weight.to(entry_loss.dtype)
     entries = by_entry(keep).expand_as(entry_loss)
     total = torch.where(entries, entry_loss, torch.zeros_like(entry_loss)).sum()
     count = entries.sum() if reduction == "mean" else entries.any(dim=1).sum()
@@ -116,9 +128,15 @@ class MultiLabelLoss(ScoreLoss):
         """The loss of each sample [B]: mean or sum over its classes."""
         return entry_loss.mean(dim=1) if self.reduction == "mean" else entry_loss.sum(dim=1)
 
-    def reduce(self, entry_loss: Tensor, keep: Tensor) -> Tensor:
-        """The loss of the batch, of what is kept: [B] samples or [B, C] entries."""
-        return reduce_entries(entry_loss, keep, self.reduction)
+    def reduce(self, entry_loss: Tensor, keep: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The loss of the batch, of what is kept: [B] samples or [B, C] entries.
+
+        Args:
+            entry_loss: [B, C].
+            keep: [B] bool, or [B, C].
+            weight: a factor of each entry, see `reduce_entries`; of all terms of the loss alike.
+        """
+        return reduce_entries(entry_loss, keep, self.reduction, weight)
 
 
 class BinaryCrossEntropy(MultiLabelLoss):

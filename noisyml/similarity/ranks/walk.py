@@ -184,26 +184,17 @@ class Ranking:
     def _open(self, query_index: Tensor) -> QueryBlock:
         """A block with the scores of its relevant items and no negatives counted."""
         task = self.task
-        classes = task.query_class[query_index]
-        start = torch.searchsorted(self._sorted_classes, classes)
-        size = torch.searchsorted(self._sorted_classes, classes, right=True) - start
         n_relevant = task.n_relevant[query_index]
         width = int(n_relevant.max()) if len(n_relevant) else 0
-        # The whole class, though some of it may have to be left out.
-        offset = torch.arange(int(size.max()) if len(size) else 0, device=classes.device)
-        place = start[:, None] + offset
-        items = self._gallery_order[place.clamp(max=max(0, len(self._gallery_order) - 1))]
-        relevant = offset < size[:, None]
-        rows, out = task.left_out_of(query_index)
-        column = self._place[out] - start[rows]
-        in_class = (column >= 0) & (column < size[rows])
-        relevant[rows[in_class], column[in_class]] = False
-        scores = torch.full(items.shape, -torch.inf, dtype=torch.float64, device=classes.device)
-        error = torch.zeros(len(items), dtype=torch.float64, device=classes.device)
-        run = min(len(query_index), max(_RUN, min(_LONG_RUN, int(size.max()))))
+        found_items = self._of_lists(query_index) if task.listed is not None else None
+        items, relevant, place, low, high = found_items or self._of_class(query_index)
+        device = items.device
+        scores = torch.full(items.shape, -torch.inf, dtype=torch.float64, device=device)
+        error = torch.zeros(len(items), dtype=torch.float64, device=device)
+        run = min(len(query_index), max(_RUN, min(_LONG_RUN, items.shape[1])))
         for top in range(0, len(query_index), run):
             part = slice(top, top + run)
-            first, last = int(start[part].min()), int((start + size)[part].max())
+            first, last = int(low[part].min()), int(high[part].max())
             compiled = task.scores.compiled
             pair_cost = COMPILED_PAIR_COST if compiled else EXACT_PAIR_COST
             if run * (last - first) <= pair_cost * int(n_relevant[part].sum()):
@@ -224,18 +215,40 @@ class Ranking:
         scores, by_score = scores.sort(dim=1, descending=True, stable=True)
         scores, items = scores[:, :width].contiguous(), items.gather(1, by_score[:, :width])
         counts: dict[Ties, Tensor] = {
-            ties: torch.zeros(
-                (len(query_index), width + 1), dtype=torch.int32, device=classes.device
-            )
+            ties: torch.zeros((len(query_index), width + 1), dtype=torch.int32, device=device)
             for ties in self._ties
         }
-        caps = self._caps(offset[:width], n_relevant[:, None])
-        caps = torch.where(offset[:width] < n_relevant[:, None], caps, -1)
+        position = torch.arange(width, device=device)
+        caps = self._caps(position, n_relevant[:, None])
+        caps = torch.where(position < n_relevant[:, None], caps, -1)
         caps = caps.clamp(max=torch.iinfo(torch.int32).max).to(torch.int32)
-        threshold = torch.full_like(
-            scores[:, 0] if width else start, torch.inf, dtype=torch.float64
-        )
+        threshold = torch.full_like(low, torch.inf, dtype=torch.float64)
         return QueryBlock(query_index, scores, error, items, n_relevant, caps, counts, threshold)
+
+    def _of_class(self, query_index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Gallery items [b, W] of the class of each query, which of them are relevant [b, W], their
+        places in the gallery's order [b, W], and the stretch these lie in: low [b], high [b]."""
+        classes = self.task.query_class[query_index]
+        start = torch.searchsorted(self._sorted_classes, classes)
+        size = torch.searchsorted(self._sorted_classes, classes, right=True) - start
+        # The whole class, though some of it may have to be left out.
+        offset = torch.arange(int(size.max()) if len(size) else 0, device=classes.device)
+        place = start[:, None] + offset
+        items = self._gallery_order[place.clamp(max=max(0, len(self._gallery_order) - 1))]
+        relevant = offset < size[:, None]
+        rows, out = self.task.left_out_of(query_index)
+        column = self._place[out] - start[rows]
+        in_class = (column >= 0) & (column < size[rows])
+        relevant[rows[in_class], column[in_class]] = False
+        return items, relevant, place, start, start + size
+
+    def _of_lists(self, query_index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """The same of lists of relevant items; all queries have one."""
+        items, relevant = self.task.listed_of(query_index)
+        place = self._place[items]
+        low = place.masked_fill(~relevant, len(self._place)).amin(1)
+        high = place.masked_fill(~relevant, -1).amax(1) + 1
+        return items, relevant, torch.where(relevant, place, low[:, None]), low, high
 
     def _coarse_filter(self) -> CoarseFilter | None:
         """The cheaper filter that a trial on an even sample recommends, if any.

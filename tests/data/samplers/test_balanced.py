@@ -1,7 +1,10 @@
 """Batches balanced over classes: the released draws, and what batches contain."""
 
+import io
+
 import numpy as np
 import pytest
+import torch
 from hydra.utils import instantiate
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -43,6 +46,42 @@ def test_an_epoch_does_not_depend_on_what_was_asked_before(golden):
     plan = of(golden)
     assert np.array_equal(plan.epoch(2), golden["batches"][2])
     assert np.array_equal(plan.epoch(0), golden["batches"][0])
+
+
+def test_a_state_goes_on_without_a_replay(golden, monkeypatch):
+    plan = of(golden)
+    for epoch in range(3):
+        plan.epoch(epoch)
+    state = torch.load(saved(plan.state_dict()), weights_only=True)
+    drawn = []
+    draw = ClassBalanced._draw
+    monkeypatch.setattr(ClassBalanced, "_draw", lambda self: drawn.append(1) or draw(self))
+    again = of(golden)
+    assert again.load_state_dict(state)
+    # A run stopped inside an epoch asks for it again, one stopped after it for the next.
+    assert np.array_equal(again.epoch(2), golden["batches"][2])
+    assert np.array_equal(again.epoch(2), golden["batches"][2])
+    assert len(drawn) == 2
+    other = ClassBalanced(LABELS, 0, 24, 4)
+    assert not other.load_state_dict(state)
+    assert not of(golden).load_state_dict({})
+
+
+def test_other_labels_begin_where_the_run_stands(monkeypatch):
+    plan = ClassBalanced(LABELS, 0, 24, 4)
+    plan.begin(30)
+    first = [plan.epoch(epoch) for epoch in (30, 31)]
+    again = ClassBalanced(LABELS, 0, 24, 4)
+    assert again.load_state_dict(plan.state_dict())
+    assert np.array_equal(again.epoch(31), first[1])
+    assert not np.array_equal(first[0], first[1])
+
+
+def saved(state):
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return file
 
 
 def test_short_batches_reach_the_ranks_without_their_empty_places(golden):

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from support import paths, vectors
 
 from noisyml.errors import UserError
-from noisyml.losses.metric_learning.cbml import CBMLLoss, _most_similar, cbml_loss
+from noisyml.losses.metric_learning.cbml import CBMLLoss, cbml_loss, most_similar_negatives
 from noisyml.losses.metric_learning.pairs import Samples, cosine_pairs, mine_pairs
 from noisyml.metrics.retrieval import retrieval_metrics
 
@@ -80,7 +80,7 @@ def test_mined_pairs(name):
     pairs = cosine_pairs(Samples.of_batch(case["feats"], case["labels"])).below(1e-5)
     positive, negative = mine_pairs(pairs, case["hp_margin"].item())
     if not case["hp_adaptive_neg"]:
-        negative = _most_similar(pairs, 100)
+        negative = most_similar_negatives(pairs, 100)
         assert (negative.sum(dim=1) == 100).all()
     used = positive.any(dim=1) & negative.any(dim=1)
     assert torch.equal(used, case["anchor_used"])
