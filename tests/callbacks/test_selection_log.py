@@ -9,6 +9,7 @@ import torch
 
 from noisyml.callbacks.selection_log import SelectionLog
 from noisyml.noise import MultiLabelMixed, NoNoise
+from noisyml.noise.manifest import NoiseManifest
 from noisyml.selectors.base import Selection
 from noisyml.storage.parquet import last_epoch, row_groups
 
@@ -29,6 +30,33 @@ def test_only_samples_of_known_truth_are_scored(tmp_path):
     log.manifest = real.with_unknown_truth()
     judged = {"index": index, "kept": keep, "p_clean": keep.float()}
     assert list(log._metrics(judged)) == ["selection/kept"]
+
+
+def test_log_odds_are_stored_where_there_are_any_and_score(tmp_path):
+    log = SelectionLog(str(tmp_path / "selection.parquet"))
+    log.manifest = NoiseManifest([0] * 6, [0, 0, 0, 1, 1, 1], [False] * 3 + [True] * 3, 2, "x")
+    trainer = SimpleNamespace(callbacks=[], is_global_zero=True)
+    index, keep = torch.arange(3), torch.ones(3, dtype=torch.bool)
+    for epoch in range(2):
+        trainer.current_epoch = epoch
+        # The first epoch, and the first batch of the second, are a warm-up.
+        for part in range(2):
+            judged = Selection.keep_everything(index)
+            if epoch and part:
+                odds = torch.tensor([-900.0, -901.0, -902.0], dtype=torch.float64)
+                judged = Selection(keep, torch.zeros(3), log_odds=odds)
+            outputs = {"index": index + 3 * part, "selection": judged}
+            log.on_train_batch_end(trainer, None, outputs, None, 0)
+        log.on_train_epoch_end(trainer, None)
+    log.on_train_end(trainer, None)
+    stored = pq.read_table(tmp_path / "selection.parquet").to_pandas()
+    assert stored["log_odds"].isna().sum() == 9
+    assert stored["log_odds"].tolist()[9:] == [-900, -901, -902]
+    log.manifest = NoiseManifest([0] * 6, [0] * 5 + [1], [False] * 5 + [True], 2, injector="x")
+    judged = {"index": index + 3, "kept": keep, "p_clean": torch.zeros(3)}
+    assert log._metrics(judged)["selection/auroc"] == 0.5
+    judged["log_odds"] = torch.tensor([-900.0, -901.0, -902.0])
+    assert log._metrics(judged)["selection/auroc"] == 1.0
 
 
 N, C = 500, 19

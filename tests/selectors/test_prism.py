@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from noisyml.errors import UserError
 from noisyml.selectors.base import Evidence
+from noisyml.selectors.curriculum import Curriculum
 from noisyml.selectors.keep_all import KeepAll
 from noisyml.selectors.prism import (
     PrismAverage,
@@ -264,6 +265,62 @@ def test_keep_all():
     selection = KeepAll().select(Evidence(torch.tensor([3, 1]), torch.tensor([0, 1])))
     assert selection.keep.all()
     assert selection.p_clean.isnan().all()
+
+
+def test_a_warm_up_may_be_a_share_of_the_run_and_ends_before_it():
+    share = PrismAverage(0.3, warmup_share=0.25)
+    share.begin(steps=10, epochs=5)
+    outcomes = run(share, small_bank(), 5)
+    assert [bool(one.p_clean.isnan().all()) for one in outcomes] == [True, True, True, False, False]
+    nearly = PrismVonMisesFisher(0.3, warmup_share=0.999)
+    nearly.begin(steps=2, epochs=1)
+    assert not run(nearly, small_bank(), 2)[1].p_clean.isnan().any()
+    with pytest.raises(UserError, match="keeps everything for the whole run of 90 steps"):
+        PrismVonMisesFisher(0.3, warmup_steps=100).begin(steps=90, epochs=10)
+    with pytest.raises(UserError, match="has no end"):
+        share.begin(steps=None, epochs=None)
+    with pytest.raises(UserError, match="set the same thing"):
+        PrismProxy(0.3, warmup_steps=1, warmup_share=0.1)
+    with pytest.raises(UserError, match="whole run of 5 epochs"):
+        Curriculum(0.3, warmup_epochs=5).begin(steps=50, epochs=5)
+
+
+def test_judging_from_the_first_step_is_said_where_it_is_a_trap(caplog):
+    for selector, said in (
+        (PrismVonMisesFisher(0.3), True),
+        (PrismVonMisesFisher(0.3, warmup_share=0.1), False),
+        (PrismVonMisesFisher(0.3, threshold_space="logprob"), False),
+        (PrismVonMisesFisher(0.0), False),
+        (PrismAverage(0.3), False),
+    ):
+        caplog.clear()
+        selector.begin(steps=100, epochs=10)
+        assert ("judges from the first step on" in caplog.text) == said
+
+
+def test_log_odds_tell_apart_what_probabilities_do_not():
+    bank = MemoryBank(400, 64, CLASSES, dtype=torch.float64)
+    centres = unit_rows(CLASSES, 64, seed=99)
+    labels = torch.arange(400) % CLASSES
+    rows = torch.nn.functional.normalize(centres[labels] + 0.3 * unit_rows(400, 64, 5), dim=1)
+    bank.enqueue(rows, labels, labels)
+    given = labels.clone()
+    given[::3] = (labels[::3] + 1) % CLASSES
+    selection = PrismVonMisesFisher(0.3).select(evidence_of(rows, given, bank))
+    assert len(selection.p_clean.float().unique()) < 10
+    assert len(selection.log_odds.float().unique()) == 400
+    wrong = given != labels
+    assert selection.log_odds[wrong].max() < selection.log_odds[~wrong].min()
+
+
+def test_samples_of_a_class_not_met_yet_have_no_log_odds():
+    bank = MemoryBank(20, DIM, CLASSES)
+    bank.enqueue(unit_rows(4).float(), torch.tensor([0, 0, 1, 1]), torch.arange(4))
+    for selector in (PrismAverage(0.3), PrismVonMisesFisher(0.3)):
+        labels = torch.tensor([0, 1, 5])
+        selection = selector.select(evidence_of(unit_rows(3, seed=2).float(), labels, bank))
+        assert selection.p_clean[2] == 1
+        assert selection.log_odds.isnan().tolist() == [False, False, True]
 
 
 def test_missing_evidence_is_a_programming_error():

@@ -67,6 +67,26 @@ def gradients(method):
 # -- the plain classifier ----------------------------------------------------------------------
 
 
+def test_without_a_selector_labels_are_judged_by_their_own_margin():
+    method = Classification(parts_for(encoder(), NAMES))
+    seen = method.classify_globally(batch())
+    selection = method.judge(seen, method.sample_loss(seen))
+    assert selection.keep.all()
+    probabilities = seen.logits.softmax(dim=1)
+    own = probabilities[torch.arange(6), LABELS]
+    torch.testing.assert_close(selection.p_clean, own.detach())
+    torch.testing.assert_close(selection.log_odds, torch.logit(own).detach(), rtol=1e-4, atol=1e-5)
+    assert not selection.p_clean.requires_grad
+    # A selector that scores has the word.
+    assert method_with_selector_scores().tolist() == [1.0, 0.0, 1.0, 1.0, 0.0, 0.0]
+
+
+def method_with_selector_scores():
+    method = classification(KEEP)
+    seen = method.classify_globally(batch())
+    return method.judge(seen, method.sample_loss(seen)).p_clean
+
+
 @pytest.mark.parametrize("keep", [KEEP, [True] * 6])
 def test_the_kept_alone_teach_by_their_mean_cross_entropy(keep):
     method = classification(keep)

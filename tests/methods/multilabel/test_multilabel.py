@@ -78,7 +78,6 @@ def test_what_is_kept_teaches_by_its_mean_cross_entropy(keep):
 def test_the_baseline_keeps_samples_and_not_entries():
     outcome = method(KeepAll()).training_step(batch(), 0)
     assert outcome["selection"].keep.tolist() == [True] * 6
-    assert outcome["selection"].p_clean.isnan().all()
 
 
 def test_reduction_and_focal_loss_are_options():
@@ -110,3 +109,13 @@ def test_a_step_follows_the_precision_of_autocast_but_not_in_its_loss():
     with torch.autocast("cpu", torch.bfloat16):
         loss = method(KeepAll()).training_step(batch(), 0)["loss"]
     assert loss.dtype == torch.float32
+
+
+def test_without_a_selector_a_sample_counts_by_its_least_likely_entry():
+    trained = method(KeepAll())
+    seen = trained.classify_globally(batch())
+    entry_loss = trained.loss(seen.logits, seen.labels, seen.index, 0)
+    selection = trained.judge(seen, trained.loss.per_sample(entry_loss), entry_loss)
+    assert selection.keep.shape == selection.p_clean.shape == seen.index.shape
+    torch.testing.assert_close(selection.p_clean, (-entry_loss).exp().amin(dim=1).detach())
+    assert torch.equal(selection.extras["suspected"], entry_loss.argmax(dim=1))
