@@ -25,8 +25,9 @@ class Ranking:
     """Training samples, or their entries, by the trust in their labels.
 
     Attributes:
-        table: the least trusted first; columns ``p_clean`` and ``kept``, means over the scored
-            judgements. The index numbers samples by position, entries by ``position * C + class``.
+        table: the least trusted first; columns ``p_clean``, ``log_odds`` (where judgements have
+            them; the order is theirs then) and ``kept``, means over the scored judgements. The
+            index numbers samples by position, entries by ``position * C + class``.
         classes: C if entries were judged, 0 if samples were.
     """
 
@@ -67,13 +68,13 @@ def rank_by_trust(selection_file: Path, over: Over = "all_epochs") -> Ranking:
 
     known = pq.read_schema(selection_file).names
     by = "log_odds" if "log_odds" in known else "p_clean"
-    columns = list(dict.fromkeys(["index", "kept", "epoch", "p_clean", by]))
+    wanted = list(dict.fromkeys(["index", "kept", "epoch", "p_clean", by]))
     newest = max(
         (int(part["epoch"].max()) for part in row_groups(selection_file, ["epoch"])), default=-1
     )
     sums = {name: np.zeros(0) for name in ("times", "kept", "p_clean", "score")}
     classes = 0
-    for part in row_groups(selection_file, columns):
+    for part in row_groups(selection_file, wanted):
         classes = entry_classes(part["kept"])
         numbers = entry_numbers(part["index"], classes)
         counts = ~np.isnan(part[by])
@@ -96,8 +97,6 @@ def rank_by_trust(selection_file: Path, over: Over = "all_epochs") -> Ranking:
             sums[name] = old
     judged = np.flatnonzero(sums["times"])
     means = {name: sums[name][judged] / sums["times"][judged] for name in sums if name != "times"}
-    table = pd.DataFrame(
-        {"p_clean": means["p_clean"], "kept": means["kept"]},
-        index=pd.Index(judged, name="index"),
-    )
+    columns = {"p_clean": means["p_clean"], by: means["score"], "kept": means["kept"]}
+    table = pd.DataFrame(columns, index=pd.Index(judged, name="index"))
     return Ranking(table.iloc[np.argsort(means["score"], kind="stable")], classes)

@@ -163,7 +163,8 @@ def suspects(data: DataModule, ranking: Ranking) -> pd.DataFrame:
 
     Returns:
         Columns ``key`` (path or id), ``label`` (observed, by name), ``p_clean`` (mean of the
-        judgements) and ``kept`` (share of them that kept the sample). Where entries were judged, a
+        judgements), where they have them ``log_odds`` (likewise; the order is theirs), and ``kept``
+        (share of them that kept the sample). Where entries were judged, a
         row for each of the `LISTED_ENTRIES` least trusted: ``label`` is its class, and
         ``marked`` says whether the data have it there. True labels are left out: this is the list
         for someone who does not know them.
@@ -177,7 +178,7 @@ def suspects(data: DataModule, ranking: Ranking) -> pd.DataFrame:
     else:
         columns["label"] = [data.class_names[label] for label in entry]
         columns["marked"] = observed[index, entry] == 1
-    columns |= {name: means[name].to_numpy() for name in ("p_clean", "kept")}
+    columns |= {str(name): means[name].to_numpy() for name in means}
     return pd.DataFrame(columns)
 
 

@@ -87,6 +87,7 @@ def test_log_odds_rank_what_probabilities_no_longer_tell_apart(tmp_path):
     pd.DataFrame(columns).to_parquet(file)
     ranking = rank_by_trust(file)
     assert ranking.table.index.tolist() == [3, 1, 2, 0, 5]
+    assert ranking.table["log_odds"].tolist()[:4] == [-700, -200, 40, 900]
     assert ranking.samples == 5  # the one of an unknown class was not judged
 
 

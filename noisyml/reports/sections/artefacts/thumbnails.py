@@ -13,6 +13,7 @@ from noisyml.reports.artefacts import (
     Unreadable,
     png_data_uri,
     read_arrays,
+    read_list,
     read_manifest,
     reading,
 )
@@ -45,7 +46,8 @@ def show(run: RunFolder, alone: bool) -> Iterator[Thumbs]:
     caption = f"The {shown} training samples trusted least"
     if known:
         caption += f"; {sum(not t.right for t in known)} of them are indeed wrongly labelled"
-    yield Thumbs(thumbs, f"{caption}.")
+    told = {entry.file: entry.caption for entry in read_list(run)}.get("suspects.csv", "")
+    yield Thumbs(thumbs, f"{caption}. {told}".rstrip())
 
 
 @dataclass(frozen=True)
