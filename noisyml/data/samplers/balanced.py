@@ -38,6 +38,8 @@ class ClassBalanced(Checked):
         UserError: B is not below N or not a multiple of K, or there are fewer than B/K classes.
     """
 
+    _kept: dict[str, Any]
+
     def __init__(
         self,
         labels: NDArray[np.int64],
@@ -133,7 +135,7 @@ class ClassBalanced(Checked):
 
     def _take(self, state: dict[str, Any]) -> None:
         key = state["generator"].numpy().astype(np.uint32)
-        self._rng.set_state(("MT19937", key, state["position"]))
+        self._rng.set_state(("MT19937", key, state["position"], 0, 0.0))
         self._epochs_drawn = state["epoch"]
         self._shuffled = state["members"].numpy().copy()
         self._lists = np.split(self._shuffled, self._ends[:-1])
