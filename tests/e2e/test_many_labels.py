@@ -133,7 +133,7 @@ def test_judged_entries_are_logged_listed_and_shown(shell):
     manifest = NoiseManifest.load(run / "noise.parquet")
     suspects = pd.read_csv(run / "suspects.csv", dtype={"label": str})
     assert len(suspects) == 2000
-    assert suspects["log_odds"].is_monotonic_increasing
+    assert suspects["p_clean"].is_monotonic_increasing
     for row in suspects.head(5).itertuples():
         sample = manifest.keys.index(row.key)
         assert manifest.observed[sample, int(row.label)] == row.marked
