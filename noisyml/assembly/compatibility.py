@@ -159,9 +159,10 @@ def _check_selector(method: type[Method], given: set[str], config: DictConfig) -
 
 def _check_views(method: type[Method], config: DictConfig) -> None:
     transform = declared(config.transform)
-    wanted = method.views_of(settings(config.method))
-    if transform.n_views == wanted:
+    possible = method.views_of(settings(config.method))
+    if transform.n_views in possible:
         return
+    wanted = next(iter(possible))
     what = "one view" if wanted == 1 else f"{wanted} views"
     raise UserError(
         f"{method.__name__} trains on {what} of each image, and {transform.__name__} makes "

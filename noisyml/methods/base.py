@@ -83,9 +83,13 @@ class Method(Checked, LightningModule):
         return sizes
 
     @classmethod
-    def views_of(cls, settings: Mapping[str, Any]) -> int:
-        """Views of each image that a training batch holds under these settings of the method."""
-        return cls.n_views
+    def views_of(cls, settings: Mapping[str, Any]) -> Collection[int]:
+        """Numbers of views of each image that it can train on, the one it needs first.
+
+        Args:
+            settings: the method's, as configured.
+        """
+        return (cls.n_views,)
 
     # -- training ----------------------------------------------------------------------------
 

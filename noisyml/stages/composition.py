@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from noisyml.command.words import words_in
+from noisyml.command.config import package_of
+from noisyml.command.words import Word, words_in
 from noisyml.stages.plan import StagePlan
 
 if TYPE_CHECKING:
@@ -54,6 +55,8 @@ def compose_stage(
     changed = [word.key for word in ours if word.key not in same]
     if "method" in changed:
         changed.append(_WRITTEN_BY_METHOD)
+    places = {word.key: _place(word) for word in ours if word.key in changed}
+    changed += [place for place in places.values() if place not in changed]
     overrides = [
         word.text
         for word in words_in(typed)
@@ -61,7 +64,11 @@ def compose_stage(
     ] + own
     config = compose(overrides)
     choices = chosen_options(config)
-    replaced = [key for key in changed if key in choices or key == _WRITTEN_BY_METHOD]
+    replaced = [
+        key
+        for key in changed
+        if key in choices or key == _WRITTEN_BY_METHOD or key in places.values()
+    ]
     # An experiment's values are merged last, into whatever part stands there: the parts in question
     # are taken from a configuration without it.
     theirs = [word.text for word in ours if word.is_below(*replaced)]
@@ -70,12 +77,38 @@ def compose_stage(
     plain = compose(theirs)
     with open_dict(config):
         for part in (*replaced, *without):
-            config.pop(part, None)
-            if part in plain:
-                config[part] = plain[part]
+            _exchange(config, part, plain)
         # An experiment may bring the stages themselves.
         config.pop("stages", None)
     return StageRun(config, overrides, choices)
+
+
+def _place(word: Word) -> str:
+    """The dotted key under which the settings of a chosen option stand."""
+    option = str(word.value)
+    try:
+        place = package_of(word.key, option)
+    except OSError:  # an option of one's own folder, or no option at all
+        return word.key
+    parent, _, leaf = place.rpartition(".")
+    if place == "_global_":
+        return word.key
+    return parent if leaf == option else place
+
+
+def _exchange(config: DictConfig, part: str, plain: DictConfig) -> None:
+    """Put a part of `plain` in the place of that of `config`; nothing where it has none."""
+    from omegaconf import OmegaConf
+
+    parent, _, leaf = part.rpartition(".")
+    holder = OmegaConf.select(config, parent) if parent else config
+    if holder is None:
+        return
+    holder.pop(leaf, None)
+    given = OmegaConf.select(plain, parent) if parent else plain
+    if given is not None and leaf in given:
+        # Not its value: interpolations are resolved later.
+        holder[leaf] = given._get_node(leaf)
 
 
 def chosen_options(config: DictConfig) -> dict[str, str]:

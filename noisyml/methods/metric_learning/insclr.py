@@ -123,11 +123,12 @@ class InsCLR(Method):
         self.seed = seed
 
     @classmethod
-    def views_of(cls, settings: Mapping[str, Any]) -> int:
-        """The augmented view, and the plain one where something is judged by it."""
+    def views_of(cls, settings: Mapping[str, Any]) -> Collection[int]:
+        """The augmented view; and the plain one, which only some settings judge by."""
         judged = settings["selection"] != "none" and settings["judge_by"] == "plain"
         bank = settings["bank"] or {}
-        return 1 + int(judged or str(bank.get("_target_", "")).endswith(MiningBank.__name__))
+        mines = str(bank.get("_target_", "")).endswith(MiningBank.__name__)
+        return (2,) if judged or mines else (1, 2)
 
     @property
     def needs_plain(self) -> bool:
