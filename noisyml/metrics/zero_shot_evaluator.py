@@ -119,7 +119,7 @@ class ZeroShotEvaluator(Evaluator):
         self._labels.append(labels)
         self._ranks.append(class_ranks(self._bank.scores(images), labels))
         if self._texts is not None:
-            own = torch.searchsorted(self._caption_class, labels)
+            own = (self._caption_class == labels[:, None]).to(torch.uint8).argmax(dim=1)
             self._text_ranks.append(class_ranks(self._texts.scores(images), own))
             self._embeddings.append(images)
 
