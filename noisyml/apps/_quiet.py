@@ -23,6 +23,7 @@ def quiet() -> None:
         ".*Can't initialize NVML.*",
         ".*Be aware that when using `ckpt_path`.*",
         ".*broadcast_buffers.*",
+        ".*overridden `on_before_batch_transfer`.*",
         ".*anonymous setting has no effect.*",
     ):
         warnings.filterwarnings("ignore", message=message)

@@ -129,12 +129,19 @@ def read_table(
     except UnicodeDecodeError as error:
         raise UserError(
             f"The table {path} is not UTF-8 text; save it as UTF-8 (spreadsheets call it "
-            "'CSV UTF-8')."
+            f"'CSV UTF-8'): {_line_of(error)}."
         ) from error
     except OSError as error:
         raise UserError(f"The table {path} cannot be read: {error.strerror or error}.") from error
     except (ValueError, csv.Error) as error:
         raise UserError(f"The table {path} cannot be read: {error}.") from error
+
+
+def _line_of(error: UnicodeDecodeError) -> str:
+    """The line that cannot be decoded, as far as it can be read."""
+    lines = error.object[: error.start].split(b"\n")
+    line = error.object[error.start - len(lines[-1]) :].split(b"\n")[0].decode("utf-8", "replace")
+    return f"line {len(lines)} is {line[:80]!r}"
 
 
 def _rows(

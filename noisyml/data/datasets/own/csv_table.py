@@ -32,7 +32,7 @@ from noisyml.data.readers.partition import (
     origin,
 )
 from noisyml.errors import UserError
-from noisyml.storage.text import read_table
+from noisyml.storage.text import read_table, read_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,6 +69,8 @@ class CsvTable(DatasetSource):
         labels_column: column of labels, several per image (in a ``.parquet`` table also as lists);
             ``auto``: the column ``labels`` if there is one and no `label_column`; None: one label
             per image.
+        caption_column: column of captions, which then are what is learnt; None: labels are. A
+            caption of ``test`` is what zero-shot recognition takes for the name of its class.
         split_column: column that says ``train``, ``val``, ``test``, ``query`` or ``gallery`` (or
             ``Training``, ``valid`` and the like); ``auto``: the column ``split`` if there is one;
             None to carve the splits. A missing ``val`` is carved from ``train``.
@@ -94,6 +96,7 @@ class CsvTable(DatasetSource):
         path_column: str = "path",
         label_column: str = "label",
         labels_column: str | None = "auto",
+        caption_column: str | None = None,
         split_column: str | None = "auto",
         split: SplitKind = "closed_set",
         val_fraction: OpenShare = 0.1,
@@ -113,6 +116,7 @@ class CsvTable(DatasetSource):
         self.path_column = path_column
         self.label_column = label_column
         self.labels_column = labels_column
+        self.caption_column = caption_column
         self.split_column = split_column
         self.split = split
         self.val_fraction = val_fraction
@@ -138,7 +142,11 @@ class CsvTable(DatasetSource):
         table = self._read()
         paths = self._paths(table)
         several = self._several(table)
-        if several is None:
+        captions: list[str] | None = None
+        names: list[list[str]] = []
+        if self.caption_column is not None:
+            captions = self._column(table, self.caption_column, "dataset.caption_column")
+        elif several is None:
             names = [
                 [name] for name in self._column(table, self.label_column, "dataset.label_column")
             ]
@@ -159,7 +167,7 @@ class CsvTable(DatasetSource):
                     "dataset.split_column=null to carve the splits)."
                 )
         class_names = class_order(name for row in names for name in row)
-        if len(class_names) < 2:
+        if captions is None and len(class_names) < 2:
             raise UserError(
                 f"{self.path} has {len(class_names)} different labels in its column "
                 f"'{several or self.label_column}'; two at least are needed."
@@ -167,7 +175,9 @@ class CsvTable(DatasetSource):
         say_look_alikes(class_names, str(self.path))
         number = {name: i for i, name in enumerate(class_names)}
         labels: Labels
-        if several is None:
+        if captions is not None:
+            labels = np.array(captions, dtype=object)
+        elif several is None:
             labels = np.array([number[name] for (name,) in names], dtype=np.int64)
         else:
             labels = np.zeros((len(names), len(class_names)), dtype=np.uint8)
@@ -203,7 +213,8 @@ class CsvTable(DatasetSource):
             return self._read_parquet()
         promised = SEPARATORS[suffix]
         separators = (promised, *(other for other in OTHER_SEPARATORS if other != promised))
-        columns = {self.path_column, self.label_column, LABELS_COLUMN, self.labels_column}
+        label_columns = {self.label_column, LABELS_COLUMN, self.labels_column}
+        columns = {self.path_column, *label_columns, self.caption_column}
         wanted = [name for name in columns if name]
         # As text, so that labels like NA, 007 and 1.0 stay what they are.
         table = read_table(self.path, separators, wanted)
@@ -221,6 +232,14 @@ class CsvTable(DatasetSource):
         except (OSError, ValueError, ArrowException) as error:
             reason = str(error).strip().splitlines()[0].rstrip(".")
             raise UserError(f"The table {self.path} cannot be read: {reason}.") from error
+
+    def _seen(self, table: pd.DataFrame) -> str:
+        """The first line of a text table and the number of columns it was read as, for messages."""
+        if self.path.suffix.lower() == ".parquet":
+            return ""
+        first = next(iter(read_text(self.path).splitlines()), "")
+        number = f"{len(table.columns)} column{'s' if len(table.columns) != 1 else ''}"
+        return f" (first line {first[:80]!r}, read as {number})"
 
     def _several(self, table: pd.DataFrame) -> str | None:
         """The column of several labels per image, None where there is one label."""
@@ -261,7 +280,8 @@ class CsvTable(DatasetSource):
         """The column as text without surrounding blanks; no empty cell."""
         if column not in table.columns:
             raise UserError(
-                f"{self.path} has no column '{column}' but: {', '.join(map(str, table.columns))}; "
+                f"{self.path}{self._seen(table)} has no column '{column}' but: "
+                f"{', '.join(map(str, table.columns))}; "
                 f"set {key} to one of them."
             )
         cells = table[column].astype(object)

@@ -1,0 +1,1 @@
+"""Images and captions from the web, in the formats they are published in."""
