@@ -187,6 +187,18 @@ class EvaluateSettings(_Settings):
     name: str | int | float
     checkpoint: str
     which: str
+    images: str | None = None
+    classes: str | None = None
+    templates: str | None = None
+    template_set: str = ""
+    labels: str | None = None
+    k: Count = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        given = [name for name in ("classes", "templates", "labels") if getattr(self, name)]
+        if given and self.images is None:
+            raise UserError(f"{given[0]}=... belongs to images=FOLDER: say which pictures to name.")
 
 
 @dataclass(frozen=True)

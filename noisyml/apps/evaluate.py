@@ -3,6 +3,8 @@
 ``noisyml evaluate checkpoint=RUN_DIR`` takes the run's configuration and its last weights;
 ``which=best`` takes others. Any setting of the run may be changed, and parts exchanged:
 ``dataset=csv dataset.path=labels.csv``, ``evaluators.retrieval.recall_at=[1,10]``.
+
+``images=FOLDER classes=names.txt`` names the pictures of any folder by a model of images and texts.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Settings of this verb; all others belong to the evaluated run.
-OWN = ("checkpoint", "which", "name", "paths", "hydra")
+NAMING = ("images", "classes", "templates", "template_set", "labels", "k")
+OWN = ("checkpoint", "which", "name", "paths", "hydra", *NAMING)
 
 
 def main(arguments: list[str]) -> int:
@@ -46,7 +49,7 @@ def job(config: DictConfig, settings: list[str]) -> dict[str, float]:
 
     from noisyml.command.overrides import apply_overrides
 
-    read_settings(EvaluateSettings, config)
+    own = read_settings(EvaluateSettings, config)
     path = Path(config.checkpoint)
     trained = saved_config(locate_run(path), "train")
     file = locate_checkpoint(path, config.which)
@@ -56,10 +59,17 @@ def job(config: DictConfig, settings: list[str]) -> dict[str, float]:
     check_values(changed)
     output = RunFolder(Path(HydraConfig.get().runtime.output_dir))
     changed.run_dir = str(output.path)
-    metrics = evaluate(changed, file)
+    if own.images is None:
+        metrics = evaluate(changed, file)
+    else:
+        from noisyml.apps._naming import name_images
+
+        metrics = name_images(changed, file, own, output)
     write_atomically(output.config_file, OmegaConf.to_yaml(changed, resolve=True))
     output.write_metrics(metrics)
     print(json.dumps(metrics, indent=2))
+    if own.images is not None:
+        print(f"names   {output.path / 'predictions.csv'}, {output.path / 'predictions.png'}")
     print(f"metrics {output.metrics_file}")
     return metrics
 

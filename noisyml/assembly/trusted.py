@@ -248,6 +248,7 @@ def _of_noisyml(target: str, found: Any) -> bool:
     from noisyml.metrics.base import Evaluator
     from noisyml.models.backbones.base import Backbone
     from noisyml.models.teacher import Teacher
+    from noisyml.models.text.encoder import TextEncoder
     from noisyml.noise.base import Injector
     from noisyml.stages.plan import Policy
 
@@ -261,7 +262,7 @@ def _of_noisyml(target: str, found: Any) -> bool:
         made = typing.get_type_hints(found).get("return")
     except NameError:  # imported for type checkers alone
         return False
-    makes = (Backbone, Optimizer, LRScheduler, Teacher, Logger)
+    makes = (Backbone, TextEncoder, Optimizer, LRScheduler, Teacher, Logger)
     return inspect.isclass(made) and issubclass(made, makes)
 
 

@@ -241,11 +241,11 @@ def contact_sheet(
     width = NAME_WIDTH + tile * max(len(row) for row in rows)
     sheet = Image.new("RGB", (width, tile * len(rows)), "black")
     pen = ImageDraw.Draw(sheet)
-    font = _font(11)
+    font = sheet_font(11)
     for y, (label, row) in enumerate(zip(shown, rows, strict=True)):
         name = str(names[int(label)])
         pen.multiline_text(
-            (4, y * tile + 4), _wrapped(name, tile), fill="white", font=font, spacing=1
+            (4, y * tile + 4), wrapped(name, tile), fill="white", font=font, spacing=1
         )
         for x, index in enumerate(row):
             corner = (NAME_WIDTH + x * tile, y * tile)
@@ -265,7 +265,7 @@ def contact_sheet(
     return sheet
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def sheet_font(size: int) -> ImageFont.FreeTypeFont:
     """A typeface with accents, Greek and Cyrillic, in pixels; Pillow's own has only ASCII."""
     import matplotlib
 
@@ -274,9 +274,9 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
     )
 
 
-def _wrapped(name: str, tile: int) -> str:
-    """The name cut into lines that fit beside a row of the sheet."""
-    lines = textwrap.wrap(name, width=30, max_lines=max(1, tile // 14))
+def wrapped(name: str, tile: int, width: int = 30) -> str:
+    """The name cut into lines of `width` letters that fit into `tile` pixels."""
+    lines = textwrap.wrap(name, width=width, max_lines=max(1, tile // 14))
     return "\n".join(lines)
 
 

@@ -1,0 +1,245 @@
+"""Pictures of any folder named by a trained model of images and texts."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from noisyml.errors import UserError
+from noisyml.runs.folder import RunFolder
+from noisyml.storage.files import atomic
+
+if TYPE_CHECKING:
+    import torch
+    from omegaconf import DictConfig
+    from PIL import Image
+
+    from noisyml.apps._settings import EvaluateSettings
+    from noisyml.data.base import Split
+    from noisyml.data.transforms.image import ViewMaker
+    from noisyml.methods.image_text.base import ImageText
+    from noisyml.metrics.zero_shot import PromptBank
+
+#: Values of K of the flat hits, where true classes are given.
+FLAT_HITS = (1, 2, 5, 10)
+#: Pictures on the contact sheet, in a row of it, and the side of one in pixels.
+SHOWN, IN_A_ROW, TILE = 48, 8, 128
+#: Height of the text under a picture of the sheet, pixels.
+TEXT = 44
+
+
+def name_images(
+    config: DictConfig, checkpoint: Path, settings: EvaluateSettings, output: RunFolder
+) -> dict[str, float]:
+    """Write ``predictions.csv`` and ``predictions.png``; flat hits where true classes are given.
+
+    Memory holds the classes and one batch of images, however many images there are.
+
+    Args:
+        config: of the run that trained the model.
+        checkpoint: its weights.
+        settings: ``images``, ``classes``, and what else belongs to them.
+        output: receives the files.
+
+    Returns:
+        ``images/fh_at_K`` where ``labels`` are given, and ``images/number``.
+
+    Raises:
+        UserError: files missing, or a model that embeds no texts.
+    """
+    import torch
+
+    from noisyml.data.readers.captions import read_class_names, read_label_lists
+    from noisyml.metrics.zero_shot import flat_hits
+
+    if settings.classes is None:
+        raise UserError("images=... needs the names to choose from: classes=FILE, one name a line.")
+    names = read_class_names(Path(settings.classes).expanduser())
+    split = folder_split(Path(str(settings.images)).expanduser())
+    truth: dict[str, Any] = {}
+    if settings.labels is not None:
+        listed, classes = read_label_lists(Path(settings.labels).expanduser(), len(names))
+        truth = dict(zip(listed, torch.from_numpy(classes), strict=True))
+    method, transform = model_alone(config, checkpoint)
+    bank = class_bank(method, names, templates_of(settings, config), config)
+    shown = shown_positions(len(split))
+    most = max(settings.k, *(FLAT_HITS if truth else (1,)))
+    hits: list[torch.Tensor] = []
+    best: dict[int, tuple[int, float]] = {}
+    with (
+        atomic(output.path / "predictions.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
+        table = csv.writer(file, lineterminator="\n")
+        head = [f"{part}_{i + 1}" for i in range(settings.k) for part in ("class", "score")]
+        table.writerow(["image", *head])
+        for batch in batches(split, transform, config):
+            for position in batch["broken"].tolist():
+                table.writerow([split.keys[position], *[""] * len(head)])
+            if not len(batch["index"]):
+                continue
+            nearest, scores = bank.nearest(_unit(method.embed(batch)), most)
+            for i, position in enumerate(batch["index"].tolist()):
+                top = list(zip(nearest[i].tolist(), scores[i].tolist(), strict=True))
+                best[position] = top[0]
+                cells = [cell for c, s in top[: settings.k] for cell in (names[c], f"{s:.4f}")]
+                table.writerow([split.keys[position], *cells])
+                if split.keys[position] in truth:
+                    known = truth[split.keys[position]]
+                    hits.append(flat_hits(nearest[i][None], known[None], FLAT_HITS)[0])
+            # The sheet shows a few: what the others are called stands in the table.
+            best = {position: top for position, top in best.items() if position in shown}
+    sheet(split, best, names).save(output.path / "predictions.png")
+    metrics = {"images/number": float(len(split))}
+    if truth:
+        # An image without a prediction, or not in the folder, is a miss.
+        total = torch.stack(hits).double().sum(0) if hits else torch.zeros(len(FLAT_HITS))
+        shares = (total / len(truth)).tolist()
+        metrics |= {f"images/fh_at_{k}": v for k, v in zip(FLAT_HITS, shares, strict=True)}
+    return metrics
+
+
+def folder_split(folder: Path) -> Split:
+    """The pictures below a folder, in the order of their paths.
+
+    Raises:
+        UserError: there are none.
+    """
+    import numpy as np
+
+    from noisyml.data.base import Split
+    from noisyml.data.inputs import FileImages
+    from noisyml.data.readers.folders import IMAGE_SUFFIXES
+
+    found = sorted(
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
+    )
+    if not found:
+        raise UserError(f"images={folder} holds no picture; give a folder of JPEG or PNG files.")
+    labels = np.zeros(len(found), dtype=np.int64)
+    return Split("images", FileImages(found, str(folder)), labels, ["image"], found, "")
+
+
+def model_alone(config: DictConfig, checkpoint: Path) -> tuple[ImageText, ViewMaker]:
+    """A trained model and its transform, without the data that it learnt from.
+
+    Raises:
+        UserError: a model that embeds no texts.
+    """
+    from noisyml.assembly.build import another_encoder, with_head
+    from noisyml.assembly.nodes import build
+    from noisyml.methods.image_text.base import ImageText
+    from noisyml.methods.parts import Parts, Sizes
+
+    backbone = build(config.backbone)
+    transform: ViewMaker = build(config.transform, mean_colour=backbone.mean_colour)
+    encoder = with_head(config, backbone)
+    parts = Parts(
+        encoder=encoder,
+        another_encoder=lambda: another_encoder(config, backbone),
+        optimizer=build(config.optimizer),
+        scheduler=None,
+        evaluators={},
+        sizes=Sizes(num_classes=0, embedding_size=encoder.out_features, num_samples=0),
+        training=False,
+    )
+    method = build(config.method, parts=parts)
+    if not isinstance(method, ImageText):
+        raise UserError(
+            f"{type(method).__name__} embeds no texts, so that it cannot choose among names: "
+            "images=... needs a run of method=otter."
+        )
+    method.load_trained(checkpoint)
+    return method.eval(), transform
+
+
+def templates_of(settings: EvaluateSettings, config: DictConfig) -> list[str]:
+    """Prompt templates: those of a file, or those by which the run was evaluated."""
+    from noisyml.data.readers.captions import read_templates
+
+    if settings.templates is not None:
+        return read_templates(Path(settings.templates).expanduser(), settings.template_set)
+    node = config.evaluators.get("zero_shot")
+    return ["{}"] if node is None else list(node.templates)
+
+
+def class_bank(
+    method: ImageText, names: Sequence[str], templates: Sequence[str], config: DictConfig
+) -> PromptBank:
+    """Embeddings of the classes, kept in the cache by the weights and the prompts."""
+    import numpy as np
+    import torch
+
+    from noisyml.embeddings.extraction import fingerprint
+    from noisyml.metrics.zero_shot import PromptBank, prompts
+
+    texts, numbers = prompts(list(names), list(templates))
+    state = method.text_encoder.tokenizer.state()
+    key = "\0".join([fingerprint(method.text_encoder), state, *texts])
+    name = hashlib.sha256(key.encode()).hexdigest()[:32]
+    file = Path(str(config.paths.cache)).expanduser() / "prompts" / f"{name}.npy"
+    if not file.is_file():
+        with atomic(file) as temporary, temporary.open("wb") as out:
+            np.save(out, method.embed_texts(texts).numpy(), allow_pickle=False)
+    embedded = torch.from_numpy(np.load(file, allow_pickle=False))
+    return PromptBank.of(embedded, numbers)
+
+
+def batches(split: Split, transform: ViewMaker, config: DictConfig) -> Iterator[dict[str, Any]]:
+    """The pictures batch by batch, with a bar; those that cannot be decoded are left out."""
+    from torch.utils.data import DataLoader
+
+    from noisyml.data.views import EvaluationView, whole
+    from noisyml.runs.progress import bar
+
+    size = int(config.data.eval_batch_size)
+    cuts = [range(at, min(at + size, len(split))) for at in range(0, len(split), size)]
+    loader: Any = DataLoader(
+        EvaluationView(split, transform, on_broken="skip"),
+        batch_sampler=[list(cut) for cut in cuts],
+        collate_fn=whole,
+        num_workers=int(config.data.num_workers),
+    )
+    with bar("images") as shown:
+        task = shown.add_task("naming", total=len(split), note="")
+        for batch in loader:
+            yield batch
+            shown.advance(task, len(batch["index"]) + len(batch["broken"]))
+
+
+def shown_positions(number: int) -> set[int]:
+    """Positions of the pictures on the sheet, spread evenly."""
+    import numpy as np
+
+    return set(np.unique(np.linspace(0, number - 1, min(number, SHOWN)).round().astype(int)))
+
+
+def sheet(split: Split, best: dict[int, tuple[int, float]], names: Sequence[str]) -> Image.Image:
+    """A picture of some of the images, each above its most likely name and the score."""
+    from PIL import Image, ImageDraw
+
+    from noisyml.data.checks import sheet_font, wrapped
+    from noisyml.data.inputs import as_rgb
+
+    rows = -(-len(best) // IN_A_ROW) or 1
+    page = Image.new("RGB", (IN_A_ROW * TILE, rows * (TILE + TEXT)), "black")
+    pen, font = ImageDraw.Draw(page), sheet_font(11)
+    for at, (position, (label, score)) in enumerate(sorted(best.items())):
+        left, top = at % IN_A_ROW * TILE, at // IN_A_ROW * (TILE + TEXT)
+        picture = as_rgb(split.images.load(position))
+        picture.thumbnail((TILE, TILE))
+        page.paste(picture, (left + (TILE - picture.width) // 2, top))
+        text = wrapped(f"{names[label]} {score:.2f}", TEXT, width=18)
+        pen.multiline_text((left + 4, top + TILE + 2), text, fill="white", font=font, spacing=1)
+    return page
+
+
+def _unit(embeddings: torch.Tensor) -> torch.Tensor:
+    from noisyml.models.heads import unit_norm
+
+    return unit_norm(embeddings)
