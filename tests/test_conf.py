@@ -16,7 +16,7 @@ GIVEN = frozenset(
     {
         *("num_classes", "num_samples", "embedding_size", "in_features", "class_names", "sizes"),
         *("labels", "parts", "optimizer", "params", "total_steps", "mean_colour", "dim", "dtype"),
-        *("distillation", "pseudo_labels", "student", "teacher", "title"),
+        *("distillation", "pseudo_labels", "student", "teacher", "text_encoder", "title"),
     }
 )
 #: What every backbone hands on; its file shows what is worth choosing for it.

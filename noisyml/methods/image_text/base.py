@@ -63,7 +63,7 @@ class ImageText(Method):
 
     Args:
         parts: the encoder is that of the images; the selector judges pairs.
-        text_encoder: makes the encoder of captions, from ``out_features``.
+        text_encoder: makes the encoder of captions, from ``embedding_size``.
         decay: parameters that weight decay holds for: ``all``; ``weights``: no biases, norms and
             temperatures; ``released``: no biases and norms.
     """
@@ -76,7 +76,7 @@ class ImageText(Method):
         self, parts: Parts, *, text_encoder: Callable[..., TextEncoder], decay: Decay = "all"
     ) -> None:
         super().__init__(parts)
-        self.text_encoder = text_encoder(out_features=self.encoder.out_features)
+        self.text_encoder = text_encoder(embedding_size=self.encoder.out_features)
         self.selector = KeepAll() if parts.selector is None else parts.selector
         self.decay = decay
         self._judged: tuple[Evidence, Selection] | None = None

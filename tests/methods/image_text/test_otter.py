@@ -57,7 +57,7 @@ def otter(image=None, text=None, *, temperatures=(3.9, 3.9), selector=None, **se
         selector=selector,
         optimizer=lambda groups: groups,
     )
-    method = Otter(parts, text_encoder=lambda out_features: Side(text, "text", 1), **settings)
+    method = Otter(parts, text_encoder=lambda embedding_size: Side(text, "text", 1), **settings)
     method.double()
     method.temperature.value.data.fill_(temperatures[0])
     if method.objective in Otter.taught:

@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.base import DatasetSource, Split
+from noisyml.data.datasets.captions.records import Record, record_splits
 from noisyml.data.readers.layout import require_files
 from noisyml.data.readers.partition import check_fractions
-from noisyml.data.readers.records import Record, record_splits
 from noisyml.errors import UserError
 
 IMAGES = frozenset({"jpg", "jpeg", "png", "webp", "ppm", "bmp"})

@@ -8,10 +8,10 @@ from typing import Any, ClassVar
 
 from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.base import DatasetSource, Split
+from noisyml.data.datasets.captions.records import Record, record_splits
 from noisyml.data.readers.captions import flickr_caption
 from noisyml.data.readers.layout import require_files
 from noisyml.data.readers.partition import check_fractions
-from noisyml.data.readers.records import Record, record_splits
 from noisyml.errors import UserError
 
 
