@@ -16,7 +16,17 @@ GIVEN = frozenset(
     {
         *("num_classes", "num_samples", "embedding_size", "in_features", "class_names", "sizes"),
         *("labels", "parts", "optimizer", "params", "total_steps", "mean_colour", "dim", "dtype"),
-        *("distillation", "pseudo_labels", "student", "teacher", "text_encoder", "title"),
+        *(
+            "distillation",
+            "pseudo_labels",
+            "student",
+            "teacher",
+            "text_encoder",
+            "title",
+            "vector_size",
+            "bank",
+            "out_features",
+        ),
     }
 )
 #: What every backbone hands on; its file shows what is worth choosing for it.

@@ -22,7 +22,7 @@ _TWO_SIDED = 1.96
 
 @dataclass(frozen=True)
 class PlantedCheck:
-    """How well a ranking finds errors that were planted on purpose.
+    """Figures on how well a ranking finds errors that were planted on purpose.
 
     Attributes:
         planted: number of planted errors.
@@ -58,7 +58,7 @@ class PlantedCheck:
 
     @property
     def sentence(self) -> str:
-        """What was found, for people."""
+        """The figures in words."""
         shares = " and ".join(
             f"{value:.0%} in its first {share:.0%}" for share, value in self.found.items()
         )

@@ -74,7 +74,7 @@ def coverage(ranking: Ranking, samples: int) -> str:
 
 
 def planted_check(data: DataModule, ranking: Ranking) -> PlantedCheck | None:
-    """What a ranking finds of the errors planted in the training labels; None without any."""
+    """Check of a ranking by the errors planted in the training labels; None without any."""
     errors = planted(data.manifest)
     if not len(errors):
         return None

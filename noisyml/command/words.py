@@ -171,7 +171,7 @@ class Word:
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:
-    """What was typed, with ``noise=[a,b]`` in the words that Hydra has for it.
+    """The words of a command line, with ``noise=[a,b]`` in those that Hydra has for it.
 
     Options of a group that lie under one key would be merged into one. A list of noises becomes
     ``noise=composed`` and a word for each step.

@@ -6,7 +6,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import OverrideType
 
-from noisyml.command.words import Word, choices_in, last_given, words_in
+from noisyml.command.config import compose
+from noisyml.command.words import Word, choices_in, last_given, spelled_out, words_in
 from noisyml.errors import UserError
 
 PREFIX = {
@@ -110,3 +111,16 @@ def test_choices_are_the_words_that_name_an_existing_option() -> None:
         "noise=symmetric",
         "evaluator=[retrieval,classification]",
     ]
+
+
+def test_a_list_of_noises_becomes_steps_of_one():
+    typed = ["noise=[pair,symmetric,symmetric]", "noise.steps.symmetric_2.seed=1", "seed=0,1"]
+    spelled = spelled_out(typed)
+    config = compose("train", [word for word in spelled if word != "seed=0,1"])
+    assert list(config.noise.steps) == ["pair", "symmetric", "symmetric_2"]
+    assert config.noise.steps.symmetric_2.seed == 1
+    assert spelled[-2:] == typed[1:]
+    assert spelled_out(spelled) == spelled
+    assert spelled_out(["noise=pair,symmetric"]) == ["noise=pair,symmetric"]
+    with pytest.raises(UserError, match="sweeps over lists"):
+        spelled_out(["noise=[pair,symmetric],none"])

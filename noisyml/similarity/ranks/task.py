@@ -155,7 +155,7 @@ def _listed_task(
 
 
 def _starts(rows: Tensor, n: int) -> Tensor:
-    """Where each of `n` rows begins in an ascending list of row numbers [J], int64 [n + 1]."""
+    """Place at which each of `n` rows begins in ascending row numbers [J], int64 [n + 1]."""
     starts = torch.zeros(n + 1, dtype=torch.int64, device=rows.device)
     starts[1:] = torch.bincount(rows, minlength=n).cumsum(0)
     return starts

@@ -136,6 +136,8 @@ def test_config_keys_are_constructor_arguments(path: Path) -> None:
     for key, value in config.items():
         assert "  # " in lines[key], f"{key} has no comment"
         default = fields[key].default
+        if isinstance(default, tuple):
+            default = list(default)
         if default is not dataclasses.MISSING and path.stem not in PRESETS:
             assert value == default, f"{key}: the YAML and the class disagree about the default"
     if "???" not in config.values() and name != "Matrix":
