@@ -63,6 +63,7 @@ bench: $(READY)  ## ratios against named peers, as JSON in outputs/bench
 	$(BIN)/python scripts/bench_training.py --out outputs/bench/training.json
 	$(BIN)/python scripts/bench_prism.py --out outputs/bench/prism.json
 	$(BIN)/python scripts/bench_noise.py --out outputs/bench/noise.json
+	$(BIN)/python scripts/bench_sinkhorn.py --out outputs/bench/sinkhorn.json
 
 $(TOOLS)/.ready:
 	$(PYTHON) -m venv $(TOOLS)

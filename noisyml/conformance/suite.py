@@ -104,7 +104,7 @@ class Suite:
     def killed_and_resumed(self, name: str) -> Path:
         """The run of a method, killed in its second epoch; its state then is ``killed.ckpt``."""
         run = self.folder / "killed" / name
-        settings = f"step: {self.recipes[name].steps + 2}, name: {name}, marker: '{run}.struck'"
+        settings = f"step: {self.recipes[name].steps + 2}, name: {name}, marker: '{run}/struck'"
         victim = f"+callbacks.kill={{_target_: {_KILL}, {settings}}}"
         typed = [
             "train",
