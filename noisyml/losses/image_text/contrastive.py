@@ -66,7 +66,7 @@ def contrastive_losses(logits: Tensor, own: Tensor, smoothing: OpenShare = 0.0) 
 
     Example:
         >>> import torch
-        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+        >>> logits = torch.tensor([[2.0, 0.0], [0.0, 2.0]]).double()
         >>> contrastive_losses(logits, torch.arange(2)).round(decimals=4).tolist()
         [0.1269, 0.1269]
         >>> contrastive_losses(logits, torch.arange(2), smoothing=0.1).round(decimals=4).tolist()
@@ -94,7 +94,7 @@ def distillation_losses(logits: Tensor, target: Tensor) -> Tensor:
     Example:
         >>> import torch
         >>> target = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
-        >>> distillation_losses(torch.zeros(2, 2), target).round(decimals=4).tolist()
+        >>> distillation_losses(torch.zeros(2, 2).double(), target).round(decimals=4).tolist()
         [0.6931, 0.0]
     """
     target = target.to(logits.dtype)
