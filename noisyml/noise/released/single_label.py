@@ -8,8 +8,9 @@ injectors' default draws instead.
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +31,44 @@ def multinomial(labels: Labels, matrix: NDArray[np.float64], seed: int) -> Label
     Shared by Co-teaching, Co-teaching+, JoCoR, PLC, BARE, ELR (CIFAR-100) and CIFAR-N.
     """
     generator = _legacy_generator(seed)
-    drawn = [generator.multinomial(1, matrix[label], 1)[0].argmax() for label in labels]
+    rows = [
+        [(place, float(row[place])) for place in np.flatnonzero(row[:-1]).tolist()]
+        for row in matrix
+    ]
+    last, uniform = matrix.shape[1] - 1, generator.random_sample
+    drawn = [_one_trial(rows[label], last, uniform) for label in labels.tolist()]
     return np.array(drawn, dtype=np.int64)
+
+
+def _one_trial(row: list[tuple[int, float]], last: int, uniform: Callable[[], float]) -> int:
+    """The class that NumPy's multinomial drew for one trial when the recipes were published.
+
+    A binomial for each class in turn, given that no class before it was drawn; NumPy 2.5 draws
+    other numbers for a class that is certain.
+
+    Args:
+        row: classes but the last, with their probabilities above 0.
+        last: number of the last class.
+        uniform: draws from [0, 1).
+    """
+    left = 1.0
+    for place, probability in row:
+        share = probability / left
+        if _bernoulli(share, uniform) if share <= 0.5 else not _bernoulli(1.0 - share, uniform):
+            return place
+        left -= probability
+    return last
+
+
+def _bernoulli(share: float, uniform: Callable[[], float]) -> bool:
+    """NumPy's binomial for one trial with at most even chances, by inversion."""
+    none = math.exp(math.log(1.0 - share))
+    while True:
+        drawn = uniform()
+        if drawn <= none:
+            return False
+        if drawn - none <= share * none / (1.0 - share):
+            return True
 
 
 def fer(labels: Labels, rate: float, num_classes: int, seed: int) -> Labels:
