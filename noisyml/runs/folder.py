@@ -27,7 +27,7 @@ Layout of ``outputs/<verb>/<name>/<timestamp or sweep number>/``:
 ``stages/NAME/``         runs that went before this one (a teacher), each with all of the above
 ``stages.json``          what was decided about them and what the run was given by them
 ``plots/*.png``          pictures
-``report.html``          the page made of all this; ``report.md`` its table
+``report.html``          the page made of all this; ``report.md .tex .csv`` its table
 ``train.log``            messages; ``tensorboard/`` and ``wandb/`` if these loggers were asked for
 ``status.json``          state: running, finished, interrupted or failed
 =======================  =========================================================================

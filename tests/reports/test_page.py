@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 from rich.console import Console
@@ -18,6 +19,7 @@ from noisyml.apps.report import _terminal_tables, main
 from noisyml.errors import UserError
 from noisyml.reports import load_runs, render_html, result_table, write_report
 from noisyml.reports.report import build_report
+from noisyml.runs.artefacts import Artefact, save_artefacts
 
 EVIL = "<script>alert(1)</script>"
 
@@ -190,8 +192,6 @@ def test_a_bare_run_is_enough(maker: RunMaker) -> None:
 
 
 def test_a_run_that_kept_everything_has_no_section_on_trust(maker: RunMaker) -> None:
-    import pandas as pd
-
     run = maker.run("one", "keep_all", files=("map", "noise"))
     index = range(400)
     columns = {"index": index, "p_clean": float("nan"), "kept": True, "epoch": 0}
@@ -217,8 +217,6 @@ def test_figures_chosen_on_test_are_marked(maker: RunMaker) -> None:
 
 
 def test_own_labels_without_truth(maker: RunMaker) -> None:
-    import pandas as pd
-
     run = maker.run("one", files=("noise", "selection", "thumbnails"))
     manifest = pd.read_parquet(run.noise_file)
     manifest.assign(clean=-1, changed=False).to_parquet(run.noise_file)
@@ -330,8 +328,6 @@ def test_the_title_is_the_name_of_the_folder(
 
 
 def test_thumbnails_show_trust_and_captions_only_what_is_drawn(maker: RunMaker) -> None:
-    import pandas as pd
-
     run = maker.run("one", files=("noise", "selection", "thumbnails"))
     report = build_report([run.path])
     thumb = report.details[0].thumbs[0]
@@ -384,3 +380,53 @@ def test_data_sets_are_lines_over_the_rate_where_nothing_else_varies(maker: RunM
     test, _ = build_report([maker.root / "s"]).across
     assert test.name == "test_by_noise_rate"
     assert {text.get_text() for text in test.figure.legends[0].get_texts()} == {"glyphs", "digits"}
+
+
+def test_many_settings_stand_behind_the_results_and_shared_ones_above(maker: RunMaker) -> None:
+    for number in range(2):
+        maker.run(
+            f"s/{number}",
+            ("prism_avg", "keep_all")[number],
+            files=False,
+            extra_config={"width": number, "depth": number, "batch": 32, "rank": number},
+            extra_overrides=(f"width={number}", f"depth={number}", f"rank={number}", "batch=32"),
+        )
+    written = write_report([maker.root / "s"])
+    html = written.html.read_text()
+    assert "In all runs: method Prism, dataset Glyphs, noise Symmetric, noise.rate 0.5," in html
+    assert "batch 32." in html
+    for table in re.findall(r'<table class="results">.*?</thead>', html, re.DOTALL):
+        headings = re.findall(r"<th[^>]*>([^<]+)</th>", table)
+        assert headings.index("MAP@R") < headings.index("selector") < headings.index("width")
+        assert "batch" not in headings
+    assert '<td class="group">prism_avg, width=0, depth=0, rank=0</td>' in html
+    assert written.latex.read_text().startswith("% needs")
+    assert written.csv.read_text().startswith("selector,width,depth,rank,runs,")
+
+
+def test_a_vanishing_share_is_a_readable_number(maker: RunMaker) -> None:
+    run = maker.run("one", files=("noise", "thumbnails"))
+    with np.load(run.path / "thumbnails.npz", allow_pickle=False) as arrays:
+        found = dict(arrays)
+    found["p_clean"] = np.array([1.54e-44, 0.0, 1e-4, 0.25, 1 - 1e-9, 1.0, *[0.5] * 18])
+    np.savez(run.path / "thumbnails.npz", **found)
+    save_artefacts(
+        run, [Artefact("worst.csv", pd.DataFrame({"p_clean": [1.54e-44], "lr": [1e-5]}), "Worst")]
+    )
+    (detail,) = build_report([run.path]).details
+    texts = [thumb.p_clean for thumb in detail.thumbs]
+    assert texts[:4] == ["0.0000", "< 0.0001", "0.0001", "0.2500"]
+    assert texts[-2:] == ["> 0.9999", "1.0000"]
+    assert detail.tables[0].rows == (("< 0.0001", "1e-05"),)
+    assert "p_clean &lt; 0.0001" in render_html(build_report([run.path]))
+
+
+def test_metrics_that_nobody_could_compute_are_dashes(maker: RunMaker) -> None:
+    for seed in (0, 1):
+        maker.run(f"s/{seed}", seed=seed, metrics={"test/map_at_r": None}, files=False)
+    table = build_report([maker.root / "s"]).table
+    assert [(column.label, str(table.rows[0].cells[0])) for column in table.columns] == [
+        ("MAP@R", "–")
+    ]
+    one = build_report([maker.root / "s" / "0"])
+    assert one.cards == [("Test, last checkpoint", [("MAP@R", "–")])]

@@ -208,7 +208,6 @@ def test_a_single_epoch_is_a_marked_point_at_an_integer() -> None:
     assert axes.lines[0].get_marker() != "None"
 
 
-@pytest.fixture
 def every_picture(maker: RunMaker) -> list[Picture]:
     """Pictures of one run, of a sweep over rates and of groups."""
     run = maker.run("one", "prism_vmf", 0.3)
@@ -221,20 +220,16 @@ def every_picture(maker: RunMaker) -> list[Picture]:
     return [picture for folder in folders for picture in build_report([folder]).pictures]
 
 
-def test_pictures_for_a_telephone_have_letters_of_ten_pixels(every_picture) -> None:
-    names = {picture.name for picture in every_picture}
+def test_pictures_for_a_telephone_are_read_without_scrolling(maker: RunMaker) -> None:
+    pictures = every_picture(maker)
+    names = {picture.name for picture in pictures}
     assert {"training_curves", "p_clean", "embedding_map", "class_maps", "test_by_group"} <= names
-    for picture in every_picture:
+    for picture in pictures:
         figure = picture.narrow
         # A column of 360 pixels shows 3.75 inches at their own size: 96 pixels are 72 points.
         assert figure.get_figwidth() == plots.NARROW == 360 / 96
         sizes = {t.get_fontsize() for t in figure.findobj(Text) if t.get_text() and t.get_visible()}
         assert min(sizes) * 96 / 72 >= 10, picture.name
-
-
-def test_nothing_of_a_picture_for_a_telephone_leaves_it(every_picture) -> None:
-    for picture in every_picture:
-        figure = picture.narrow
         figure.draw_without_rendering()
         drawn = figure.get_tightbbox()
         assert drawn.x0 > -0.03, picture.name
