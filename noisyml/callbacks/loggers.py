@@ -16,6 +16,9 @@ log = logging.getLogger(__name__)
 #: Settings that say where and how a run ran, not what it was.
 LEFT_OUT = ("callbacks", "hydra", "logger", "paths", "report", "resume", "run_dir")
 
+#: Types that loggers show as they are.
+SIMPLE = bool | int | float | str
+
 
 def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run as loggers show them: dotted key to number, text or truth value.
@@ -28,7 +31,7 @@ def parameters(config: Mapping[str, Any]) -> dict[str, Any]:
     leaves = dict(flatten({str(k): v for k, v in config.items() if k not in LEFT_OUT}))
     groups = {key.rpartition(".")[0] for key in leaves}
     return {
-        key: value if isinstance(value, bool | int | float | str) else str(value).lower()
+        key: "null" if value is None else value if isinstance(value, SIMPLE) else str(value)
         for key, value in leaves.items()
         if key not in groups
     }
@@ -45,13 +48,15 @@ def announce_results(
 ) -> None:
     """Give loggers the final metrics of a run, beside the settings where they have a table of both.
 
+    A run of Weights & Biases ends with them: the next one of the process is another.
+
     Args:
         loggers: of the run.
         config: the resolved configuration.
         metrics: final metrics by name; undefined ones (NaN) are left out.
         step: optimiser steps done.
     """
-    from lightning.pytorch.loggers import TensorBoardLogger
+    from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
 
     defined = {name: value for name, value in metrics.items() if math.isfinite(value)}
     for logger in loggers:
@@ -61,6 +66,8 @@ def announce_results(
         else:
             logger.log_metrics(defined, step=step)
         logger.save()
+        if isinstance(logger, WandbLogger):
+            logger.experiment.finish()
 
 
 def wandb_logger(save_dir: str, project: str, name: str, entity: str | None = None) -> Logger:
@@ -75,6 +82,10 @@ def wandb_logger(save_dir: str, project: str, name: str, entity: str | None = No
     from lightning.pytorch.loggers import WandbLogger
 
     os.environ.setdefault("WANDB_SILENT", "true")
+    import wandb
+
+    if wandb.run is not None:  # of a job of this process that failed; it would go on
+        wandb.finish(exit_code=1)
     settings: dict[str, Any] = {}
     if not _has_key() and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
         log.warning(

@@ -89,23 +89,28 @@ def test_tensorboard_gets_settings_and_final_metrics(shell):
     assert "noise.rate: 0.3" in (run / "tensorboard" / "hparams.yaml").read_text()
 
 
-def test_wandb_without_a_key_records_settings_and_final_metrics_offline(shell):
+def test_wandb_without_a_key_records_each_run_with_settings_and_final_metrics_offline(shell):
     pytest.importorskip("wandb")
     done = shell.apart(
         "train",
+        "-m",
         *TINY,
         "trainer.max_epochs=1",
         "logger=wandb",
+        "seed=0,1",
         WANDB_API_KEY="",
         HOME="/nowhere",
     )
     assert done.returncode == 0, done.stderr
     assert "recorded offline" in done.stdout + done.stderr
-    (run,) = shell.runs()
-    metrics = json.loads((run / "metrics.json").read_text())
-    config, summary = recorded_by_wandb(run)
-    assert config["noise.rate"] == 0.3
-    assert summary["test/map_at_r"] == pytest.approx(metrics["test/map_at_r"])
+    runs = shell.runs()
+    assert len(runs) == 2
+    for seed, run in enumerate(runs):
+        metrics = json.loads((run / "metrics.json").read_text())
+        config, summary = recorded_by_wandb(run)
+        assert (config["seed"], config["noise.rate"]) == (seed, 0.3)
+        assert (config["init_from"], config["model_choice"]) == ("null", "['last', 'best']")
+        assert summary["test/map_at_r"] == pytest.approx(metrics["test/map_at_r"])
 
 
 def recorded_by_wandb(run):
