@@ -62,3 +62,16 @@ def test_questions_about_kinds_of_labels_are_asked_in_one_package():
         if asks.search(line)
     ]
     assert found == []
+
+
+@pytest.mark.parametrize("folder", sorted({file.parent for file in FILES}), ids=name)
+def test_text_files_have_an_encoding(folder):
+    """Systems differ in what they write where nothing is said."""
+    bare = re.compile(r"\.read_text\(\)|\.write_text\((?!.*encoding)(?!.*\\\\n)")
+    found = [
+        f"{name(file)}: {line.strip()}"
+        for file in folder.glob("*.py")
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if bare.search(line)
+    ]
+    assert found == []

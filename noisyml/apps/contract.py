@@ -120,7 +120,7 @@ def _recipe(method: str, settings: Sequence[str], folder: Path) -> tuple[str, Re
     cls: Any = _class(method)
     given = extra.get("method", {}) if isinstance(extra, dict) else {}
     nearest, near_class = _nearest(cls)
-    text = yaml.safe_load((conf_dir() / "method" / f"{nearest}.yaml").read_text())
+    text = yaml.safe_load((conf_dir() / "method" / f"{nearest}.yaml").read_bytes())
     recipe = known[nearest]
     tiny = recipe.settings.get("method", {})
     given = {**tiny, **given} if issubclass(cls, near_class) else given
@@ -136,7 +136,8 @@ def _recipe(method: str, settings: Sequence[str], folder: Path) -> tuple[str, Re
         )
     name = cls.__name__.lower()
     folder.mkdir(parents=True)
-    (folder / f"{name}.yaml").write_text("# @package _global_\n" + yaml.safe_dump(text))
+    written = "# @package _global_\n" + yaml.safe_dump(text)
+    (folder / f"{name}.yaml").write_text(written, encoding="utf-8")
     own = dict(recipe.settings)
     if not issubclass(cls, near_class):
         own.pop("method", None)
@@ -191,7 +192,7 @@ def _nearest(cls: type) -> tuple[str, type]:
     from noisyml.conformance.recipes import TINY
 
     nodes = {
-        option: yaml.safe_load((conf_dir() / "method" / f"{option}.yaml").read_text())["method"]
+        option: yaml.safe_load((conf_dir() / "method" / f"{option}.yaml").read_bytes())["method"]
         for option in TINY
     }
     # An option without a class of its own, e.g. bare, is another one with other settings.

@@ -172,7 +172,7 @@ def configuration(
         config.checkpoint = str(file.resolve())
         chosen = {"trainer": choices["trainer"], "paths": choices["paths"]}
         if run.choices_file.is_file():
-            before = yaml.safe_load(run.choices_file.read_text())
+            before = yaml.safe_load(run.choices_file.read_text(encoding="utf-8"))
             chosen = {**before, **chosen}
         typed = {word.key: str(word.value) for word in words if word.chooses}
         choices = {**chosen, **typed}

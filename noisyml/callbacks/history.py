@@ -53,7 +53,7 @@ class History(Checked, Callback):
     ) -> None:
         """Take up the rows of an interrupted run, up to the step it is continued from."""
         if self.file.is_file():
-            with self.file.open(newline="") as file:
+            with self.file.open(newline="", encoding="utf-8") as file:
                 rows = [
                     {key: _number(value) for key, value in row.items() if value not in ("", None)}
                     for row in csv.DictReader(file)

@@ -243,4 +243,7 @@ def _objective(config: DictConfig, metrics: Any) -> float:
 def _recorded_ends(home: Path) -> list[JobEnd]:
     """The ends of the jobs that a launcher ran in other processes."""
     files = (home / JOBS_FOLDER).glob("*.json")
-    return sorted((JobEnd(**json.loads(f.read_text())) for f in files), key=lambda end: end.number)
+    return sorted(
+        (JobEnd(**json.loads(f.read_bytes())) for f in files),
+        key=lambda end: end.number,
+    )

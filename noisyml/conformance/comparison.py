@@ -113,7 +113,7 @@ def assert_equal(one: Path, two: Path, recipe: Recipe) -> None:
         assert int(states[0]["memory.index"].max()) > 0
         assert torch.equal(states[0]["memory.index"], states[1]["memory.index"])
 
-    metrics = [json.loads((run / "metrics.json").read_text()) for run in (one, two)]
+    metrics = [json.loads((run / "metrics.json").read_text(encoding="utf-8")) for run in (one, two)]
     assert metrics[0].keys() == metrics[1].keys()
     for name, value in metrics[0].items():
         if not name.startswith("time/") and value is not None:

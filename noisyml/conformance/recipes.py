@@ -197,7 +197,7 @@ def write_recipes(recipes: Mapping[str, Recipe], folder: Path) -> None:
             "trainer": {"limit_train_batches": recipe.steps},
         }
         text = "# @package _global_\n" + yaml.safe_dump(content, sort_keys=False)
-        (folder / f"{option_of(name)}.yaml").write_text(text)
+        (folder / f"{option_of(name)}.yaml").write_text(text, encoding="utf-8")
 
 
 def option_of(name: str) -> str:

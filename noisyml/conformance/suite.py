@@ -96,7 +96,7 @@ class Suite:
         ]
         ended = [forked.finish(rank) for rank in ranks]
         if any(ended):
-            said = "\n".join(log.read_text()[-3000:] for log in logs)
+            said = "\n".join(log.read_text(encoding="utf-8")[-3000:] for log in logs)
             raise UserError(f"noisyml {' '.join(typed)} failed on two processes: {said}")
         return self._folders("two")
 
@@ -115,7 +115,9 @@ class Suite:
         ]
         log = self.folder / "killed.log"
         status = forked.finish(forked.start(self.command, typed, out=log))
-        assert status == -signal.SIGKILL, f"the run was to be killed: {log.read_text()[-3000:]}"
+        assert status == -signal.SIGKILL, (
+            f"the run was to be killed: {log.read_text(encoding='utf-8')[-3000:]}"
+        )
         assert not RunFolder(run).metrics_file.exists()
         shutil.copy(run / "checkpoints" / "last.ckpt", run / "killed.ckpt")
         assert self.command(["train", f"resume={run}"]) == 0

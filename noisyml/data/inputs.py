@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Sequence
@@ -96,7 +97,10 @@ def as_seen(image: Image.Image) -> Image.Image:
     Raises:
         ValueError: grey values out of every known range.
     """
-    image = ImageOps.exif_transpose(image)
+    image.load()
+    # A damaged note on how the camera was held says nothing about the pixels.
+    with contextlib.suppress(Exception):
+        image = ImageOps.exif_transpose(image)
     if image.mode == "LAB":
         lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
         seen = ImageCms.applyTransform(image, ImageCms.buildTransform(lab, rgb, "LAB", "RGB"))

@@ -286,7 +286,10 @@ def _write_csv(
     scores = np.load(path.with_name(SCORES_FILE), mmap_mode="r", allow_pickle=False)
     queries, candidates = _names(rows), _names(gallery)
     n, k = neighbours.shape
-    with atomic(path, sole_writer=True) as temporary, temporary.open("w", newline="") as file:
+    with (
+        atomic(path, sole_writer=True) as temporary,
+        temporary.open("w", newline="", encoding="utf-8") as file,
+    ):
         for start in range(0, n, CSV_ROWS):
             part = slice(start, min(start + CSV_ROWS, n))
             table = pd.DataFrame(

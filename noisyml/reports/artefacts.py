@@ -194,7 +194,7 @@ def read_environment(run: RunFolder) -> dict[str, str]:
     if not run.environment_file.is_file():
         return {}
     with reading(run.environment_file):
-        return dict(_flat(json.loads(run.environment_file.read_text())))
+        return dict(_flat(json.loads(run.environment_file.read_bytes())))
 
 
 def fingerprints(manifest: pd.DataFrame) -> tuple[str, str]:

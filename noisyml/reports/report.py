@@ -86,7 +86,7 @@ def build_report(
         commands=tuple(_commands(runs)),
         environment=tuple(facts),
         other_metrics=other_metrics(runs) if runs.single else (),
-        config=runs.folders[0].config_file.read_text() if runs.single else "",
+        config=runs.folders[0].config_file.read_text(encoding="utf-8") if runs.single else "",
     )
 
 

@@ -112,7 +112,7 @@ def list_artefacts(run: RunFolder) -> list[ArtefactEntry]:
     if not run.artefacts_file.is_file():
         return []
     try:
-        listed = [ArtefactEntry(**entry) for entry in json.loads(run.artefacts_file.read_text())]
+        listed = [ArtefactEntry(**entry) for entry in json.loads(run.artefacts_file.read_bytes())]
     except TypeError as error:
         raise ValueError(f"it is no list of artefacts: {error}") from error
     for entry in listed:

@@ -58,6 +58,6 @@ class MetricNames:
         """
         if not file.is_file():
             return cls()
-        content = json.loads(file.read_text())
+        content = json.loads(file.read_bytes())
         labels = {str(key): str(value) for key, value in content["labels"].items()}
         return cls(labels, frozenset(map(str, content["lower_is_better"])))

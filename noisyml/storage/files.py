@@ -58,6 +58,6 @@ def write_atomically(
     """
     with atomic(path, durable=durable) as temporary:
         if isinstance(content, str):
-            temporary.write_text(content)
+            temporary.write_text(content, encoding="utf-8", newline="\n")
         else:
             temporary.write_bytes(content)

@@ -127,8 +127,9 @@ def read_table(
     try:
         return _rows(path, read_text(path), separators, wanted, header)
     except UnicodeDecodeError as error:
+        what = "a spreadsheet or an archive, no" if _is_packed(error.object) else "not UTF-8"
         raise UserError(
-            f"The table {path} is not UTF-8 text; save it as UTF-8 (spreadsheets call it "
+            f"The table {path} is {what} text; save it as UTF-8 (spreadsheets call it "
             f"'CSV UTF-8'): {_line_of(error)}."
         ) from error
     except OSError as error:
@@ -142,6 +143,11 @@ def _line_of(error: UnicodeDecodeError) -> str:
     lines = error.object[: error.start].split(b"\n")
     line = error.object[error.start - len(lines[-1]) :].split(b"\n")[0].decode("utf-8", "replace")
     return f"line {len(lines)} is {line[:80]!r}"
+
+
+def _is_packed(content: bytes) -> bool:
+    """True of the first bytes of zip files (spreadsheets are some) and gzip files."""
+    return content.startswith((b"PK\x03\x04", b"\x1f\x8b"))
 
 
 def _rows(

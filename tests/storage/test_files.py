@@ -76,3 +76,14 @@ with atomic(Path({str(file)!r}), sole_writer=True) as temporary:
         temporary.write_text("new")
     assert file.read_text() == "new"
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_text_is_utf8_whatever_the_system_writes(tmp_path):
+    program = (
+        "import sys; from pathlib import Path; from noisyml.storage.files import write_atomically"
+    )
+    program += "; write_atomically(Path(sys.argv[1]), '\\u56f3\\n')"
+    env = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.txt")], env=env)
+    assert done.returncode == 0
+    assert (tmp_path / "a.txt").read_bytes() == "図\n".encode()

@@ -16,7 +16,7 @@ from noisyml.storage.files import atomic
 def read_json(path: Path) -> dict[str, Any]:
     """The object in the file; ``{}`` if there is none, or a damaged one, which is written anew."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

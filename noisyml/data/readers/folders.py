@@ -228,9 +228,12 @@ def _names_a_split(name: str) -> bool:
     return bool(words & _OF_SPLITS) or _FOLDS.fullmatch(name.lower()) is not None
 
 
-def only_folder_with_images(folder: Path) -> str:
-    """Advice where a data set has a single class folder: the folder inside may be the data set."""
-    names, _ = entries(folder, LeftOut())
+def advice_on_classes(folder: Path) -> str:
+    """Advice where a data set has fewer than two class folders with images."""
+    names, files = entries(folder, LeftOut())
+    images = _images(folder, files, LeftOut())
+    if images and not names:
+        return f"; its {len(images)} images lie in no class folder"
     deeper = [name for name in names if _folders_in(folder / name)]
     return f"; perhaps dataset.path={folder / deeper[0]} is meant" if len(deeper) == 1 else ""
 

@@ -182,7 +182,7 @@ def join_key(path: str) -> str:
 
 def official_table() -> dict[str, dict[str, Any]]:
     """Facts of the 39 released lists by file name: sha256, rows, n_labels, min_label, ...."""
-    text = resources.files("noisyml.noise").joinpath("official_lists.json").read_text()
+    text = resources.files("noisyml.noise").joinpath("official_lists.json").read_bytes()
     return dict(json.loads(text))
 
 

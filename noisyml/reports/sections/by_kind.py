@@ -43,7 +43,7 @@ def show_by_kind(entry: ArtefactEntry, run: RunFolder, alone: bool) -> Iterator[
         yield TextTable(entry.title, caption, tuple(map(str, table.columns)), texts)
         return
     if entry.kind == "text":
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
         caption = _first(entry.caption, ROWS_SHOWN, len(lines), "lines")
         yield TextTable(
             entry.title, caption, (entry.file,), tuple((x,) for x in lines[:ROWS_SHOWN])

@@ -144,7 +144,7 @@ def _index(
     name = f"{FORMAT} {read.__qualname__} {file.resolve()} {facts.st_size} {facts.st_mtime_ns}"
     kept = cache_dir / "records" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
     if kept.is_file():
-        return [Record(*row) for row in json.loads(kept.read_text())]
+        return [Record(*row) for row in json.loads(kept.read_bytes())]
     rows = list(read(file))
     write_atomically(kept, json.dumps(rows))
     return rows

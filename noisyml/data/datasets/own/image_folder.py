@@ -12,8 +12,8 @@ from noisyml.checks import OpenShare, WholeNonNegative
 from noisyml.data.base import DatasetSource, Split
 from noisyml.data.readers.folders import (
     LeftOut,
+    advice_on_classes,
     class_folders,
-    only_folder_with_images,
     split_folders,
 )
 from noisyml.data.readers.layout import (
@@ -81,7 +81,9 @@ class ImageFolder(DatasetSource):
 
     def missing(self) -> str | None:
         """None, or the folder."""
-        return None if self.path.is_dir() else f"the folder {self.path}"
+        if self.path.is_dir():
+            return None
+        return f"the folder {self.path}{' (a file has that name)' if self.path.is_file() else ''}"
 
     def splits(self) -> dict[str, Split]:
         """``train``, ``val`` (if there is one) and ``test``.
@@ -108,7 +110,7 @@ class ImageFolder(DatasetSource):
         if len(class_names) < 2:
             raise UserError(
                 f"{self.path} has {len(class_names)} class folders with images; two at least are "
-                f"needed, each with images of one class{only_folder_with_images(self.path)}."
+                f"needed, each with images of one class{advice_on_classes(self.path)}."
             )
         say_look_alikes(class_names, str(self.path))
         number = {name: i for i, name in enumerate(class_names)}

@@ -49,7 +49,7 @@ def stage_folders(run: RunFolder) -> list[RunFolder]:
     plans = run.path / PLANS_FILE
     if plans.is_file():
         with reading(plans):
-            planned = [str(plan["name"]) for plan in json.loads(plans.read_text())["stages"]]
+            planned = [str(plan["name"]) for plan in json.loads(plans.read_bytes())["stages"]]
         found.sort(key=lambda name: planned.index(name) if name in planned else len(planned))
     return [RunFolder(below / name) for name in found]
 

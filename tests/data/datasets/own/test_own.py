@@ -113,8 +113,10 @@ def test_fingerprint_follows_the_files(folder):
 def test_folder_mistakes(folder, tmp_path):
     with pytest.raises(UserError, match=r"the folder \S+nowhere is missing; set dataset.path"):
         ImageFolder(str(tmp_path / "nowhere")).splits()
-    with pytest.raises(UserError, match="has 0 class folders"):
+    with pytest.raises(UserError, match=r"has 0 class folders .*; its 10 images lie in no"):
         ImageFolder(str(folder / "cat")).splits()
+    with pytest.raises(UserError, match=r"0\.png \(a file has that name\) is missing"):
+        ImageFolder(str(folder / "cat" / "0.png")).splits()
 
 
 @pytest.mark.parametrize("name", ["labels.csv", "labels.tsv", "labels.parquet"])
@@ -225,10 +227,12 @@ def test_unreadable_tables(tmp_path):
         ("b.csv", b"path,label\n\xff\xfe\xfa,x\n"),
         ("c.parquet", b"no parquet"),
         ("d.csv", b'path,label\n"open,quote\n'),
+        ("a spreadsheet or an archive, no text; save it", b"PK\x03\x04\x80"),
     ):
-        (tmp_path / name).write_bytes(content)
+        file = tmp_path / (name if name[1] == "." else "e.csv")
+        file.write_bytes(content)
         with pytest.raises(UserError, match=name):
-            CsvTable(str(tmp_path / name)).splits()
+            CsvTable(str(file)).splits()
     with pytest.raises(UserError, match=r"the table \S+gone.csv is missing"):
         CsvTable(str(tmp_path / "gone.csv")).splits()
     with pytest.raises(UserError, match=r"is no table: its name must end in .csv"):
@@ -424,6 +428,14 @@ def test_pictures_are_turned_as_their_orientation_says(tmp_path):
     assert seen.shape == (4, 2, 3)
     assert (seen[:, 1] == 255).all()
     assert (seen[:, 0] == 0).all()
+
+
+def test_a_damaged_note_on_orientation_costs_no_picture(tmp_path):
+    pixels = np.full((4, 4, 3), 200, dtype=np.uint8)
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\xff\xff\xff"
+    with pytest.warns(UserWarning, match="Corrupt EXIF"):
+        seen = _seen(tmp_path, Image.fromarray(pixels), suffix="jpg", exif=exif)
+    assert np.abs(seen - 200.0).max() < 3
 
 
 def test_what_is_transparent_lies_on_white(tmp_path):
