@@ -323,6 +323,9 @@ def _mistake(name: str, value: Any, annotation: Any, hint: str = "") -> Argument
                 return _mistake(f"{name}.{key}", item, parts[1], hint)
     if isinstance(value, str):
         hint = did_you_mean(value, _words(annotation)) + hint
+    elif str in (annotation, *parts) and (value is None or isinstance(value, list | tuple)):
+        # The shell takes one pair of quotes away.
+        hint += " A text that looks like this stands in quotes within quotes: '\"[a]\"'."
     return ArgumentError(name, value, f"must be {_described(annotation)}", hint)
 
 

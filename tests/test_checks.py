@@ -138,3 +138,14 @@ def test_functions_and_dataclasses():
 
     with pytest.raises(ArgumentError, match="width=0 must be a number above 0"):
         Record(width=0)
+
+
+@pytest.mark.parametrize("value", [None, ["new"]])
+def test_a_text_that_looks_like_a_list_is_told_how_to_be_written(value):
+    @checked
+    def opened(path: str) -> str:
+        return path
+
+    with pytest.raises(UserError, match=r"must be a word\. A text that looks like this stands"):
+        opened(value)
+    assert opened("[new]") == "[new]"

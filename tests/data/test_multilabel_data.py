@@ -14,10 +14,10 @@ from noisyml.data.datasets.embedded import glyphs
 from noisyml.data.datasets.embedded.digits import Digits
 from noisyml.data.datasets.embedded.glyphs import Glyphs
 from noisyml.data.datasets.embedded.mosaic import Mosaic
+from noisyml.data.datasets.embedded.typefaces import Character
 from noisyml.data.datasets.own.csv_table import CsvTable
 from noisyml.data.readers.layout import array_split
 from noisyml.data.readers.partition import carve_labelled
-from noisyml.data.readers.typefaces import Character
 from noisyml.data.samplers.balanced import ClassBalanced, RandomClasses
 from noisyml.data.samplers.plans import MPerClass, Shuffle
 from noisyml.data.transforms.image import ImageTransform

@@ -1,7 +1,7 @@
 """Letters and signs drawn from the TrueType faces inside matplotlib: a data set without download.
 
-Class = code point, instances = faces x fixed distortions; `noisyml.data.readers.typefaces` draws
-them and says which characters are fit to be classes.
+Class = code point, instances = faces x fixed distortions; `typefaces` beside this module draws them
+and says which characters are fit to be classes.
 """
 
 from __future__ import annotations
@@ -19,15 +19,7 @@ from numpy.typing import NDArray
 
 from noisyml.checks import Count, Ge, Interval, OpenShare, Share, WholeNonNegative
 from noisyml.data.base import DatasetSource, Split
-from noisyml.data.readers import cache
-from noisyml.data.readers.layout import array_split, require_files
-from noisyml.data.readers.partition import (
-    SplitKind,
-    carve_samples,
-    check_fractions,
-    hash_ranks,
-)
-from noisyml.data.readers.typefaces import (
+from noisyml.data.datasets.embedded.typefaces import (
     FACES,
     Character,
     draw,
@@ -36,6 +28,14 @@ from noisyml.data.readers.typefaces import (
     instances_of,
     script,
     versions,
+)
+from noisyml.data.readers import cache
+from noisyml.data.readers.layout import array_split, require_files
+from noisyml.data.readers.partition import (
+    SplitKind,
+    carve_samples,
+    check_fractions,
+    hash_ranks,
 )
 from noisyml.errors import UserError
 

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from noisyml.data.datasets.embedded import glyphs
+from noisyml.data.datasets.embedded import glyphs, typefaces
 from noisyml.data.datasets.embedded.glyphs import Glyphs
-from noisyml.data.readers import typefaces
-from noisyml.data.readers.typefaces import FACES, Character, draw, find_characters, script
+from noisyml.data.datasets.embedded.typefaces import FACES, Character, draw, find_characters, script
 from noisyml.errors import UserError
 
 SMALL = {
