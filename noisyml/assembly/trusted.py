@@ -5,8 +5,8 @@ typed, or lies in one's own ``--config-dir``, is one's own and is not asked here
 that is read from a file is checked whole before anything of it is built. It may name
 
 - parts that noisyml defines: methods, losses, selectors, evaluators, data sets, noise, batch plans,
-  transforms, networks, callbacks, policies, and functions that make networks, optimisers,
-  schedules, teachers or loggers;
+  transforms, networks, graphs of pairs, callbacks, policies, and functions that make networks,
+  optimisers, schedules, teachers or loggers;
 - optimisers, schedules and modules of PyTorch, transforms and networks of torchvision, modules of
   timm, losses and miners of pytorch-metric-learning, and a few classes of Lightning;
 - what lies in a package, or has a name, that the user trusts: ``trust=[my_package]`` on the command
@@ -245,6 +245,7 @@ def _of_noisyml(target: str, found: Any) -> bool:
     from torch.optim.lr_scheduler import LRScheduler
 
     from noisyml.data.base import DatasetSource
+    from noisyml.methods.vectors.graph import PairGraph
     from noisyml.metrics.base import Evaluator
     from noisyml.models.backbones.base import Backbone
     from noisyml.models.teacher import Teacher
@@ -257,7 +258,7 @@ def _of_noisyml(target: str, found: Any) -> bool:
     if inspect.isclass(found):
         parts = (nn.Module, Injector, Evaluator, DatasetSource, Policy, Callback, LRScheduler)
         plain = ("noisyml.data.samplers", "noisyml.data.transforms")
-        return issubclass(found, parts) or _from(found, *plain)
+        return issubclass(found, (*parts, PairGraph)) or _from(found, *plain)
     try:
         made = typing.get_type_hints(found).get("return")
     except NameError:  # imported for type checkers alone

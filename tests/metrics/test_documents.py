@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from noisyml.data.datasets.vectors.beir import Beir
-from noisyml.data.readers.beir import judgements, read_qrels
+from noisyml.data.datasets.vectors.judged import judgements, read_qrels
 from noisyml.data.vectors import vector_rows
 from noisyml.errors import UserError
 from noisyml.metrics.documents import DocumentEvaluator, graded_metrics, trec_qrels, trec_run

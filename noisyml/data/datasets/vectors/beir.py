@@ -10,7 +10,7 @@ import numpy as np
 
 from noisyml.data.base import DatasetSource, Split
 from noisyml.data.datasets.vectors.files import Source, vector_splits
-from noisyml.data.readers.beir import judgements, read_ids, read_qrels
+from noisyml.data.datasets.vectors.judged import judgements, read_ids, read_qrels
 from noisyml.data.readers.layout import files_digest, first_missing, require_files, stat_files
 from noisyml.data.readers.matrices import open_matrix
 from noisyml.errors import UserError
