@@ -4,6 +4,8 @@ import importlib.util
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -223,7 +225,17 @@ def test_launchers_run_a_sweep_whose_failures_stop_nothing(shell, launcher, sett
         *("train", "-m", *TINY, "trainer.max_epochs=1", "sampler=shuffle"),
         *("sampler.batch_size=64,4096", "hydra.sweep.dir=outputs/train/sweep"),
     ]
-    done = shell.apart(*sweep, f"hydra/launcher={launcher}", *settings, "report=true")
+    # From a fresh process: workers of joblib outlive a forked one, which waits for its children.
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "noisyml", *sweep, "report=true"),
+            *(f"hydra/launcher={launcher}", *settings),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
     said = done.stdout + done.stderr
     assert done.returncode == 2, said
     assert "1 of 2 jobs failed:\n  job 1: sampler.batch_size=4096 exceeds the" in said
