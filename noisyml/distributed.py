@@ -123,6 +123,22 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return total
 
 
+@torch.no_grad()
+def agree_on_statistics(module: torch.nn.Module) -> None:
+    """Give every rank the first rank's running statistics of batch normalisation, in place.
+
+    Each rank keeps its own while it trains, of its share of the batches. They serve evaluation
+    alone, and a checkpoint holds those of the first rank: with these everywhere, metrics do not
+    depend on when a run was interrupted, nor on when checkpoints were written.
+    """
+    if not is_distributed():
+        return
+    for part in module.modules():
+        if isinstance(part, torch.nn.modules.batchnorm._NormBase):
+            for buffer in part.buffers(recurse=False):
+                dist.broadcast(buffer, 0)
+
+
 def shard_slice(n: int) -> slice:
     """The contiguous part of ``range(n)`` that belongs to this rank; sizes differ by at most 1."""
     share, rest = divmod(n, world_size())

@@ -49,16 +49,17 @@ def write_inputs(
     """Write what a run is made from; ``config.yaml`` last, for it makes the folder a run."""
     from omegaconf import OmegaConf
 
+    from noisyml.command.secrets import as_yaml, words_as_yaml
     from noisyml.runs.environment import describe_environment
 
     folder.path.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder.overrides_file, OmegaConf.to_yaml(OmegaConf.create(list(overrides))))
+    write_atomically(folder.overrides_file, words_as_yaml(overrides))
     options = {group: name for group, name in choices.items() if not group.startswith("hydra")}
     write_atomically(folder.choices_file, OmegaConf.to_yaml(OmegaConf.create(options)))
     write_atomically(
         folder.environment_file, json.dumps(describe_environment(), indent=2, sort_keys=True) + "\n"
     )
-    write_atomically(folder.config_file, OmegaConf.to_yaml(config))
+    write_atomically(folder.config_file, as_yaml(config))
 
 
 @contextlib.contextmanager

@@ -309,12 +309,11 @@ class ResumableVerb(ABC):
 
 def write_changes(config: DictConfig, folder: RunFolder, typed: Sequence[str]) -> None:
     """Write a run's changed configuration, and what was typed after what was typed before."""
-    from omegaconf import OmegaConf
+    from noisyml.command.secrets import as_yaml, words_as_yaml
 
     if typed:
-        together = OmegaConf.create([*folder.overrides(), *typed])
-        write_atomically(folder.overrides_file, OmegaConf.to_yaml(together))
-    write_atomically(folder.config_file, OmegaConf.to_yaml(config))
+        write_atomically(folder.overrides_file, words_as_yaml([*folder.overrides(), *typed]))
+    write_atomically(folder.config_file, as_yaml(config))
 
 
 def first_difference(config: DictConfig, folder: RunFolder, free: Sequence[str]) -> str | None:

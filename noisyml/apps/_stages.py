@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from noisyml.apps._folder import write_inputs
 from noisyml.apps._settings import TrainSettings, read_settings
 from noisyml.assembly.trusted import admit, check_composed
+from noisyml.command.secrets import as_yaml, resolved
 from noisyml.errors import UserError
 from noisyml.runs.folder import RunFolder
 from noisyml.stages.composition import Compose, compose_stage
@@ -39,11 +40,7 @@ def resolve(config: DictConfig, folder: RunFolder, given: Handover) -> DictConfi
         config.paths.cache = str(Path(config.paths.cache).expanduser())
         for key, value in given.settings.items():
             OmegaConf.update(config, key, value, merge=False, force_add=True)
-    values: dict[Any, Any] = {key: config[key] for key in config if key != "hydra"}
-    for key, value in values.items():
-        if OmegaConf.is_config(value):
-            values[key] = OmegaConf.to_container(value, resolve=True)
-    return OmegaConf.create(values)
+    return OmegaConf.create(resolved(config))
 
 
 def check_values(config: DictConfig) -> None:
@@ -102,7 +99,7 @@ def _controller(
     typed: Sequence[str],
     choices: Mapping[str, str],
 ) -> StageController:
-    from omegaconf import OmegaConf, open_dict
+    from omegaconf import open_dict
 
     from noisyml.runs.processes import check_ranks
 
@@ -122,7 +119,7 @@ def _controller(
 
     def apply(given: Handover) -> None:
         settings = checked(resolve(compose(typed), folder, given))
-        write_atomically(folder.config_file, OmegaConf.to_yaml(settings))
+        write_atomically(folder.config_file, as_yaml(settings))
 
     return StageController(folder, _policy(config.stages), prepare=prepare, apply=apply)
 

@@ -26,6 +26,7 @@ from noisyml.assembly.saved import saved_config
 from noisyml.errors import UserError, did_you_mean
 from noisyml.runs.folder import RunFolder, locate_checkpoint, locate_run
 from noisyml.storage.files import write_atomically
+from noisyml.storage.tables import for_spreadsheet
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -148,9 +149,10 @@ def configuration(
         choices: of this verb's groups.
     """
     import yaml
-    from omegaconf import DictConfig, OmegaConf, open_dict
+    from omegaconf import OmegaConf, open_dict
 
     from noisyml.command.overrides import apply_overrides
+    from noisyml.command.secrets import resolved
     from noisyml.command.words import words_in
 
     if config.checkpoint is not None:
@@ -178,9 +180,7 @@ def configuration(
         choices = {**chosen, **typed}
     with open_dict(config):
         config.run_dir = str(folder.path)
-    resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
-    assert isinstance(resolved, DictConfig)
-    return resolved, choices
+    return OmegaConf.create(resolved(config)), choices
 
 
 def graphs(config: DictConfig, folder: RunFolder) -> dict[str, float]:
@@ -365,7 +365,8 @@ def _list_broken(data: DataModule, writers: dict[str, SplitWriter], folder: RunF
         return
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
-    table.writerows([("split", "index", "key"), *rows])
+    table.writerow(("split", "index", "key"))
+    table.writerows([(name, position, for_spreadsheet(key)) for name, position, key in rows])
     file = folder.path / "broken_images.csv"
     write_atomically(file, text.getvalue())
     log.warning("%d images could not be decoded; they are listed in %s", len(rows), file)

@@ -48,6 +48,7 @@ def job(config: DictConfig, settings: list[str]) -> dict[str, float]:
     from omegaconf import OmegaConf
 
     from noisyml.command.overrides import apply_overrides
+    from noisyml.command.secrets import as_yaml, resolved
 
     own = read_settings(EvaluateSettings, config)
     path = Path(config.checkpoint)
@@ -65,7 +66,7 @@ def job(config: DictConfig, settings: list[str]) -> dict[str, float]:
         from noisyml.apps._naming import name_images
 
         metrics = name_images(changed, file, own, output)
-    write_atomically(output.config_file, OmegaConf.to_yaml(changed, resolve=True))
+    write_atomically(output.config_file, as_yaml(OmegaConf.create(resolved(changed))))
     output.write_metrics(metrics)
     print(json.dumps(metrics, indent=2))
     if own.images is not None:

@@ -32,15 +32,15 @@ def main(arguments: list[str]) -> int:
 def job(config: DictConfig) -> dict[str, float]:
     """One job of Hydra: a folder with the neighbours."""
     from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
 
+    from noisyml.command.secrets import resolved
     from noisyml.embeddings.neighbours import write_neighbours
 
     hydra = HydraConfig.get()
     folder = RunFolder(Path(hydra.runtime.output_dir))
-    resolved = OmegaConf.create(OmegaConf.to_container(config, resolve=True))
-    assert isinstance(resolved, DictConfig)
-    check_values(resolved)
+    settings = OmegaConf.create(resolved(config))
+    check_values(settings)
     refuse_foreign(folder)
     rows = open_rows("embeddings", config.embeddings, "split", config.split)
     gallery = None
@@ -48,7 +48,7 @@ def job(config: DictConfig) -> dict[str, float]:
         gallery = open_rows("gallery", config.gallery, "gallery_split", config.gallery_split)
     elif config.gallery_split is not None:
         raise UserError("gallery_split=... needs gallery=..., the folder that has this split.")
-    write_inputs(folder, resolved, list(hydra.overrides.task), dict(hydra.runtime.choices))
+    write_inputs(folder, settings, list(hydra.overrides.task), dict(hydra.runtime.choices))
     with folder.claimed(), recorded(folder, "the same command with another hydra.run.dir"):
         metrics = write_neighbours(
             rows,

@@ -87,7 +87,7 @@ class Training(ResumableVerb):
         from noisyml.runs.processes import is_main_process
 
         if is_main_process():
-            _say_what_is_assumed(config, folder.overrides())
+            _say_what_is_assumed(config, folder)
         # Ranks that rank 0 starts are told a stage's own folder, and the run's in its turn.
         if config.get("stages") and is_main_process():
             for stage in resumed_stages(config, folder).pending():
@@ -130,7 +130,6 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     """Train, evaluate, and describe one run; the same on every rank."""
     import lightning
     from lightning.pytorch.callbacks import LambdaCallback
-    from omegaconf import OmegaConf
 
     from noisyml.apps._quiet import quiet
     from noisyml.assembly.build import assemble
@@ -142,6 +141,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     from noisyml.callbacks.loggers import announce_results, announce_run
     from noisyml.callbacks.progress import LiveProgress
     from noisyml.callbacks.selection_log import SelectionLog
+    from noisyml.command.secrets import masked, resolved
     from noisyml.metrics.base import metric_names
     from noisyml.runs.processes import cluster_environment, handle_termination, is_main_process
     from noisyml.runs.progress import announce
@@ -195,7 +195,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
         enable_checkpointing=RunCheckpoints in by_type,
     )
 
-    settings: Any = OmegaConf.to_container(config, resolve=True)
+    settings: Any = masked(resolved(config))
     announce_run(trainer.loggers, settings)
     # A checkpoint is read before Lightning does this, and would be rounded to single precision.
     trainer.strategy.precision_plugin.convert_module(method)
@@ -311,20 +311,44 @@ def _test_all(
     return metrics
 
 
-def _say_what_is_assumed(config: DictConfig, overrides: list[str]) -> None:
+def _say_what_is_assumed(config: DictConfig, folder: RunFolder) -> None:
+    """Say which noise rates nobody has set: neither what was typed nor an experiment."""
+    import yaml
+
+    from noisyml.command.config import conf_dir
     from noisyml.command.words import words_in
 
-    typed = {word.key for word in words_in(overrides)}
+    typed = {word.key for word in words_in(folder.overrides())}
+    choices = folder.choices()
     consequences = {
         "selector": "about that share of each batch is left out",
         "method": "about that share of what is learnt is held back",
     }
     for part, consequence in consequences.items():
         rate = config[part].get("noise_rate")
-        if rate is not None and "rate" not in config.noise and f"{part}.noise_rate" not in typed:
-            log.warning(
-                "%s.noise_rate=%s is a guess: %s; set it to the share of wrong labels you expect.",
-                part,
-                rate,
-                consequence,
-            )
+        if rate is None or "rate" in config.noise or f"{part}.noise_rate" in typed:
+            continue
+        file = conf_dir() / part / f"{choices.get(part)}.yaml"
+        default = yaml.safe_load(file.read_text()) if file.is_file() else {}
+        # An experiment, or a configuration of the user's own, may have set another one.
+        own = (default.get(part) or {}).get("noise_rate", default.get("noise_rate"))
+        if own != rate or _sets(choices.get("experiment"), part, "noise_rate"):
+            continue
+        log.warning(
+            "%s.noise_rate=%s is a guess: %s; set it to the share of wrong labels you expect.",
+            part,
+            rate,
+            consequence,
+        )
+
+
+def _sets(experiment: str | None, part: str, key: str) -> bool:
+    """True if an experiment's own file sets a part's key."""
+    import yaml
+
+    from noisyml.command.config import conf_dir
+
+    names = (experiment or "").strip("[]").split(",")
+    files = [conf_dir() / "experiment" / f"{name.strip()}.yaml" for name in names]
+    contents = [yaml.safe_load(file.read_text()) for file in files if file.is_file()]
+    return any(key in (content.get(part) or {}) for content in contents)

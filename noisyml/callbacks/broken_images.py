@@ -14,6 +14,7 @@ from lightning import Callback, LightningModule, Trainer
 
 from noisyml import distributed
 from noisyml.storage.files import write_atomically
+from noisyml.storage.tables import for_spreadsheet
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +87,7 @@ class BrokenImages(Callback):
         for name, positions in self.found.items():
             broken[name] = broken.get(name, set()) | positions
         rows = [
-            (name, index, data.splits[name].keys[index])
+            (name, index, for_spreadsheet(data.splits[name].keys[index]))
             for name in data.splits
             for index in sorted(broken.get(name, ()))
         ]

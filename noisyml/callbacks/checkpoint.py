@@ -14,6 +14,7 @@ from lightning import LightningModule, Trainer
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 
+from noisyml import distributed
 from noisyml.checks import Checked, Count
 from noisyml.errors import UserError
 from noisyml.methods.base import Method
@@ -151,6 +152,10 @@ class RunCheckpoints(Checked, Checkpoint):
     def epoch_path(self, epochs_done: int) -> Path:
         """Weights as they were after so many epochs; kept for `last_epochs`."""
         return self.path(f"epoch_{epochs_done:04d}")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let passes over a split before an epoch see the statistics that a checkpoint holds."""
+        distributed.agree_on_statistics(pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

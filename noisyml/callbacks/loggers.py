@@ -10,7 +10,12 @@ from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
+from noisyml.runs.processes import is_main_process
+
 log = logging.getLogger(__name__)
+
+#: How long the server of Weights & Biases may take to answer, in seconds.
+PATIENCE = 5.0
 
 
 #: Settings that say where and how a run ran, not what it was.
@@ -71,7 +76,7 @@ def announce_results(
 
 
 def wandb_logger(save_dir: str, project: str, name: str, entity: str | None = None) -> Logger:
-    """A Weights & Biases logger; offline, and saying so, if there is no key.
+    """A Weights & Biases logger; offline, and saying so, if there is no key or no answer.
 
     Args:
         save_dir: folder that receives the ``wandb`` folder.
@@ -87,14 +92,35 @@ def wandb_logger(save_dir: str, project: str, name: str, entity: str | None = No
     if wandb.run is not None:  # of a job of this process that failed; it would go on
         wandb.finish(exit_code=1)
     settings: dict[str, Any] = {}
-    if not _has_key() and os.environ.get("WANDB_MODE") not in ("offline", "disabled"):
-        log.warning(
-            "wandb: no API key (WANDB_API_KEY or `wandb login`), so the run is recorded offline in "
-            "%s; `wandb sync` uploads it later.",
-            save_dir,
-        )
-        settings["offline"] = True
+    if os.environ.get("WANDB_MODE") not in ("offline", "disabled") and is_main_process():
+        reason = None if _has_key() else "no API key (WANDB_API_KEY or `wandb login`)"
+        reason = reason or _unreachable()
+        if reason:
+            log.warning(
+                "wandb: %s, so the run is recorded offline in %s; `wandb sync` uploads it later.",
+                reason,
+                save_dir,
+            )
+            settings["offline"] = True
     return WandbLogger(save_dir=save_dir, project=project, name=name, entity=entity, **settings)
+
+
+def _server() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+
+
+def _unreachable() -> str | None:
+    """Why the server does not answer within `PATIENCE`; None if it does, whatever it says."""
+    import urllib.error
+    import urllib.request
+
+    try:
+        with urllib.request.urlopen(_server(), timeout=PATIENCE):
+            return None
+    except urllib.error.HTTPError:
+        return None
+    except (OSError, ValueError) as error:
+        return f"no answer from {_server()} ({getattr(error, 'reason', error)})"
 
 
 def _has_key() -> bool:
@@ -102,7 +128,7 @@ def _has_key() -> bool:
         return True
     import netrc
 
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("://")[2]
+    host = _server().partition("://")[2]
     try:
         return netrc.netrc().authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):

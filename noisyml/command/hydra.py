@@ -6,7 +6,9 @@ import json
 import logging
 import os
 import shutil
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -29,7 +31,12 @@ from noisyml.command.sweeps import (
 )
 from noisyml.command.words import as_typed, quoted, split_line, words_in
 from noisyml.errors import EXIT_USER_ERROR, SweepError, UserError
-from noisyml.runs.processes import is_main_process, started_elsewhere
+from noisyml.runs.processes import (
+    end_children,
+    handle_termination,
+    is_main_process,
+    started_elsewhere,
+)
 from noisyml.storage.files import write_atomically
 
 if TYPE_CHECKING:
@@ -127,6 +134,10 @@ def run_jobs(
     sys.argv = [f"{sys.argv[0]}", *arguments]
     # Hydra then hands us the exception itself instead of printing its own account of it.
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    before = signal.getsignal(signal.SIGTERM)
+    if sweep is not None:
+        # Between jobs too: what launchers have started must not outlive the command.
+        handle_termination()
     try:
         hydra.main(version_base="1.3", config_path=str(conf_dir()), config_name=root)(job)()
     except Exception as error:
@@ -138,7 +149,13 @@ def run_jobs(
                 f"hydra.sweep.dir={home} trains what is missing."
             )
         raise mended from error
+    except KeyboardInterrupt:
+        if launcher != BASIC_LAUNCHER:
+            end_children()
+        raise
     finally:
+        if sweep is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
         sys.argv = saved_argv
         if saved_env is None:
             os.environ.pop("HYDRA_FULL_ERROR", None)

@@ -16,6 +16,7 @@ from noisyml.command.config import (
 )
 from noisyml.command.words import Word, choices_in, words_in
 from noisyml.errors import UserError, did_you_mean
+from noisyml.storage.files import DiskFull, is_disk_full
 
 #: Options of Hydra's own command line; anything else that starts with a dash is a mistake.
 HYDRA_FLAGS = (
@@ -83,7 +84,13 @@ def _leaves(root: str, choices: tuple[str, ...]) -> list[tuple[str, Any]]:
 
 
 def _check_type(key: str, text: str, default: bool | int | float) -> None:
-    if not text or re.search(r"[${(\[]", text):
+    if text.startswith("["):
+        one = text.strip("[] ")
+        raise UserError(
+            f"{key}={text} is a list where one value belongs; several are run one after the other "
+            f"by: noisyml ... -m {key}={one}."
+        )
+    if not text or re.search(r"[${(]", text):
         return
     value = Word.parse(f"{key}={text}").typed_value()
     switch = isinstance(default, bool)
@@ -174,6 +181,9 @@ def as_user_error(error: Exception, root: str, overrides: list[str]) -> Exceptio
     for link in chain:
         if isinstance(link, UserError):
             return link
+    if is_disk_full(error):
+        files = [link.filename for link in chain if isinstance(link, OSError) and link.filename]
+        return DiskFull(files[0] if files else "the results")
     for link in chain:
         if isinstance(link, MissingConfigException) and link.missing_cfg_file:
             missing = link.missing_cfg_file

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 MASK = "***"
 #: Names of settings and of environment variables that hold secrets.
 _NAMES = re.compile(
-    r"(^|[_.\-])(api_?key|key|token|secret|pass|passwd|password|passphrase|pwd|credentials?|auth|"
-    r"bearer|private)s?($|[_.\-\d])|apikey|password|secret|token$",
+    r"(^|[_\-])(api_?key|access_?key|passwd|passphrase|pwd|credentials?|auth|bearer)s?([_\-]|$)|"
+    r"(^|[_\-])(token|pass|private)$|[_\-]key$|apikey|password|secret",
     re.IGNORECASE,
 )
 #: A value from the environment while a configuration is resolved.
@@ -33,43 +33,46 @@ def is_secret(name: str) -> bool:
 
     Example:
         >>> [is_secret(n) for n in ("logger.wandb.api_key", "HF_TOKEN", "key", "tokens_per_word")]
-        [True, True, True, False]
+        [True, True, False, False]
     """
     return _NAMES.search(name.rpartition(".")[2]) is not None
 
 
-def resolved(value: Any, typed: Sequence[str] = ()) -> Any:
-    """A part of a configuration as plain containers, interpolations replaced by their values.
+def resolved(config: DictConfig) -> dict[str, Any]:
+    """A configuration as plain containers, interpolations replaced by their values.
 
-    Those of secrets in the environment stay: they are read anew whenever the value is used.
-
-    Args:
-        value: a mapping or list of OmegaConf.
-        typed: words of the command; the variables they name are secrets, unless they hold a number
-            or an existing path.
+    What comes from an environment variable that may hold a secret stays an interpolation, read anew
+    whenever it is used. Hydra's own part is left out.
     """
     from omegaconf import OmegaConf
     from omegaconf.resolvers import oc
 
-    named = {name for word in typed for name in re.findall(r"\$\{oc\.env:\s*([^,}\s]+)", word)}
+    def from_environment(key: str, *default: Any) -> Any:
+        given = oc.env(key, *default)
+        hidden = key in os.environ and is_secret(key) | _may_be_secret(key, given)
+        return f"\x00env:{key}\x01{given}\x00" if hidden else given
 
-    def from_environment(key: str, default: Any = "\x00") -> Any:
-        given = oc.env(key) if default == "\x00" else oc.env(key, default)
-        hidden = is_secret(key) or (key in named and not _is_harmless(given))
-        return f"\x00env:{key}\x01{given}\x00" if hidden and key in os.environ else given
-
+    raw: Any = OmegaConf.to_container(config, resolve=False)
+    values: dict[str, Any] = {}
     OmegaConf.register_new_resolver("oc.env", from_environment, replace=True)
     try:
-        plain = OmegaConf.to_container(value, resolve=True)
+        for key in config:
+            if key != "hydra":
+                value = config[key]
+                if OmegaConf.is_config(value):
+                    value = OmegaConf.to_container(value, resolve=True)
+                values[str(key)] = value
     finally:
         OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
-    return _by_name(plain, OmegaConf.to_container(value, resolve=False), "")
+    return {key: _by_name(value, raw.get(key), key) for key, value in values.items()}
 
 
-def _is_harmless(value: Any) -> bool:
-    """True for a number, and for a path that exists."""
+def _may_be_secret(name: str, value: Any) -> bool:
+    """True for a variable that users name, unless it holds a number or an existing path."""
+    if name.startswith(("NOISYML_", "SLURM_")) or name in ("HOME", "USER", "TMPDIR"):
+        return False
     text = str(value)
-    return re.fullmatch(r"[-+.\deE]+", text) is not None or os.path.exists(text)
+    return re.fullmatch(r"[-+.\deE]*", text) is None and not os.path.exists(text)
 
 
 def _by_name(value: Any, raw: Any, key: str) -> Any:

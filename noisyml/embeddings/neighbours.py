@@ -21,6 +21,7 @@ from noisyml.embeddings.store import EmbeddedSplit
 from noisyml.errors import UserError
 from noisyml.storage.files import atomic, write_atomically
 from noisyml.storage.reading import read_json, read_npy, reading
+from noisyml.storage.tables import table_for_spreadsheet
 
 #: Raise when the meaning of the files changes.
 FORMAT = 1
@@ -300,6 +301,7 @@ def _write_csv(
                     "score": scores[part].ravel(),
                 }
             )
+            table = table_for_spreadsheet(table)
             table.to_csv(file, header=start == 0, index=False, float_format="%.6g")
 
 

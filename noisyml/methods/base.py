@@ -181,6 +181,14 @@ class Method(Checked, LightningModule):
         """
         return ()
 
+    def on_validation_start(self) -> None:
+        """Evaluate with the statistics that a checkpoint holds."""
+        distributed.agree_on_statistics(self)
+
+    def on_test_start(self) -> None:
+        """Evaluate with the statistics that a checkpoint holds."""
+        distributed.agree_on_statistics(self)
+
     def on_validation_epoch_start(self) -> None:
         """Forget the last evaluation."""
         self._evaluations.clear()

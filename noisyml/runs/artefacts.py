@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from noisyml.runs.folder import RunFolder
 from noisyml.storage.files import atomic, write_atomically
+from noisyml.storage.tables import table_for_spreadsheet
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -131,6 +132,7 @@ def _write(run: RunFolder, artefact: Artefact) -> None:
             with temporary.open("wb") as file:
                 np.savez_compressed(file, allow_pickle=False, **content)
         elif artefact.file.endswith(".csv"):
-            content.to_csv(temporary, index=False, float_format="%.6g")
+            table = table_for_spreadsheet(content)
+            table.to_csv(temporary, index=False, float_format="%.6g")
         else:
             content.to_parquet(temporary, index=False)

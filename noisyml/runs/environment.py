@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 import subprocess
@@ -28,6 +29,10 @@ PACKAGES = (
 )
 
 
+#: How long git may take for an answer, in seconds: nothing waits for it.
+GIT_PATIENCE = 2.0
+
+
 def describe_environment() -> dict[str, Any]:
     """Versions, processor or GPU, and the commit of the checkout (null in an installation)."""
     import os
@@ -51,20 +56,28 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _commit() -> str | None:
-    """The commit of the checkout, ``-dirty`` if files differ from it."""
+    """The commit of the checkout, ``-dirty`` if files differ from it; None where git does not say
+    so at once.
+    """
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
     try:
         head = _git(here, "rev-parse", "HEAD")
         return f"{head}-dirty" if _git(here, "status", "--porcelain", "-uno") else head
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return None
 
 
 def _git(folder: Path, *arguments: str) -> str:
     done = subprocess.run(
-        ["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10
+        ["git", *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=GIT_PATIENCE,
     )
     return done.stdout.strip()

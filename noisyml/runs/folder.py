@@ -43,7 +43,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisyml.errors import UserError
-from noisyml.storage.files import write_atomically
+from noisyml.storage.files import DiskFull, write_atomically
 from noisyml.storage.locks import Taken, locked
 from noisyml.storage.reading import read_json, read_yaml, reading
 
@@ -206,6 +206,8 @@ class RunFolder:
     def claimed(self) -> Iterator[None]:
         """Hold the folder for this process; another one that wants it is refused.
 
+        Temporary files that a killed process left in it are removed.
+
         Raises:
             UserError: another process works in the folder.
         """
@@ -218,6 +220,9 @@ class RunFolder:
                     f"Another process is working in {self.path}; wait for it or choose another "
                     f"folder."
                 ) from None
+            # What a kill left half written, under names that nobody writes again.
+            for leftover in self.path.rglob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
             yield
 
     def write_metrics(self, metrics: dict[str, float]) -> None:
@@ -227,7 +232,16 @@ class RunFolder:
 
     def write_status(self, state: str, **facts: Any) -> None:
         """Write ``status.json``."""
-        write_atomically(self.status_file, json.dumps({"state": state, **facts}, indent=2) + "\n")
+        text = json.dumps({"state": state, **facts}, indent=2) + "\n"
+        try:
+            write_atomically(self.status_file, text)
+        except DiskFull:
+            if not self.status_file.is_file():
+                raise
+            # The file that is there has its space: a full disk must not leave it untrue.
+            with self.status_file.open("r+") as file:
+                file.write(text)
+                file.truncate()
 
     def _there(self, path: Path) -> Path:
         if not path.is_file():

@@ -265,6 +265,42 @@ def handle_termination(*hook: object) -> None:
         signal.signal(signal.SIGTERM, interrupt)
 
 
+def end_children() -> None:
+    """End the processes that this one has started, and theirs: asked first, then killed."""
+    started = _descendants()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in started:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(process, number)
+        deadline = time.monotonic() + GRACE
+        while any(map(_is_alive, started)) and time.monotonic() < deadline:
+            time.sleep(PULSE / 5)
+
+
+def _descendants() -> list[int]:
+    """The ids of this process's children and of theirs."""
+    listed = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False
+    )
+    pairs = [line.split() for line in listed.stdout.splitlines()]
+    found, parents = [], {os.getpid()}
+    while parents:
+        parents = {int(child) for child, parent in pairs if int(parent) in parents}
+        found += sorted(parents)
+    return found
+
+
+def _is_alive(process: int) -> bool:
+    """True for a process that has not ended; children that have are collected."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(process, os.WNOHANG)
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[None]:
     """Ctrl-C and SIGTERM end what is inside with a KeyboardInterrupt, whatever Lightning does."""

@@ -3,10 +3,46 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+
+from noisyml.errors import UserError
+
+#: What the system says when a disk, a quota or the allowed size of a file is used up.
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+#: Less free space than this makes writers that do not say why they failed suspicious, in bytes.
+_NEARLY_NOTHING = 1 << 20
+
+
+class DiskFull(UserError):
+    """A file for which there is no space."""
+
+    def __init__(self, path: Path | str) -> None:
+        super().__init__(
+            f"There is no space left to write {path}: free some and type the command again (a run "
+            f"goes on with resume=...)."
+        )
+
+
+def is_disk_full(error: BaseException, folder: Path | None = None) -> bool:
+    """True if an error comes of a disk, quota or size of a file that is used up.
+
+    Args:
+        error: with its causes.
+        folder: that was written to; PyTorch does not say why it cannot write.
+    """
+    link: BaseException | None = error
+    while link is not None:
+        if isinstance(link, DiskFull) or (isinstance(link, OSError) and link.errno in _FULL):
+            return True
+        if isinstance(link, RuntimeError) and "PytorchStreamWriter" in str(link):
+            return folder is not None and shutil.disk_usage(folder).free < _NEARLY_NOTHING
+        link = link.__cause__ or link.__context__
+    return False
 
 
 @contextlib.contextmanager
@@ -27,9 +63,15 @@ def atomic(path: Path, *, durable: bool = False, sole_writer: bool = False) -> I
         The temporary file's path; it is the caller's to make.
 
     Raises:
+        DiskFull: there is no space for it.
         OSError: the folder or the file cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        if is_disk_full(error):
+            raise DiskFull(path) from error
+        raise
     own = "" if sole_writer else f".{os.getpid()}-{secrets.token_hex(4)}"
     temporary = path.with_name(f".{path.name}{own}.tmp")
     try:
@@ -38,8 +80,11 @@ def atomic(path: Path, *, durable: bool = False, sole_writer: bool = False) -> I
             with temporary.open("rb+") as file:
                 os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        full = is_disk_full(error, path.parent)
         temporary.unlink(missing_ok=True)
+        if full and not isinstance(error, DiskFull):
+            raise DiskFull(path) from error
         raise
 
 
@@ -54,6 +99,7 @@ def write_atomically(
         durable: also survive a power cut.
 
     Raises:
+        DiskFull: there is no space for it.
         OSError: the folder or the file cannot be written.
     """
     with atomic(path, durable=durable) as temporary:

@@ -14,6 +14,7 @@ from noisyml.reports.sections.base import Element, Gallery, TextTable, share_tex
 from noisyml.reports.settings import ABSENT
 from noisyml.runs.artefacts import ArtefactEntry
 from noisyml.runs.folder import RunFolder
+from noisyml.storage.tables import table_from_spreadsheet
 
 ROWS_SHOWN = 20
 PICTURES_OF_ONE, PICTURES_OF_MANY = 40, 12
@@ -36,7 +37,11 @@ def show_by_kind(entry: ArtefactEntry, run: RunFolder, alone: bool) -> Iterator[
         return
     if entry.kind == "table":
         with reading(path):
-            table = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
+            table = (
+                table_from_spreadsheet(pd.read_csv(path))
+                if path.suffix == ".csv"
+                else pd.read_parquet(path)
+            )
         rows = table.head(ROWS_SHOWN).itertuples(index=False, name=None)
         caption = _first(entry.caption, ROWS_SHOWN, len(table), "rows")
         texts = tuple(tuple(map(_text, table.columns, row)) for row in rows)

@@ -1,0 +1,91 @@
+"""The world around a run: slow tools, full disks, leftovers of kills, children."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import time
+
+import pytest
+
+from noisyml.command.mistakes import as_user_error
+from noisyml.runs import environment, processes
+from noisyml.runs.folder import RunFolder
+from noisyml.storage.files import DiskFull, atomic, write_atomically
+
+
+def test_a_git_that_hangs_neither_kills_nor_delays(tmp_path, monkeypatch):
+    git = tmp_path / "git"
+    git.write_text("#!/bin/sh\nsleep 10\n")
+    git.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr(environment, "GIT_PATIENCE", 0.3)
+    environment._commit.cache_clear()
+    began = time.monotonic()
+    assert environment._commit() is None
+    assert time.monotonic() - began < 5
+    environment._commit.cache_clear()
+
+
+def full_disk():
+    with open("/dev/full", "w") as file:
+        file.write("x")
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_temporary(tmp_path):
+    target = tmp_path / "file"
+    target.write_text("before")
+
+    def write():
+        with atomic(target) as temporary:
+            temporary.write_text("half")
+            full_disk()
+
+    with pytest.raises(DiskFull, match=r"There is no space left to write .*file: free some"):
+        write()
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert target.read_text() == "before"
+
+
+def test_a_full_disk_outside_of_our_writers_is_one_sentence_too():
+    with pytest.raises(OSError) as raised:
+        full_disk()
+    assert isinstance(as_user_error(raised.value, "train", []), DiskFull)
+
+
+def test_the_status_is_true_on_a_full_disk(tmp_path, monkeypatch):
+    folder = RunFolder(tmp_path)
+    folder.write_status("running", began=1.0, more="x" * 200)
+
+    def fail(path, content, durable=False):
+        raise DiskFull(path)
+
+    monkeypatch.setattr("noisyml.runs.folder.write_atomically", fail)
+    folder.write_status("failed", error="full")
+    assert json.loads(folder.status_file.read_text()) == {"state": "failed", "error": "full"}
+
+
+def test_what_a_kill_left_half_written_is_removed_by_the_next_run(tmp_path):
+    (tmp_path / "embeddings").mkdir()
+    leftovers = [
+        tmp_path / ".history.csv.4711-0a1b2c3d.tmp",
+        tmp_path / "embeddings" / ".rows.npy.tmp",
+    ]
+    for leftover in leftovers:
+        leftover.write_text("half")
+    write_atomically(tmp_path / "history.csv", "step\n")
+    with RunFolder(tmp_path).claimed():
+        assert not any(leftover.exists() for leftover in leftovers)
+    assert (tmp_path / "history.csv").read_text() == "step\n"
+
+
+def test_children_and_theirs_end_with_a_command(monkeypatch):
+    monkeypatch.setattr(processes, "GRACE", 2.0)
+    child = subprocess.Popen(["sh", "-c", "sleep 60 & sleep 60; wait"])
+    deadline = time.monotonic() + 20
+    while len(started := processes._descendants()) < 3 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    processes.end_children()
+    assert child.pid in started
+    assert not any(processes._is_alive(process) for process in started)
