@@ -329,7 +329,7 @@ def _say_what_is_assumed(config: DictConfig, folder: RunFolder) -> None:
         if rate is None or "rate" in config.noise or f"{part}.noise_rate" in typed:
             continue
         file = conf_dir() / part / f"{choices.get(part)}.yaml"
-        default = yaml.safe_load(file.read_text()) if file.is_file() else {}
+        default = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
         # An experiment, or a configuration of the user's own, may have set another one.
         own = (default.get(part) or {}).get("noise_rate", default.get("noise_rate"))
         if own != rate or _sets(choices.get("experiment"), part, "noise_rate"):
@@ -350,5 +350,7 @@ def _sets(experiment: str | None, part: str, key: str) -> bool:
 
     names = (experiment or "").strip("[]").split(",")
     files = [conf_dir() / "experiment" / f"{name.strip()}.yaml" for name in names]
-    contents = [yaml.safe_load(file.read_text()) for file in files if file.is_file()]
+    contents = [
+        yaml.safe_load(file.read_text(encoding="utf-8")) for file in files if file.is_file()
+    ]
     return any(key in (content.get(part) or {}) for content in contents)

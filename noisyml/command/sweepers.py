@@ -42,7 +42,7 @@ def say(sentence: str) -> None:
 
 
 class _OwnSweeper(Sweeper):
-    """What our sweepers have in common: what was typed, and jobs that compose."""
+    """Common part of our sweepers: what was typed, and jobs that compose."""
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -59,9 +59,7 @@ class _OwnSweeper(Sweeper):
         self._known: dict[tuple[str, ...], frozenset[str]] = {}
 
     def words(self) -> list[Word]:
-        """What is set in each job, a setting once: what the configuration brings, then what was
-        typed.
-        """
+        """Settings of each job, each once: what the configuration brings, then what was typed."""
         brought = [f"{key}={values}" for key, values in self.plan.params.items()]
         found: dict[str, Word] = {}
         for word in words_in([*brought, *self.plan.typed]):

@@ -79,7 +79,7 @@ def current_sweep() -> Sweep | None:
 
 
 def sweep_settings(root: str, arguments: list[str], say: Callable[[str], None]) -> Sweep:
-    """What a command line says about its sweep.
+    """The sweep that a command line asks for.
 
     Where the configured folder is named after a choice that the sweep varies, it is named after
     all of them: ``prism-digits+glyphs``.
@@ -198,7 +198,7 @@ def _brought(
             continue
         kept[key] = values
     varied = swept_keys([], kept)
-    if varied and typed - {"experiment"} and any(not word.is_below("hydra") for word in words):
+    if varied and any(not word.is_below("hydra", "experiment") for word in words):
         listed = ", ".join(f"{key} ({n} values)" for key, n in varied.items())
         say(
             f"The configuration brings values for {listed}, which are all run; type "
@@ -208,7 +208,7 @@ def _brought(
 
 
 def _fixed_by(key: str, chosen: Mapping[str, Sequence[str]], folders: Sequence[Path]) -> str | None:
-    """What was typed that leaves nothing to choose in a group; None if nothing does."""
+    """The typed word that leaves nothing to choose in a group; None if none does."""
     from hydra.utils import get_class
 
     # A recipe is a method with its loss and selector: these are not varied beside it.

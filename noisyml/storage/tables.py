@@ -25,7 +25,7 @@ def for_spreadsheet(value: Any) -> Any:
 
 
 def from_spreadsheet(value: Any) -> Any:
-    """What `for_spreadsheet` was given.
+    """The text that `for_spreadsheet` was given.
 
     Example:
         >>> [from_spreadsheet(for_spreadsheet(v)) for v in ("=1+1", "''-a", "'cat'", "+")]

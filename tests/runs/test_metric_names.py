@@ -59,9 +59,11 @@ def test_what_older_runs_are_read_with_agrees_with_the_evaluators(evaluator):
 def test_the_table_shows_a_new_evaluators_metric_by_its_name_and_finds_the_smallest(tmp_path):
     maker = RunMaker(tmp_path)
     for selector, angle in (("prism_avg", 0.25), ("keep_all", 0.5)):
-        figures = {"test/mean_angle": angle}
-        run = maker.run(f"s/{selector}", selector, 0.3, 0, metrics=figures, files=False)
-        metric_names({"angle": Angle()}).write(run.metric_names_file)
+        for seed in range(3):
+            figures = {"test/mean_angle": angle + seed / 100}
+            where = f"s/{selector}{seed}"
+            run = maker.run(where, selector, 0.3, seed, metrics=figures, files=False)
+            metric_names({"angle": Angle()}).write(run.metric_names_file)
     runs = load_runs([maker.root])
     column = next(c for c in choose_columns(runs) if c.metric == "test/mean_angle")
     assert (column.label, column.lower_is_better) == ("Angle", True)

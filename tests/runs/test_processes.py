@@ -175,17 +175,15 @@ def test_a_sweep_has_one_folder_named_after_all_it_varies(tmp_path, monkeypatch)
         (["dataset=digits,glyphs", "seed=0,1"], "prism-digits+glyphs"),
         (["dataset=digits,glyphs", "name=mine"], "mine"),
     ):
-        folder, launcher, _ = sweep_settings("train", ["-m", *typed])
-        assert folder.parent == tmp_path / "outputs" / "train" / name
-        assert launcher.endswith("BasicLauncher")
+        sweep = sweep_settings("train", ["-m", *typed], print)
+        assert sweep.home.parent == tmp_path / "outputs" / "train" / name
+        assert sweep.launcher.endswith("BasicLauncher")
     (tmp_path / "mine" / "experiment").mkdir(parents=True)
     (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\nname: own\n")
-    folder, *_ = sweep_settings(
-        "train", ["-m", "--config-dir", "mine", "experiment=own", "seed=0,1"]
-    )
-    assert folder.parent.name == "own"
-    folder, *_ = sweep_settings("train", ["-m", "seed=0,1", "hydra.sweep.dir=my sweeps/one"])
-    assert folder == tmp_path / "my sweeps" / "one"
+    own = ["-m", "--config-dir", "mine", "experiment=own", "seed=0,1"]
+    assert sweep_settings("train", own, print).home.parent.name == "own"
+    elsewhere = ["-m", "seed=0,1", "hydra.sweep.dir=my sweeps/one"]
+    assert sweep_settings("train", elsewhere, print).home == tmp_path / "my sweeps" / "one"
 
 
 def test_values_that_an_experiment_brings_are_named_where_more_is_typed(tmp_path, monkeypatch):
@@ -194,11 +192,13 @@ def test_values_that_an_experiment_brings_are_named_where_more_is_typed(tmp_path
     leaderboard = ["-m", "experiment=noisy_labels_leaderboard"]
 
     def said(*typed):
-        return sweep_settings("train", [*leaderboard, *typed])[2]
+        sentences: list[str] = []
+        sweep_settings("train", [*leaderboard, *typed], sentences.append)
+        return " ".join(sentences)
 
     assert said() == said("hydra.sweep.dir=here") == ""
     assert "noise (3 values), recipe (13 values), which are all run; type noise=" in said("seed=1")
-    assert "values for recipe (13 values), which" in said("noise=pair", "method=bare")
+    assert "of the experiment is left out: method was typed" in said("noise=pair", "method=bare")
     assert said("noise=pair", "recipe=bare,elr") == ""
 
 
