@@ -128,6 +128,10 @@ class TrainSettings(_Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_name(self.name)
+        if self.trainer.max_epochs in (None, -1) and self.trainer.max_steps == -1:
+            raise UserError(
+                "The run would never end: give trainer.max_epochs or trainer.max_steps a number."
+            )
         if not self.model_choice:
             raise UserError(
                 "model_choice=[] evaluates no model: write e.g. model_choice=[last,best]."

@@ -137,6 +137,6 @@ def build_evaluators(config: DictConfig, data: DataModule) -> dict[str, Evaluato
 
 def memory(node: DictConfig, sizes: Sizes) -> MemoryBank:
     """The memory of a configuration, as large as the training split unless it has a size."""
-    size = node.size or sizes.num_samples
+    size = sizes.num_samples if node.size is None else node.size
     bank: MemoryBank = build(node, size=size, dim=sizes.embedding_size, **sizes.arguments)
     return bank

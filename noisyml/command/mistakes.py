@@ -232,7 +232,7 @@ def as_user_error(error: Exception, root: str, overrides: list[str]) -> Exceptio
         if isinstance(link, ConfigCompositionException):
             return UserError(f"The configuration does not compose: {_first_line(link)}.")
     for link in chain:
-        if isinstance(link, OmegaConfBaseException):
+        if isinstance(link, OmegaConfBaseException | HydraException):
             return UserError(f"The configuration cannot be read: {_first_line(link)}.")
     return error
 

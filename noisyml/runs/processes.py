@@ -45,6 +45,8 @@ PATIENCE = 1800.0
 EXIT_PEER_DIED = 3
 #: Where rank 0 leaves its own process id for the ranks it starts.
 RANK_0_PID = "NOISYML_RANK_0_PID"
+#: Environment variable: how many processes one command may start, whatever the machine has.
+PROCESSES = "NOISYML_PROCESSES"
 #: Keys of the store: what rank 0 says, and how many have heard the last of it.
 ORDER, LEFT = "noisyml/order", "noisyml/left"
 
@@ -131,6 +133,7 @@ def check_ranks(config: Any) -> None:
     """
     machines, each = int(config.trainer.get("num_nodes") or 1), processes_here(config)
     if not started_elsewhere():
+        _check_cores(config, each)
         if machines > 1 and is_main_process():
             raise UserError(
                 f"trainer.num_nodes={machines} needs the same command on each machine: start it "
@@ -143,6 +146,26 @@ def check_ranks(config: Any) -> None:
         raise UserError(
             f"{started_by()} started {world_size()} processes, but trainer.num_nodes={machines} "
             f"times trainer.devices={each} is {machines * each}: make them agree."
+        )
+
+
+def _check_cores(config: Any, processes: int) -> None:
+    """Refuse many more processes than this machine has cores, or more than it has GPUs.
+
+    Raises:
+        UserError: so many, unless `PROCESSES` allows them.
+    """
+    if config.trainer.accelerator == "gpu":
+        import torch
+
+        there, what = torch.cuda.device_count(), "GPUs"
+    else:
+        # A pair of processes is of use for trying things out on any machine.
+        there, what = max(4, os.cpu_count() or 1), "processes for its cores"
+    if processes > max(there, int(os.environ.get(PROCESSES) or 0)):
+        raise UserError(
+            f"trainer.devices={config.trainer.devices} starts {processes} processes, and this "
+            f"machine has {there} {what}: lower it, or allow them by {PROCESSES}={processes}."
         )
 
 
