@@ -53,6 +53,8 @@ def build_optional(node: DictConfig | None, **available: Any) -> Any:
 
 def nodes_of(group: DictConfig | None) -> dict[str, DictConfig]:
     """The nodes of a mapping by name, without those that are null."""
+    if group is not None and not isinstance(group, DictConfig):
+        raise UserError(f"{group} stands where parts of the run belong, a mapping by name.")
     return {str(name): node for name, node in (group or {}).items() if node is not None}
 
 
@@ -70,6 +72,8 @@ def declared(node: DictConfig) -> type[Any]:
 
 def settings(node: DictConfig) -> dict[str, Any]:
     """The arguments of a node as plain Python values, nodes among them not built."""
+    if not isinstance(node, DictConfig):
+        raise UserError(f"{node} stands where a part of the run belongs, a mapping of settings.")
     plain = OmegaConf.to_container(node, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items() if key not in _DIRECTIVES}
@@ -130,8 +134,13 @@ def _target(node: DictConfig) -> Any:
     Raises:
         UserError: it names none, or one that cannot be imported.
     """
+    if not isinstance(node, DictConfig):
+        raise UserError(
+            f"{node} stands where a part of the run belongs, a mapping with a _target_: choose an "
+            f"option of its group (`noisyml list`)."
+        )
     key = _key(node)
-    path = node.get("_target_") if isinstance(node, DictConfig) else None
+    path = node.get("_target_")
     if not isinstance(path, str) or not path:
         raise UserError(
             f"{key} names no class or function: give it a _target_, or choose an option of its "

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
 from noisyml.checks import Checked, Count
 from noisyml.errors import UserError
-from noisyml.storage.files import write_atomically
+from noisyml.storage.files import atomic, write_atomically
+
+#: Name, without suffix, of the file that keeps the batch of a loss that is no number.
+BAD_BATCH = "not_finite"
 
 
 class History(Checked, Callback):
@@ -74,17 +82,18 @@ class History(Checked, Callback):
             self._seconds += now - self._clock
             self._steps_timed += 1
         self._clock = now
-        if (
-            trainer.global_step % self.every_n_steps
-            and batch_idx + 1 < trainer.num_training_batches
-        ):
+        logged = (
+            not trainer.global_step % self.every_n_steps
+            or batch_idx + 1 >= trainer.num_training_batches
+        )
+        # A loss on the CPU is looked at in every step; reading one from a device would wait for it.
+        if not logged and outputs["loss"].device.type != "cpu":
             return
         loss = float(outputs["loss"])
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise UserError(
-                f"The training loss became {loss} in epoch {trainer.current_epoch}, step "
-                f"{trainer.global_step}; lower optimizer.lr or check the data."
-            )
+        if not math.isfinite(loss):
+            raise UserError(self._not_finite(trainer, loss, batch))
+        if not logged:
+            return
         row = {"train/loss": loss}
         row |= {f"train/loss_{name}": float(x) for name, x in outputs.get("terms", {}).items()}
         for number, group in enumerate(trainer.optimizers[0].param_groups):
@@ -110,6 +119,25 @@ class History(Checked, Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the rest."""
         self.write()
+
+    def _not_finite(self, trainer: Trainer, loss: float, batch: Mapping[str, Any]) -> str:
+        """The sentence for a loss that is no number, whose batch is kept beside the history."""
+        rank = "" if trainer.world_size == 1 else f"_rank{trainer.global_rank}"
+        file = self.file.with_name(f"{BAD_BATCH}{rank}.npz")
+        tensors = {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+        arrays = {
+            name: (value.float() if value.dtype == torch.bfloat16 else value).cpu().numpy()
+            for name, value in tensors.items()
+        }
+        with atomic(file) as temporary, temporary.open("wb") as opened:
+            np.savez_compressed(opened, allow_pickle=False, **arrays)
+        index = batch["index"].tolist()
+        samples = ", ".join(map(str, index[:8])) + (", ..." if len(index) > 8 else "")
+        return (
+            f"The training loss became {loss} in epoch {trainer.current_epoch}, step "
+            f"{trainer.global_step}, on the samples {samples} of the training split, which are "
+            f"kept in {file}; lower optimizer.lr or check the data."
+        )
 
     def add(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         """Add a row and hand it to the loggers."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from noisyml.command.config import (
     compose,
+    conf_dir,
     flatten,
     group_names,
     keys_by_option,
@@ -80,7 +82,13 @@ def check_types(root: str, overrides: list[str]) -> None:
 @functools.lru_cache(maxsize=64)
 def _leaves(root: str, choices: tuple[str, ...]) -> list[tuple[str, Any]]:
     """The settings of a root YAML with these options of its groups, and their defaults."""
-    return list(flatten(compose(root, list(choices))))
+    from hydra.errors import HydraException
+
+    try:
+        whole = compose(root, list(choices))
+    except HydraException:  # a choice is what is wrong, and is told elsewhere
+        whole = compose(root, [])
+    return list(flatten(whole))
 
 
 def _check_type(key: str, text: str, default: bool | int | float) -> None:
@@ -119,6 +127,16 @@ def _known_keys(root: str, overrides: list[str]) -> list[str]:
 def _unknown_key(key: str, root: str, overrides: list[str]) -> str:
     """The sentence for a setting that does not exist."""
     group, _, leaf = key.partition(".")
+    if key in group_names():
+        having = [
+            file.stem
+            for file in sorted((conf_dir() / "method").glob("*.yaml"))
+            if re.search(
+                rf"^\s*- (override )?/{re.escape(key)}[@:]", _text(file), flags=re.MULTILINE
+            )
+        ]
+        where = f"; these have: {', '.join(f'method={name}' for name in having)}" if having else ""
+        return f"Nothing in this configuration takes {key}={where}: leave it out."
     words = words_in(choices_in(words_in(overrides)))
     chosen = {word.key: word.value for word in words if word.package is None}
     if leaf and group in group_names():
@@ -131,6 +149,18 @@ def _unknown_key(key: str, root: str, overrides: list[str]) -> str:
             )
     hint = suggest_key(key, _known_keys(root, overrides))
     return f"There is no setting '{key}'.{hint} `noisyml {root} --cfg job` shows all settings."
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
+
+
+def _chooses_no_name(word: Word) -> bool:
+    """True for the choice of a group that is no name: ``head=null``, ``head=3``."""
+    try:
+        return word.chooses and not isinstance(word.typed_value(), str | list)
+    except UserError:
+        return False
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -193,11 +223,10 @@ def as_user_error(error: Exception, root: str, overrides: list[str]) -> Exceptio
             listed = f" Choose from: {', '.join(known)}." if known else ""
             return UserError(f"There is no {where}.{did_you_mean(name, known)}{listed}")
         if isinstance(link, ValueError) and "override must be a string" in str(link):
-            nulls = [key for key in group_names() if f"{key}=null" in overrides]
-            part = nulls[0] if nulls else "GROUP"
+            wrong = [word.text for word in words_in(overrides) if _chooses_no_name(word)]
             return UserError(
-                f"{part}=null is no choice: leave it out of the command (`noisyml list` says what "
-                f"there is)."
+                f"{wrong[0] if wrong else 'GROUP=null'} is no choice: leave it out of the command "
+                f"(`noisyml list` says what there is)."
             )
         if isinstance(link, OverrideParseException):
             reason = str(link).splitlines()[0]

@@ -14,6 +14,7 @@ Layout of ``outputs/<verb>/<name>/<timestamp or sweep number>/``:
                          else the method says, see `noisyml.callbacks.selection_log`
 ``suspects.csv``         judged samples with label and mean p_clean, the least trusted first
 ``selection_by_class.csv``  kept, precision and recall of each class in the last epoch
+``not_finite.npz``       the batch at which the loss became infinite or no number, if it did
 ``broken_images.csv``    images that could not be decoded and were left out, if there were any
 ``embedding_map.parquet``  ``x, y, label, label_name``: two principal axes of the test embeddings
 ``thumbnails.npz``       images of the least trusted training samples, see `noisyml.audit.trust`

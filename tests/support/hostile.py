@@ -20,8 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-from noisyml.command.config import compose, flatten, group_names, keys_by_option, options
-from noisyml.command.config import package_of
+from noisyml.command.config import (
+    compose,
+    flatten,
+    group_names,
+    keys_by_option,
+    options,
+    package_of,
+)
 from noisyml.errors import UserError
 
 #: Seconds after which an attempt counts as hanging.
@@ -82,9 +88,14 @@ def attempt(work: Callable[[], object]) -> Outcome:
     before = signal.signal(signal.SIGALRM, _too_long)
     signal.alarm(PATIENCE)
     try:
-        with _limited(), _stopped(), contextlib.redirect_stdout(io.StringIO()):
-            with contextlib.redirect_stderr(io.StringIO()):
-                work()
+        silent = io.StringIO()
+        with (
+            _limited(),
+            _stopped(),
+            contextlib.redirect_stdout(silent),
+            contextlib.redirect_stderr(silent),
+        ):
+            work()
         return Outcome("done")
     except UserError as error:
         return Outcome("refused", str(error))
@@ -191,9 +202,8 @@ class Overrides:
             typed.append(f"{group}={option}")
             # Most often a setting of a part that was just chosen.
             keys += 20 * self.own.get((group, option), [])
-        for _ in range(self.random.choice([1, 1, 2, 3])):
-            typed.append(self._setting(self.random.choice(keys)))
-        return typed
+        number = self.random.choice([1, 1, 2, 3])
+        return typed + [self._setting(self.random.choice(keys)) for _ in range(number)]
 
     def _setting(self, key: str) -> str:
         chance = self.random.random()
