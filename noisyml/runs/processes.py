@@ -159,10 +159,12 @@ def _check_cores(config: Any, processes: int) -> None:
         import torch
 
         there, what = torch.cuda.device_count(), "GPUs"
+        bearable = there
     else:
-        # A pair of processes is of use for trying things out on any machine.
-        there, what = max(4, os.cpu_count() or 1), "processes for its cores"
-    if processes > max(there, int(os.environ.get(PROCESSES) or 0)):
+        there, what = os.cpu_count() or 1, "cores"
+        # A few processes are of use for trying things out on any machine.
+        bearable = max(4, there)
+    if processes > max(bearable, int(os.environ.get(PROCESSES) or 0)):
         raise UserError(
             f"trainer.devices={config.trainer.devices} starts {processes} processes, and this "
             f"machine has {there} {what}: lower it, or allow them by {PROCESSES}={processes}."

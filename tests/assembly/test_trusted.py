@@ -109,7 +109,8 @@ def test_a_run_folder_of_a_stranger_is_safe_to_open(shell, foreign, tmp_path, ta
 
 def test_what_the_files_of_the_package_name_is_trusted(monkeypatch):
     monkeypatch.delenv("NOISYML_TRUST", raising=False)
-    for file in CONF.rglob("*.yaml"):
+    # Hydra's own parts are never in a saved configuration.
+    for file in (file for file in CONF.rglob("*.yaml") if "hydra" not in file.parts):
         for line in file.read_text().splitlines():
             key, _, value = line.strip().removeprefix("- ").partition(":")
             if key == "_target_":

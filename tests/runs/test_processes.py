@@ -77,11 +77,21 @@ def test_a_configuration_of_other_processes_is_refused(monkeypatch, env, setting
 
 
 def test_a_configuration_of_the_processes_started_is_accepted(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
     launch.check_ranks(trainer(devices=8))
     for name, value in TORCHRUN.items():
         monkeypatch.setenv(name, value)
     launch.check_ranks(trainer(devices="2", num_nodes=2))
     launch.check_ranks(trainer(devices=[0, 5], num_nodes=2))
+
+
+def test_many_more_processes_than_cores_are_asked_for_twice(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    launch.check_ranks(trainer(devices=4))
+    with pytest.raises(UserError, match=r"trainer.devices=100 starts 100 processes.* has 2 cores"):
+        launch.check_ranks(trainer(devices=100))
+    monkeypatch.setenv("NOISYML_PROCESSES", "100")
+    launch.check_ranks(trainer(devices=100))
 
 
 def test_devices_are_counted_as_lightning_counts_them():
