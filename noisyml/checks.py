@@ -160,6 +160,22 @@ def check_arguments(function: Callable[..., Any], arguments: Mapping[str, Any]) 
             rules[name].check(name, value)
 
 
+def allows(function: Callable[..., Any], name: str, value: Any) -> bool:
+    """True where the signature of a function or class says that it takes a value.
+
+    Args:
+        function: a function or class.
+        name: one of its arguments; False for others, and for those without an annotation to check.
+        value: the value.
+    """
+    try:
+        check_arguments(function, {name: value})
+    except ArgumentError:
+        return False
+    target = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
+    return name in _rules(inspect.unwrap(cast(Callable[..., Any], target)))
+
+
 def check_fields(instance: Any) -> None:
     """Compare the fields of a dataclass instance with their annotations.
 

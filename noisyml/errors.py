@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 #: Environment variable: packages and full names that a configuration in a run folder may name
 #: beside the parts of noisyml; ``trust=[my_package]`` on a command line adds to it.
@@ -22,6 +22,20 @@ class UserError(Exception):
 
 class SweepError(UserError):
     """A mistake that concerns a whole sweep: its remaining jobs are not started."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, then what it was raised from or during, back to the first one.
+
+    An error that is raised anew, from one that it has caused itself, closes a circle: each comes
+    once.
+    """
+    link: BaseException | None = error
+    seen: set[int] = set()
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -78,7 +78,7 @@ class Training(ResumableVerb):
         """Refuse callbacks and loggers of the run or its stages that write anywhere else."""
         check_places(config, folder.path, typed)
         for file in folder.path.glob(f"{STAGES_FOLDER}/*/{CONFIG_FILE}"):
-            check_places(saved_config(RunFolder(file.parent), self.verb), file.parent)
+            check_places(saved_config(RunFolder(file.parent), self.verb), folder.path)
 
     def work(
         self, config: DictConfig, folder: RunFolder, title: str, followers: Followers

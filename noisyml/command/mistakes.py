@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import pydoc
 import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from noisyml.checks import allows
 from noisyml.command.config import (
     compose,
     conf_dir,
@@ -17,7 +19,7 @@ from noisyml.command.config import (
     package_of,
 )
 from noisyml.command.words import Word, choices_in, words_in
-from noisyml.errors import UserError, did_you_mean
+from noisyml.errors import UserError, causes, did_you_mean
 from noisyml.storage.files import DiskFull, is_disk_full
 
 #: Options of Hydra's own command line; anything else that starts with a dash is a mistake.
@@ -76,7 +78,8 @@ def check_types(root: str, overrides: list[str]) -> None:
     for word in values:
         if word.key in defaults:
             for text in word.values():
-                _check_type(word.key, text, defaults[word.key])
+                if not (text.startswith("[") and _takes_list(word.key, text, dict(leaves))):
+                    _check_type(word.key, text, defaults[word.key])
 
 
 @functools.lru_cache(maxsize=64)
@@ -89,6 +92,16 @@ def _leaves(root: str, choices: tuple[str, ...]) -> list[tuple[str, Any]]:
     except HydraException:  # a choice is what is wrong, and is told elsewhere
         whole = compose(root, [])
     return list(flatten(whole))
+
+
+def _takes_list(key: str, text: str, leaves: Mapping[str, Any]) -> bool:
+    """True where the signature of the class or function that a setting goes to takes the list."""
+    node, _, name = key.rpartition(".")
+    try:
+        target = pydoc.locate(str(leaves.get(f"{node}._target_", "")))
+    except pydoc.ErrorDuringImport:
+        return False
+    return callable(target) and allows(target, name, Word.parse(f"{key}={text}").typed_value())
 
 
 def _check_type(key: str, text: str, default: bool | int | float) -> None:
@@ -163,16 +176,6 @@ def _chooses_no_name(word: Word) -> bool:
         return False
 
 
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    current: BaseException | None = error
-    seen: set[int] = set()
-    # An error raised anew from itself is its own cause.
-    while current is not None and id(current) not in seen:
-        seen.add(id(current))
-        yield current
-        current = current.__cause__ or current.__context__
-
-
 def suggest_key(key: str, known: list[str]) -> str:
     """The best guess at what `key` was meant to be, as a sentence or an empty string."""
     guess = did_you_mean(key, known)
@@ -207,7 +210,7 @@ def as_user_error(error: Exception, root: str, overrides: list[str]) -> Exceptio
         ValidationError,
     )
 
-    chain = list(_chain(error))
+    chain = list(causes(error))
     for link in chain:
         if isinstance(link, UserError):
             return link

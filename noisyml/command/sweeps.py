@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from noisyml.command.config import chosen_by, conf_dir, options, sweep_values_of
 from noisyml.command.words import Word, options_of, quoted, split_line, words_in
-from noisyml.errors import UserError
+from noisyml.errors import UserError, causes
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -150,13 +150,8 @@ def _composed(root: str, search: list[str], overrides: list[str]) -> DictConfig:
 
 def lacking_key(error: BaseException) -> str | None:
     """The key of an override that Hydra refused because the configuration has no such setting."""
-    link: BaseException | None = error
-    while link is not None:
-        match = re.match(r"Could not override '([^'@]+)", str(link))
-        if match:
-            return match[1]
-        link = link.__cause__
-    return None
+    found = (re.match(r"Could not override '([^'@]+)", str(link)) for link in causes(error))
+    return next((match[1] for match in found if match), None)
 
 
 def _brought(

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from noisyml.errors import EXIT_USER_ERROR, UserError
+from noisyml.errors import EXIT_USER_ERROR, UserError, causes
 
 if TYPE_CHECKING:
     from lightning.fabric.plugins.environments import ClusterEnvironment
@@ -292,38 +292,14 @@ def handle_termination(*hook: object) -> None:
 
 def end_children() -> None:
     """End the processes that this one has started, and theirs: asked first, then killed."""
-    started = _descendants()
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for process in started:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(process, number)
-        deadline = time.monotonic() + GRACE
-        while any(map(_is_alive, started)) and time.monotonic() < deadline:
-            time.sleep(PULSE / 5)
+    import psutil
 
-
-def _descendants() -> list[int]:
-    """The ids of this process's children and of theirs."""
-    listed = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=False
-    )
-    pairs = [line.split() for line in listed.stdout.splitlines()]
-    found, parents = [], {os.getpid()}
-    while parents:
-        parents = {int(child) for child, parent in pairs if int(parent) in parents}
-        found += sorted(parents)
-    return found
-
-
-def _is_alive(process: int) -> bool:
-    """True for a process that has not ended; children that have are collected."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(process, os.WNOHANG)
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
+    left = psutil.Process().children(recursive=True)
+    for end in (psutil.Process.terminate, psutil.Process.kill):
+        for process in left:
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                end(process)
+        _, left = psutil.wait_procs(left, timeout=GRACE)
 
 
 @contextlib.contextmanager
@@ -345,14 +321,13 @@ def is_peer_death(error: BaseException) -> bool:
     """True for the error of a collective operation whose other side is gone."""
     import torch.distributed as dist
 
-    link: BaseException | None = error
-    while link is not None:
-        if isinstance(link, dist.DistError) or (
+    return any(
+        isinstance(link, dist.DistError)
+        or (
             isinstance(link, RuntimeError) and any(w in str(link).lower() for w in ("gloo", "nccl"))
-        ):
-            return True
-        link = link.__cause__
-    return False
+        )
+        for link in causes(error)
+    )
 
 
 @contextlib.contextmanager

@@ -55,7 +55,7 @@ def compose_stage(
     changed = [word.key for word in ours if word.key not in same]
     if "method" in changed:
         changed.append(_WRITTEN_BY_METHOD)
-    places = {word.key: _place(word) for word in ours if word.key in changed}
+    places = {word.key: _place(word) for word in ours if word.key in changed and word.chooses}
     changed += [place for place in places.values() if place not in changed]
     overrides = [
         word.text

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from noisyml.errors import UserError
+from noisyml.errors import UserError, causes
 
 #: What the system says when a disk, a quota or the allowed size of a file is used up.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -35,13 +35,11 @@ def is_disk_full(error: BaseException, folder: Path | None = None) -> bool:
         error: with its causes.
         folder: that was written to; PyTorch does not say why it cannot write.
     """
-    link: BaseException | None = error
-    while link is not None:
+    for link in causes(error):
         if isinstance(link, DiskFull) or (isinstance(link, OSError) and link.errno in _FULL):
             return True
         if isinstance(link, RuntimeError) and "PytorchStreamWriter" in str(link):
             return folder is not None and shutil.disk_usage(folder).free < _NEARLY_NOTHING
-        link = link.__cause__ or link.__context__
     return False
 
 

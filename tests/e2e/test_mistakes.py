@@ -41,7 +41,7 @@ def test_misspelt_words_are_answered_with_a_suggestion(shell, typed, sentence):
         (["+selector.foo=1"], "has no setting 'foo'"),
         (["+backbone.standardise=true"], "needs backbone.frozen=true"),
         (["model_choice=[newest]"], "model_choice[0]=newest must be last, best, mean_last or test"),
-        (["seed=[1]"], "seed=[1] must be a whole number from 0 to below"),
+        (["seed=[1]"], "seed=[1] is a list where one value belongs"),
         (["seed=true"], "seed=true should be a number; the default is 0."),
         (["data.eval_batch_size=0"], "data.eval_batch_size=0 must be a whole number of at least 1"),
         (["trainer.max_epochs=0"], "trainer.max_epochs=0 must be a whole number of at least 1"),
@@ -51,7 +51,7 @@ def test_misspelt_words_are_answered_with_a_suggestion(shell, typed, sentence):
         (["sampler.batch_size=30", "sampler.samples_per_class=4"], "not a multiple"),
         (["dataset=image_folder", "dataset.path=nowhere"], "nowhere"),
         (["dataset=cub200", "paths.data=nowhere"], "CUB_200_2011"),
-        (["optimizer.lr=1e12", "head.normalise=false", "loss=contrastive"], "rate"),
+        (["optimizer.lr=1e12", "head.normalise=false", "loss=contrastive"], "lower optimizer.lr"),
     ],
 )
 def test_combinations_that_cannot_work_are_refused(shell, overrides, sentence):

@@ -14,6 +14,7 @@ SCRIPT = paths.ROOT / "scripts" / "bench_similarity.py"
 
 def benchmark(*arguments):
     sys.argv = [str(SCRIPT), *arguments]
+    sys.path.insert(0, str(SCRIPT.parent))  # as Python does for a script
     runpy.run_path(str(SCRIPT), run_name="__main__")
 
 

@@ -113,7 +113,8 @@ def gaussian_partners(rows: Tensor, noise: Tensor, share: float = GAUSSIAN_SHARE
     Example:
         >>> import torch
         >>> rows = torch.tensor([[0.0, 0.0], [8.0, 8.0]])
-        >>> gaussian_partners(rows, torch.ones(2, 2)).round(decimals=3).tolist()
-        [[0.215, 0.215], [8.215, 8.215]]
+        >>> gaussian_partners(rows, torch.ones(2, 2))
+        tensor([[0.2149, 0.2149],
+                [8.2149, 8.2149]])
     """
     return rows + share * rows.std().sqrt() * noise
