@@ -130,8 +130,7 @@ def build_evaluators(config: DictConfig, data: DataModule) -> dict[str, Evaluato
     """The evaluators of a run by name, told the names of its classes, and judgements if any."""
     found = {name: build(node) for name, node in nodes_of(config.evaluators).items()}
     for evaluator in found.values():
-        evaluator.class_names = data.class_names
-        evaluator.judgements = data.dataset.judgements
+        evaluator.know(data.class_names, data.dataset.judgements)
     return found
 
 

@@ -43,6 +43,16 @@ class Evaluator(Checked, ABC):
     #: Judgements of documents for queries, where the data set has any; set before use.
     judgements: Judgements | None = None
 
+    def know(self, class_names: Sequence[str], judgements: Judgements | None) -> None:
+        """Take what the data set says, before the first batch.
+
+        Args:
+            class_names: names of the classes.
+            judgements: of the gallery for the queries, where there are any.
+        """
+        self.class_names = class_names
+        self.judgements = judgements
+
     @abstractmethod
     def update(
         self,

@@ -8,7 +8,7 @@ import torch
 from support import paths, vectors
 from support.vectors import close
 
-from noisyml.metrics.instance_retrieval import (
+from noisyml.metrics.instances.scores import (
     Judged,
     mean_precision_at,
     places,
@@ -104,7 +104,7 @@ def test_places_of_equal_scores_and_of_blocks(monkeypatch):
     judged = Judged.of([[4, 0], [], [2]])
     queries = torch.ones(3, 2)
     assert places(queries, gallery, judged, [torch.ones(3, 2)]).tolist() == [4, 0, 2]
-    monkeypatch.setattr("noisyml.metrics.instance_retrieval._SCORES_AT_ONCE", 5)
+    monkeypatch.setattr("noisyml.metrics.instances.scores._SCORES_AT_ONCE", 5)
     assert places(queries, gallery, judged, [2 * torch.ones(3, 2)]).tolist() == [7, 3, 5]
 
 

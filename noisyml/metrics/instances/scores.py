@@ -12,7 +12,7 @@ block, with distractors counted and never sorted in.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -57,8 +57,95 @@ class Judged(NamedTuple):
         return torch.bincount(self.query, minlength=self.n_queries)
 
 
-@checked
+class Ranked(NamedTuple):
+    """Rankings of some queries.
+
+    Attributes:
+        order: [q, N] int64, gallery rows, the best first.
+        scores: [q, N] by which they are ordered, by gallery row.
+    """
+
+    order: Tensor
+    scores: Tensor
+
+
+def ranked(queries: Tensor, gallery: Tensor) -> Iterator[Ranked]:
+    """Rankings by inner product, of equal ones the first row first, some queries at a time.
+
+    Args:
+        queries: [Q, D].
+        gallery: [N, D].
+    """
+    for part in queries.split(max(1, _SCORES_AT_ONCE // max(1, len(gallery)))):
+        scores = part @ gallery.T
+        yield Ranked(scores.argsort(dim=1, descending=True, stable=True), scores)
+
+
+class Places(NamedTuple):
+    """Places of judged images in the rankings, and what lies at the top.
+
+    Attributes:
+        place: [E] int64, counted from 0.
+        scores: [E] of the judged images.
+        top: [Q, K] int64, the first gallery rows of every ranking.
+        top_scores: [Q, K].
+    """
+
+    place: Tensor
+    scores: Tensor
+    top: Tensor
+    top_scores: Tensor
+
+
 @torch.no_grad()
+def places_in(rankings: Iterable[Ranked], judged: Judged, top: int = 1) -> Places:
+    """Places of judged images in rankings.
+
+    Args:
+        rankings: of all queries, in their order.
+        judged: images whose places are wanted.
+        top: K, rows kept of every ranking.
+    """
+    place, scores_of = torch.empty_like(judged.images), None
+    tops, first = [], 0
+    for order, scores in rankings:
+        mine = (judged.query >= first) & (judged.query < first + len(order))
+        row, image = judged.query[mine] - first, judged.images[mine]
+        inverse = torch.empty_like(order)
+        numbers = torch.arange(order.shape[1], device=order.device).expand_as(order)
+        inverse.scatter_(1, order, numbers)
+        if scores_of is None:
+            scores_of = scores.new_empty(len(place))
+        place[mine] = inverse[row, image]
+        scores_of[mine] = scores[row, image]
+        best = order[:, :top]
+        tops.append((best.clone(), scores.gather(1, best)))
+        first += len(order)
+    if scores_of is None:
+        raise ValueError("no rankings")
+    return Places(place, scores_of, *(torch.cat(part) for part in zip(*tops, strict=True)))
+
+
+@torch.no_grad()
+def count_larger(queries: Tensor, block: Tensor, judged: Judged, scores: Tensor) -> Tensor:
+    """Rows of a block that come before each judged image [E] int64: those of a larger score.
+
+    Args:
+        queries: [Q, D].
+        block: [m, D], more of the gallery, after the rest where scores are equal.
+        judged: the images.
+        scores: [E], theirs.
+    """
+    found = torch.zeros_like(judged.images)
+    at_once = max(1, _SCORES_AT_ONCE // max(1, len(block)))
+    for first in range(0, len(queries), at_once):
+        mine = (judged.query >= first) & (judged.query < first + at_once)
+        products = (queries[first : first + at_once] @ block.to(queries).T).sort(dim=1).values
+        found[mine] = _larger(products, judged.query[mine] - first, scores[mine])
+    return found
+
+
+@checked
 def places(
     queries: Tensor,
     gallery: Tensor,
@@ -82,26 +169,11 @@ def places(
         >>> places(rows[:1], rows, Judged.of([[1, 2]])).tolist()
         [2, 1]
     """
-    found = torch.empty_like(judged.images)
-    scores_of_judged = queries.new_empty(len(found))
-    at_once = max(1, _SCORES_AT_ONCE // max(1, len(gallery)))
-    for first in range(0, len(queries), at_once):
-        mine = (judged.query >= first) & (judged.query < first + at_once)
-        row, image = judged.query[mine] - first, judged.images[mine]
-        scores = queries[first : first + at_once] @ gallery.T
-        order = scores.argsort(dim=1, descending=True, stable=True)
-        place = torch.empty_like(order)
-        numbers = torch.arange(len(gallery), device=order.device).expand_as(order)
-        place.scatter_(1, order, numbers)
-        found[mine] = place[row, image]
-        scores_of_judged[mine] = scores[row, image]
+    found = places_in(ranked(queries, gallery), judged)
+    place = found.place
     for block in distractors:
-        at_once = max(1, _SCORES_AT_ONCE // max(1, len(block)))
-        for first in range(0, len(queries), at_once):
-            mine = (judged.query >= first) & (judged.query < first + at_once)
-            scores = (queries[first : first + at_once] @ block.to(queries).T).sort(dim=1).values
-            found[mine] += _larger(scores, judged.query[mine] - first, scores_of_judged[mine])
-    return found
+        place = place + count_larger(queries, block, judged, found.scores)
+    return place
 
 
 def _larger(ascending: Tensor, row: Tensor, values: Tensor) -> Tensor:

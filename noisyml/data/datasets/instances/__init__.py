@@ -1,0 +1,1 @@
+"""Data sets of instance retrieval: queries with lists of judged images, and sets to train on."""
