@@ -80,6 +80,7 @@ def memory_instance_contrast(
     memory: Tensor,
     memory_labels: Tensor,
     *,
+    index: Tensor | None = None,
     margin: float = 0.4,
     positive_margin: NonNegative = 0.0,
     hinge: bool = False,
@@ -90,8 +91,10 @@ def memory_instance_contrast(
     Args:
         embeddings: [B, D], unit norm.
         labels: [B] int64; rows with a label of 0 or less (rejected neighbours) are left out.
-        memory: [M, D], constant.
+        memory: [M, D], constant; or with `index` a whole bank [N, D].
         memory_labels: [M] int64; negatives of every row carry a label that no row has.
+        index: [M] int64, the rows of the bank that take part, read block by block and never copied
+            together; None: all.
         margin, positive_margin, hinge: see `batch_instance_contrast`.
         block_columns: columns compared at a time; a block needs B times as many numbers.
 
@@ -110,9 +113,10 @@ def memory_instance_contrast(
         signed = torch.zeros_like(embeddings)
         positives = embeddings.new_zeros(len(embeddings))
         negatives = embeddings.new_zeros(len(embeddings))
-        blocks = zip(memory.split(block_columns), memory_labels.split(block_columns), strict=True)
-        for columns, column_labels in blocks:
-            rows = columns.to(embeddings)
+        for start in range(0, len(memory_labels), block_columns):
+            part = slice(start, start + block_columns)
+            column_labels = memory_labels[part]
+            rows = memory[part if index is None else index[part]].to(embeddings)
             signs, more_positives, more_negatives = _signs(
                 embeddings, labels, rows, column_labels, margin, positive_margin
             )

@@ -29,6 +29,7 @@ from noisyml.losses.self_supervised.instance_contrast import (
 from noisyml.methods.base import Method
 from noisyml.methods.metric_learning.instance_banks import MiningBank, NegativeBank
 from noisyml.methods.metric_learning.neighbour_graph import NeighbourGraph
+from noisyml.methods.metric_learning.objectives import MakeObjective, terms_of
 from noisyml.methods.parts import Parts
 from noisyml.methods.passes import batches_on, evaluation_mode
 from noisyml.models.multi_scale import multi_scale
@@ -46,6 +47,9 @@ class InsCLR(Method):
         bank: makes the bank from ``num_samples`` and ``embedding_size``; None: the batch alone.
         pairs: positives of an anchor are its ``neighbours``, or further ``views`` of itself (the
             baseline of augmentation alone).
+        objective: another loss on the batch: makes SimCLR's or MoCo's from ``encoder`` and
+            ``seed``; None: InsCLR's pair loss, to which `margin`, `positive_margin` and `hinge`
+            belong.
         num_neighbours: K, so many rows of the batch belong to each anchor beside itself.
         selection: neighbours that are rejected: ``none``; ``fixed``: those less similar to the
             anchor than the threshold; ``dynamic``: than the threshold times the most similar one.
@@ -76,6 +80,7 @@ class InsCLR(Method):
         graph: Callable[..., NeighbourGraph],
         bank: Callable[..., NegativeBank | MiningBank] | None = None,
         pairs: Literal["neighbours", "views"] = "neighbours",
+        objective: MakeObjective | None = None,
         num_neighbours: Count = 3,
         selection: Literal["none", "fixed", "dynamic"] = "none",
         selection_threshold: Share = 0.6,
@@ -105,6 +110,7 @@ class InsCLR(Method):
                 f"bank would be read while it is empty."
             )
         self.pairs = pairs
+        self.objective = None if objective is None else objective(encoder=self.encoder, seed=seed)
         self.num_neighbours = num_neighbours
         self.selection = selection
         self.selection_threshold = selection_threshold
@@ -140,18 +146,24 @@ class InsCLR(Method):
 
     def on_fit_start(self) -> None:
         """A resumed run goes on with the neighbours of its checkpoint."""
-        if self.graph.known:
+        if self.graph.known or not self._needs_graph:
             self._add_neighbours()
+        if self.objective is not None and self.global_step == 0:
+            self.objective.begin()
 
     def on_train_epoch_start(self) -> None:
         """Before the first step, find the neighbours and fill the bank."""
-        if self.graph.known:
+        if self.graph.known or not self._needs_graph:
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
         self.graph.find(self, data.predict_dataloader("train"))
         self._add_neighbours()
         if isinstance(self.bank, MiningBank):
             self._fill(data.training_pass(_FILLING_PASS))
+
+    @property
+    def _needs_graph(self) -> bool:
+        return self.pairs == "neighbours" or self.bank is not None
 
     def _add_neighbours(self) -> None:
         if self.pairs == "neighbours":
@@ -194,22 +206,20 @@ class InsCLR(Method):
             judged = embeddings.detach() if plain is None or self.judge_by == "training" else plain
             labels = self._reject(labels, judged)
         batch_labels = _each_alone(labels) if self.rejected == "alone" else labels
-        in_batch = batch_instance_contrast(embeddings, batch_labels, **self.loss_settings)
-        terms = {
-            "batch_loss": in_batch.loss.detach(),
-            "batch_positives": in_batch.positives,
-            "batch_negatives": in_batch.negatives,
-        }
-        loss = in_batch.loss
+        loss, terms = self._in_batch(_view(batch, 0), embeddings, batch_labels)
         step = self.global_step + 1
         if self.bank is not None and step > self.write_after:
             self.bank.write(index, embeddings.detach(), plain)
         if self.bank is not None and step > self.read_after:
             generator = distributed.agreed_generator(self.seed, 0, step)
             mined = self.bank.find(self.graph, index, labels, generator)
-            rows = self.bank.embeddings[mined.index]
             against = memory_instance_contrast(
-                embeddings, labels, rows, mined.labels, **self.loss_settings
+                embeddings,
+                labels,
+                self.bank.embeddings,
+                mined.labels,
+                index=mined.index,
+                **self.loss_settings,
             )
             loss = loss + self.memory_weight * against.loss
             terms |= {
@@ -218,6 +228,21 @@ class InsCLR(Method):
                 "memory_negatives": against.negatives,
             }
         return {"loss": loss, "terms": terms}
+
+    def _in_batch(
+        self, batch: Batch, embeddings: Tensor, labels: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss on the global batch, and what is logged of it."""
+        if self.objective is not None:
+            anchors = len(labels) // (1 + self.num_neighbours)
+            loss = self.objective.loss(batch, embeddings, labels, anchors)
+            return loss, terms_of(loss)
+        found = batch_instance_contrast(embeddings, labels, **self.loss_settings)
+        return found.loss, {
+            "batch_loss": found.loss.detach(),
+            "batch_positives": found.positives,
+            "batch_negatives": found.negatives,
+        }
 
     @torch.no_grad()
     def _plain(self, batch: Batch) -> Tensor | None:

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from noisyml import distributed
-from noisyml.checks import Checked, Count, Positive
+from noisyml.checks import Checked, Count, Positive, Seed, Share, WholeNonNegative
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.methods.base import Method
 from noisyml.methods.passes import batches_on, evaluation_mode
+from noisyml.methods.vectors.pairs import Pairs, supported_edges, with_random_edges
 from noisyml.models.multi_scale import multi_scale
 from noisyml.similarity.pinned_buffers import PinnedBuffers
 
@@ -32,6 +33,13 @@ class NeighbourGraph(Checked, PinnedBuffers):
             trained yet) or ``embeddings``.
         scales: of the images, see `multi_scale`.
         file: a folder that ``noisyml knn`` wrote for the same images in place of all that.
+        random_edges: share of the neighbours that are exchanged for random images, to study wrong
+            pairs; similarities stay.
+        min_shared: of the nearest `shared_among` neighbours, those come first whose own lists have
+            so many members in common with the image's, beyond the neighbour itself; 0: as found.
+            Stored similarities stay in their places.
+        shared_among: see above.
+        seed: of random neighbours.
 
     Attributes:
         neighbours: [N, T] int32, the nearest first; `NOBODY` for images that cannot be decoded.
@@ -48,8 +56,16 @@ class NeighbourGraph(Checked, PinnedBuffers):
         source: Literal["features", "embeddings"] = "features",
         scales: Sequence[Positive] = (1.0,),
         file: str | None = None,
+        random_edges: Share = 0.0,
+        min_shared: WholeNonNegative = 0,
+        shared_among: Count = 10,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
+        self.random_edges = random_edges
+        self.min_shared = min_shared
+        self.shared_among = shared_among
+        self.seed = seed
         self.stored = min(stored, max(1, num_samples - 1))
         self.source = source
         self.scales = scales
@@ -74,7 +90,23 @@ class NeighbourGraph(Checked, PinnedBuffers):
             self._read(self.file)
         else:
             self._search(method, loader)
+        if self.random_edges or self.min_shared:
+            self._rearrange()
         self.known = True
+
+    def _rearrange(self) -> None:
+        """Exchange some neighbours for random images, then let supported ones come first."""
+        pairs = Pairs(self.neighbours.cpu().numpy().astype(np.int64))
+        if self.random_edges:
+            pairs, _ = with_random_edges(pairs, self.random_edges, self.seed)
+        if self.min_shared:
+            near = pairs.index[:, : self.shared_among]
+            keep = supported_edges(Pairs(near), self.min_shared)
+            order = np.argsort(~keep, axis=1, kind="stable")
+            index = np.array(pairs.index)
+            index[:, : near.shape[1]] = np.take_along_axis(near, order, axis=1)
+            pairs = Pairs(index)
+        self.neighbours.copy_(torch.from_numpy(pairs.index))
 
     def check(self, needed: int) -> None:
         """Refuse to give more neighbours than there are.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -111,7 +111,7 @@ class InstanceEvaluator(Evaluator):
         self.expansion = expansion
         self.expansion_alpha = expansion_alpha
         self.diffusion = diffusion
-        self.diffusion_settings = {
+        self.diffusion_settings: dict[str, Any] = {
             "start": diffusion_start,
             "gamma": diffusion_gamma,
             "alpha": diffusion_alpha,

@@ -83,3 +83,18 @@ def test_rejected_rows_alone_give_zero():
     loss.backward()
     assert float(loss.detach()) == 0
     assert not rows.grad.any()
+
+
+def test_rows_of_a_bank_are_read_where_they_lie():
+    case = MEMORY
+    bank = torch.cat([torch.ones(5, case["memory_features_0"].shape[1]), case["memory_features_0"]])
+    rows = case["features_0"].clone().requires_grad_()
+    index = 5 + torch.randperm(len(case["memory_labels_0"]), generator=torch.Generator())
+    labels = case["memory_labels_0"][index - 5]
+    options = {"margin": float(case["margin_0"]), "positive_margin": float(case["pos_margin_0"])}
+    result = memory_instance_contrast(
+        rows, case["labels_0"], bank, labels, index=index, block_columns=7, **options
+    )
+    result.loss.backward()
+    close(result.loss.detach(), case["loss_0"])
+    close(rows.grad, case["grad_features_0"], atol=1e-10)

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.checks import Count, Ge, Interval, OpenShare, Share, WholeNonNegative
-from noisyml.data.base import DatasetSource, Split
+from noisyml.data.base import DatasetSource, Split, TestSet
 from noisyml.data.datasets.embedded.typefaces import (
     FACES,
     Character,
@@ -56,6 +56,8 @@ class Glyphs(DatasetSource):
         num_train_classes: classes of ``train`` (of every split if ``closed_set``).
         num_val_classes: further classes of ``val`` (``zero_shot`` only; 0 for no ``val``).
         num_test_classes: further classes of ``test`` (``zero_shot`` only).
+        num_distractor_classes: further classes (``zero_shot`` only) whose pictures belong to no
+            class and join the gallery of a second test set, ``distractors``.
         distortions: pictures per class and face, each with its own fixed distortion.
         min_faces: a class needs at least so many faces (1 to 16; 12 gives about 2,000 classes).
         max_faces: use at most so many faces per class, chosen by `class_seed`; None for all.
@@ -90,6 +92,7 @@ class Glyphs(DatasetSource):
         num_train_classes: Several = 100,
         num_val_classes: WholeNonNegative = 20,
         num_test_classes: Several = 100,
+        num_distractor_classes: WholeNonNegative = 0,
         distortions: Count = 4,
         min_faces: FaceCount = 12,
         max_faces: FaceCount | None = None,
@@ -106,9 +109,15 @@ class Glyphs(DatasetSource):
         cache_dir: str | None = None,
     ) -> None:
         check_fractions(val_fraction, test_fraction)
+        if num_distractor_classes and (split != "zero_shot" or targets != "character"):
+            raise UserError(
+                f"dataset.num_distractor_classes={num_distractor_classes} needs split=zero_shot "
+                f"and targets=character: set it to 0."
+            )
         self.num_train_classes = num_train_classes
         self.num_val_classes = num_val_classes
         self.num_test_classes = num_test_classes
+        self.num_distractor_classes = num_distractor_classes
         self.distortions = distortions
         self.min_faces = min_faces
         self.max_faces = max_faces
@@ -150,7 +159,17 @@ class Glyphs(DatasetSource):
             rows = np.arange(count)
             splits[name] = self._split(name, part, pixels[start : start + count], rows, words)
             start += count
+        if "distractors" in splits:
+            nobody = np.full(len(splits["distractors"]), -1, dtype=np.int64)
+            splits["distractors"] = replace(splits["distractors"], labels=nobody)
         return splits
+
+    def test_sets(self, names: Collection[str]) -> dict[str, TestSet]:
+        """``test`` by itself, and ``distractors``: searched together with pictures of no class."""
+        sets: dict[str, TestSet] = {"test": {"pool": "test"}}
+        if "distractors" in names:
+            sets["distractors"] = {"pool": "test", "distractors": "distractors"}
+        return sets
 
     def _closed_set(self, characters: list[Character], words: list[str]) -> dict[str, Split]:
         pixels = self._pixels(characters)
@@ -241,6 +260,7 @@ class Glyphs(DatasetSource):
             "train": self.num_train_classes,
             "val": self.num_val_classes if self.split == "zero_shot" else 0,
             "test": self.num_test_classes if self.split == "zero_shot" else 0,
+            "distractors": self.num_distractor_classes,
         }
         if sum(sizes.values()) > len(shuffled):
             raise UserError(
@@ -253,6 +273,7 @@ class Glyphs(DatasetSource):
             "train": shuffled[: sizes["train"]],
             "val": shuffled[end - sizes["val"] : end],
             "test": shuffled[end:],
+            "distractors": shuffled[end - sizes["val"] - sizes["distractors"] : end - sizes["val"]],
         }
         return {name: part for name, part in chosen.items() if part}
 

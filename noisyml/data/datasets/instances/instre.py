@@ -95,7 +95,7 @@ def _read(path: Path) -> dict[str, Any]:
 
     with reading(path, "fetch it again"):
         content = loadmat(path)
-        found = {
+        found: dict[str, Any] = {
             name: [str(cell[0]) for cell in content[name].ravel()] for name in ("imlist", "qimlist")
         }
         queries = content["gnd"].ravel()

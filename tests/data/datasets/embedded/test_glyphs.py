@@ -251,3 +251,19 @@ def test_names_as_captions_of_other_characters_to_test(tmp_path):
     assert contact_sheet(splits["test"], classes=3, instances=5).height == 3 * 64
     with pytest.raises(TypeError):
         splits["train"].target.checked([3], 0)
+
+
+def test_distractors_are_of_no_class_and_leave_the_other_splits_alone(cache, small):
+    source = Glyphs(**SMALL, num_distractor_classes=5, cache_dir=cache)
+    splits = source.splits()
+    assert len(splits["distractors"]) == 5 * 16 * 2
+    assert set(splits["distractors"].labels.tolist()) == {-1}
+    for name, split in small.items():
+        assert np.array_equal(splits[name].images.pixels, split.images.pixels)
+        assert not set(splits["distractors"].keys) & set(split.keys)
+    assert source.test_sets(list(splits)) == {
+        "test": {"pool": "test"},
+        "distractors": {"pool": "test", "distractors": "distractors"},
+    }
+    with pytest.raises(UserError, match="num_distractor_classes=5 needs split=zero_shot"):
+        Glyphs(split="closed_set", num_distractor_classes=5)

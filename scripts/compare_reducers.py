@@ -1,0 +1,320 @@
+"""Codes of TLDR beside those of PCA, whitened PCA, UMAP and t-SNE, on held-out rows.
+
+Digits (64 pixels), and features of a frozen EfficientNet-Lite0 of glyphs and of Fashion-MNIST,
+computed once into a folder. Rows are centred by the training rows and brought to unit length;
+every method learns from the training rows without labels, and each test row ranks the training rows
+in the space of codes: by cosine, for UMAP and t-SNE by Euclidean distance. A method that is not
+installed is left out.
+
+    python scripts/compare_reducers.py --data digits glyphs fashion_mnist --dims 4 8 16 32 64 \
+        --seeds 0 1 2 --out outputs/bench/reducers.json
+    python scripts/compare_reducers.py --table outputs/bench/reducers.json --plot reducers.png
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA
+from sklearn.model_selection import train_test_split
+from sklearn.neighbors import KNeighborsClassifier
+
+import noisyml
+
+Rows = NDArray[np.float32]
+#: Steps of TLDR by data set: rows of a batch and epochs; the rate is that of the digits.
+TLDR_SETTINGS = {
+    "digits": {"batch_size": 128, "epochs": 100},
+    "glyphs": {"batch_size": 128, "epochs": 60},
+    "fashion_mnist": {"batch_size": 256, "epochs": 60},
+}
+SHARED = {"projector": "mlp-1-512", "n_neighbors": 20, "warmup_epochs": 10, "learning_rate": 10.0}
+
+
+# -- data ------------------------------------------------------------------------------------------
+
+
+def features(name: str, folder: Path, size: int) -> tuple[Rows, NDArray[np.int64]]:
+    """Features [N, 1280] of a frozen network, and labels."""
+    path = folder / f"{name}-{size}.npz"
+    if path.is_file():
+        kept = np.load(path)
+        return kept["rows"], kept["labels"]
+    from noisyml.models.backbones.from_timm import efficientnet_lite0
+
+    if name == "glyphs":
+        from noisyml.data.datasets.embedded.glyphs import Glyphs
+
+        split = Glyphs(num_train_classes=size // 27, num_val_classes=0, distortions=2).splits()[
+            "train"
+        ]
+    else:
+        from noisyml.data.datasets.small_images.fashion_mnist import FashionMNIST
+
+        split = FashionMNIST(str(folder / "FashionMNIST")).splits()["train"]
+    chosen = np.sort(np.random.default_rng(0).permutation(len(split))[:size])
+    network = efficientnet_lite0(weights="imagenet", frozen=True).eval()
+    rows = []
+    for part in np.array_split(chosen, max(1, len(chosen) // 64)):
+        pictures = [
+            np.asarray(split.images.load(int(i)).convert("RGB").resize((64, 64))) for i in part
+        ]
+        images = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+        with torch.inference_mode():
+            rows.append(network.raw_features(images).numpy())
+    found, labels = np.concatenate(rows), split.labels[chosen]
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(path, rows=found, labels=labels)
+    return found, labels
+
+
+def data(name: str, seed: int, folder: Path, size: int) -> tuple[Rows, Rows, Any, Any]:
+    """Training and test rows with their labels, 60 to 40, a stratified split by the seed."""
+    if name == "digits":
+        digits = load_digits()
+        rows, labels = digits.data.astype(np.float32), digits.target
+    else:
+        rows, labels = features(name, folder, size)
+    train, test, train_y, test_y = train_test_split(
+        rows, labels, test_size=0.4, stratify=labels, random_state=seed
+    )
+    mean, deviation = train.mean(0), train.std(0) + 1e-6 if name != "digits" else 1.0
+    train, test = (train - mean) / deviation, (test - mean) / deviation
+    train, test = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (train, test))
+    return train.astype(np.float32), test.astype(np.float32), train_y, test_y
+
+
+# -- methods ---------------------------------------------------------------------------------------
+
+
+def reducers(name: str, dims: int, seed: int) -> dict[str, Callable[[], Any]]:
+    """Makers of what fits and transforms, by name."""
+    made: dict[str, Callable[[], Any]] = {
+        "PCA": lambda: PCA(dims, random_state=seed),
+        "PCA whitened": lambda: PCA(dims, whiten=True, random_state=seed),
+        "TLDR": lambda: noisyml.TLDR(dims, random_state=seed, **SHARED, **TLDR_SETTINGS[name]),
+        "TLDR Gaussian": lambda: noisyml.TLDR(
+            dims, random_state=seed, gaussian=True, **SHARED, **TLDR_SETTINGS[name]
+        ),
+        "TLDR mlp": lambda: noisyml.TLDR(
+            dims, encoder="mlp-1-256", random_state=seed, **SHARED, **TLDR_SETTINGS[name]
+        ),
+    }
+    try:
+        from umap import UMAP
+    except ImportError:
+        pass
+    else:
+        made["UMAP"] = lambda: UMAP(n_components=dims, n_neighbors=20, random_state=seed)
+    if dims == 2:
+        try:
+            from openTSNE import TSNE
+        except ImportError:
+            pass
+        else:
+            made["t-SNE"] = lambda: _TSNE(TSNE(n_components=2, random_state=seed))
+    return made
+
+
+class _TSNE:
+    """openTSNE with scikit-learn's names."""
+
+    def __init__(self, tsne: Any) -> None:
+        self.tsne = tsne
+
+    def fit(self, rows: Rows) -> _TSNE:
+        self.embedding = self.tsne.fit(rows)
+        return self
+
+    def transform(self, rows: Rows) -> Rows:
+        return np.asarray(self.embedding.transform(rows))
+
+    @property
+    def training_codes(self) -> Rows:
+        return np.asarray(self.embedding)
+
+
+def scores(train: Rows, test: Rows, train_y: Any, test_y: Any, metric: str) -> dict[str, float]:
+    """mAP and P@1 of test rows that search the training rows, and 20-NN accuracy."""
+    if metric == "cosine":
+        train, test = (
+            x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in (train, test)
+        )
+    found = noisyml.retrieval_metrics(
+        torch.tensor(test, dtype=torch.float32),
+        torch.tensor(test_y, dtype=torch.int64),
+        torch.tensor(train, dtype=torch.float32),
+        torch.tensor(train_y, dtype=torch.int64),
+        metrics=["map", "precision_at_1"],
+        recall_at=[],
+        metric=metric,
+    )
+    near = KNeighborsClassifier(20).fit(train, train_y)
+    return {
+        "map": found["map"],
+        "precision_at_1": found["precision_at_1"],
+        "knn_accuracy": float(near.score(test, test_y)),
+    }
+
+
+def measure(settings: argparse.Namespace) -> list[dict[str, Any]]:
+    """A record for each data set, seed, dimension and method."""
+    records = []
+
+    def keep(**record: Any) -> None:
+        records.append(record)
+        print(json.dumps(record), flush=True)
+
+    for name in settings.data:
+        for seed in settings.seeds:
+            train, test, train_y, test_y = data(name, seed, settings.folder, settings.size)
+            facts = {"data": name, "seed": seed, "rows": len(train)}
+            found = scores(train, test, train_y, test_y, "cosine")
+            keep(**facts, dims=train.shape[1], method="inputs", fit_s=0.0, transform_s=0.0, **found)
+            for dims in settings.dims:
+                for method, make in reducers(name, dims, seed).items():
+                    if settings.methods and method not in settings.methods:
+                        continue
+                    start = time.process_time()
+                    with warnings.catch_warnings():
+                        warnings.simplefilter("ignore")
+                        model = make().fit(train)
+                        fitted = time.process_time()
+                        codes = model.transform(test)
+                        ended = time.process_time()
+                        own = getattr(model, "training_codes", None)
+                        own = model.transform(train) if own is None else own
+                    metric = "l2" if method in ("UMAP", "t-SNE") else "cosine"
+                    keep(
+                        **facts,
+                        dims=dims,
+                        method=method,
+                        fit_s=fitted - start,
+                        transform_s=ended - fitted,
+                        **scores(own, codes, train_y, test_y, metric),
+                    )
+    return records
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def grouped(records: list[dict[str, Any]]) -> dict[tuple[str, int, str], dict[str, Any]]:
+    """Means and deviations over seeds by data set, dimension and method."""
+    keys = {(r["data"], r["dims"], r["method"]): None for r in records}
+    found = {}
+    for key in keys:
+        own = [r for r in records if (r["data"], r["dims"], r["method"]) == key]
+        names = ("map", "precision_at_1", "knn_accuracy", "fit_s", "transform_s")
+        values = {name: np.array([r[name] for r in own]) for name in names}
+        found[key] = {
+            name: (x.mean(), x.std(ddof=1) if len(x) > 1 else 0) for name, x in values.items()
+        }
+    return found
+
+
+def share(value: float) -> str:
+    """A share without its leading zero."""
+    return f"{value:.3f}".removeprefix("0")
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """A Markdown table: mAP / P@1 / 20-NN accuracy, by data set and method, over dimensions."""
+    found = grouped(records)
+    lines = []
+    for name in dict.fromkeys(key[0] for key in found):
+        dims = sorted({key[1] for key in found if key[0] == name and key[2] != "inputs"})
+        lines += [f"| {name} | " + " | ".join(f"d = {d}" for d in dims) + " | fit |"]
+        lines += ["|---|" + "---:|" * (len(dims) + 1)]
+        methods = dict.fromkeys(key[2] for key in found if key[0] == name and key[2] != "inputs")
+        for method in methods:
+            cells = []
+            for d in dims:
+                value = found.get((name, d, method))
+                parts = ("map", "precision_at_1", "knn_accuracy")
+                cells.append("" if value is None else " / ".join(share(value[p][0]) for p in parts))
+            times = [found[name, d, method]["fit_s"][0] for d in dims if (name, d, method) in found]
+            lines.append(f"| {method} | " + " | ".join(cells) + f" | {np.mean(times):.1f} s |")
+        raw = next(value for key, value in found.items() if key[0] == name and key[2] == "inputs")
+        lines += [
+            "",
+            f"Inputs themselves: {raw['map'][0]:.3f} / {raw['precision_at_1'][0]:.3f} / "
+            f"{raw['knn_accuracy'][0]:.3f}.",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def plot(records: list[dict[str, Any]], path: Path) -> None:
+    """mAP over dimensions, a panel for each data set."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    found = grouped(records)
+    names = list(dict.fromkeys(key[0] for key in found))
+    methods = [m for m in dict.fromkeys(key[2] for key in found) if m != "inputs"]
+    figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3.4), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        for colour, method in enumerate(methods):
+            own = sorted(
+                (k[1], v["map"]) for k, v in found.items() if k[0] == name and k[2] == method
+            )
+            if own:
+                x, y = [d for d, _ in own], [v for _, v in own]
+                axis.errorbar(
+                    x, [m for m, _ in y], [s for _, s in y], label=method, marker="o", ms=4,
+                    capsize=2, color=f"C{colour}",
+                )  # fmt: skip
+        raw = next(v["map"][0] for k, v in found.items() if k[0] == name and k[2] == "inputs")
+        axis.axhline(raw, color="grey", linestyle=":", label="inputs")
+        axis.set(title=name, xscale="log", xlabel="dimensions of the code", ylabel="mAP")
+        ticks = sorted({k[1] for k in found if k[0] == name and k[2] != "inputs"})
+        axis.set_xticks(ticks, [str(t) for t in ticks])
+        axis.minorticks_off()
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][-1].legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+
+
+def main() -> None:
+    """Measure, or make table and plot of what was measured."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", nargs="+", choices=list(TLDR_SETTINGS), default=["digits"])
+    parser.add_argument("--dims", nargs="+", type=int, default=[4, 8, 16, 32, 64])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", default=None, help="default: all there are")
+    parser.add_argument("--size", type=int, default=2500, help="rows of the sets of features")
+    parser.add_argument("--folder", type=Path, default=Path("outputs/bench/features"))
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=None)
+    parser.add_argument("--table", type=Path, nargs="+", default=None, help="records to show")
+    parser.add_argument("--plot", type=Path, default=None)
+    settings = parser.parse_args()
+    torch.set_num_threads(settings.threads)
+    if settings.table is None:
+        records = measure(settings)
+        if settings.out is not None:
+            settings.out.parent.mkdir(parents=True, exist_ok=True)
+            settings.out.write_text(json.dumps(records, indent=1) + "\n")
+    else:
+        records = [record for path in settings.table for record in json.loads(path.read_text())]
+    print(table(records))
+    if settings.plot is not None:
+        plot(records, settings.plot)
+
+
+if __name__ == "__main__":
+    main()
