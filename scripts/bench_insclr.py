@@ -2,8 +2,9 @@
 
 The peer loops over the rows of the batch with masked selections over the memory, and takes a copy
 of the drawn rows after a set difference over all images, as the released code does; the script
-fails unless loss and gradient agree. Ours and the peer take turns in one process; seconds are processor
-time summed over threads. Memory is the most that is held beyond the bank while a step reads it.
+fails unless loss and gradient agree. Ours and the peer take turns in one process; seconds are
+processor time summed over threads. Memory is the most that is held beyond the bank while a step
+reads it.
 
     python scripts/bench_insclr.py --rows loss bank --out outputs/bench/insclr.json
 """

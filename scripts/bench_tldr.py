@@ -3,8 +3,8 @@
 Each row is one part of a fit at one size. The peers compute the same numbers: the loss by its
 cross-correlation matrix and a step with a loss that is read at once, as the released code has them;
 neighbours by faiss, in one call and in a hundred pieces as the release asks for them. The script
-fails unless values agree. Ours and the peer take turns in one process; seconds are processor time summed
-over threads. Memory is the peak of a fresh process beyond what it needed before (Linux).
+fails unless values agree. Ours and the peer take turns in one process; seconds are processor time
+summed over threads. Memory is the peak of a fresh process beyond what it needed before (Linux).
 
     python scripts/bench_tldr.py --rows loss step graph memory stream --out outputs/bench/tldr.json
 """

@@ -2,8 +2,9 @@
 
 ``noisyml data check dataset=csv dataset.path=labels.csv`` names undecodable images, duplicates
 across splits, copies with different labels and classes with a single image; it exits with 1 if an
-image is broken. ``noisyml data show dataset=glyphs`` prints the splits and writes a contact sheet
-of each into the output folder.
+image is broken. Of vectors it names those that are not finite, without length or copies of others,
+and counts columns that say nothing. ``noisyml data show dataset=glyphs`` prints the splits and
+writes a contact sheet of each into the output folder.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ NAMED = 20
 
 
 def main(arguments: list[str]) -> int:
-    """Run ``noisyml data check|show [overrides]``; 1 if a check finds broken images."""
+    """Run ``noisyml data check|show [overrides]``; 1 if a check finds what cannot be used."""
     from noisyml.command.hydra import run_hydra
     from noisyml.errors import did_you_mean
 
@@ -108,6 +109,8 @@ def check(config: DictConfig) -> int:
     from noisyml.data.checks import check_images, find_duplicates
 
     source, splits, output = _open(config)
+    if next(iter(splits.values())).inputs.kind == "vectors":
+        return check_vectors(source, splits, output)
     origin = source.split_origin
     console = Console()
     columns = (
@@ -158,6 +161,46 @@ def check(config: DictConfig) -> int:
     write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     print(f"all findings: {path}")
     return sum(len(report.broken) for report in reports.values())
+
+
+def check_vectors(source: DatasetSource, splits: dict[str, Split], output: Path) -> int:
+    """Read every vector, print what is wrong, write ``check.json``; returns those not finite."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from noisyml.data.vector_checks import check_vectors
+    from noisyml.runs.progress import bar
+
+    with bar("vectors") as shown:
+        task = shown.add_task("reading", total=sum(map(len, splits.values())), note="")
+        reports = check_vectors(splits, lambda done: shown.update(task, advance=done))
+    table = Table("split", "vectors", "columns", "not finite", "zero", "length", "constant columns")
+    for report in reports:
+        table.add_row(
+            report.split,
+            str(report.vectors),
+            str(report.columns),
+            str(len(report.not_finite)),
+            str(len(report.zero)),
+            " / ".join(f"{length:.3g}" for length in report.lengths),
+            str(len(report.constant_columns)),
+        )
+    Console().print(table)
+    print("length: least / median / greatest")
+    for report in reports:
+        _name_some(f"vectors with entries that are no numbers in {report.split}", report.not_finite)
+        _name_some(f"vectors without length in {report.split}", report.zero)
+        equal = [" = ".join(group) for group in report.copies]
+        _name_some(f"{len(equal)} vectors have copies in {report.split}", equal)
+    _say_origin(source.split_origin)
+    content = {
+        "split_origin": source.split_origin,
+        "splits": [report.to_dict() for report in reports],
+    }
+    path = output / "check.json"
+    write_atomically(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    print(f"all findings: {path}")
+    return sum(len(report.not_finite) for report in reports)
 
 
 def _print_report(
