@@ -7,7 +7,7 @@ import pytest
 import torch
 from support.parts import parts_for
 from support.ranks import run_ranks
-from support.vectors import close
+from support.vectors import close as close_to
 from torch import nn
 
 from noisyml.losses.self_supervised.info_nce import nt_xent, queue_info_nce
@@ -16,6 +16,8 @@ from noisyml.methods.metric_learning.neighbour_graph import NeighbourGraph
 from noisyml.methods.metric_learning.objectives import MoCo, SimCLR
 from noisyml.metrics.retrieval_evaluator import RetrievalEvaluator
 from noisyml.models.heads import unit_norm
+
+close = functools.partial(close_to, rtol=1e-5, atol=1e-6)
 
 
 class Rows(nn.Module):
