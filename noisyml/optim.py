@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -23,6 +24,8 @@ from noisyml.checks import (
     checked,
 )
 from noisyml.errors import UserError, did_you_mean
+
+log = logging.getLogger(__name__)
 
 #: Parameters, or groups of them with settings of their own.
 Parameters = Iterable[Tensor] | Iterable[dict[str, Any]]
@@ -78,6 +81,7 @@ def adam(
         betas: decay of the moment estimates.
         **settings: further arguments of `torch.optim.Adam`.
     """
+    _say_if_too_large(lr)
     return torch.optim.Adam(params, lr=lr, weight_decay=weight_decay, betas=betas, **settings)
 
 
@@ -99,7 +103,18 @@ def adamw(
         betas: decay of the moment estimates.
         **settings: further arguments of `torch.optim.AdamW`.
     """
+    _say_if_too_large(lr)
     return torch.optim.AdamW(params, lr=lr, weight_decay=weight_decay, betas=betas, **settings)
+
+
+def _say_if_too_large(lr: float) -> None:
+    """Say so where every step of Adam moves every weight, of size 1 or less, by more than 1."""
+    if lr > 1:
+        log.warning(
+            "optimizer.lr=%g moves every weight by about that much in each step of Adam: training "
+            "diverges; rates from 1e-5 to 1e-2 are usual.",
+            lr,
+        )
 
 
 @checked

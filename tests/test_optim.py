@@ -238,6 +238,14 @@ def test_optimizers_are_those_of_torch():
 # -- LARS and its schedule -----------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("make", [optim.adam, optim.adamw])
+def test_a_rate_that_leaves_no_weight_in_place_is_said(make, caplog):
+    make([nn.Parameter(torch.zeros(1))], lr=1.0)
+    assert not caplog.text
+    make([nn.Parameter(torch.zeros(1))], lr=1e6)
+    assert "optimizer.lr=1e+06 moves every weight by about that much" in caplog.text
+
+
 def test_lars_is_the_released_one():
     golden = load("tldr/lars")
     number = int(golden["n_params"])

@@ -18,15 +18,20 @@ if TYPE_CHECKING:
 
 
 def refuse_foreign(folder: RunFolder) -> None:
-    """Refuse a folder that somebody else filled; Hydra's own files in it do not count.
+    """Refuse a folder that somebody else filled.
+
+    Logs do not count, nor do the files that a command writes before the folder is a run.
 
     Raises:
         UserError: it holds other things.
     """
     if not folder.path.is_dir():
         return
+    begun = {folder.overrides_file, folder.choices_file, folder.environment_file}
     others = sorted(
-        p.name for p in folder.path.iterdir() if p.name[0] != "." and p.suffix != ".log"
+        p.name
+        for p in folder.path.iterdir()
+        if p.name[0] != "." and p.suffix != ".log" and p not in begun
     )
     if others:
         raise UserError(

@@ -2,15 +2,18 @@
 
 ``noisyml knn embeddings=DIR`` reads what ``noisyml embed`` wrote, or any ``.npy`` file [N, D]. Each
 row's neighbours are the most similar other rows, or, with ``gallery=``, the most similar rows of
-that. Exact by default; ``index=ivf|ivfpq|hnsw`` searches approximately and says how well.
+that. Exact by default; ``index=ivf|ivfpq|hnsw`` searches approximately and says how well. Killed at
+any moment, the same command with the same ``hydra.run.dir`` searches again there.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from noisyml.apps._folder import recorded, refuse_foreign, write_inputs
+from noisyml.apps._folder import is_made_by, recorded, refuse_foreign, write_inputs
+from noisyml.apps._resumable import first_difference
 from noisyml.apps._settings import KnnSettings, read_settings
 from noisyml.errors import UserError
 from noisyml.runs.folder import RunFolder
@@ -20,6 +23,11 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from noisyml.embeddings.neighbours import StoredRows
+
+log = logging.getLogger(__name__)
+
+#: Settings that change no neighbour: a folder may be gone on with other values.
+FREE = ("name", "paths", "memory_budget_bytes", "csv")
 
 
 def main(arguments: list[str]) -> int:
@@ -41,7 +49,9 @@ def job(config: DictConfig) -> dict[str, float]:
     folder = RunFolder(Path(hydra.runtime.output_dir))
     settings = OmegaConf.create(resolved(config))
     check_values(settings)
-    refuse_foreign(folder)
+    if _is_done(settings, folder):
+        log.info("%s is finished already; left as it is.", folder.path)
+        return folder.metrics()
     rows = open_rows("embeddings", config.embeddings, "split", config.split)
     gallery = None
     if config.gallery is not None:
@@ -49,7 +59,8 @@ def job(config: DictConfig) -> dict[str, float]:
     elif config.gallery_split is not None:
         raise UserError("gallery_split=... needs gallery=..., the folder that has this split.")
     write_inputs(folder, settings, list(hydra.overrides.task), dict(hydra.runtime.choices))
-    with folder.claimed(), recorded(folder, "the same command with another hydra.run.dir"):
+    same = f"the same command with hydra.run.dir={folder.path}"
+    with folder.claimed(), recorded(folder, same):
         metrics = write_neighbours(
             rows,
             folder.path,
@@ -65,6 +76,26 @@ def job(config: DictConfig) -> dict[str, float]:
         )
         folder.write_metrics({f"knn/{key}": value for key, value in metrics.items()})
     return metrics
+
+
+def _is_done(config: DictConfig, folder: RunFolder) -> bool:
+    """True if the same search has ended in a folder, False if it is to be done there, or again.
+
+    Raises:
+        UserError: the folder holds something else.
+    """
+    if not folder.is_run():
+        refuse_foreign(folder)
+        return False
+    if not is_made_by(folder, "knn"):
+        raise UserError(f"{folder.path} holds another kind of run; choose another hydra.run.dir.")
+    if changed := first_difference(config, folder, FREE):
+        raise UserError(
+            f"{folder.path} holds neighbours found with another {changed}; choose another "
+            f"hydra.run.dir, or remove that folder."
+        )
+    asked_more = config.csv and not folder.config().get("csv")
+    return folder.status().get("state") == "finished" and not asked_more
 
 
 def check_values(config: DictConfig) -> None:

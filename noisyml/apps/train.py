@@ -314,12 +314,14 @@ def _test_all(
 def _say_what_is_assumed(config: DictConfig, folder: RunFolder) -> None:
     """Say which noise rates nobody has set: neither what was typed nor an experiment."""
     import yaml
+    from omegaconf import OmegaConf
 
     from noisyml.command.config import conf_dir
     from noisyml.command.words import words_in
 
     typed = {word.key for word in words_in(folder.overrides())}
     choices = folder.choices()
+    settings: Any = OmegaConf.to_container(config)
     consequences = {
         "selector": "about that share of each batch is left out",
         "method": "about that share of what is learnt is held back",
@@ -331,8 +333,9 @@ def _say_what_is_assumed(config: DictConfig, folder: RunFolder) -> None:
         file = conf_dir() / part / f"{choices.get(part)}.yaml"
         default = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
         # An experiment, or a configuration of the user's own, may have set another one.
-        own = (default.get(part) or {}).get("noise_rate", default.get("noise_rate"))
-        if own != rate or _sets(choices.get("experiment"), part, "noise_rate"):
+        written = (default.get(part) or {}).get("noise_rate", default.get("noise_rate"))
+        own = OmegaConf.create({**settings, "rate": written})
+        if own.rate != rate or _sets(choices.get("experiment"), part, "noise_rate"):
             continue
         log.warning(
             "%s.noise_rate=%s is a guess: %s; set it to the share of wrong labels you expect.",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import logging
 import math
 import time
 from collections.abc import Mapping
@@ -19,6 +20,10 @@ from noisyml.checks import Checked, Count
 from noisyml.errors import UserError
 from noisyml.storage.files import atomic, write_atomically
 
+log = logging.getLogger(__name__)
+
+#: A run has diverged whose loss is so many times that of its first step, or of 1 if that is more.
+DIVERGED = 100.0
 #: Name, without suffix, of the file that keeps the batch of a loss that is no number.
 BAD_BATCH = "not_finite"
 
@@ -43,6 +48,8 @@ class History(Checked, Callback):
         self._seconds = 0.0
         self._steps_here = 0
         self._clock: float | None = None
+        #: The loss of the first step that was looked at.
+        self._first_loss: float | None = None
 
     @property
     def step_seconds(self) -> float:
@@ -92,6 +99,8 @@ class History(Checked, Callback):
         loss = float(outputs["loss"])
         if not math.isfinite(loss):
             raise UserError(self._not_finite(trainer, loss, batch))
+        if self._first_loss is None:
+            self._first_loss = loss
         if not logged:
             return
         row = {"train/loss": loss}
@@ -117,8 +126,17 @@ class History(Checked, Callback):
         self.write()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the rest."""
+        """Write the rest; say so if the training diverged."""
         self.write()
+        losses = [row["train/loss"] for row in self.rows if "train/loss" in row]
+        first = self._first_loss
+        if losses and first is not None and losses[-1] > DIVERGED * max(1.0, abs(first)):
+            log.warning(
+                "The training loss rose from %.4g in the first step to %.4g in the last: training "
+                "diverged; lower optimizer.lr.",
+                first,
+                losses[-1],
+            )
 
     def _not_finite(self, trainer: Trainer, loss: float, batch: Mapping[str, Any]) -> str:
         """The sentence for a loss that is no number, whose batch is kept beside the history."""
@@ -158,12 +176,17 @@ class History(Checked, Callback):
         write_atomically(self.file, text.getvalue())
 
     def state_dict(self) -> dict[str, Any]:
-        """The time measured so far."""
-        return {"steps_timed": self._steps_timed, "seconds": self._seconds}
+        """The time measured so far, and the first loss."""
+        return {
+            "steps_timed": self._steps_timed,
+            "seconds": self._seconds,
+            "first_loss": self._first_loss,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue measuring."""
         self._steps_timed, self._seconds = state_dict["steps_timed"], state_dict["seconds"]
+        self._first_loss = state_dict.get("first_loss")
 
 
 def _number(text: str) -> int | float:

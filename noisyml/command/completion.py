@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from noisyml.command.config import conf_dir
 from noisyml.command.hydra import run_hydra
-from noisyml.errors import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -21,10 +20,6 @@ def complete_shell(arguments: list[str], verbs: list[str]) -> int:
     """Serve ``noisyml -sc install=bash`` and the queries of the script it prints."""
     line = os.environ.get("COMP_LINE", "")
     if not any(argument.startswith("query=") for argument in arguments):
-        if not any(a.startswith(("install=", "uninstall=")) for a in arguments):
-            raise UserError(
-                "-sc wants install=SHELL or uninstall=SHELL, e.g. noisyml -sc install=bash."
-            )
         return run_hydra(_no_task, "train", "train", arguments)
     words = line.split()
     complete = line.endswith(" ")

@@ -52,11 +52,17 @@ HYDRA_FLAGS = (
 
 
 def check_flags(arguments: list[str]) -> None:
-    """Refuse options that Hydra does not have.
+    """Refuse options that Hydra does not have, or has but cannot follow here.
 
     Raises:
         UserError: such an option, with the nearest one that exists.
     """
+    served = ("install=", "uninstall=", "query=")
+    completes = bool({"-sc", "--shell-completion"} & set(arguments))
+    if completes and not any(argument.startswith(served) for argument in arguments):
+        raise UserError(
+            "-sc wants install=SHELL or uninstall=SHELL, e.g. noisyml -sc install=bash."
+        )
     for argument in arguments:
         flag = Word.parse(argument).key
         if flag.startswith("-") and flag not in HYDRA_FLAGS:

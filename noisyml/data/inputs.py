@@ -188,6 +188,11 @@ class FileImages:
         """Path of the image at `index`."""
         return os.path.join(self.root, self.paths[index])
 
+    def content(self, index: int) -> bytes:
+        """The file of the image at `index`."""
+        with open(self.path(index), "rb") as file:
+            return file.read()
+
     def load(self, index: int) -> Image.Image:
         """The image at `index`, RGB as a viewer shows it; raises `BrokenImage` naming the file."""
         path = self.path(index)
@@ -240,3 +245,36 @@ def identity(inputs: Inputs[Any]) -> str:
         except OSError:
             digest.update(b"unreadable")
     return digest.hexdigest()
+
+
+def picture_digests(inputs: Inputs[Any]) -> NDArray[np.uint8]:
+    """Digests [N, 16] of the pictures of a split, of their files or else of their pixels.
+
+    Those of equal content are equal, wherever they lie. Zeros stand for what cannot be read.
+
+    Args:
+        inputs: images.
+    """
+    digests = np.zeros((len(inputs), 16), dtype=np.uint8)
+    for row in range(len(inputs)):
+        if (content := _content(inputs, row)) is not None:
+            found = hashlib.blake2b(content, digest_size=16).digest()
+            digests[row] = np.frombuffer(found, dtype=np.uint8)
+    return digests
+
+
+def _content(inputs: Any, row: int) -> bytes | None:
+    """The bytes that an image is decoded from, or its decoded ones with their shape."""
+    if isinstance(inputs, ChosenInputs):
+        return _content(inputs.inputs, int(inputs.rows[row]))
+    if isinstance(inputs, ReplacedInputs):
+        other = int(inputs.source_index[row])
+        return _content(inputs.inputs, row) if other < 0 else _content(inputs.source, other)
+    try:
+        if hasattr(inputs, "content"):
+            return bytes(inputs.content(row))
+        pixels = np.asarray(inputs.load(row))
+    except Exception:
+        # Whoever decodes it will say what is wrong with it.
+        return None
+    return f"{pixels.dtype} {pixels.shape} ".encode() + pixels.tobytes()

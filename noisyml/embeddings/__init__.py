@@ -1,1 +1,3 @@
 """Embeddings on disk: storing, extracting and searching them."""
+
+from noisyml.embeddings.store import EmbeddingStore as EmbeddingStore

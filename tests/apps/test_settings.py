@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import fields, is_dataclass
 from typing import Any, get_type_hints
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
+from noisyml.apps._folder import write_inputs
 from noisyml.apps._settings import (
     DataSettings,
     EmbedSettings,
@@ -19,6 +21,7 @@ from noisyml.apps._settings import (
 )
 from noisyml.command.config import compose, conf_dir
 from noisyml.errors import UserError
+from noisyml.runs.folder import RunFolder
 
 KINDS = {
     "train": TrainSettings,
@@ -112,3 +115,37 @@ def test_a_missing_key_is_named_in_full() -> None:
     del config["data"]["train_seed"]
     with pytest.raises(UserError, match=r"'data\.train_seed' is needed"):
         read_settings(TrainSettings, config)
+
+
+@pytest.mark.parametrize(
+    ("typed", "guesses"),
+    [
+        (["selector=prism_avg"], ["selector.noise_rate=0.5"]),
+        (["method=cdr"], ["method.noise_rate=0.5"]),
+        (["selector=prism_avg", "selector.noise_rate=0.5"], []),
+        (["selector=prism_avg", "++selector.noise_rate=0.3"], []),
+        (["selector=prism_avg", "noise=symmetric"], []),
+        (["selector=keep_all"], []),
+        # An experiment sets its own.
+        (["selector=prism_avg", "experiment=mine"], []),
+    ],
+)
+def test_a_noise_rate_that_nobody_has_set_is_called_a_guess(
+    tmp_path, monkeypatch, caplog, typed, guesses
+):
+    from noisyml.apps import train
+    from noisyml.command import config as tree
+
+    words = [word for word in typed if not word.startswith("experiment")]
+    config = tree.compose("train", ["dataset=digits", *words])
+    choices = dict(word.split("=") for word in typed if "." not in word)
+    if "experiment" in choices:
+        file = tmp_path / "experiment" / "mine.yaml"
+        file.parent.mkdir()
+        file.write_text("selector:\n  noise_rate: 0.5\n")
+        shutil.copytree(tree.conf_dir() / "selector", tmp_path / "selector")
+        monkeypatch.setattr(tree, "conf_dir", lambda: tmp_path)
+    folder = RunFolder(tmp_path / "run")
+    write_inputs(folder, config, typed, {"method": "prism", **choices})
+    train._say_what_is_assumed(config, folder)
+    assert [r.getMessage().partition(" ")[0] for r in caplog.records] == guesses

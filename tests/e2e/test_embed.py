@@ -217,6 +217,39 @@ def test_the_graph_of_an_own_file_is_that_of_brute_force(shell, matrix):
     assert table["neighbour"].tolist() == expected.ravel().tolist()
 
 
+def test_a_search_that_was_killed_is_done_again_in_its_folder(shell, matrix, monkeypatch):
+    from noisyml.embeddings import neighbours
+
+    typed = ["knn", "embeddings=mine.npy", "k=7", "hydra.run.dir=out"]
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_, **__):
+        raise Killed
+
+    for moment in ("_search", "write_atomically"):  # before anything is there, and at the end
+        with monkeypatch.context() as patched:
+            patched.setattr(neighbours, moment, killed)
+            with pytest.raises(Killed):
+                shell(*typed)
+        if moment == "_search":
+            # As a kill leaves it, and with files of a kill before it was a run.
+            (shell.folder / "out" / "config.yaml").unlink()
+            (shell.folder / "out" / "status.json").unlink()
+    status, said = shell(*typed)
+    assert status == 0, said
+    expected, _ = nearest_by_brute_force(matrix.astype(np.float64), matrix, 7, own=True)
+    np.testing.assert_array_equal(graph_in(shell.folder / "out")[0], expected)
+    before = (shell.folder / "out" / "neighbours.npy").stat().st_mtime_ns
+    status, said = shell(*typed)
+    assert (status, "finished already" in said) == (0, True), said
+    assert (shell.folder / "out" / "neighbours.npy").stat().st_mtime_ns == before
+    status, said = shell(*typed, "metric=l2")
+    assert status == 2
+    assert "holds neighbours found with another metric" in said
+
+
 @pytest.mark.parametrize("index", ["ivf", "ivfpq", "hnsw"])
 def test_a_gallery_is_searched_whole_and_an_approximation_says_its_recall(shell, matrix, index):
     np.save(shell.folder / "queries.npy", matrix[:50] + np.float32(0.01))

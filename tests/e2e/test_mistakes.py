@@ -15,6 +15,8 @@ from support.shell import TINY
         (["train", "selector=prism_agv"], "no selector 'prism_agv'. Did you mean 'prism_avg'?"),
         (["train", "dataset=digit"], "no dataset 'digit'. Did you mean 'digits'?"),
         (["train", "--multirunn"], "There is no option '--multirunn'. Did you mean '--multirun'?"),
+        (["train", "-sc"], "-sc wants install=SHELL or uninstall=SHELL"),
+        (["-sc"], "-sc wants install=SHELL or uninstall=SHELL"),
         (["train", "trainer.max_epochs=many"], "trainer.max_epochs=many should be a number"),
         (["train", "noise.rate=0.3"], "these have: noise=asymmetric"),
         (["train", "noise.rate=[0.3"], "The override 'noise.rate=[0.3' cannot be read"),

@@ -75,6 +75,11 @@ class BandImages:
         choices = (self.suffixes, self.chosen, self.side, self.resampling)
         return repr((*choices, self.limits.tolist()))
 
+    def content(self, index: int) -> bytes:
+        """The files of the image at `index`, and how they are read."""
+        files = [self.root / f"{self.stems[index]}{suffix}" for suffix in self.suffixes]
+        return self.settings().encode() + b"".join(file.read_bytes() for file in files)
+
     def load(self, index: int) -> Picture:
         """The image at `index`: uint8 [side, side, bands], grey and RGB as PIL images."""
         read: list[NDArray[Any]] = []

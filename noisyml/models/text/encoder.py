@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from noisyml.checks import Checked, Count
 from noisyml.errors import UserError
 from noisyml.models.text.pooling import masked_mean, project_pooled
-from noisyml.storage.files import atomic
+from noisyml.storage import caches
 from noisyml.targets.pairs import texts_of
 
 #: Texts per pass where there is no batch to go by.
@@ -152,10 +152,11 @@ class TextEncoder(Checked, nn.Module):
         else:
             key = hashlib.sha256(self.fingerprint().encode() + "\0".join(new).encode()).hexdigest()
             file = cache_dir / "texts" / f"{key[:32]}.npy"
-            if not file.is_file():
-                with atomic(file) as temporary, temporary.open("wb") as out:
-                    np.save(out, self._pool(new, progress), allow_pickle=False)
-            found = np.load(file, allow_pickle=False)
+            kept = caches.read_array(file)
+            if kept is None or kept.shape != (len(new), self.body.width):
+                kept = self._pool(new, progress)
+                caches.write(file, kept)
+            found = kept
         start = len(self._pooled)
         self._rows |= {text: start + i for i, text in enumerate(new)}
         self._pooled = np.concatenate([self._pooled, found])

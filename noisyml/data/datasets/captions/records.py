@@ -6,6 +6,7 @@ its own, so that batches, resuming and processes work as with single files.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -22,7 +23,7 @@ from noisyml.data.base import Split
 from noisyml.data.inputs import BrokenImage, InputKind, as_seen
 from noisyml.data.readers.partition import carve_samples
 from noisyml.errors import UserError
-from noisyml.storage.files import write_atomically
+from noisyml.storage import caches
 
 #: Raise when the meaning of a kept index changes.
 FORMAT = 1
@@ -68,18 +69,21 @@ class RecordImages:
     def __len__(self) -> int:
         return len(self.file)
 
+    def content(self, index: int) -> bytes:
+        """The encoded image at `index`."""
+        with open(self.files[int(self.file[index])], "rb") as file:
+            file.seek(int(self.offset[index]))
+            return self.unpack(file.read(int(self.size[index])))
+
     def load(self, index: int) -> Image.Image:
         """The image at `index`, RGB as a viewer shows it; raises `BrokenImage` naming it."""
-        path = self.files[int(self.file[index])]
         try:
-            with open(path, "rb") as file:
-                file.seek(int(self.offset[index]))
-                content = file.read(int(self.size[index]))
-            with Image.open(io.BytesIO(self.unpack(content))) as image:
+            with Image.open(io.BytesIO(self.content(index))) as image:
                 return as_seen(image)
         except MemoryError:
             raise
         except Exception as error:
+            path = self.files[int(self.file[index])]
             raise BrokenImage(f"{path}: {self.keys[index]}", str(error)) from error
 
 
@@ -143,8 +147,8 @@ def _index(
     facts = file.stat()
     name = f"{FORMAT} {read.__qualname__} {file.resolve()} {facts.st_size} {facts.st_mtime_ns}"
     kept = cache_dir / "records" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
-    if kept.is_file():
+    with contextlib.suppress(OSError, ValueError, TypeError):
         return [Record(*row) for row in json.loads(kept.read_bytes())]
     rows = list(read(file))
-    write_atomically(kept, json.dumps(rows))
+    caches.write(kept, json.dumps(rows).encode())
     return rows

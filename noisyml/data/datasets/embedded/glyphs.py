@@ -29,7 +29,6 @@ from noisyml.data.datasets.embedded.typefaces import (
     script,
     versions,
 )
-from noisyml.data.readers import cache
 from noisyml.data.readers.layout import array_split, require_files
 from noisyml.data.readers.partition import (
     SplitKind,
@@ -38,6 +37,7 @@ from noisyml.data.readers.partition import (
     hash_ranks,
 )
 from noisyml.errors import UserError
+from noisyml.storage import caches
 
 if TYPE_CHECKING:
     from noisyml.targets import Labels
@@ -141,12 +141,9 @@ class Glyphs(DatasetSource):
         """``train``, ``val`` (if asked for) and ``test``.
 
         Raises:
-            UserError: more classes are asked for than there are, or the cache cannot be written.
+            UserError: more classes are asked for than there are.
         """
         require_files(self, "glyphs")
-        if self.cache_dir is not None:
-            # Before the seconds of drawing, not after them.
-            cache.make_folder(self.cache_dir)
         chosen = self._chosen()
         words = self._words(chosen["train"])
         if self.split == "closed_set":
@@ -289,10 +286,10 @@ class Glyphs(DatasetSource):
         if self.cache_dir is None:
             return find_characters(self.min_faces, self.min_difference)
         path = self.cache_dir / f"alphabet-{_cache_key(settings)}.json"
-        cached = cache.read_json(path).get("characters")
+        cached = caches.read_json(path).get("characters")
         if cached is None:
             characters = find_characters(self.min_faces, self.min_difference)
-            cache.write(path, json.dumps({"characters": [asdict(c) for c in characters]}).encode())
+            caches.write(path, json.dumps({"characters": [asdict(c) for c in characters]}).encode())
             return characters
         return [Character(c["code_point"], tuple(c["faces"])) for c in cached]
 
@@ -307,15 +304,15 @@ class Glyphs(DatasetSource):
         if self.cache_dir is None:
             return draw(characters, self.image_size, self.distortions, self.seed)
         path = self.cache_dir / f"pixels-{_cache_key(settings)}.npy"
-        checksum = cache.read_json(path.with_suffix(".json")).get("sha256")
-        cached = None if checksum is None else cache.read_array(path)
+        checksum = caches.read_json(path.with_suffix(".json")).get("sha256")
+        cached = None if checksum is None else caches.read_array(path)
         if cached is not None and hashlib.sha256(cached.tobytes()).hexdigest() == checksum:
             return cached
         pixels = draw(characters, self.image_size, self.distortions, self.seed)
-        cache.write(path, pixels)
+        caches.write(path, pixels)
         checksum = hashlib.sha256(pixels.tobytes()).hexdigest()
         note = {"sha256": checksum, "shape": pixels.shape, **settings, **versions()}
-        cache.write(path.with_suffix(".json"), json.dumps(note).encode())
+        caches.write(path.with_suffix(".json"), json.dumps(note).encode())
         return pixels
 
 

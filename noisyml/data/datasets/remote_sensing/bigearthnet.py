@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from noisyml.checks import Positive
 from noisyml.data.base import Split
-from noisyml.data.readers import cache
 from noisyml.data.readers.band_images import (
     Band,
     BandImages,
@@ -30,6 +29,7 @@ from noisyml.data.readers.layout import (
     stat_files,
 )
 from noisyml.errors import UserError
+from noisyml.storage import caches
 from noisyml.storage.text import read_lines
 
 log = logging.getLogger(__name__)
@@ -238,15 +238,14 @@ class BigEarthNetS2(ClosedSetFiles):
         if self.cache_dir is None:
             labels = self._read(patches, listed_in)
         else:
-            cache.make_folder(self.cache_dir)
             files = [_labels_file(patch) for patch in patches]
             key = files_digest(files, stat_files(self.root, files), str(self.root.resolve()))
             path = self.cache_dir / f"labels-{key[:20]}.npy"
-            packed = cache.read_array(path)
+            packed = caches.read_array(path)
             if packed is None or packed.shape != (len(patches), -(-len(CLASSES_43) // 8)):
                 log.info("reading the labels of %d patches; they are kept in %s", len(files), path)
                 packed = np.packbits(self._read(patches, listed_in), axis=1)
-                cache.write(path, packed)
+                caches.write(path, packed)
             labels = np.unpackbits(packed, axis=1, count=len(CLASSES_43))
         if self.classes == 43:
             return labels
