@@ -25,6 +25,8 @@ GIVEN = frozenset(
             "title",
             "vector_size",
             "bank",
+            "objective",
+            "encoder",
             "out_features",
         ),
     }

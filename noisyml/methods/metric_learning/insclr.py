@@ -47,8 +47,8 @@ class InsCLR(Method):
         bank: makes the bank from ``num_samples`` and ``embedding_size``; None: the batch alone.
         pairs: positives of an anchor are its ``neighbours``, or further ``views`` of itself (the
             baseline of augmentation alone).
-        objective: another loss on the batch: makes SimCLR's or MoCo's from ``encoder`` and
-            ``seed``; None: InsCLR's pair loss, to which `margin`, `positive_margin` and `hinge`
+        objective: another loss on the batch: makes SimCLR's or MoCo's from ``encoder``; None:
+            InsCLR's pair loss, to which `margin`, `positive_margin` and `hinge`
             belong.
         num_neighbours: K, so many rows of the batch belong to each anchor beside itself.
         selection: neighbours that are rejected: ``none``; ``fixed``: those less similar to the
@@ -110,7 +110,7 @@ class InsCLR(Method):
                 f"bank would be read while it is empty."
             )
         self.pairs = pairs
-        self.objective = None if objective is None else objective(encoder=self.encoder, seed=seed)
+        self.objective = None if objective is None else objective(encoder=self.encoder)
         self.num_neighbours = num_neighbours
         self.selection = selection
         self.selection_threshold = selection_threshold

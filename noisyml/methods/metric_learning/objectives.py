@@ -43,11 +43,10 @@ class SimCLR(Objective):
 
     Args:
         encoder: of the run; not needed.
-        seed: not needed.
         temperature: divides the similarities (Chen et al.: 0.5 on CIFAR-10, 0.1 on ImageNet).
     """
 
-    def __init__(self, encoder: Encoder, seed: Seed = 0, temperature: Positive = 0.5) -> None:
+    def __init__(self, encoder: Encoder, temperature: Positive = 0.5) -> None:
         super().__init__()
         self.temperature = temperature
 

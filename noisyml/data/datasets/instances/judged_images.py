@@ -55,7 +55,7 @@ class BenchmarkImages:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """What a benchmark names.
+    """Images, queries and judgements of a benchmark.
 
     Attributes:
         folder: of the images.
