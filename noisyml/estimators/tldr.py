@@ -89,7 +89,7 @@ class TLDR(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         snapshot_freq: epochs between them; 0: only the last and the final one.
         resume: go on from ``latest_snapshot.pth`` of the folder, with its momentum.
         save_best: keep ``best.pth`` by the metric of `fit`'s ``dataset_val``.
-        verbose: 1 or more shows a progress bar.
+        verbose: 1 or more shows the progress of the search and of the epochs.
         random_state: of weights, batches and partners.
         device: where to compute.
         writer: has ``add_scalar(name, value, epoch)``, as TensorBoard's; None: none.
@@ -301,13 +301,17 @@ class TLDR(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _search(self, rows: NDArray[Any]) -> Pairs:
         device: Literal["cpu", "cuda"] = "cuda" if str(self.device).startswith("cuda") else "cpu"
-        pairs = knn_pairs(
-            rows,
-            self.n_neighbors,
-            metric=self.knn_metric,
-            knn_approximation=self.knn_approximation,
-            device=device,
-        )
+        with bar("blocks") as shown:
+            shown.disable = not self.verbose
+            task = shown.add_task("neighbours", total=None, note="")
+            pairs = knn_pairs(
+                rows,
+                self.n_neighbors,
+                metric=self.knn_metric,
+                knn_approximation=self.knn_approximation,
+                device=device,
+                progress=lambda done, total: shown.update(task, completed=done, total=total),
+            )
         self.knn_, self.knn_recall_ = pairs.index, pairs.recall
         return pairs
 

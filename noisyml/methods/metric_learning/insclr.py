@@ -244,6 +244,11 @@ class InsCLR(Method):
             "batch_negatives": found.negatives,
         }
 
+    def after_backward(self) -> None:
+        """A queue of keys takes those of the step."""
+        if self.objective is not None:
+            self.objective.after_backward()
+
     @torch.no_grad()
     def _plain(self, batch: Batch) -> Tensor | None:
         """Embeddings [B, D] of the global batch without augmentation, None where nobody asks."""

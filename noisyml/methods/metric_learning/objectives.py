@@ -37,6 +37,9 @@ class Objective(Checked, PinnedBuffers, ABC):
             anchors: A, rows at the front.
         """
 
+    def after_backward(self) -> None:
+        """Change what outlives a step, once the gradients are computed; here nothing."""
+
 
 class SimCLR(Objective):
     """Rows of a batch told apart from all others of it.
@@ -91,6 +94,7 @@ class MoCo(Objective):
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
         # Not a module of this one: it belongs to the method.
         self._student: Callable[[], nn.ModuleDict] = lambda: nn.ModuleDict({"encoder": encoder})
+        self._made: Tensor | None = None
         self.teacher = EMATeacher(self._student(), decay=momentum, warmup=False)
 
     @torch.no_grad()
@@ -99,20 +103,21 @@ class MoCo(Objective):
         self.teacher.module.load_state_dict(self._student().state_dict())
 
     def loss(self, batch: Batch, embeddings: Tensor, labels: Tensor, anchors: int) -> Tensor:
-        """InfoNCE against the queue, which then takes the keys, see `queue_info_nce`."""
+        """InfoNCE against the queue, see `queue_info_nce`."""
         with torch.no_grad():
             self.teacher.update_parameters(self._student())
             made = distributed.gather(self.teacher.averages["encoder"](batch))
             keys = unit_norm(made[anchors:]).unflatten(0, (anchors, -1))
             queue = self.queue.to(embeddings)
-        found = queue_info_nce(embeddings[:anchors], keys, queue, self.temperature)
-        self._enqueue(keys.flatten(0, 1))
-        return found
+        self._made = keys.flatten(0, 1)
+        return queue_info_nce(embeddings[:anchors], keys, queue, self.temperature)
 
     @torch.no_grad()
-    def _enqueue(self, keys: Tensor) -> None:
-        """Overwrite the oldest rows."""
-        keys = keys[-len(self.queue) :]
+    def after_backward(self) -> None:
+        """Let the keys of the step overwrite the oldest rows of the queue."""
+        if self._made is None:
+            return
+        keys, self._made = self._made[-len(self.queue) :], None
         rows = (self.place + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[rows] = keys.to(self.queue)
         self.place.copy_((self.place + len(keys)) % len(self.queue))

@@ -69,9 +69,10 @@ def test_moco_keeps_keys_of_a_slow_encoder():
         embeddings = encoder(rows)
         found = moco.loss(rows, embeddings, torch.tensor([1, 2, 1, 2]), anchors=2)
         close(found.detach(), queue_info_nce(embeddings[:2], keys[:, None], queue, 0.2).detach())
+        found.backward()
+        moco.after_backward()
         places = [(2 * step) % 5, (2 * step + 1) % 5]
         close(moco.queue[places], keys)
-    found.backward()
     assert encoder.weight.grad.abs().sum() > 0
     assert not any(p.requires_grad for p in moco.parameters())
     assert moco.place == 1
@@ -84,7 +85,8 @@ def test_moco_keeps_keys_of_a_slow_encoder():
 def test_a_queue_shorter_than_a_batch_keeps_the_last_keys():
     moco = MoCo(Rows(), queue=3)
     keys = unit_norm(torch.randn(5, 4))
-    moco._enqueue(keys)
+    moco._made = keys
+    moco.after_backward()
     assert {tuple(row) for row in moco.queue.tolist()} == {tuple(row) for row in keys[2:].tolist()}
 
 
@@ -96,6 +98,7 @@ def _steps(rank, world, folder):
         mine = {"image": rows["image"].tensor_split(world)[rank]}
         embeddings = encoder(rows)
         moco.loss(mine, embeddings, torch.tensor([1, 2, 3, 4] * 2), anchors=4)
+        moco.after_backward()
     torch.save(moco.queue, folder / f"{world}-{rank}.pt")
 
 
