@@ -230,6 +230,7 @@ WORDS_OF_THEIR_OWN = frozenset(
         "evaluator",
         "loss",
         "memory",
+        "objective",
         "optimizer",
         "param_groups",
         "peer",
