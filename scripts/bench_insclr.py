@@ -40,16 +40,16 @@ def seconds(work: Callable[[], Any]) -> float:
 
 
 def row_by_row(rows: Tensor, labels: Tensor, memory: Tensor, memory_labels: Tensor) -> Tensor:
-    """The loss by a loop over the rows, four selections each."""
+    """The loss by a loop over the rows, four selections each, left to autograd."""
     mine = labels > 0
     rows, labels = rows[mine], labels[mine]
     similarities = rows @ memory.T
     total = []
-    for similarity, label in zip(similarities, labels, strict=True):
-        positive = similarity[memory_labels == label]
-        negative = similarity[memory_labels != label]
-        positive = positive[positive < 1 - SAME]
-        negative = negative[negative > MARGIN]
+    for i in range(len(labels)):
+        positive = torch.masked_select(similarities[i], memory_labels == labels[i])
+        positive = torch.masked_select(positive, positive < 1 - SAME)
+        negative = torch.masked_select(similarities[i], memory_labels != labels[i])
+        negative = torch.masked_select(negative, negative > MARGIN)
         total.append((1 - positive).sum() + negative.sum())
     return torch.stack(total).sum() / len(labels)
 
