@@ -15,6 +15,7 @@ Two uses in the field, which differ only in what follows the iteration:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,11 +28,13 @@ from noisyml.errors import UserError
 #: Arithmetic of the iteration, see `sinkhorn`.
 Domain = Literal["log", "scaling", "released"]
 
-#: Logarithms of the kernel's entries lie at or below 0; what is smaller than this is nothing beside
-#: the 1 that every row and column has, as long as the scalings do not range further than that.
+#: What is smaller than the exponential of this is nothing beside the 1 that every row and column of
+#: a kernel has, as long as the scalings do not range further than that.
 _SMALLEST = {torch.float32: -80.0, torch.float64: -700.0}
 #: Digits that must be left between what is lost and what counts, as a logarithm.
 _MARGIN = {torch.float32: 20.0, torch.float64: 40.0}
+#: Entries of a block of rows, which stays in the cache of a core while it is worked on.
+_BLOCK = 2**17
 
 
 @dataclass(frozen=True)
@@ -39,33 +42,136 @@ class Transport:
     """A plan and its dual potentials: ``log_plan = (f + g - cost) / epsilon``.
 
     Attributes:
-        log_plan: [..., M, N]; -inf where nothing may or can be moved.
         row_potential: f [..., M], in units of the cost.
         column_potential: g [..., N], in units of the cost.
         n_iterations: iterations done.
+        form: how the plan is kept.
     """
 
-    log_plan: Tensor
     row_potential: Tensor
     column_potential: Tensor
     n_iterations: int
+    form: _Logarithm | _Scaled
+
+    @property
+    def log_plan(self) -> Tensor:
+        """Logarithm of the joint plan [..., M, N]; -inf where nothing may or can be moved.
+
+        Raises:
+            ValueError: it is computed from the cost, which was changed since.
+        """
+        return self.form.logarithm()
 
     @property
     def plan(self) -> Tensor:
         """The joint plan [..., M, N], total mass 1."""
-        return self.log_plan.exp()
+        return self.form.joint()
 
     def row_conditional(self) -> Tensor:
         """The plan with each row scaled to sum 1 [..., M, N]: where the mass of a row goes.
 
-        Computed from the logarithm, so a row of vanishing mass is no division of zero by zero; a
-        row without any mass at all is NaN.
+        A row of vanishing mass is no division of zero by zero; a row without any mass at all is
+        NaN.
         """
-        return self.log_plan.softmax(-1)
+        return self.form.rows()
 
     def column_conditional(self) -> Tensor:
         """The plan with each column scaled to sum 1 [..., M, N]."""
+        return self.form.columns()
+
+
+@dataclass(frozen=True)
+class _Logarithm:
+    """A plan as its logarithm [..., M, N]."""
+
+    log_plan: Tensor
+
+    def logarithm(self) -> Tensor:
+        return self.log_plan
+
+    def joint(self) -> Tensor:
+        return self.log_plan.exp()
+
+    def rows(self) -> Tensor:
+        return self.log_plan.softmax(-1)
+
+    def columns(self) -> Tensor:
         return self.log_plan.softmax(-2)
+
+
+@dataclass(frozen=True)
+class _Scaled:
+    """A plan as a kernel between two scalings, ``u K v``; no gradient passes through it.
+
+    Attributes:
+        kernel: K [..., M, N], greatest entry of every row and column 1.
+        u: [..., M].
+        v: [..., N].
+        cost: of the problem, for the logarithm of entries that K has lost.
+        version: of the cost when the plan was made.
+        shift: smallest cost of each row [..., M].
+        epsilon: weight of the entropy.
+        log_u, log_v: scalings of ``exp((shift - cost) / epsilon)``.
+    """
+
+    kernel: Tensor
+    u: Tensor
+    v: Tensor
+    cost: Tensor
+    version: int
+    shift: Tensor
+    epsilon: float
+    log_u: Tensor
+    log_v: Tensor
+
+    def logarithm(self) -> Tensor:
+        if _version(self.cost) != self.version:
+            raise ValueError(
+                "the costs were changed after their plan was made; ask for log_plan before that"
+            )
+        log_kernel = (self.shift[..., None] - self.cost).div_(self.epsilon)
+        return log_kernel + (self.log_u[..., :, None] + self.log_v[..., None, :])
+
+    def joint(self) -> Tensor:
+        found, blocks = self._empty()
+        for rows in blocks:
+            part = found[..., rows, :]
+            torch.mul(self.kernel[..., rows, :], self.v[..., None, :], out=part)
+            part *= self.u[..., rows, None]
+        return found
+
+    def rows(self) -> Tensor:
+        found, blocks = self._empty()
+        for rows in blocks:
+            part = found[..., rows, :]
+            torch.mul(self.kernel[..., rows, :], self.v[..., None, :], out=part)
+            part /= part.sum(-1, keepdim=True)
+        return found
+
+    def columns(self) -> Tensor:
+        found, blocks = self._empty()
+        mass = (self.u[..., None, :] @ self.kernel)[..., 0, :]
+        for rows in blocks:
+            part = found[..., rows, :]
+            torch.mul(self.kernel[..., rows, :], self.u[..., rows, None], out=part)
+            part /= mass[..., None, :]
+        return found
+
+    def _empty(self) -> tuple[Tensor, list[slice]]:
+        shape = (*self.u.shape, self.v.shape[-1])
+        return self.kernel.new_empty(shape), _row_blocks(shape)
+
+
+def _version(tensor: Tensor) -> int:
+    """Number of changes in place; of a tensor that does not count them 0."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _row_blocks(shape: Sequence[int]) -> list[slice]:
+    """Cuts of the rows of an array [..., M, N] into blocks of about `_BLOCK` entries."""
+    in_a_row = max(math.prod(shape) // max(shape[-2], 1), 1)
+    height = max(_BLOCK // in_a_row, 1)
+    return [slice(at, min(at + height, shape[-2])) for at in range(0, shape[-2], height)]
 
 
 def _log_marginal(mass: Tensor | None, cost: Tensor, dim: int) -> Tensor:
@@ -111,9 +217,9 @@ def sinkhorn(
         tolerance: stop as soon as, for every problem of the batch, the row sums before an update
             differ from the marginal by at most this much of the total mass (L1). None does the
             given number of iterations and never waits for the device.
-        domain: ``log`` is safe for any epsilon; where that is exact and no gradient is asked for,
-            on a CPU, it exponentiates once. ``scaling`` always exponentiates once and iterates
-            with two matrix-vector products, and is refused where a column underflows.
+        domain: ``log`` is safe for any epsilon; on a CPU, where no gradient is asked for, it mostly
+            does without logarithms (see `_absorbing_iterations`). ``scaling`` exponentiates once
+            and iterates with two matrix-vector products, and is refused where a column underflows.
             ``released`` is the code of OTTER: the kernel as it is, scaled in place; refused where
             it overflows.
         validate: refuse a plan that does not exist, which waits for the device; without it such a
@@ -152,14 +258,14 @@ def sinkhorn(
     # small differences, and dividing them by a small epsilon magnifies no rounding.
     shift = cost.amin(-1)
     shift = torch.where(shift.isfinite(), shift, 0.0)
+    tracked = torch.is_grad_enabled() and any(x.requires_grad for x in (cost, log_r, log_c))
+    if domain == "log" and n_iterations and not (cost.is_cuda or tracked):
+        quick = _absorbing_iterations(cost, shift, epsilon, log_r, log_c, n_iterations, tolerance)
+        if quick is not None:
+            return quick
     log_kernel = (shift[..., None] - cost) / epsilon
-    found = None
-    if domain == "log" and not (cost.is_cuda or log_kernel.requires_grad) and n_iterations:
-        found = _ranged_iterations(log_kernel, log_r, log_c, n_iterations, tolerance)
-    if found is None:
-        iterate = _log_iterations if domain == "log" else _scaling_iterations
-        found = iterate(log_kernel, log_r, log_c, n_iterations, tolerance)
-    log_u, log_v, done = found
+    iterate = _log_iterations if domain == "log" else _scaling_iterations
+    log_u, log_v, done = iterate(log_kernel, log_r, log_c, n_iterations, tolerance)
     if done == 0:
         log_kernel = -cost / epsilon
         total = log_kernel.flatten(-2).logsumexp(-1)
@@ -191,10 +297,10 @@ def _transport(
     log_kernel: Tensor, log_u: Tensor, log_v: Tensor, shift: Tensor, epsilon: float, done: int
 ) -> Transport:
     return Transport(
-        log_plan=log_kernel + (log_u[..., :, None] + log_v[..., None, :]),
         row_potential=epsilon * log_u + shift,
         column_potential=epsilon * log_v,
         n_iterations=done,
+        form=_Logarithm(log_kernel + (log_u[..., :, None] + log_v[..., None, :])),
     )
 
 
@@ -217,29 +323,15 @@ def _log_iterations(
 
 
 def _scaling_iterations(
-    log_kernel: Tensor,
-    log_r: Tensor,
-    log_c: Tensor,
-    n_iterations: int,
-    tolerance: float | None,
-    start: Tensor | None = None,
+    log_kernel: Tensor, log_r: Tensor, log_c: Tensor, n_iterations: int, tolerance: float | None
 ) -> tuple[Tensor, Tensor, int]:
-    """The same with the kernel exponentiated once: rows of it have the maximum 1.
-
-    Args:
-        log_kernel, log_r, log_c, n_iterations, tolerance: see `_log_iterations`.
-        start: scaling of the columns before the first iteration [..., N]; None: 1.
-    """
+    """The same with the kernel exponentiated once: rows of it have the maximum 1."""
     kernel, r, c = log_kernel.exp(), log_r.exp(), log_c.exp()
-    u, v = torch.ones_like(r), torch.ones_like(c) if start is None else start.expand_as(c)
+    u, v = torch.ones_like(r), torch.ones_like(c)
     done = 0
     while done < n_iterations:
         mass = (kernel @ v[..., None])[..., 0]
-        if (
-            tolerance is not None
-            and done
-            and bool(((u * mass - r).abs().sum(-1) <= tolerance).all())
-        ):
+        if tolerance is not None and done and _converged(u * mass, r, tolerance):
             break
         u = torch.where(r > 0, r / mass, 0.0)
         v = torch.where(c > 0, c / (kernel.mT @ u[..., None])[..., 0], 0.0)
@@ -247,34 +339,111 @@ def _scaling_iterations(
     return u.log(), v.log(), done
 
 
-def _ranged_iterations(
-    log_kernel: Tensor, log_r: Tensor, log_c: Tensor, n_iterations: int, tolerance: float | None
-) -> tuple[Tensor, Tensor, int] | None:
-    """`_scaling_iterations` where nothing that counts is lost by them; else None.
+def _absorbing_iterations(
+    cost: Tensor,
+    shift: Tensor,
+    epsilon: float,
+    log_r: Tensor,
+    log_c: Tensor,
+    n_iterations: int,
+    tolerance: float | None,
+) -> Transport | None:
+    """The iterations of the log domain by two products each; None where those would lose digits.
 
-    The kernel is shifted so that the greatest entry of every row and column is 1. An entry that
-    underflows is less than `_SMALLEST`; scaled by u and v it is nothing beside the plan's entries
-    as long as the logarithms of u and of v range little.
+    The greatest entry of every row and column of the kernel is 1, and what underflows is less than
+    `_SMALLEST`: scaled by u and v it is nothing beside the plan's entries as long as the logarithms
+    of u and v range little. Once they range further, the kernel takes them in and is exponentiated
+    anew (Schmitzer, "Stabilized Sparse Scaling Algorithms for Entropy Regularized Transport
+    Problems", SIAM J. Sci. Comput. 2019, section 3.1).
     """
-    columns = log_kernel.amax(-2)
-    if bool(~columns.isfinite().all() | log_r.isnan().any() | log_c.isnan().any()):
+    if not bool((log_r > -torch.inf).all() & (log_c > -torch.inf).all()):
         return None
-    # The iteration begins as it would on the kernel that is not shifted.
-    log_u, log_v, done = _scaling_iterations(
-        log_kernel - columns[..., None, :], log_r, log_c, n_iterations, tolerance, columns.exp()
+    r, c = log_r.exp(), log_c.exp()
+    log_v: Tensor | None = None
+    u, done = torch.ones_like(r), 0
+    while True:
+        absorbed = _absorbed(cost, shift, epsilon, log_v)
+        if absorbed is None:
+            return None
+        kernel, alpha, columns = absorbed
+        # The iteration goes on as it would on a kernel whose columns are not scaled.
+        v, began, converged = columns.exp().expand_as(c), done, False
+        beta = -columns if log_v is None else log_v - columns
+        while done < n_iterations:
+            next_u, next_v, mass = _product_iteration(kernel, v, r, c)
+            if tolerance is not None and done > began:
+                converged = _converged(u * mass, r, tolerance)
+            if converged or not (_ranges_little(next_u) and _ranges_little(next_v)):
+                break
+            u, v, done = next_u, next_v, done + 1
+        log_v = beta + v.log()
+        if converged or done == n_iterations:
+            break
+        if done == began:
+            return None
+    log_u = alpha + u.log()
+    return Transport(
+        row_potential=epsilon * log_u + shift,
+        column_potential=epsilon * log_v,
+        n_iterations=done,
+        form=_Scaled(kernel, u, v, cost, _version(cost), shift, epsilon, log_u, log_v),
     )
-    spread = sum(_range(x) for x in (log_u, log_v))
-    if not spread + _MARGIN[log_kernel.dtype] < -_SMALLEST[log_kernel.dtype]:
+
+
+def _absorbed(
+    cost: Tensor, shift: Tensor, epsilon: float, log_v: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The kernel ``exp((shift - cost) / epsilon)`` with its columns scaled by v, and normalised.
+
+    Returns:
+        K [..., M, N], greatest entry of every row and column 1; logarithm of the factors of its
+        rows [..., M]; greatest logarithm of each column before it was scaled to 1 [..., N]. None
+        where a line has no finite entry.
+    """
+    shape = cost.shape
+    if log_v is not None:
+        shape = torch.broadcast_shapes(shape, (*log_v.shape[:-1], 1, log_v.shape[-1]))
+    kernel = cost.new_empty(shape)
+    alpha, columns = cost.new_zeros(shape[:-1]), cost.new_full((*shape[:-2], shape[-1]), -torch.inf)
+    blocks = _row_blocks(shape)
+    for rows in blocks:
+        part = kernel[..., rows, :]
+        torch.sub(shift[..., rows, None], cost[..., rows, :], out=part)
+        part /= epsilon
+        if log_v is not None:
+            part += log_v[..., None, :]
+            alpha[..., rows] = -part.amax(-1)
+            part += alpha[..., rows, None]
+        torch.maximum(columns, part.amax(-2), out=columns)
+    if not bool(columns.isfinite().all() & alpha.isfinite().all()):
         return None
-    return log_u, log_v - columns, done
+    for rows in blocks:
+        part = kernel[..., rows, :]
+        part -= columns[..., None, :]
+        part.exp_()
+    return kernel, alpha, columns
 
 
-def _range(x: Tensor) -> float:
-    """Greatest distance of two logarithms that are not -inf; NaN where one is NaN or +inf."""
-    there = x != -torch.inf
-    low = torch.where(there, x, torch.inf).amin()
-    high = torch.where(there, x, -torch.inf).amax()
-    return float(high - low)
+def _product_iteration(
+    kernel: Tensor, v: Tensor, r: Tensor, c: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Both scalings after an iteration, and the mass of rows before it; the kernel is read once."""
+    u, mass, column_mass = torch.empty_like(r), torch.empty_like(r), torch.zeros_like(c)
+    for rows in _row_blocks(kernel.shape):
+        part = kernel[..., rows, :]
+        mass[..., rows] = (part @ v[..., None])[..., 0]
+        u[..., rows] = r[..., rows] / mass[..., rows]
+        column_mass += (u[..., None, rows] @ part)[..., 0, :]
+    return u, c / column_mass, mass
+
+
+def _ranges_little(x: Tensor) -> bool:
+    """True if products with a kernel whose lines have the maximum 1 lose nothing that counts."""
+    low, high = (float(bound) for bound in x.aminmax())
+    if not (low > 0 and high < math.inf):
+        return False
+    most = -_SMALLEST[x.dtype] - _MARGIN[x.dtype]
+    return math.log(high) - math.log(low) < most and -most < math.log(low) and math.log(high) < most
 
 
 def _released_iterations(

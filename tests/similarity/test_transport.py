@@ -13,7 +13,8 @@ from support import paths, vectors
 
 from noisyml.checks import ArgumentError
 from noisyml.errors import UserError
-from noisyml.similarity.transport import sinkhorn
+from noisyml.similarity import transport
+from noisyml.similarity.transport import Transport, sinkhorn
 
 GOLDEN = paths.GOLDEN / "otter"
 load = functools.partial(vectors.tensors, GOLDEN)
@@ -206,26 +207,80 @@ def test_the_released_domain_is_right_where_the_release_is_and_refused_where_it_
     assert overflowing.plan.isnan().any()
 
 
-@pytest.mark.parametrize(("spread", "least"), [(0.3, 1.0), (3000.0, 1.0), (3.0, 1e-35)])
-def test_the_log_domain_is_the_same_with_and_without_its_short_cut(
-    spread: float, least: float
-) -> None:
-    from noisyml.similarity import transport
+def logarithms_only(cost: torch.Tensor, epsilon: float, **given) -> Transport:
+    """The plan by steps on logarithms alone, which is what a gradient asks for."""
+    return sinkhorn(cost.clone().requires_grad_(), epsilon, **given)
 
+
+@pytest.mark.parametrize(
+    ("spread", "least", "iterations", "kernels"),
+    [(0.3, 1.0, 5, 1), (3e3, 1.0, 5, 1), (5e4, 1.0, 400, 2), (3.0, 1e-35, 5, None)],
+)
+def test_the_log_domain_is_the_same_with_and_without_products(
+    spread: float,
+    least: float,
+    iterations: int,
+    kernels: int | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built: list[int] = []
+    absorbed = transport._absorbed
+    monkeypatch.setattr(
+        transport, "_absorbed", lambda *given: [built.append(1), absorbed(*given)][1]
+    )
+    # A few rows are worked on at a time.
+    monkeypatch.setattr(transport, "_BLOCK", 250)
     generator = torch.Generator().manual_seed(5)
-    cost = spread * torch.rand(40, 30, generator=generator)
+    cost = spread * torch.rand(40, 30, generator=generator, dtype=torch.float64)
     cost[torch.arange(30), torch.arange(30)] += 1e4
+    cost = cost if iterations > 5 else cost.float()
     mass = torch.ones(40)
     mass[3] = least
-    short = sinkhorn(cost, 0.5, n_iterations=5, row_marginal=mass)
-    # Where a gradient is asked for, every step is done on logarithms.
-    whole = sinkhorn(cost.clone().requires_grad_(), 0.5, n_iterations=5, row_marginal=mass)
-    torch.testing.assert_close(short.log_plan, whole.log_plan, rtol=1e-4, atol=1e-3)
-    torch.testing.assert_close(short.plan, whole.plan, rtol=1e-4, atol=1e-9)
-    log_kernel = (cost.amin(1)[:, None] - cost) / 0.5
-    marginals = mass.log() - mass.sum().log(), torch.full((30,), 1 / 30).log()
-    taken = transport._ranged_iterations(log_kernel, *marginals, 5, None)
-    assert (taken is None) == (least < 1)
+    given = {"n_iterations": iterations, "row_marginal": mass}
+    quick = sinkhorn(cost, 0.5, **given)
+    whole = logarithms_only(cost, 0.5, **given)
+    # Costs of thousands of epsilons have few digits left behind the point.
+    tight = {"rtol": 2e-3 if spread == 3e3 else 1e-4, "atol": 1e-9}
+    torch.testing.assert_close(quick.log_plan, whole.log_plan, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(quick.plan, whole.plan, **tight)
+    for name in ("row_potential", "column_potential"):
+        torch.testing.assert_close(getattr(quick, name), getattr(whole, name), rtol=1e-4, atol=1e-5)
+    for name in ("row_conditional", "column_conditional"):
+        torch.testing.assert_close(getattr(quick, name)(), getattr(whole, name)(), **tight)
+    # A mass that others exceed beyond what single precision holds is left to logarithms; scalings
+    # that grow in many iterations are taken into the kernel.
+    is_scaled = isinstance(quick.form, transport._Scaled)
+    assert is_scaled == (least == 1)
+    assert kernels is None or len(built) == kernels
+
+
+def test_batches_absorb_as_their_problems_do_alone() -> None:
+    generator = torch.Generator().manual_seed(1)
+    cost = 900 * torch.rand(3, 12, 9, generator=generator, dtype=torch.float64)
+    mass = torch.rand(3, 9, generator=generator, dtype=torch.float64) + 0.1
+    together = sinkhorn(cost, 0.3, n_iterations=700, column_marginal=mass)
+    assert isinstance(together.form, transport._Scaled)
+    for own, m, plan, potential in zip(
+        cost, mass, together.plan, together.row_potential, strict=True
+    ):
+        alone = logarithms_only(own, 0.3, n_iterations=700, column_marginal=m)
+        torch.testing.assert_close(plan, alone.plan, rtol=1e-8, atol=1e-12)
+        torch.testing.assert_close(potential, alone.row_potential, rtol=1e-9, atol=1e-9)
+    one = sinkhorn(cost[0], 0.3, n_iterations=5, column_marginal=mass)
+    assert one.plan.shape == (3, 12, 9)
+    close(one.plan[2], logarithms_only(cost[0], 0.3, n_iterations=5, column_marginal=mass[2]).plan)
+
+
+def test_a_plan_outlives_its_costs_but_for_its_logarithm() -> None:
+    cost = torch.rand(5, 4, generator=torch.Generator().manual_seed(0))
+    found = sinkhorn(cost, 0.1, n_iterations=5)
+    plan, rows = found.plan, found.row_conditional()
+    torch.testing.assert_close(found.log_plan.exp(), plan)
+    cost += 1
+    assert torch.equal(found.plan, plan)
+    assert torch.equal(found.row_conditional(), rows)
+    with pytest.raises(ValueError, match="changed after their plan"):
+        found.log_plan  # noqa: B018
 
 
 def test_plans_equal_those_of_pot_whose_columns_come_first() -> None:
