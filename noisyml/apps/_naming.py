@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from noisyml.data.base import Split
     from noisyml.data.transforms.image import ViewMaker
     from noisyml.methods.image_text.base import ImageText
-    from noisyml.metrics.zero_shot import PromptBank
+    from noisyml.metrics.zero_shot import Ensemble, PromptBank
 
 #: Values of K of the flat hits, where true classes are given.
 FLAT_HITS = (1, 2, 5, 10)
@@ -52,22 +52,28 @@ def name_images(
     """
     import torch
 
-    from noisyml.data.readers.captions import read_class_names, read_label_lists
     from noisyml.metrics.zero_shot import flat_hits
+    from noisyml.storage.class_lists import read_class_names, read_label_lists
 
     if settings.classes is None:
         raise UserError("images=... needs the names to choose from: classes=FILE, one name a line.")
-    names = read_class_names(Path(settings.classes).expanduser())
+    names = read_class_names(Path(settings.classes).expanduser(), name=settings.template_set)
     split = folder_split(Path(str(settings.images)).expanduser())
-    truth: dict[str, Any] = {}
+    truth: dict[str, int] = {}
+    classes = torch.empty(0, 1, dtype=torch.int64)
     if settings.labels is not None:
-        listed, classes = read_label_lists(Path(settings.labels).expanduser(), len(names))
-        truth = dict(zip(listed, torch.from_numpy(classes), strict=True))
+        listed, numbers = read_label_lists(Path(settings.labels).expanduser(), len(names))
+        classes = torch.from_numpy(numbers)
+        truth = {name: row for row, name in enumerate(listed)}
     method, transform = model_alone(config, checkpoint)
-    bank = class_bank(method, names, templates_of(settings, config), config)
+    bank = class_bank(
+        method, names, templates_of(settings, config), ensemble_of(settings, config), config
+    )
+    if settings.candidates == "labelled":
+        bank = bank.among(classes[classes >= 0].unique())
     shown = shown_positions(len(split))
     most = max(settings.k, *(FLAT_HITS if truth else (1,)))
-    hits: list[torch.Tensor] = []
+    hits = torch.zeros(len(FLAT_HITS), dtype=torch.float64)
     best: dict[int, tuple[int, float]] = {}
     with (
         atomic(output.path / "predictions.csv") as temporary,
@@ -87,17 +93,18 @@ def name_images(
                 best[position] = top[0]
                 cells = [cell for c, s in top[: settings.k] for cell in (names[c], f"{s:.4f}")]
                 table.writerow([split.keys[position], *cells])
-                if split.keys[position] in truth:
-                    known = truth[split.keys[position]]
-                    hits.append(flat_hits(nearest[i][None], known[None], FLAT_HITS)[0])
+            keys = [split.keys[position] for position in batch["index"].tolist()]
+            known = [(i, truth[key]) for i, key in enumerate(keys) if key in truth]
+            if known:
+                at, rows = torch.tensor(known).unbind(1)
+                hits += flat_hits(nearest[at], classes[rows], FLAT_HITS).sum(0)
             # The sheet shows a few: what the others are called stands in the table.
             best = {position: top for position, top in best.items() if position in shown}
     sheet(split, best, names).save(output.path / "predictions.png")
     metrics = {"images/number": float(len(split))}
     if truth:
         # An image without a prediction, or not in the folder, is a miss.
-        total = torch.stack(hits).double().sum(0) if hits else torch.zeros(len(FLAT_HITS))
-        shares = (total / len(truth)).tolist()
+        shares = (hits / len(truth)).tolist()
         metrics |= {f"images/fh_at_{k}": v for k, v in zip(FLAT_HITS, shares, strict=True)}
     return metrics
 
@@ -160,34 +167,52 @@ def model_alone(config: DictConfig, checkpoint: Path) -> tuple[ImageText, ViewMa
 
 def templates_of(settings: EvaluateSettings, config: DictConfig) -> list[str]:
     """Prompt templates: those of a file, or those by which the run was evaluated."""
-    from noisyml.data.readers.captions import read_templates
+    from omegaconf import OmegaConf
+
+    from noisyml.metrics.zero_shot_evaluator import ZeroShotEvaluator
+    from noisyml.storage.class_lists import read_templates
 
     if settings.templates is not None:
         return read_templates(Path(settings.templates).expanduser(), settings.template_set)
+    node: Any = OmegaConf.to_container(config.evaluators, resolve=True).get("zero_shot")
+    if node is None:
+        return ["{}"]
+    evaluator = ZeroShotEvaluator(node["templates"], template_set=node.get("template_set", ""))
+    return evaluator.templates
+
+
+def ensemble_of(settings: EvaluateSettings, config: DictConfig) -> Ensemble:
+    """Use of several prompts: as given, or that by which the run was evaluated."""
     node = config.evaluators.get("zero_shot")
-    return ["{}"] if node is None else list(node.templates)
+    found: Ensemble = settings.ensemble or ("mean" if node is None else node.ensemble)
+    return found
 
 
 def class_bank(
-    method: ImageText, names: Sequence[str], templates: Sequence[str], config: DictConfig
+    method: ImageText,
+    names: Sequence[str],
+    templates: Sequence[str],
+    ensemble: Ensemble,
+    config: DictConfig,
 ) -> PromptBank:
     """Embeddings of the classes, kept in the cache by the weights and the prompts."""
     import numpy as np
     import torch
 
     from noisyml.embeddings.extraction import fingerprint
-    from noisyml.metrics.zero_shot import PromptBank, prompts
+    from noisyml.metrics.zero_shot import PromptBank
 
-    texts, numbers = prompts(list(names), list(templates))
     state = method.text_encoder.tokenizer.state()
-    key = "\0".join([fingerprint(method.text_encoder), state, *texts])
-    name = hashlib.sha256(key.encode()).hexdigest()[:32]
-    file = Path(str(config.paths.cache)).expanduser() / "prompts" / f"{name}.npy"
+    parts = [fingerprint(method.text_encoder), state, ensemble, *templates, "", *names]
+    name = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
+    file = Path(str(config.paths.cache)).expanduser() / "prompts" / f"{name}.npz"
     if not file.is_file():
+        bank = PromptBank.embed(names, templates, method.embed_texts, ensemble)
         with atomic(file) as temporary, temporary.open("wb") as out:
-            np.save(out, method.embed_texts(texts).numpy(), allow_pickle=False)
-    embedded = torch.from_numpy(np.load(file, allow_pickle=False))
-    return PromptBank.of(embedded, numbers)
+            np.savez(out, embeddings=bank.embeddings.numpy(), classes=bank.classes.numpy())
+    with np.load(file, allow_pickle=False) as kept:
+        embeddings, classes = (torch.from_numpy(kept[part]) for part in ("embeddings", "classes"))
+    return PromptBank(embeddings, classes, ensemble)
 
 
 def batches(split: Split, transform: ViewMaker, config: DictConfig) -> Iterator[dict[str, Any]]:

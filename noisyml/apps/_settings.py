@@ -195,7 +195,9 @@ class EvaluateSettings(_Settings):
     classes: str | None = None
     templates: str | None = None
     template_set: str = ""
+    ensemble: Literal["mean", "max", "none"] | None = None
     labels: str | None = None
+    candidates: Literal["all", "labelled"] = "all"
     k: Count = 5
 
     def __post_init__(self) -> None:
@@ -203,6 +205,10 @@ class EvaluateSettings(_Settings):
         given = [name for name in ("classes", "templates", "labels") if getattr(self, name)]
         if given and self.images is None:
             raise UserError(f"{given[0]}=... belongs to images=FOLDER: say which pictures to name.")
+        if self.candidates == "labelled" and self.labels is None:
+            raise UserError(
+                "candidates=labelled chooses among the classes that occur in labels=FILE: give it."
+            )
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,16 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 #: Settings of this verb; all others belong to the evaluated run.
-NAMING = ("images", "classes", "templates", "template_set", "labels", "k")
+NAMING = (
+    "images",
+    "classes",
+    "templates",
+    "template_set",
+    "ensemble",
+    "labels",
+    "candidates",
+    "k",
+)
 OWN = ("checkpoint", "which", "name", "paths", "hydra", *NAMING)
 
 

@@ -12,7 +12,7 @@ Equal scores go to the lower class number.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -27,6 +27,10 @@ from noisyml.similarity.search import topk
 #: Prompts of a class: their mean direction, the nearest of them, or each for itself.
 Ensemble = Literal["mean", "max", "none"]
 DEFAULT_TEMPLATES = ("a photo of {}.",)
+#: Texts to embeddings [P, D].
+EmbedTexts = Callable[[Sequence[str]], Tensor]
+#: Prompts that are embedded before the next classes are turned to.
+PROMPTS_AT_ONCE = 8192
 
 
 def prompts(
@@ -100,10 +104,53 @@ class PromptBank:
             classes = torch.arange(len(unit), device=classes.device)
         return cls(unit, classes, ensemble)
 
+    @classmethod
+    def embed(
+        cls,
+        class_names: Sequence[str | Sequence[str]],
+        templates: Sequence[str],
+        embed_texts: EmbedTexts,
+        ensemble: Ensemble = "mean",
+    ) -> PromptBank:
+        """The bank of classes; for mean directions no more than `PROMPTS_AT_ONCE` texts at a time.
+
+        Args:
+            class_names, templates: see `prompts`.
+            embed_texts: texts to embeddings [P, D].
+            ensemble: see `Ensemble`; all but ``mean`` keep every prompt.
+        """
+        if ensemble != "mean":
+            texts, numbers = prompts(class_names, templates)
+            embedded = embed_texts(texts)
+            return cls.of(embedded, numbers.to(embedded.device), ensemble)
+        together = max(PROMPTS_AT_ONCE // max(len(templates), 1), 1)
+        parts = []
+        for at in range(0, max(len(class_names), 1), together):
+            texts, numbers = prompts(class_names[at : at + together], templates)
+            embedded = embed_texts(texts)
+            parts.append(cls.of(embedded, numbers.to(embedded.device)).embeddings)
+        unit = torch.cat(parts)
+        return cls(unit, torch.arange(len(unit), device=unit.device))
+
     @property
     def num_classes(self) -> int:
         """C."""
         return int(self.classes.max()) + 1
+
+    def among(self, chosen: Tensor) -> PromptBank:
+        """The bank of some classes alone, which keep their numbers.
+
+        Args:
+            chosen: [c] int64, different classes.
+
+        Example:
+            >>> import torch
+            >>> bank = PromptBank.of(torch.eye(3), torch.arange(3)).among(torch.tensor([0, 2]))
+            >>> bank.nearest(torch.tensor([[0.1, 1.0, 0.2]]), 5)[0].tolist()
+            [[2, 0]]
+        """
+        kept = torch.isin(self.classes, chosen.to(self.classes))
+        return PromptBank(self.embeddings[kept], self.classes[kept], self.ensemble)
 
     def scores(self, images: Tensor) -> Tensor:
         """Similarity [b, C] of unit-norm images [b, D] with each class, that of its best prompt."""
@@ -124,11 +171,12 @@ class PromptBank:
             images: [b, D], unit norm.
             k: K; cut to what there is.
         """
-        if self.ensemble == "none" or len(self.classes) == self.num_classes:
+        there = self.classes.unique_consecutive()
+        if self.ensemble == "none" or len(self.classes) == len(there):
             found = topk(images.to(self.embeddings), self.embeddings, min(k, len(self.classes)))
             return self.classes[found.index], found.scores
-        scores, index = self.scores(images).sort(dim=1, descending=True, stable=True)
-        return index[:, :k], scores[:, :k]
+        scores, index = self.scores(images)[:, there].sort(dim=1, descending=True, stable=True)
+        return there[index[:, :k]], scores[:, :k]
 
 
 @checked

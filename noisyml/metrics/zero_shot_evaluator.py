@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -13,12 +14,10 @@ from noisyml.distributed import collective_device, gather
 from noisyml.errors import UserError, did_you_mean
 from noisyml.metrics.base import Evaluator, SplitRole
 from noisyml.metrics.classification import TopK, class_ranks
-from noisyml.metrics.zero_shot import Ensemble, PromptBank, prompts
+from noisyml.metrics.zero_shot import EmbedTexts, Ensemble, PromptBank, prompts
 from noisyml.similarity.search import topk
+from noisyml.storage.class_lists import read_class_names, read_templates
 from noisyml.targets import TargetKind, texts_of
-
-#: Texts to unit-norm embeddings [P, D].
-EmbedTexts = Callable[[Sequence[str]], Tensor]
 
 
 class ZeroShotEvaluator(Evaluator):
@@ -28,9 +27,11 @@ class ZeroShotEvaluator(Evaluator):
     evaluation; for accuracies a number per sample is kept, for recalls its embedding.
 
     Args:
-        templates: prompts of a class, ``{}`` is its name.
+        templates: prompts of a class, ``{}`` is its name; or a file of them, see `read_templates`.
+        template_set: of which data set, in a JSON file of templates.
         ensemble: see `noisyml.metrics.zero_shot.Ensemble`.
-        classes: class names to choose from; None: the different captions of the split.
+        classes: class names to choose from, or a file of them, see `read_class_names`; None: the
+            different captions of the split.
         top_k: every K adds ``accuracy_topK`` where there are more than K classes.
         recall_at: every K adds ``image_to_text_recall_at_K`` and ``text_to_image_recall_at_K``,
             of the captions as they are; empty: no embeddings are kept.
@@ -41,15 +42,21 @@ class ZeroShotEvaluator(Evaluator):
 
     def __init__(
         self,
-        templates: Sequence[str] = ("{}",),
+        templates: Sequence[str] | str = ("{}",),
         ensemble: Ensemble = "mean",
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str] | str | None = None,
         top_k: Sequence[TopK] = (5,),
         recall_at: Sequence[Count] = (1, 5),
         headline: str = "accuracy",
+        template_set: str = "",
     ) -> None:
-        prompts(["class"], list(templates))
-        self.templates, self.ensemble = list(templates), ensemble
+        if isinstance(templates, str) and "{}" not in templates:
+            templates = read_templates(Path(templates).expanduser(), template_set)
+        if isinstance(classes, str):
+            classes = read_class_names(Path(classes).expanduser())
+        self.templates = [templates] if isinstance(templates, str) else list(templates)
+        prompts(["class"], self.templates)
+        self.ensemble = ensemble
         self.classes = None if classes is None else list(classes)
         self.top_k, self.recall_at = list(top_k), list(recall_at)
         self.headline = headline
@@ -84,9 +91,7 @@ class ZeroShotEvaluator(Evaluator):
                 f"{len(names)} names in evaluators.zero_shot.classes."
                 f"{did_you_mean(unknown[0], names)}"
             )
-        texts, numbers = prompts(names, self.templates)
-        embedded = embed_texts(texts)
-        self._bank = PromptBank.of(embedded, numbers.to(embedded.device), self.ensemble)
+        self._bank = PromptBank.embed(names, self.templates, embed_texts, self.ensemble)
         if self.recall_at:
             own = embed_texts(captions)
             numbers = torch.tensor([self._number[text] for text in captions])

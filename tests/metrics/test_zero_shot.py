@@ -5,6 +5,7 @@ import torch
 from support import paths, vectors
 
 from noisyml.errors import UserError
+from noisyml.metrics import zero_shot
 from noisyml.metrics.zero_shot import PromptBank, flat_hits, prompts
 
 GOLDEN = paths.GOLDEN / "otter"
@@ -73,3 +74,41 @@ def test_prompts_equal_the_released_ones():
         prompts(["a"], ["photo"])
     with pytest.raises(UserError, match="at least"):
         prompts([])
+
+
+def test_means_of_many_prompts_are_the_same_however_many_are_embedded_at_once(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    rows = {}
+    most = 0
+
+    def embed(texts):
+        nonlocal most
+        most = max(most, len(texts))
+        found = [rows.setdefault(text, torch.randn(6, generator=generator)) for text in texts]
+        return torch.stack(found)
+
+    names, templates = [f"class {i}" for i in range(11)], ["a {}", "the {}", "{}", "one {}"]
+    whole = PromptBank.embed(names, templates, embed)
+    assert most == 44
+    most = 0
+    monkeypatch.setattr(zero_shot, "PROMPTS_AT_ONCE", 9)
+    pieces = PromptBank.embed(names, templates, embed)
+    assert most == 8
+    assert torch.equal(whole.embeddings, pieces.embeddings)
+    assert torch.equal(whole.classes, pieces.classes)
+    for ensemble, kept in (("mean", 11), ("max", 44), ("none", 44)):
+        assert len(PromptBank.embed(names, templates, embed, ensemble).embeddings) == kept
+
+
+@pytest.mark.parametrize("ensemble", ["mean", "max"])
+def test_some_of_the_classes_keep_their_numbers(ensemble):
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.nn.functional.normalize(torch.randn(12, 5, generator=generator))
+    bank = PromptBank.of(embeddings, torch.arange(6).repeat_interleave(2), ensemble)
+    images = torch.nn.functional.normalize(torch.randn(7, 5, generator=generator))
+    chosen = torch.tensor([1, 3, 4])
+    nearest, scores = bank.among(chosen).nearest(images, 9)
+    assert nearest.shape == scores.shape == (7, 3)
+    everything = bank.scores(images)[:, chosen]
+    torch.testing.assert_close(scores, everything.sort(1, descending=True).values)
+    assert torch.equal(nearest, chosen[everything.argsort(1, descending=True)])

@@ -53,6 +53,21 @@ def test_more_classes_than_the_split_has():
     assert found["image_to_text_recall_at_1"] == 1.0
 
 
+def test_classes_and_templates_come_from_files(tmp_path):
+    names, prompts = tmp_path / "names.txt", tmp_path / "prompts.txt"
+    names.write_text("cat\nbee\nant\n")
+    prompts.write_text("{}\na photo of {}.\n")
+    evaluator = ZeroShotEvaluator(str(prompts), classes=str(names), recall_at=[])
+    assert evaluator.classes == ["cat", "bee", "ant"]
+    assert evaluator.templates == ["{}", "a photo of {}."]
+    assert ZeroShotEvaluator("a photo of {}.").templates == ["a photo of {}."]
+    evaluator.begin(["ant", "bee"], embed)
+    show(evaluator, [[1.0, 0.2], [-1.0, 0.2]], ["ant", "bee"])
+    assert evaluator.compute()["accuracy"] == 0.5
+    with pytest.raises(UserError, match="no file of prompt templates"):
+        ZeroShotEvaluator(str(tmp_path / "none.txt"))
+
+
 def test_what_is_missing_is_said():
     evaluator = ZeroShotEvaluator(classes=["ant", "bee"])
     with pytest.raises(UserError, match="'cat', which is none of the 2 names"):
