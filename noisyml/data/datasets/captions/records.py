@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import io
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,7 +114,7 @@ def record_splits(
     if not keys:
         raise UserError(f"{files[0].parent} holds no image with a caption; check the files.")
     if len(set(keys)) != len(keys):
-        twice = next(key for i, key in enumerate(keys) if key in set(keys[:i]))
+        twice = next(key for key, number in Counter(keys).items() if number > 1)
         raise UserError(f"{twice} occurs twice in {files[0].parent}; remove one of the two.")
     records = [record for rows in found for record in rows]
     number = np.repeat(np.arange(len(files)), [len(rows) for rows in found])

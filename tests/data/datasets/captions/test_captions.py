@@ -7,14 +7,20 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from noisyml.data.datasets.captions.cc3m import CC3M, WIT
+from noisyml.data.datasets.captions.composed import ComposedCaptions
 from noisyml.data.datasets.captions.webdataset import WebDatasetShards, shard_records
 from noisyml.data.datasets.captions.yfcc15m import YFCC15M
+from noisyml.data.datasets.embedded.digits import Digits
 from noisyml.data.datasets.own.csv_table import CsvTable
 from noisyml.data.inputs import BrokenImage
+from noisyml.data.samplers.plans import PlannedBatches, Shuffle
+from noisyml.data.transforms.image import ImageTransform
+from noisyml.data.views import TrainingView, whole
 from noisyml.errors import UserError
-from noisyml.targets import PAIRS
+from noisyml.targets import PAIRS, texts_of
 
 NUMBER = 40
 
@@ -129,6 +135,33 @@ def test_shards_of_webdataset(tmp_path):
         source.splits()
 
 
+def drawn_from(split, rank=0, world_size=1, start=0, workers=0):
+    """Captions and greys of the batches of an epoch, as training reads them."""
+    batches = PlannedBatches(
+        Shuffle(split.labels, seed=0, batch_size=8), 0, rank, world_size, 3, start
+    )
+    view = TrainingView(split, split.labels, ImageTransform())
+    loader = DataLoader(view, batch_sampler=batches, collate_fn=whole, num_workers=workers)
+    return [
+        list(zip(texts_of(b["caption"]), b["image"][:, 0, 0, 0].tolist(), strict=True))
+        for b in loader
+    ]
+
+
+def test_shards_are_shared_by_ranks_and_workers_and_go_on_at_any_batch(tmp_path):
+    write_shard(tmp_path / "0.tar", range(25))
+    write_shard(tmp_path / "1.tar", range(25, NUMBER))
+    split = WebDatasetShards(str(tmp_path), 0.2, 0.2).splits()["train"]
+    whole_epoch = drawn_from(split)
+    seen = [text for batch in whole_epoch for text, _ in batch]
+    assert len(seen) == len(set(seen)) == len(split) // 8 * 8
+    assert all(text == f"shot {grey}" for batch in whole_epoch for text, grey in batch)
+    # Workers read files of their own, and each rank reads its part of every batch.
+    ranks = [drawn_from(split, rank, 2, workers=1) for rank in range(2)]
+    assert [a + b for a, b in zip(*ranks, strict=True)] == whole_epoch
+    assert drawn_from(split, start=1, workers=2) == whole_epoch[1:]
+
+
 def test_shards_hold_what_the_library_reads_in_them(tmp_path):
     webdataset = pytest.importorskip("webdataset")
     write_shard(tmp_path / "0.tar", range(6))
@@ -156,6 +189,36 @@ def test_a_table_with_captions(images):
     given = CsvTable(str(images / "t.csv"), **settings).splits()
     assert len(given["test"]) == 10
     check(given, lambda key: f"a thing; {number_in(key)}", number_in)
+
+
+def test_captions_composed_from_classes():
+    source = Digits()
+    plain = source.splits()
+    templates = ["a photo of {}", "{} by hand", "somebody wrote {}"]
+    splits = ComposedCaptions(source, templates, list("zOTtfFsSen")).splits()
+    assert splits.keys() == plain.keys()
+    for name, split in splits.items():
+        assert split.target is PAIRS
+        assert split.fingerprint == plain[name].fingerprint
+        said = [list("zOTtfFsSen")[label] for label in plain[name].labels]
+        if name == "train":
+            number = [
+                [t.replace("{}", own) for t in templates].index(text)
+                for text, own in zip(split.labels, said, strict=True)
+            ]
+            assert min(np.bincount(number)) > len(number) / 4
+        else:
+            assert split.labels.tolist() == said
+    again = ComposedCaptions(source, templates, list("zOTtfFsSen"), seed=1).splits()
+    assert (again["train"].labels != splits["train"].labels).any()
+    names = ComposedCaptions(source, ["{}"]).splits()["test"].labels
+    assert set(names) == set(plain["test"].class_names)
+    with pytest.raises(UserError, match="has 2 names, and the data set has 10 classes: 0"):
+        ComposedCaptions(source, templates, ["a", "b"]).splits()
+    with pytest.raises(UserError, match=r"'a photo' has no \{\}"):
+        ComposedCaptions(source, ["a photo"])
+    with pytest.raises(UserError, match="composes no caption"):
+        ComposedCaptions(source, [])
 
 
 def test_a_table_that_is_off_is_shown(images):
