@@ -205,7 +205,9 @@ class Otter(ImageText):
         """
         if self.gather_grad == "none":
             everyone = Sides(everyone.image.detach(), everyone.text.detach())
-        logits = Scores(own.image @ everyone.text.T, own.text @ everyone.image.T)
+        # Logits are cosines times 50 or more: half precision would leave them a digit.
+        with torch.autocast(own.image.device.type, enabled=False):
+            logits = Scores(own.image @ everyone.text.T, own.text @ everyone.image.T)
         columns = place.columns(own.image.device)
         scaled = [self.temperature(side) for side in logits]
         contrastive = [contrastive_losses(side, columns, self.smoothing) for side in scaled]

@@ -195,6 +195,9 @@ def test_by_default_ranks_together_equal_one_process():
     vectors.close(raw[1].grad, case["single_process_grad_txt"])
 
 
+PLACE = Place([16], 0)
+
+
 class Images(nn.Module):
     """The image network of the vectors."""
 
@@ -215,6 +218,33 @@ class Texts(nn.Module):
 
     def forward(self, x):
         return self.l(x)
+
+
+@pytest.mark.parametrize("objective", ["infonce", "label_smoothing", "distillation", "otter"])
+def test_mixed_precision_keeps_unit_norms_and_the_loss(objective):
+    torch.manual_seed(0)
+    method = otter(Images(), Texts(), objective=objective).float()
+    batch = {"image": torch.randn(16, 6), "text": torch.randn(16, 5), "index": torch.arange(16)}
+
+    def step(enabled):
+        method.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            own = method.embed_sides(batch)
+            terms = method.pair_losses(own, own, *[Sides(*(x.detach() for x in own))] * 2, PLACE)
+        losses = terms.contrastive + (0 if terms.distillation is None else terms.distillation)
+        losses.mean().backward()
+        gradient = torch.cat([p.grad.flatten() for p in method.encoder.parameters()])
+        return own, losses.detach(), gradient
+
+    whole, half = step(False), step(True)
+    for side, exact in zip(half[0], whole[0], strict=True):
+        assert side.dtype == torch.float32
+        torch.testing.assert_close(side.norm(dim=1), torch.ones(16))
+        # The encoders did compute in half precision.
+        assert 1e-5 < float((side - exact).detach().abs().max()) < 2e-2
+    assert half[1].dtype == torch.float32
+    torch.testing.assert_close(half[1].mean(), whole[1].mean(), rtol=0.02, atol=0.02)
+    assert float(F.cosine_similarity(half[2], whole[2], dim=0)) > 0.99
 
 
 STEPS = {
