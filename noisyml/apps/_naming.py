@@ -174,7 +174,8 @@ def templates_of(settings: EvaluateSettings, config: DictConfig) -> list[str]:
 
     if settings.templates is not None:
         return read_templates(Path(settings.templates).expanduser(), settings.template_set)
-    node: Any = OmegaConf.to_container(config.evaluators, resolve=True).get("zero_shot")
+    evaluators: Any = OmegaConf.to_container(config.evaluators, resolve=True)
+    node = evaluators.get("zero_shot")
     if node is None:
         return ["{}"]
     evaluator = ZeroShotEvaluator(node["templates"], template_set=node.get("template_set", ""))
