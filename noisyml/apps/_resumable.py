@@ -199,6 +199,7 @@ class ResumableVerb(ABC):
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
+        from noisyml.command.words import words_of_job
         from noisyml.runs.processes import check_ranks
 
         hydra = HydraConfig.get()
@@ -213,7 +214,7 @@ class ResumableVerb(ABC):
                 f"{folder.path} holds another kind of run; choose another hydra.run.dir."
             )
         if not self.is_begun(folder):
-            typed = [*hydra.overrides.task, *settings]
+            typed = [*words_of_job(hydra), *settings]
             self.begin(config, folder, typed, choices)
         elif changed := self.changed(composed, config, folder):
             swept = hydra.mode == RunMode.MULTIRUN
@@ -343,14 +344,14 @@ def _title(config: DictConfig) -> str:
 
     from noisyml.command.secrets import masked_words
     from noisyml.command.sweeps import current_sweep
-    from noisyml.command.words import words_in
+    from noisyml.command.words import words_in, words_of_job
 
     hydra, sweep = HydraConfig.get(), current_sweep()
     if hydra.mode != RunMode.MULTIRUN or sweep is None:
         return str(config.name)
     varied = sweep.varied()
     jobs = sweep.jobs or math.prod(varied.values())
-    here = [word.text for word in words_in(hydra.overrides.task) if word.key in varied]
+    here = [word.text for word in words_in(words_of_job(hydra)) if word.key in varied]
     return f"[{hydra.job.num + 1}/{jobs}] {' '.join(masked_words(here))}"
 
 

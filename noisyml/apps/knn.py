@@ -43,6 +43,7 @@ def job(config: DictConfig) -> dict[str, float]:
     from omegaconf import OmegaConf
 
     from noisyml.command.secrets import resolved
+    from noisyml.command.words import words_of_job
     from noisyml.embeddings.neighbours import write_neighbours
 
     hydra = HydraConfig.get()
@@ -58,7 +59,7 @@ def job(config: DictConfig) -> dict[str, float]:
         gallery = open_rows("gallery", config.gallery, "gallery_split", config.gallery_split)
     elif config.gallery_split is not None:
         raise UserError("gallery_split=... needs gallery=..., the folder that has this split.")
-    write_inputs(folder, settings, list(hydra.overrides.task), dict(hydra.runtime.choices))
+    write_inputs(folder, settings, words_of_job(hydra), dict(hydra.runtime.choices))
     same = f"the same command with hydra.run.dir={folder.path}"
     with folder.claimed(), recorded(folder, same):
         metrics = write_neighbours(

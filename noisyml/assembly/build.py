@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from noisyml.assembly import compatibility
-from noisyml.assembly.nodes import build, build_optional, declared, nodes_of, settings
+from noisyml.assembly.nodes import ask, build, build_optional, declared, nodes_of, settings
 from noisyml.data.datamodule import DataModule
 from noisyml.errors import UserError
 from noisyml.methods.base import Method
@@ -59,7 +59,7 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
         num_samples=len(data.splits["train"]),
         class_names=data.class_names,
     )
-    sizes = method.adapt_sizes(sizes, settings(config.method))
+    sizes = ask(method.adapt_sizes, config.method, sizes)
     made = {
         "loss": lambda: build_optional(config.get("loss"), **sizes.arguments),
         "selector": lambda: build(config.selector, **sizes.arguments),

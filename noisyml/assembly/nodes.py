@@ -46,6 +46,23 @@ def build(node: DictConfig, **available: Any) -> Any:
     return _call(target, key, **(own | extra))
 
 
+def ask(function: Callable[..., Any], node: DictConfig, *args: Any) -> Any:
+    """What a function of a node's class answers about the node's settings, which are checked first.
+
+    Args:
+        function: takes `args` and then the settings, see `settings`.
+        node: of the class.
+        *args: before the settings.
+
+    Raises:
+        ArgumentError: a setting that the signature of the class does not allow.
+        UserError: what else is wrong with them.
+    """
+    own = {str(key): _value(node, key, {}) for key in node if key not in _DIRECTIVES}
+    _call(check_arguments, _key(node), _target(node), own)
+    return _call(function, _key(node), *args, settings(node))
+
+
 def build_optional(node: DictConfig | None, **available: Any) -> Any:
     """`build`, or None where there is nothing to build."""
     return None if node is None else build(node, **available)

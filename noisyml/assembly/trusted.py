@@ -14,7 +14,8 @@ that is read from a file is checked whole before anything of it is built. It may
 
 Decided is on the object that a name leads to, so that a name of ours that leads elsewhere
 (``noisyml.data.features.np.load``) is no way out; a module of anybody else is not even imported.
-Values are plain in a saved configuration: nothing in it may read the environment.
+Values are plain in a saved configuration: nothing in it may read the environment, unless the user
+trusts ``oc.env``. A secret that was typed as ``${oc.env:TOKEN}`` is saved as that.
 """
 
 from __future__ import annotations
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
 
 #: Trust in this word lets a configuration read the environment.
 ENVIRONMENT = "oc.env"
+#: A value of an environment variable, as a configuration refers to it.
+_VARIABLE = re.compile(r"\$\{oc\.env:\w+\}")
 #: Classes and functions of Lightning by their names there.
 _LIGHTNING = frozenset(
     {
@@ -77,9 +80,14 @@ def check_saved(config: Any, source: Path) -> None:
         if key.rpartition(".")[2] == "_target_":
             check_target(value, f"{key}={value}", source)
         elif isinstance(value, str) and "${" in value:
+            from_environment = "${" not in _VARIABLE.sub("", value)
+            if from_environment and ENVIRONMENT in _trusted():
+                continue
+            allowed = f", or say trust=[{ENVIRONMENT}] if the run is yours"
             raise UntrustedError(
                 f"{source} is not read: {key}={value} refers to something else, and a saved "
-                f"configuration holds plain values; put the value itself there."
+                f"configuration holds plain values; put the value itself there"
+                f"{allowed if from_environment else ''}."
             )
 
 
@@ -181,8 +189,11 @@ def admit(config: DictConfig | Mapping[str, Any]) -> None:
 
     typed = isinstance(config, DictConfig)
     plain = OmegaConf.to_container(config, resolve=False) if typed else config
-    names = {str(value) for key, value in _leaves(plain) if key.rpartition(".")[2] == "_target_"}
+    leaves = list(_leaves(plain))
+    names = {str(value) for key, value in leaves if key.rpartition(".")[2] == "_target_"}
     new = sorted(name for name in names if "$" not in name and _objection(name) is not None)
+    if any(isinstance(value, str) and _VARIABLE.search(value) for _, value in leaves):
+        new.append(ENVIRONMENT)
     if new:
         os.environ[TRUST] = ",".join([*_trusted(), *new])
 

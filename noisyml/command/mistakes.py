@@ -76,6 +76,10 @@ def check_types(root: str, overrides: list[str]) -> None:
         UserError: such an override.
     """
     words = words_in(overrides)
+    for word in words:
+        # Hydra would ask each name of such a list whether it is an interpolation.
+        if _chooses_no_name(word) and isinstance(word.typed_value(), list):
+            raise _no_choice(word.text)
     values = [w for w in words if not (w.deletes or w.chooses or w.is_below("hydra"))]
     if not any(word.value for word in values):
         return
@@ -175,11 +179,21 @@ def _text(file: Path) -> str:
 
 
 def _chooses_no_name(word: Word) -> bool:
-    """True for the choice of a group that is no name: ``head=null``, ``head=3``."""
+    """True for the choice of a group that is no name: ``head=null``, ``head=3``, ``loss=[.9]``."""
+    if not word.chooses or word.deletes or word.value is None:
+        return False
     try:
-        return word.chooses and not isinstance(word.typed_value(), str | list)
+        value = word.typed_value()
     except UserError:
         return False
+    names = value if isinstance(value, list) else [value]
+    return not all(isinstance(name, str) for name in names)
+
+
+def _no_choice(word: str) -> UserError:
+    return UserError(
+        f"{word} is no choice: leave it out of the command (`noisyml list` says what there is)."
+    )
 
 
 def suggest_key(key: str, known: list[str]) -> str:
@@ -233,10 +247,7 @@ def as_user_error(error: Exception, root: str, overrides: list[str]) -> Exceptio
             return UserError(f"There is no {where}.{did_you_mean(name, known)}{listed}")
         if isinstance(link, ValueError) and "override must be a string" in str(link):
             wrong = [word.text for word in words_in(overrides) if _chooses_no_name(word)]
-            return UserError(
-                f"{wrong[0] if wrong else 'GROUP=null'} is no choice: leave it out of the command "
-                f"(`noisyml list` says what there is)."
-            )
+            return _no_choice(wrong[0] if wrong else "GROUP=null")
         if isinstance(link, OverrideParseException):
             reason = str(link).splitlines()[0]
             return UserError(f"The override '{link.override}' cannot be read: {reason}.")

@@ -284,6 +284,20 @@ def _as_hydra_reads(word: Word, sweep: bool) -> str:
     return word.text
 
 
+def words_of_job(hydra: Any) -> list[str]:
+    """The overrides of the job under way, as they stand.
+
+    A list of OmegaConf would resolve what is typed as ``${oc.env:TOKEN}`` whenever it is read.
+
+    Args:
+        hydra: ``HydraConfig.get()`` of the job.
+    """
+    from omegaconf import OmegaConf
+
+    words: Any = OmegaConf.to_container(hydra.overrides.task, resolve=False)
+    return [str(word) for word in words]
+
+
 def overrides_in(arguments: Sequence[str]) -> list[str]:
     """The overrides among what was typed, without options (``-m``) and their values."""
     return split_line(arguments)[1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,8 @@ from noisyml.errors import UserError, causes
 
 #: What the system says when a disk, a quota or the allowed size of a file is used up.
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+#: What NumPy says of an array that it could write in part, instead of why.
+_CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
 #: Less free space than this makes writers that do not say why they failed suspicious, in bytes.
 _NEARLY_NOTHING = 1 << 20
 
@@ -37,6 +40,8 @@ def is_disk_full(error: BaseException, folder: Path | None = None) -> bool:
     """
     for link in causes(error):
         if isinstance(link, DiskFull) or (isinstance(link, OSError) and link.errno in _FULL):
+            return True
+        if isinstance(link, OSError) and link.errno is None and _CUT_SHORT.search(str(link)):
             return True
         if isinstance(link, RuntimeError) and "PytorchStreamWriter" in str(link):
             return folder is not None and shutil.disk_usage(folder).free < _NEARLY_NOTHING

@@ -3,8 +3,9 @@
 import pytest
 from omegaconf import OmegaConf
 
-from noisyml.assembly.nodes import build
+from noisyml.assembly.nodes import ask, build
 from noisyml.checks import ArgumentError
+from noisyml.errors import UserError
 
 
 def node(text):
@@ -39,3 +40,14 @@ def test_a_node_inside_a_node_is_named_in_full():
     """)
     with pytest.raises(ArgumentError, match=r"^part\.inner\.kappa=-1 must be"):
         build(nested)
+
+
+def test_a_class_is_asked_about_settings_that_its_signature_allows():
+    def answer(seen, settings):
+        return seen, settings["lr"] * 2
+
+    assert ask(answer, node(PARTIAL.format(lr=0.5)), 7) == (7, 1.0)
+    with pytest.raises(ArgumentError, match=r"^part\.lr=\( must be a number above 0"):
+        ask(answer, node(PARTIAL.format(lr="'('")), 7)
+    with pytest.raises(UserError, match=r"cannot be made of its settings \(part: KeyError: 'gone'"):
+        ask(lambda settings: settings["gone"], node(PARTIAL.format(lr=0.5)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from omegaconf import OmegaConf
+from support.shell import TINY
+from support.shell import shell as shell
 
 from noisyml.apps._folder import write_inputs
 from noisyml.apps._resumable import write_changes
@@ -67,6 +69,29 @@ def test_a_typed_secret_is_in_no_file(tmp_path, monkeypatch):
     assert set(still_masked(saved)) == {"logger.wandb.api_key", "logger.wandb.settings.password"}
     given = apply_overrides(saved, ["logger.wandb.api_key=again"], groups=False)
     assert given.logger.wandb.api_key == "again"
+
+
+def test_what_is_typed_as_a_variable_is_written_as_one(shell):
+    """On a page, too, which shows the command."""
+    typed = [*TINY, "trainer.max_epochs=1", "+note=${oc.env:MY_NOTE}", "report=true"]
+    shell.monkeypatch.setenv("MY_NOTE", "hush-3")
+    status, said = shell("train", *typed, "name=a-${oc.env:MY_NOTE}", "hydra.run.dir=run")
+    assert status == 0, said
+    # Whose run it is only the user knows.
+    embed = ["embed", "checkpoint=run", "hydra.run.dir=rows"]
+    status, said = shell(*embed)
+    assert status == 2
+    assert "name=a-${oc.env:MY_NOTE} refers to something else" in said
+    assert "say trust=[oc.env] if the run is yours" in said
+    assert shell(*embed, "trust=[oc.env]")[0] == 0
+    assert shell("train", "resume=run", "trust=[oc.env]", "report=false")[0] == 0
+    own = ["split=test", "k=2", "name=${oc.env:MY_NOTE}", "hydra.run.dir=graph"]
+    assert shell("knn", "embeddings=rows", *own)[0] == 0
+    files = [
+        file for file in shell.folder.rglob("*") if file.is_file() and ".logs" not in str(file)
+    ]
+    assert {"report.html", "config.yaml", "index.json"} <= {file.name for file in files}
+    assert [file for file in files if b"hush-3" in file.read_bytes()] == []
 
 
 def test_a_sweep_hides_them_too(tmp_path, monkeypatch):

@@ -15,6 +15,17 @@ from support.shell import TINY
         (["train", "selector=prism_agv"], "no selector 'prism_agv'. Did you mean 'prism_avg'?"),
         (["train", "dataset=digit"], "no dataset 'digit'. Did you mean 'digits'?"),
         (["train", "--multirunn"], "There is no option '--multirunn'. Did you mean '--multirun'?"),
+        (["train", "loss=[.9]"], "loss=[.9] is no choice"),
+        (["train", "evaluator=[null]"], "evaluator=[null] is no choice"),
+        (
+            [
+                "train",
+                "dataset=digits",
+                "pseudo_labels=kmeans",
+                "method.pseudo_labels.num_clusters=(",
+            ],
+            "method.pseudo_labels.num_clusters=( must be a whole number",
+        ),
         (["train", "-sc"], "-sc wants install=SHELL or uninstall=SHELL"),
         (["-sc"], "-sc wants install=SHELL or uninstall=SHELL"),
         (["train", "trainer.max_epochs=many"], "trainer.max_epochs=many should be a number"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import time
 
+import numpy as np
 import psutil
 import pytest
 
@@ -47,6 +49,24 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_temporary(tmp_path):
         write()
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     assert target.read_text() == "before"
+
+
+def test_an_array_that_a_disk_takes_in_part_is_the_same_sentence(tmp_path):
+    """NumPy writes past Python's files and does not say why it failed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    array = np.zeros(10_000)
+
+    def write():
+        with atomic(tmp_path / "rows.npy") as temporary, temporary.open("wb") as file:
+            np.save(file, array)
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, hard))
+    try:
+        with pytest.raises(DiskFull, match=r"no space left to write .*rows\.npy"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_outside_of_our_writers_is_one_sentence_too():
