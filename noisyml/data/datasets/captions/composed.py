@@ -52,7 +52,7 @@ class ComposedCaptions(DatasetSource):
         self.labels_are_true, self.clean_val = source.labels_are_true, source.clean_val
 
     def missing(self) -> str | None:
-        """What the source lacks."""
+        """The first thing that the source lacks, or None."""
         return self.source.missing()
 
     def splits(self) -> dict[str, Split]:
