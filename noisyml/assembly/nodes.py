@@ -47,7 +47,7 @@ def build(node: DictConfig, **available: Any) -> Any:
 
 
 def ask(function: Callable[..., Any], node: DictConfig, *args: Any) -> Any:
-    """What a function of a node's class answers about the node's settings, which are checked first.
+    """The answer of a function of a node's class about its settings, which are checked first.
 
     Args:
         function: takes `args` and then the settings, see `settings`.
