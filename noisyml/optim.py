@@ -207,6 +207,31 @@ def cosine(
 
 
 @checked
+def cosine_epochs(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    epochs: int | None,
+    final_share: Share = 0.0,
+) -> LambdaLR:
+    """Half a cosine from epoch to epoch, constant within each, as PyTorch's `CosineAnnealingLR`.
+
+    Args:
+        optimizer: whose rates are scheduled.
+        total_steps: steps of the run, an equal number for each epoch.
+        epochs: epochs of the run.
+        final_share: share of the rate that would be reached after the last epoch.
+
+    Raises:
+        UserError: the number of epochs is not known.
+    """
+    known = _known_epochs("cosine_epochs", epochs)
+    return LambdaLR(
+        optimizer, lambda now: _half_cosine(now * known // total_steps, 0, known, final_share)
+    )
+
+
+@checked
 def warmup_cosine(
     optimizer: Optimizer,
     *,

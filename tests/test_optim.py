@@ -91,6 +91,16 @@ def test_an_exponential_rate_falls_between_epochs_as_released_with_eac():
         rates(optim.exponential, 6, epochs=None)
 
 
+@pytest.mark.parametrize("epochs", [70, 100, 200])
+def test_a_cosine_falls_between_epochs_as_released_with_promptcal(epochs):
+    golden = load("promptcal/schedules")[f"lr_E{epochs}"]
+    settings = {"epochs": epochs, "final_share": 0.001}
+    seen = np.array(rates(optim.cosine_epochs, 2 * epochs, **settings)) / 2.0 * 0.1
+    np.testing.assert_allclose(seen[: 2 * epochs], np.repeat(golden, 2), rtol=1e-9)
+    with pytest.raises(UserError, match="scheduler=cosine_epochs counts epochs"):
+        rates(optim.cosine_epochs, 6, epochs=None)
+
+
 def test_an_exponential_rate_may_fall_a_little_at_every_step():
     seen = np.array(rates(optim.exponential_steps, 30, gamma=0.9, decay_steps=10))
     np.testing.assert_allclose(seen, 2.0 * 0.9 ** (np.arange(31) / 10), rtol=1e-12)

@@ -131,6 +131,7 @@ def build_evaluators(config: DictConfig, data: DataModule) -> dict[str, Evaluato
     found = {name: build(node) for name, node in nodes_of(config.evaluators).items()}
     for evaluator in found.values():
         evaluator.know(data.class_names, data.dataset.judgements)
+        evaluator.known_classes = data.known_classes.tolist()
     return found
 
 

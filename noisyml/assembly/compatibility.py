@@ -138,10 +138,11 @@ def _check_selector(method: type[Method], given: set[str], config: DictConfig) -
         return
     if not issubclass(selector, Selector):
         raise UserError(f"{selector.__name__} is not a selector (`noisyml list selectors`).")
-    if not method.target_kinds <= selector.target_kinds:
+    judged = method.target_kinds if method.judged_kinds is None else method.judged_kinds
+    if not judged <= selector.target_kinds:
         raise UserError(
             f"{selector.__name__} judges {_words(selector.target_kinds)}, and {name} learns from "
-            f"{_words(method.target_kinds)}: choose another selector=..., e.g. selector=keep_all."
+            f"{_words(judged)}: choose another selector=..., e.g. selector=keep_all."
         )
     lacking = sorted(selector.needs - given)
     if lacking == ["proxies"]:

@@ -53,6 +53,8 @@ _GLYPHS = {
     **_LONELY,
 }
 
+_HEAD = {"out_features": 32, "hidden_features": 24, "bottleneck": 8}
+_PROMPTED = {"backbone": {"width": 16, "depth": 2, "heads": 2}, "sampler": {"batch_size": 64}}
 _CAPTIONS = {
     "backbone": {"image_size": 32},
     "dataset": {
@@ -162,6 +164,34 @@ TINY: dict[str, Recipe] = {
     "pca": Recipe(
         {"dataset": "digit_vectors", "backbone": "vectors"},
         {"method": {"whiten": True}, "head": {"out_features": 8}, "sampler": {"batch_size": 64}},
+    ),
+    # Labels of some images alone, and a selector that doubts them.
+    "gcd": Recipe(
+        {"dataset": "discovery_digits", "backbone": "mlp", "selector": "small_loss"},
+        {"method": {"projection": _HEAD}},
+    ),
+    "promptcal_contrast": Recipe(
+        {"dataset": "discovery_digits", "backbone": "tiny_vit"},
+        {"method": {"projection": _HEAD}, **_PROMPTED},
+    ),
+    # A memory that turns over, its affinity from the first epoch on, and few negatives.
+    "promptcal": Recipe(
+        {"dataset": "discovery_digits", "backbone": "tiny_vit", "selector": "curriculum"},
+        {
+            "method": {
+                "projection": _HEAD,
+                "bank": {"size": 192, "dtype": "float64"},
+                "ramp_epochs": 0,
+                "neighbours": 4,
+                "num_negatives": 64,
+            },
+            "selector": {"warmup_epochs": 1},
+            **_PROMPTED,
+        },
+    ),
+    "simgcd": Recipe(
+        {"dataset": "discovery_digits", "backbone": "mlp", "selector": "bare"},
+        {"method": {"projection_hidden": 24, "projection_size": 8}},
     ),
     "jocor_multilabel": Recipe(_SEVERAL, {"method": {"gradual_epochs": 1, "tau": 0.2}, **_MOSAIC}),
 }

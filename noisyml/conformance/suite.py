@@ -262,7 +262,9 @@ def shuffled_truth() -> Iterator[None]:
     def lying(self: Labelling, *args: Any, **kwargs: Any) -> NoiseManifest:
         manifest = corrupt(self, *args, **kwargs)
         clean = manifest.clean[np.random.default_rng(0).permutation(len(manifest))]
-        return dataclasses.replace(manifest, clean=clean, changed=clean != manifest.observed)
+        return dataclasses.replace(
+            manifest, clean=clean, changed=manifest.target.changed(manifest.observed, clean)
+        )
 
     with mock.patch.object(Labelling, "corrupt", lying):
         yield

@@ -44,7 +44,7 @@ from noisyml.errors import UserError
 from noisyml.noise.base import Injector
 from noisyml.noise.manifest import NoiseManifest
 from noisyml.noise.planted import plant_errors
-from noisyml.targets import SINGLE, Labels, Target
+from noisyml.targets import PARTIAL, SINGLE, Labels, Target
 
 log = logging.getLogger(__name__)
 
@@ -169,8 +169,6 @@ class DataModule(Checked, LightningDataModule):
         splits = dict(self.dataset.splits())
         if self.train_size is not None:
             splits["train"] = subset(splits["train"], self.train_size, self.train_seed)
-        self.test_sets = self.dataset.test_sets(list(splits))
-        _check_test_sets(self.test_sets, splits)
 
         def features(split: Split) -> NDArray[Any]:
             self.backbone = backbone
@@ -185,7 +183,14 @@ class DataModule(Checked, LightningDataModule):
         )
         observed = labelling.observe(splits, self.noisy_val)
         self.manifest, self.splits = observed.manifest, observed.splits
+        self.test_sets = self.dataset.test_sets(list(self.splits))
+        _check_test_sets(self.test_sets, self.splits)
         if self.planted_errors:
+            if self.target is PARTIAL:
+                raise UserError(
+                    "data.planted_errors flips labels, and some training samples have none: leave "
+                    "it at 0."
+                )
             self.manifest = plant_errors(self.manifest, self.planted_errors)
         self.val_labels = observed.val_labels
         self.num_classes = self.manifest.num_classes
@@ -195,6 +200,11 @@ class DataModule(Checked, LightningDataModule):
     def target(self) -> Target:
         """The kind of the labels."""
         return self.manifest.target
+
+    @property
+    def known_classes(self) -> NDArray[np.int64]:
+        """The classes that any training label names, ascending."""
+        return self.target.present(self.manifest.observed)
 
     @property
     def class_names(self) -> list[str]:

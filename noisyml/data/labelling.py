@@ -13,6 +13,13 @@ from numpy.typing import NDArray
 
 from noisyml.data.base import DatasetSource, Split
 from noisyml.data.inputs import ReplacedInputs
+from noisyml.data.partial import (
+    check_hidden,
+    corrupt_labelled,
+    halves,
+    hides_labels,
+    without_hidden_labels,
+)
 from noisyml.data.transforms.image import ViewMaker
 from noisyml.data.views import EvaluationView, OnBroken, UnusableBatch, stack
 from noisyml.errors import UserError
@@ -84,7 +91,12 @@ class Labelling:
         manifest = self.corrupt(train, noise)
         observed = dict(splits)
         if manifest.source_index is not None:
-            observed["train"] = self._with_foreign_images(train, manifest)
+            observed["train"] = train = self._with_foreign_images(train, manifest)
+        if hides_labels(train):
+            check_hidden(train, manifest)
+            observed |= halves(train, manifest)
+            # From here on nothing but the record of the noise knows the hidden ones.
+            observed["train"] = without_hidden_labels(train)
         val_labels: Labels | None = None
         if "val" in splits:
             val_labels = splits["val"].labels
@@ -103,6 +115,8 @@ class Labelling:
         Raises:
             UserError: noise that does not fit the split.
         """
+        if hides_labels(split) and not noise.describes_split:
+            return corrupt_labelled(split, lambda part: self.corrupt(part, noise))
         features = {kind: self._noise_features(split, kind, noise.name) for kind in noise.wants}
         manifest = noise.inject(
             split.labels,

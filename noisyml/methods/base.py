@@ -58,6 +58,8 @@ class Method(Checked, LightningModule):
     gives: ClassVar[frozenset[str]] = frozenset({"embeddings"})
     #: Kinds of labels it learns from.
     target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"single"})
+    #: Kinds of labels that its selector judges; None: those it learns from.
+    judged_kinds: ClassVar[frozenset[TargetKind] | None] = None
     #: True if it also learns from the validation split, whose labels must be official and clean.
     trains_on_val: ClassVar[bool] = False
 

@@ -40,6 +40,8 @@ class Evaluator(Checked, ABC):
     headline: str
     #: Names of the classes, for metrics named after them; set before use.
     class_names: Sequence[str] = ()
+    #: Classes that any training label names, where some samples have none; set before use.
+    known_classes: Sequence[int] = ()
     #: Judgements of documents for queries, where the data set has any; set before use.
     judgements: Judgements | None = None
 

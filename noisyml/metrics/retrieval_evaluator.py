@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, get_args
 
 import torch
@@ -25,20 +25,74 @@ from noisyml.metrics.retrieval import (
 )
 from noisyml.similarity.kmeans import kmeans
 
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
 
 @dataclass
-class _Shard:
-    """Batches that this rank has taken in under one role."""
+class Collected:
+    """Batches that this rank has taken in under one role: positions, labels and rows."""
 
-    index: list[Tensor]
-    labels: list[Tensor]
-    embeddings: list[Tensor]
+    index: list[Tensor] = field(default_factory=list)
+    labels: list[Tensor] = field(default_factory=list)
+    embeddings: list[Tensor] = field(default_factory=list)
+
+    def add(self, index: Tensor, labels: Tensor, embeddings: Tensor) -> None:
+        """Take in a batch.
+
+        Raises:
+            ValueError: parts of different lengths.
+        """
+        if not len(index) == len(labels) == len(embeddings):
+            raise ValueError("index, labels and embeddings must have the same length")
+        self.index.append(index.detach().to(torch.int64))
+        self.labels.append(labels.detach().to(torch.int64))
+        self.embeddings.append(embeddings.detach())
+
+    def whole(self) -> tuple[Tensor, Tensor] | None:
+        """Embeddings and labels of all ranks, ordered by index without repetitions.
+
+        A collective call; None if no rank has any.
+        """
+        index, labels, embeddings = self._joined()
+        if embeddings is None:
+            return None
+        index, labels, embeddings = gather(index), gather(labels), gather(embeddings)
+        order = index.argsort(stable=True)
+        index = index[order]
+        first = torch.ones_like(index, dtype=torch.bool)
+        first[1:] = index[1:] != index[:-1]
+        order = order[first]
+        if torch.equal(order, torch.arange(len(labels), device=order.device)):
+            return embeddings, labels
+        return embeddings[order], labels[order]
+
+    def _joined(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """This rank's shard in one piece; None embeddings if no rank has any.
+
+        A rank without a batch learns the embeddings' width and type from the others.
+        """
+        device = self.index[0].device if self.index else collective_device()
+        kind = [0, 0]
+        if self.embeddings:
+            kind = [self.embeddings[0].shape[1], _DTYPES.index(self.embeddings[0].dtype)]
+            # One piece from here on, so that a second `whole` does not join again.
+            self.index = [torch.cat(self.index)]
+            self.labels = [torch.cat(self.labels)]
+            self.embeddings = [torch.cat(self.embeddings)]
+        kinds = gather(torch.tensor([kind], device=device))
+        width = int(kinds[:, 0].max())
+        if width == 0:
+            empty = torch.empty(0, dtype=torch.int64, device=device)
+            return empty, empty, None
+        if self.embeddings:
+            return self.index[0], self.labels[0], self.embeddings[0]
+        empty = torch.empty(0, dtype=torch.int64, device=device)
+        dtype = _DTYPES[int(kinds[:, 1].max())]
+        return empty, empty, torch.empty((0, width), dtype=dtype, device=device)
 
 
 #: Bytes, at least 1 MiB.
 MemoryBudget = Annotated[int, Ge(2**20)]
-
-_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 
 class RetrievalEvaluator(Evaluator):
@@ -104,12 +158,12 @@ class RetrievalEvaluator(Evaluator):
         self.tie_bounds = tie_bounds
         self.memory_budget_bytes = memory_budget_bytes
         self.seed = seed
-        self._shards: dict[SplitRole, _Shard] = {}
+        self._shards: dict[SplitRole, Collected] = {}
         self.reset()
 
     def reset(self) -> None:
         """Forget all batches."""
-        self._shards = {role: _Shard([], [], []) for role in get_args(SplitRole)}
+        self._shards = {role: Collected() for role in get_args(SplitRole)}
 
     def update(
         self,
@@ -129,12 +183,7 @@ class RetrievalEvaluator(Evaluator):
                 f"The retrieval evaluator needs one integer label per sample, but got labels of "
                 f"shape {list(labels.shape)} and type {labels.dtype}; choose another evaluator=…."
             )
-        if not len(index) == len(labels) == len(embeddings):
-            raise ValueError("index, labels and embeddings must have the same length")
-        shard = self._shards[role]
-        shard.index.append(index.detach().to(torch.int64))
-        shard.labels.append(labels.detach().to(torch.int64))
-        shard.embeddings.append(embeddings.detach())
+        self._shards[role].add(index, labels, embeddings)
 
     @torch.no_grad()
     def compute(self) -> dict[str, float]:
@@ -144,7 +193,9 @@ class RetrievalEvaluator(Evaluator):
             UserError: nothing taken in, ``query`` without ``gallery`` or mixed with ``pool``, or
                 NaN embeddings.
         """
-        pool, query, gallery, distractors = map(self._whole, get_args(SplitRole))
+        pool, query, gallery, distractors = (
+            self._shards[role].whole() for role in get_args(SplitRole)
+        )
         queries = query if pool is None else pool
         alone = pool is None and gallery is None
         if queries is None or alone or (pool is not None and query is not None):
@@ -202,43 +253,3 @@ class RetrievalEvaluator(Evaluator):
     def _present(*sets: tuple[Tensor, Tensor] | None) -> str:
         roles = [r for r, s in zip(get_args(SplitRole), sets, strict=True) if s is not None]
         return " and ".join(roles) or "nothing"
-
-    def _whole(self, role: SplitRole) -> tuple[Tensor, Tensor] | None:
-        """Embeddings and labels of a role from all ranks, ordered by index without repetitions."""
-        shard = self._shards[role]
-        index, labels, embeddings = self._joined(shard)
-        if embeddings is None:
-            return None
-        index, labels, embeddings = gather(index), gather(labels), gather(embeddings)
-        order = index.argsort(stable=True)
-        index = index[order]
-        first = torch.ones_like(index, dtype=torch.bool)
-        first[1:] = index[1:] != index[:-1]
-        order = order[first]
-        if torch.equal(order, torch.arange(len(labels), device=order.device)):
-            return embeddings, labels
-        return embeddings[order], labels[order]
-
-    def _joined(self, shard: _Shard) -> tuple[Tensor, Tensor, Tensor | None]:
-        """This rank's shard in one piece; None embeddings if no rank has any.
-
-        A rank without a batch learns the embeddings' width and type from the others.
-        """
-        device = shard.index[0].device if shard.index else collective_device()
-        kind = [0, 0]
-        if shard.embeddings:
-            kind = [shard.embeddings[0].shape[1], _DTYPES.index(shard.embeddings[0].dtype)]
-            # One piece from here on, so that a second `compute` does not join again.
-            shard.index = [torch.cat(shard.index)]
-            shard.labels = [torch.cat(shard.labels)]
-            shard.embeddings = [torch.cat(shard.embeddings)]
-        kinds = gather(torch.tensor([kind], device=device))
-        width = int(kinds[:, 0].max())
-        if width == 0:
-            empty = torch.empty(0, dtype=torch.int64, device=device)
-            return empty, empty, None
-        if shard.embeddings:
-            return shard.index[0], shard.labels[0], shard.embeddings[0]
-        empty = torch.empty(0, dtype=torch.int64, device=device)
-        dtype = _DTYPES[int(kinds[:, 1].max())]
-        return empty, empty, torch.empty((0, width), dtype=dtype, device=device)

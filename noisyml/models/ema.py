@@ -87,6 +87,12 @@ class EMATeacher(Checked, AveragedModel):
             else:
                 mine.copy_(theirs)
 
+    @torch.no_grad()
+    def restart(self, model: nn.Module) -> None:
+        """Begin again as a copy of the student, whose weights came from elsewhere."""
+        self.module.load_state_dict(model.state_dict())
+        self.n_averaged.zero_()
+
     def train(self, mode: bool = True) -> Self:
         """Set the mode, unless the teacher stays in evaluation mode."""
         return super().train(mode and self.mode == "train")

@@ -85,6 +85,8 @@ class Injector(ABC):
     target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"single"})
     #: True if the labels it gives do not depend on those it is given (a file of labels).
     replaces_labels: ClassVar[bool] = False
+    #: True if it is the record of a whole split, those of its samples included that have no label.
+    describes_split: ClassVar[bool] = False
     #: True if classes may be gone afterwards and the rest have other numbers.
     renumbers_classes: ClassVar[bool] = False
 

@@ -21,7 +21,7 @@ from noisyml.noise.random import GENERATOR
 from noisyml.storage.files import atomic
 from noisyml.storage.parquet import from_column, to_column
 from noisyml.storage.reading import reading
-from noisyml.targets import Labels, Target, target_of
+from noisyml.targets import PARTIAL, SINGLE, Labels, Target, target_of
 
 FORMAT = 1
 _METADATA_KEY = b"noisyml.noise"
@@ -70,8 +70,8 @@ class NoiseManifest:
     """Labels of a training split after corruption, beside the truth; arrays are read-only.
 
     Attributes:
-        observed: int64 [N], the label training sees, ``0 .. num_classes-1``; multi-label: uint8
-            [N, num_classes] of zeros and ones.
+        observed: int64 [N], the label training sees, ``0 .. num_classes-1``, or -1 where it sees
+            none; multi-label: uint8 [N, num_classes] of zeros and ones.
         clean: int64 [N], the true label in the numbering of the split, -1 where there is none
             (open-set image) or none is known; multi-label: int8 [N, num_classes].
         changed: bool [N], whether the pair of image and observed label is wrong; multi-label: bool
@@ -178,11 +178,13 @@ class NoiseManifest:
     def actual_rate(self) -> float:
         """Realised fraction of wrong labels, NaN where the truth is unknown.
 
-        Of the samples; multi-label: of all N * C entries.
+        Of the samples, of those with a label; multi-label: of all N * C entries.
         """
         if len(self) == 0:
             return 0.0
-        return float(self.changed.mean()) if self.truth_known else float("nan")
+        if not self.truth_known:
+            return float("nan")
+        return self.target.rate(self.observed, self.changed)
 
     @property
     def state(self) -> NDArray[np.int8]:
@@ -350,7 +352,8 @@ class NoiseManifest:
             UserError: another kind or number of labels, other keys or other clean labels.
         """
         labels, given = np.asarray(labels), target_of(labels)
-        if given is not self.target:
+        # The labels of a split may be known to its owner though training does not see them.
+        if given is not self.target and {given, self.target} != {SINGLE, PARTIAL}:
             raise UserError(
                 f"The noise manifest was made for {self.target.words}, but the data set gives "
                 f"{given.words}; use the data set it was made for."

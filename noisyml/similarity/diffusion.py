@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from noisyml.similarity.graph import (
     consensus,
     csr_rows,
     from_edges,
+    knn_graph,
     transpose,
 )
 from noisyml.similarity.sparse import EntryBudget, add, csr, entries_within, multiply, row_blocks
@@ -208,7 +209,37 @@ def affinity_graph(
         >>> found.graph.rows().tolist(), found.graph.columns.tolist()
         ([1, 2], [0, 0])
     """
-    walk = transition(consensus(neighbours, memory_budget_bytes=memory_budget_bytes))
+    counts = consensus(neighbours, memory_budget_bytes=memory_budget_bytes)
+    return affinity_of_counts(
+        counts,
+        quantile=quantile,
+        steps=steps,
+        exclude_diagonal=exclude_diagonal,
+        memory_budget_bytes=memory_budget_bytes,
+    )
+
+
+@checked
+def affinity_of_counts(
+    counts: Graph,
+    *,
+    quantile: Share,
+    steps: WholeNonNegative = 1,
+    exclude_diagonal: bool = False,
+    memory_budget_bytes: EntryBudget = 2**29,
+) -> Affinity:
+    """`affinity_graph` from consensus counts on: transition, diffusion and the double threshold.
+
+    Args:
+        counts: see `consensus`.
+        quantile: see `affinity_graph`.
+        steps: see `affinity_graph`.
+        exclude_diagonal: see `affinity_graph`.
+        memory_budget_bytes: of the diffused matrix.
+    """
+    walk = transition(counts)
+    if _is_dense(walk, steps, memory_budget_bytes):
+        return _dense_affinity(walk, quantile, steps, exclude_diagonal)
     diffusion = _Diffusion(walk, steps, memory_budget_bytes)
 
     def counted() -> Iterator[_Block]:
@@ -234,6 +265,191 @@ def affinity_graph(
         return Affinity(replace(walk), mean, threshold)
     graph = from_edges(torch.cat(rows), torch.cat(columns), torch.cat(weights), n, n)
     return Affinity(graph, mean, threshold)
+
+
+#: Rows whose similarities to all nodes are formed at a time.
+_ROWS_AT_ONCE = 1024
+
+
+@torch.no_grad()
+def nearest_nodes(nodes: Tensor, k: Count) -> Tensor:
+    """The k nearest other nodes of each node by inner product, [N, k] int64.
+
+    Args:
+        nodes: [N, D] float, unit norm for cosines; compared in their own precision, at least
+            float32.
+        k: at most N - 1.
+
+    Example:
+        >>> nearest_nodes(torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.0, 1.0]]), 1).flatten().tolist()
+        [1, 0, 1]
+    """
+    with torch.autocast(nodes.device.type, enabled=False):
+        rows = nodes.detach().to(torch.promote_types(nodes.dtype, torch.float32))
+        found = []
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            scores = rows[start : start + _ROWS_AT_ONCE] @ rows.T
+            own = torch.arange(len(scores), device=rows.device)
+            scores[own, start + own] = -torch.inf
+            found.append(scores.topk(k, dim=1).indices)
+    return torch.cat(found)
+
+
+#: Edges between queries and a memory: those of the diffused graph, or of the plain neighbours.
+Edges = Literal["diffused", "neighbours"]
+
+
+class QueryAffinity(NamedTuple):
+    """Rows of a memory that are pseudo-positives of queries.
+
+    Attributes:
+        edges: bool [Q, M].
+        mean_nonzero: see `Affinity`; 0 for plain neighbours.
+        threshold: see `Affinity`; 0 for plain neighbours.
+    """
+
+    edges: Tensor
+    mean_nonzero: float
+    threshold: float
+
+
+@torch.no_grad()
+@checked
+def query_affinity(
+    queries: Tensor,
+    memory: Tensor,
+    *,
+    k: Count,
+    quantile: Share,
+    steps: WholeNonNegative = 1,
+    exclude_diagonal: bool = False,
+    edges: Edges = "diffused",
+    labels: Tensor | None = None,
+    memory_budget_bytes: EntryBudget = 2**29,
+) -> QueryAffinity:
+    """Pseudo-positives of queries in a memory: `affinity_graph` of both, the block between them.
+
+    Args:
+        queries: [Q, D], unit norm, Q + M > 1.
+        memory: [M, D], unit norm.
+        k: neighbours of a node; of fewer other nodes all.
+        quantile: see `affinity_graph`.
+        steps: see `affinity_graph`.
+        exclude_diagonal: see `affinity_graph`.
+        edges: ``diffused``, or ``neighbours``: the k nearest nodes alone, the graph's baseline.
+        labels: [Q + M] int64 of all nodes, negative: none; None: labels do not enter. Pairs of one
+            class get the largest count there is and pairs of two classes none, before diffusion.
+        memory_budget_bytes: of the diffused matrix.
+
+    Example:
+        >>> rows = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.0, 1.0]])
+        >>> found = query_affinity(rows[:1], rows[1:], k=1, quantile=0.5, edges="neighbours")
+        >>> found.edges.tolist()
+        [[True, False, False]]
+    """
+    nodes = torch.cat([queries, memory])
+    k = min(k, len(nodes) - 1)
+    index = nearest_nodes(nodes, k)
+    block = (slice(len(queries)), slice(len(queries), None))
+    if edges == "neighbours":
+        return QueryAffinity(knn_graph(index).dense(*block) > 0, 0.0, 0.0)
+    closed = knn_graph(index, self_loops=True)
+    counts = consensus(closed, memory_budget_bytes=memory_budget_bytes)
+    if labels is not None:
+        counts = _linked(counts, labels, k + 1)
+    found = affinity_of_counts(
+        counts,
+        quantile=quantile,
+        steps=steps,
+        exclude_diagonal=exclude_diagonal,
+        memory_budget_bytes=memory_budget_bytes,
+    )
+    return QueryAffinity(found.graph.dense(*block) > 0, found.mean_nonzero, found.threshold)
+
+
+def _linked(counts: Graph, labels: Tensor, most: int) -> Graph:
+    """Counts in which pairs of one class have `most`, and pairs of two classes have no edge."""
+    rows, columns = counts.rows(), counts.columns
+    free = (labels[rows] < 0) | (labels[columns] < 0)
+    known = (labels >= 0).nonzero().flatten()
+    order = known[labels[known].argsort(stable=True)]
+    _, classes, sizes = labels[order].unique(return_inverse=True, return_counts=True)
+    size, first = sizes[classes], (sizes.cumsum(0) - sizes)[classes]
+    left = order.repeat_interleave(size)
+    place = torch.arange(len(left), device=left.device) - (size.cumsum(0) - size).repeat_interleave(
+        size
+    )
+    right = order[first.repeat_interleave(size) + place]
+    apart = left != right
+    linked = counts.weights.new_full((int(apart.sum()),), float(most))
+    return from_edges(
+        torch.cat([rows[free], left[apart]]),
+        torch.cat([columns[free], right[apart]]),
+        torch.cat([counts.weights[free], linked]),
+        counts.n_rows,
+        counts.n_columns,
+    )
+
+
+#: Dense N x N matrices of float64 that the dense diffusion holds at a time.
+_DENSE_MATRICES = 3
+#: Cost of a step of a sparse product, in multiplications of a sparse with a dense matrix.
+_SPARSE_COST = 30
+#: Below so many nodes sparse products are fast whatever they hold.
+_FEW_ROWS = 512
+#: Rows from which the cost of a product is estimated.
+_SAMPLED_ROWS = 128
+
+
+def _is_dense(walk: Graph, steps: int, memory_budget_bytes: int) -> bool:
+    """True if dense matrices are the faster way, and fit into the budget.
+
+    Nodes that are neighbours of many (hubs) fill the diffused matrix. What sparse products would
+    cost is estimated from a sample of rows.
+    """
+    n = walk.n_rows
+    if steps == 0 or n < _FEW_ROWS or _DENSE_MATRICES * 8 * n * n > memory_budget_bytes:
+        return False
+    lengths = walk.offsets.diff().to(torch.float64)
+    mine = min(n, _SAMPLED_ROWS)
+    part = max(mine // 4, 1)
+    matrix, work = csr_rows(walk), 0.0
+    for start in {int(at) for at in np.linspace(0, n - part, 4)}:
+        reached = multiply(csr_rows(walk, start, start + part), matrix)
+        work += float(lengths[reached.col_indices()].sum())
+    sparse = _SPARSE_COST * work * n / (4 * part)
+    return sparse > 2.0 * float(lengths.sum()) * n + _SPARSE_COST * float(n) * n
+
+
+def _dense_affinity(walk: Graph, quantile: float, steps: int, exclude_diagonal: bool) -> Affinity:
+    """`affinity_of_counts` with products of a sparse and a dense matrix."""
+    n, matrix = walk.n_rows, csr_rows(walk)
+    diffused = walk.dense()
+    for _ in range(steps):
+        # (P (P Q)^T)^T = P Q P^T.
+        diffused = torch.sparse.mm(matrix, torch.sparse.mm(matrix, diffused).T.contiguous()).T
+        diffused.diagonal().add_(1)
+    diagonal = diffused.diagonal().clone()
+    if exclude_diagonal:
+        diffused.diagonal().zero_()
+    count = int(diffused.count_nonzero())
+    mean = math.fsum(diffused.sum(dim=1).tolist()) / count if count else 0.0
+    above = diffused[diffused > mean]
+    threshold = _interpolated(above, quantile) if len(above) else mean
+    diffused.diagonal().copy_(diagonal)
+    edge = diffused > threshold
+    edge.fill_diagonal_(False)
+    rows, columns = edge.nonzero(as_tuple=True)
+    return Affinity(from_edges(rows, columns, diffused[edge], n, n), mean, threshold)
+
+
+def _interpolated(values: Tensor, quantile: float) -> float:
+    """The quantile of values [n], between its two neighbours as NumPy's default."""
+    position = quantile * (len(values) - 1)
+    low = math.floor(position)
+    ranks = sorted({low, math.ceil(position)})
+    found = np.partition(values.cpu().numpy(), ranks)[ranks].tolist()
+    return float(found[0] + (position - low) * (found[-1] - found[0]))
 
 
 def _mean(blocks: Iterator[_Block], n_rows: int) -> float:

@@ -7,7 +7,7 @@ mapping with a ``_target_`` is any class that follows `noisyml.stages.plan.Polic
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,32 @@ class FixedStages(Policy):
         return StagePlan(
             name=plan.name, overrides=plan.overrides, without=plan.without, previous=previous
         )
+
+
+class Continued(FixedStages):
+    """Stages in a fixed order, each from the weights of the one before; the run itself too.
+
+    What a method takes from the stage before is its encoder, and what its `load_encoder` takes
+    beside it (promptcal: a projection head).
+
+    Args:
+        stages: by name, the settings of a `Stage`.
+
+    Raises:
+        UserError: an entry that is no such mapping.
+    """
+
+    def next(self, done: Sequence[StageResult]) -> StagePlan | None:
+        """The next of the list, from the weights of the last one."""
+        plan = super().next(done)
+        if plan is None or not done:
+            return plan
+        return replace(plan, init_from=done[-1].path)
+
+    def hand_over(self, done: Sequence[StageResult]) -> Handover:
+        """The folder of the last stage, and its weights."""
+        last = done[-1].path if done else None
+        return Handover(previous=last, init_from=last)
 
 
 class Development(FixedStages):

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 #: The kinds of labels by name.
-TargetKind = Literal["single", "multi", "pairs"]
+TargetKind = Literal["single", "multi", "pairs", "partial"]
 
 #: The labels of N samples, row by row; the kind says of which shape and type.
 Labels = NDArray[Any]
@@ -170,6 +170,10 @@ class Target(ABC):
         self, observed: Labels, clean: Labels, num_classes: int, num_clean_classes: int
     ) -> NDArray[np.int64]:
         """Samples by true and observed class, see `NoiseManifest.count_matrix`."""
+
+    def rate(self, observed: Labels, changed: NDArray[np.bool_]) -> float:
+        """Share of the labels, or of the entries, that are wrong."""
+        return float(changed.mean())
 
     def rates(
         self, observed: Labels, clean: Labels, changed: NDArray[np.bool_]

@@ -11,12 +11,15 @@ from numpy.typing import ArrayLike, NDArray
 from noisyml.targets.base import Labels, Target, TargetKind
 from noisyml.targets.labels import MULTI, SINGLE
 from noisyml.targets.pairs import PAIRS
+from noisyml.targets.partial import PARTIAL
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 #: Every kind of labels by its name.
-TARGETS: dict[TargetKind, Target] = {target.name: target for target in (PAIRS, MULTI, SINGLE)}
+TARGETS: dict[TargetKind, Target] = {
+    target.name: target for target in (PAIRS, MULTI, PARTIAL, SINGLE)
+}
 
 
 def target_of(labels: ArrayLike) -> Target:

@@ -15,9 +15,11 @@ from support.vectors import close
 from torch import Tensor
 
 from noisyml.checks import ArgumentError
+from noisyml.similarity import diffusion
 from noisyml.similarity.diffusion import (
     _Diffusion,
     affinity_graph,
+    affinity_of_counts,
     diffuse,
     personalised_diffusion,
     transition,
@@ -255,3 +257,33 @@ def test_mistakes_are_named() -> None:
     for function in (mutual, symmetrise, connected_components, diffuse):
         with pytest.raises(ValueError, match="square"):
             function(narrow)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("exclude_diagonal", [False, True])
+def test_the_dense_way_cuts_the_same_edges(
+    steps: int, exclude_diagonal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index, _ = neighbours(120, 6, seed=3)
+    counts = consensus(knn_graph(index, self_loops=True))
+    found = []
+    for dense in (False, True):
+        monkeypatch.setattr(diffusion, "_is_dense", lambda *_, dense=dense: dense)
+        found.append(
+            affinity_of_counts(counts, quantile=0.6, steps=steps, exclude_diagonal=exclude_diagonal)
+        )
+    assert found[1].mean_nonzero == pytest.approx(found[0].mean_nonzero, rel=1e-12)
+    assert found[1].threshold == pytest.approx(found[0].threshold, rel=1e-12)
+    assert torch.equal(found[1].graph.columns, found[0].graph.columns)
+    assert torch.equal(found[1].graph.offsets, found[0].graph.offsets)
+    close(found[1].graph.weights, found[0].graph.weights)
+
+
+def test_hubs_are_diffused_densely_where_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    index, _ = neighbours(600, 40, clusters=1)
+    walk = transition(consensus(knn_graph(index, self_loops=True)))
+    assert diffusion._is_dense(walk, 1, 2**29)
+    assert not diffusion._is_dense(walk, 1, 2**20)
+    assert not diffusion._is_dense(walk, 0, 2**29)
+    index, _ = neighbours(600, 3, clusters=150)
+    assert not diffusion._is_dense(transition(consensus(knn_graph(index))), 1, 2**29)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support import paths, vectors
 
 from noisyml.errors import UserError
 from noisyml.similarity.memory_bank import MemoryBank
@@ -162,3 +163,15 @@ def test_shapes_are_checked():
     bank = MemoryBank(4, 2, 3)
     with pytest.raises(ValueError, match="expected embeddings"):
         bank.enqueue(unit_rows(2, 3, 0), torch.tensor([0, 1]), torch.tensor([0, 1]))
+
+
+def test_a_ring_answers_as_the_one_released_with_promptcal():
+    case = vectors.tensors(paths.GOLDEN / "promptcal", "memory_bank")
+    bank = MemoryBank(int(case["size"]), 3, 1, dtype="float64")
+    assert len(bank) == int(case["len_before"])
+    for step in range(5):
+        rows = case[f"add_{step}"]
+        bank.enqueue(rows, torch.zeros(4, dtype=torch.int64), torch.arange(4))
+        torch.testing.assert_close(bank.filled().embeddings, case[f"query_{step}"])
+        assert bank.pointer % bank.size == int(case[f"pointer_{step}"]) % bank.size
+        assert len(bank) == int(case[f"len_{step}"])

@@ -9,8 +9,8 @@ from support.policies import BetterOfTwo, RandomPath, TwoStages
 from noisyml.errors import UserError
 from noisyml.runs.folder import RunFolder
 from noisyml.stages.controller import StageController, possible_handovers
-from noisyml.stages.plan import Handover, Policy, StagePlan
-from noisyml.stages.policies import FixedStages
+from noisyml.stages.plan import Handover, Policy, StagePlan, StageResult
+from noisyml.stages.policies import Continued, FixedStages
 
 
 class PowerCutError(Exception):
@@ -153,6 +153,18 @@ class Stubborn(Policy):
     def next(self, done):
         """The same again."""
         return StagePlan(name="again", overrides=["lr=1"])
+
+
+def test_continued_stages_start_from_the_weights_of_the_one_before(tmp_path):
+    policy = Continued({"a": {"overrides": ["lr=1"], "repeat": 2}})
+    done = []
+    for name, start in (("a_1", None), ("a_2", tmp_path / "a_1")):
+        plan = policy.next(done)
+        assert (plan.name, plan.init_from) == (name, start)
+        done.append(StageResult(tmp_path / name))
+    assert policy.next(done) is None
+    assert policy.hand_over(done).init_from == tmp_path / "a_2"
+    assert policy.hand_over([]) == Handover()
 
 
 def test_every_stage_has_a_name_of_its_own(tmp_path):

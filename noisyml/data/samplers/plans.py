@@ -81,6 +81,11 @@ def check_one_label(labels: Labels) -> None:
             f"The sampler draws batches by class, but this data set gives {target.words}: use "
             "sampler=shuffle."
         )
+    if not target.labelled(labels).all():
+        raise UserError(
+            "The sampler draws batches by class, but some samples have no label: use "
+            "sampler=mixture."
+        )
 
 
 class MPerClass(Checked):

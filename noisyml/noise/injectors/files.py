@@ -74,6 +74,7 @@ class FromManifest(Injector):
     name: ClassVar[str] = "manifest"
     replaces_labels: ClassVar[bool] = True
     training_only: ClassVar[bool] = True
+    describes_split: ClassVar[bool] = True
     target_kinds: ClassVar[frozenset[TargetKind]] = frozenset(TARGETS)
 
     path: str

@@ -88,7 +88,7 @@ class Cars196(ZeroShotFiles):
         found = {
             "folders": self._from_folders,
             "annos": self._from_annos,
-            "devkit": self._from_devkit,
+            "devkit": self.from_devkit,
         }[layout]()
         in_train = found.ids <= TRAINING_CLASSES
         return {"train": found.take(in_train), "test": found.take(~in_train)}
@@ -132,7 +132,8 @@ class Cars196(ZeroShotFiles):
         names = {i: str(name) for i, name in enumerate(content["class_names"], start=1)}
         return _rows(path, [str(image) for image, _ in records], records, names)
 
-    def _from_devkit(self) -> Rows:
+    def from_devkit(self) -> Rows:
+        """All images of the layout ``devkit``, those of its training half first."""
         meta = _load_mat(self.root / "devkit" / "cars_meta.mat", "class_names")
         names = {i: str(name) for i, name in enumerate(meta["class_names"], start=1)}
         records, paths = [], []

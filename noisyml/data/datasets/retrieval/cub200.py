@@ -39,7 +39,16 @@ class CUB200(ZeroShotFiles):
         )
 
     def rows(self) -> dict[str, Rows]:
-        """Rows of ``images.txt``, joined with their classes by image id."""
+        """Rows of ``images.txt``, halved by class."""
+        every = self.every()
+        return {"train": every.take(every.ids <= 100), "test": every.take(every.ids > 100)}
+
+    def every(self) -> Rows:
+        """Rows of ``images.txt``, joined with their classes by image id.
+
+        Raises:
+            UserError: the files contradict each other.
+        """
         classes = read_columns(self.root / "classes.txt", 2)
         class_ids = whole_numbers([row[0] for row in classes], self.root / "classes.txt")
         names = {
@@ -59,5 +68,4 @@ class CUB200(ZeroShotFiles):
         unnamed = np.setdiff1d(ids, list(names))
         if len(unnamed):
             raise UserError(f"{label_file}: class {unnamed[0]} is not in classes.txt.")
-        every = Rows([f"images/{path}" for path in path_of.values()], ids, names)
-        return {"train": every.take(ids <= 100), "test": every.take(ids > 100)}
+        return Rows([f"images/{path}" for path in path_of.values()], ids, names)

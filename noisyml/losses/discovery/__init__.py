@@ -1,0 +1,1 @@
+"""Losses of category discovery: contrast of two views, affinity to a memory, self-distillation."""

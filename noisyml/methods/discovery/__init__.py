@@ -1,0 +1,1 @@
+"""Category discovery: old classes partly labelled, new ones not at all."""

@@ -1,0 +1,1 @@
+"""Scores of discovered classes: clusters matched to classes, old and new ones apart."""
