@@ -535,12 +535,13 @@ def _warmup(step: int, warmup_steps: int) -> float:
 def parameter_groups(
     module: nn.Module, settings: Mapping[str, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Split trainable parameters into groups by the longest matching name prefix.
+    """Split trainable parameters into groups by the longest matching part of their names.
 
     Args:
         module: whose parameters are trained.
-        settings: prefix of a parameter's name (``loss``, ``encoder.head``) to optimiser arguments
-            (``lr``, ``weight_decay``) that differ from the optimiser's own.
+        settings: prefix of a parameter's name (``loss``, ``encoder.head``), or with a star its end
+            (``*bias``), to optimiser arguments (``lr``, ``weight_decay``) that differ from the
+            optimiser's own.
 
     Returns:
         Groups for a `torch.optim` optimiser; empty ones are left out.
@@ -567,6 +568,8 @@ def parameter_groups(
 
 
 def _below(name: str, prefix: str) -> bool:
+    if prefix.startswith("*"):
+        return name.endswith(prefix[1:])
     return prefix == "" or name == prefix or name.startswith(f"{prefix}.")
 
 

@@ -4,10 +4,12 @@ Digits (64 pixels), and features of a frozen EfficientNet-Lite0 of glyphs and of
 computed once into a folder. Rows are centred by the training rows and brought to unit length;
 every method learns from the training rows without labels, and each test row ranks the training rows
 in the space of codes: by cosine, for UMAP and t-SNE by Euclidean distance. A method that is not
-installed is left out.
+installed is left out. With ``--wrong`` a share of TLDR's pairs is exchanged at random, and edges
+whose ends share fewer than ``--min-shared`` neighbours are left out or not.
 
     python scripts/compare_reducers.py --data digits glyphs fashion_mnist --dims 4 8 16 32 64 \
         --seeds 0 1 2 --out outputs/bench/reducers.json
+    python scripts/compare_reducers.py --data digits --dims 8 --wrong 0 0.2 0.4
     python scripts/compare_reducers.py --table outputs/bench/reducers.json --plot reducers.png
 """
 
@@ -30,6 +32,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.neighbors import KNeighborsClassifier
 
 import noisyml
+from noisyml.methods.vectors.pairs import knn_pairs, supported_edges, with_random_edges, without
 
 Rows = NDArray[np.float32]
 #: Steps of TLDR by data set: rows of a batch and epochs; the rate is that of the digits.
@@ -206,6 +209,42 @@ def measure(settings: argparse.Namespace) -> list[dict[str, Any]]:
     return records
 
 
+def measure_wrong_pairs(settings: argparse.Namespace) -> list[dict[str, Any]]:
+    """The same records for TLDR with a share of wrong pairs, and with a choice among them."""
+    records = []
+    for name, seed in [(name, seed) for name in settings.data for seed in settings.seeds]:
+        train, test, train_y, test_y = data(name, seed, settings.folder, settings.size)
+        clean = knn_pairs(train, SHARED["n_neighbors"])
+        for share in settings.wrong:
+            noisy, replaced = with_random_edges(clean, share, seed)
+            keep = supported_edges(noisy, settings.min_shared)
+            chosen = without(noisy, keep)
+            for kind, pairs in (("all pairs", noisy), ("shared neighbours", chosen)):
+                for dims in settings.dims:
+                    start = time.process_time()
+                    tldr = noisyml.TLDR(
+                        dims, random_state=seed, **{**SHARED, **TLDR_SETTINGS[name]}
+                    ).fit(train, knn_graph=pairs.index)
+                    record = {
+                        "data": name,
+                        "seed": seed,
+                        "dims": dims,
+                        "method": f"{share:.0%} wrong, {kind}",
+                        "kept": 1.0 if kind == "all pairs" else float(keep.mean()),
+                        "wrong_among_kept": float(
+                            (replaced if kind == "all pairs" else replaced[keep]).mean()
+                        ),
+                        "fit_s": time.process_time() - start,
+                        "transform_s": 0.0,
+                        **scores(
+                            tldr.transform(train), tldr.transform(test), train_y, test_y, "cosine"
+                        ),
+                    }
+                    records.append(record)
+                    print(json.dumps(record), flush=True)
+    return records
+
+
 # -- tables ----------------------------------------------------------------------------------------
 
 
@@ -245,7 +284,9 @@ def table(records: list[dict[str, Any]]) -> str:
                 cells.append("" if value is None else " / ".join(share(value[p][0]) for p in parts))
             times = [found[name, d, method]["fit_s"][0] for d in dims if (name, d, method) in found]
             lines.append(f"| {method} | " + " | ".join(cells) + f" | {np.mean(times):.1f} s |")
-        raw = next(value for key, value in found.items() if key[0] == name and key[2] == "inputs")
+        raw = next((v for key, v in found.items() if key[0] == name and key[2] == "inputs"), None)
+        if raw is None:
+            continue
         lines += [
             "",
             f"Inputs themselves: {raw['map'][0]:.3f} / {raw['precision_at_1'][0]:.3f} / "
@@ -295,6 +336,8 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", choices=list(TLDR_SETTINGS), default=["digits"])
     parser.add_argument("--dims", nargs="+", type=int, default=[4, 8, 16, 32, 64])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--wrong", nargs="+", type=float, default=None, help="shares of pairs")
+    parser.add_argument("--min-shared", type=int, default=4)
     parser.add_argument("--methods", nargs="+", default=None, help="default: all there are")
     parser.add_argument("--size", type=int, default=2500, help="rows of the sets of features")
     parser.add_argument("--folder", type=Path, default=Path("outputs/bench/features"))
@@ -305,7 +348,7 @@ def main() -> None:
     settings = parser.parse_args()
     torch.set_num_threads(settings.threads)
     if settings.table is None:
-        records = measure(settings)
+        records = measure(settings) if settings.wrong is None else measure_wrong_pairs(settings)
         if settings.out is not None:
             settings.out.parent.mkdir(parents=True, exist_ok=True)
             settings.out.write_text(json.dumps(records, indent=1) + "\n")

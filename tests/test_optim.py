@@ -184,6 +184,15 @@ def test_parameters_go_to_the_longest_matching_prefix():
     assert {g["name"]: g.get("lr") for g in groups}["encoder.head"] == 2.0
 
 
+def test_parameters_are_chosen_by_the_end_of_their_names():
+    module = nn.ModuleDict({"encoder": nn.Linear(2, 2), "head": nn.Linear(2, 2)})
+    groups = optim.parameter_groups(module, {"*bias": {"weight_decay": 0.0}})
+    sizes = {group["name"]: [p.ndim for p in group["params"]] for group in groups}
+    assert sizes == {"default": [2, 2], "*bias": [1, 1]}
+    with pytest.raises(UserError, match=r"no parameter is named '\*gain"):
+        optim.parameter_groups(module, {"*gain": {"lr": 1.0}})
+
+
 def test_a_prefix_of_nothing_is_refused_but_a_loss_may_have_no_parameters():
     module = nn.ModuleDict({"encoder": nn.Linear(2, 2)})
     assert len(optim.parameter_groups(module, {"loss": {"lr": 1.0}})) == 1
