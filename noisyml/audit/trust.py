@@ -126,7 +126,7 @@ def least_trusted(data: DataModule, ranking: Ranking) -> dict[str, NDArray]:
         observed = manifest.target.texts(manifest.observed[index], data.class_names)
         clean = manifest.target.texts(manifest.clean[index], split.class_names)
     return {
-        "images": np.stack([_thumbnail(split.images, int(i)) for i in index]),
+        "images": np.stack([thumbnail(split.images, int(i)) for i in index]),
         "index": index,
         "p_clean": lowest["p_clean"].to_numpy(dtype=np.float64),
         "observed_name": np.asarray(observed),
@@ -141,7 +141,8 @@ def _judged_last(selection_file: Path) -> tuple[NDArray[np.int64], NDArray, NDAr
     return found["index"], found["kept"], found["p_clean"]
 
 
-def _thumbnail(images: ImageSource, index: int) -> np.ndarray:
+def thumbnail(images: ImageSource, index: int) -> np.ndarray:
+    """A picture on a square of `THUMBNAIL_SIDE` pixels, uint8 [s, s, 3]; black where broken."""
     try:
         picture = as_rgb(images.load(index))
     except BrokenImage:

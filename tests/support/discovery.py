@@ -14,7 +14,7 @@ from support.parts import parts_for
 
 
 def strip(case, prefix):
-    """What stands below a prefix."""
+    """Entries below a prefix, without it."""
     return {key.removeprefix(prefix): v for key, v in case.items() if key.startswith(prefix)}
 
 

@@ -28,6 +28,8 @@ from noisyml.runs.artefacts import Artefact
 from noisyml.similarity.kmeans import kmeans
 from noisyml.targets import TargetKind
 
+#: Cluster of every scored sample, for pictures of the groups.
+CLUSTERS_FILE = "discovered_clusters.parquet"
 #: Classes that a cluster's row of the table names.
 CLASSES_NAMED = 3
 
@@ -130,6 +132,10 @@ class _DiscoveryScores(Evaluator):
         clusters, labels = self._found
         names = [str(name) for name in self.class_names]
         old = np.isin(np.arange(len(names)), np.asarray(self.known_classes))
+        matched = match(clusters, labels).classes[clusters]
+        columns = {"cluster": clusters.numpy(), "matched": matched.numpy()}
+        positions = {"index_in_split": np.arange(len(clusters))}
+        yield Artefact(CLUSTERS_FILE, pd.DataFrame({**positions, **columns}))
         yield Artefact(
             "discovered_groups.parquet",
             group_table(clusters, labels, names, old),

@@ -60,7 +60,7 @@ class CategoryDiscovery(DatasetSource):
         return self.source.how_to_get
 
     def missing(self) -> str | None:
-        """What the data set lacks."""
+        """None, or the first file that the data set lacks."""
         return self.source.missing()
 
     def test_sets(self, names: Collection[str]) -> dict[str, TestSet]:
