@@ -325,6 +325,7 @@ def query_affinity(
     exclude_diagonal: bool = False,
     edges: Edges = "diffused",
     labels: Tensor | None = None,
+    index: Tensor | None = None,
     memory_budget_bytes: EntryBudget = 2**29,
 ) -> QueryAffinity:
     """Pseudo-positives of queries in a memory: `affinity_graph` of both, the block between them.
@@ -339,6 +340,7 @@ def query_affinity(
         edges: ``diffused``, or ``neighbours``: the k nearest nodes alone, the graph's baseline.
         labels: [Q + M] int64 of all nodes, negative: none; None: labels do not enter. Pairs of one
             class get the largest count there is and pairs of two classes none, before diffusion.
+        index: neighbours of all nodes [Q + M, k] int64, where they are known already.
         memory_budget_bytes: of the diffused matrix.
 
     Example:
@@ -349,7 +351,7 @@ def query_affinity(
     """
     nodes = torch.cat([queries, memory])
     k = min(k, len(nodes) - 1)
-    index = nearest_nodes(nodes, k)
+    index = nearest_nodes(nodes, k) if index is None else index
     block = (slice(len(queries)), slice(len(queries), None))
     if edges == "neighbours":
         return QueryAffinity(knn_graph(index).dense(*block) > 0, 0.0, 0.0)

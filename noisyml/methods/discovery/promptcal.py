@@ -28,6 +28,7 @@ from noisyml.losses.discovery.affinity import (
 from noisyml.losses.discovery.contrast import other_view
 from noisyml.methods.discovery.base import TwoViews
 from noisyml.methods.discovery.gcd import GCD
+from noisyml.methods.discovery.neighbours import MemoryNeighbours, written_slots
 from noisyml.methods.parts import Parts
 from noisyml.models.ema import EMATeacher
 from noisyml.models.heads import unit_norm
@@ -145,6 +146,13 @@ class PromptCAL(GCD):
             dim=sum(self.widths[side] for side in self.weights),
             num_classes=len(parts.sizes.class_names) + 1,
         )
+        #: Neighbours within the memory by side; a rule that is no ring has its lists made anew.
+        self.lists = nn.ModuleDict(
+            {
+                side: MemoryNeighbours(self.bank.size, neighbours, self.bank.embeddings.dtype)
+                for side in self.weights
+            }
+        )
         self._taught_at: int | None = None
         self._to_store: tuple[Tensor, Tensor, Tensor] | None = None
 
@@ -226,20 +234,21 @@ class PromptCAL(GCD):
             embeddings: the teacher's [2B, D].
             labels: trusted ones [2B].
         """
-        stored, shifted, _ = self.bank.filled()
-        start = sum(self.widths[name] for name in list(self.weights)[:number])
-        memory = stored[:, start : start + self.widths[side]].to(embeddings)
-        memory_labels = shifted - 1
+        memory, memory_labels = self.stored(side), self.bank.filled().labels - 1
+        lists: Any = self.lists[side]
+        queries = other_view(embeddings).to(memory)
+        k = min(self.neighbours, len(queries) + len(memory) - 1)
         before = torch.cat([labels, memory_labels]) if self.constraints == "before" else None
         found = query_affinity(
-            other_view(embeddings),
+            queries,
             memory,
-            k=self.neighbours,
+            k=k,
             quantile=self.quantile,
             steps=self.diffusion_steps,
             exclude_diagonal=self.exclude_diagonal,
             edges=self.edges,
             labels=before,
+            index=lists.nearest(queries, memory, k),
         )
         draw = distributed.agreed_generator(
             self.seed, self.current_epoch, 2 * self.global_step + number
@@ -249,7 +258,13 @@ class PromptCAL(GCD):
         agreed = edge_agreement(found.edges, labels, memory_labels)
         if self.constraints == "after":
             masks = follow_labels(masks, labels, memory_labels)
-        return Graph(memory, masks, agreed.precision)
+        return Graph(memory.to(embeddings), masks, agreed.precision)
+
+    def stored(self, side: str) -> Tensor:
+        """Rows of a side in the memory [M, D], as they are stored."""
+        sides = list(self.weights)
+        start = sum(self.widths[name] for name in sides[: sides.index(side)])
+        return self.bank.filled().embeddings[:, start : start + self.widths[side]]
 
     def joined(self, terms: dict[str, Tensor], weight: float) -> Tensor:
         """The sum of the terms by their weights, scalar.
@@ -270,8 +285,15 @@ class PromptCAL(GCD):
         """Store what the teacher saw; the selector learns."""
         super().after_backward()
         if self._to_store is not None:
+            ring = self.bank.wrap == "ring"
+            slots = written_slots(self.bank, len(self._to_store[1]))
             self.bank.enqueue(*self._to_store)
             self._to_store = None
+            if not ring:
+                slots = torch.arange(len(self.bank), device=slots.device)
+            for side in self.weights:
+                lists: Any = self.lists[side]
+                lists.renew(slots, self.stored(side))
 
     # -- checkpoints -------------------------------------------------------------------------
 
