@@ -56,7 +56,11 @@ def trust_artefacts(
     if arrays := least_trusted(data, ranking):
         yield Artefact("thumbnails.npz", arrays, "Trusted least")
     if len(ranking.table):
-        told = [coverage(whole, len(data.manifest))]
+        manifest = data.manifest
+        marks = manifest.target.labelled(manifest.observed)
+        # A sample without a label has nothing to be judged.
+        able = int(marks.sum()) if manifest.target.exclusive else len(marks)
+        told = [coverage(whole, able, len(marks))]
         if (check := planted_check(data, whole)) is not None:
             told.append(check.sentence)
         yield Artefact("suspects.csv", suspects(data, ranking), caption=" ".join(told))
@@ -65,9 +69,16 @@ def trust_artefacts(
         yield Artefact("selection_by_class.csv", table)
 
 
-def coverage(ranking: Ranking, samples: int) -> str:
-    """A sentence on how many of the training rows were judged."""
-    told = f"{ranking.samples:,} of {samples:,} training rows were judged"
+def coverage(ranking: Ranking, samples: int, rows: int) -> str:
+    """A sentence on how many of the training rows were judged.
+
+    Args:
+        ranking: of those that were.
+        samples: rows that could be.
+        rows: all rows.
+    """
+    what = "training rows" if samples == rows else "labelled training rows"
+    told = f"{ranking.samples:,} of {samples:,} {what} were judged"
     if ranking.samples < samples:
         told += "; the others never came into a batch that was"
     return f"{told}."

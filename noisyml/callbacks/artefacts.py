@@ -112,7 +112,7 @@ def discovery_map(method: Method, data: DataModule) -> pd.DataFrame:
         step = max(1, -(-2 * len(split) // MAP_POINTS))
         points, index = _embedded(method, data, name, np.arange(0, len(split), step))
         old = np.isin(split.labels[index], data.known_classes)
-        rows.append(points)
+        rows.append(torch.nn.functional.normalize(points, dim=1))
         parts.append(np.where(old, 0 if name == LABELLED else 1, 2))
     label = np.concatenate(parts)
     names = ("old class, labelled", "old class, unlabelled", "new class")
