@@ -69,15 +69,15 @@ def trust_artefacts(
         yield Artefact("selection_by_class.csv", table)
 
 
-def coverage(ranking: Ranking, samples: int, rows: int) -> str:
+def coverage(ranking: Ranking, samples: int, rows: int | None = None) -> str:
     """A sentence on how many of the training rows were judged.
 
     Args:
         ranking: of those that were.
         samples: rows that could be.
-        rows: all rows.
+        rows: all rows; None: as many.
     """
-    what = "training rows" if samples == rows else "labelled training rows"
+    what = "training rows" if rows in (None, samples) else "labelled training rows"
     told = f"{ranking.samples:,} of {samples:,} {what} were judged"
     if ranking.samples < samples:
         told += "; the others never came into a batch that was"
