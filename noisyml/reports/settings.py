@@ -164,9 +164,15 @@ def repetitions(settings: Sequence[Settings]) -> list[str]:
     names = [list(filter(None, [seed])) for seed in seeds]
     keys = dict.fromkeys(k for s in settings for k in s.leaves if SEED.search(k))
     for key in keys:
-        values = values_of(key, settings)
-        if key != "seed" and len(set(zip(seeds, values, strict=True))) > len(set(seeds)):
-            for name, value in zip(names, values, strict=True):
+        # A part that some runs are without has no seed there.
+        having = [
+            (seed, value, name)
+            for seed, value, name in zip(seeds, values_of(key, settings), names, strict=True)
+            if value != ABSENT
+        ]
+        pairs = {(seed, value) for seed, value, _ in having}
+        if key != "seed" and len(pairs) > len({seed for seed, _ in pairs}):
+            for _, value, name in having:
                 name.append(f"{key}={value}")
     return [", ".join(name) for name in names]
 

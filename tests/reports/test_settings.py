@@ -123,3 +123,17 @@ def test_settings_that_follow_from_the_choice_of_their_group_are_left_out(
         runs.append(choose(run, dataset=dataset, selector="prism_avg", noise="symmetric"))
     # The rate follows from the data set, too, but is what tables are sorted and plotted by.
     assert varied_keys(read(*runs)) == ["dataset", "noise.rate", "selector.warmup"]
+
+
+def test_a_part_that_some_runs_lack_makes_no_more_seeds_of_them(maker: RunMaker) -> None:
+    noisy = {"noise": {"seed": 0, "rate": 0.3}}
+    clean = {"noise": {"_target_": "noisyml.noise.NoNoise"}}
+    runs = [
+        maker.run(f"{kind}_{seed}", seed=seed, extra_config=config, files=False)
+        for kind, config in (("noisy", noisy), ("clean", clean))
+        for seed in (0, 1)
+    ]
+    assert repetitions(read(*runs)) == ["0", "1", "0", "1"]
+    other = maker.run("other", seed=1, extra_config={"noise": {"seed": 7}}, files=False)
+    told = repetitions(read(*runs, other))
+    assert told == ["0, noise.seed=0", "1, noise.seed=0", "0", "1", "1, noise.seed=7"]
