@@ -24,6 +24,13 @@ from noisyml.selectors.base import Selector
 from noisyml.selectors.keep_all import KeepAll
 from noisyml.targets import TARGETS, Target, TargetKind
 
+#: Mappings at the top of the configuration of a run.
+PARTS = (
+    *("dataset", "transform", "noise", "sampler", "backbone", "head", "optimizer", "scheduler"),
+    *("trainer", "callbacks", "logger", "evaluators", "selector", "loss", "method", "memory"),
+    *("param_groups", "paths"),
+)
+
 
 def check_parts(config: DictConfig, *, training: bool = True) -> None:
     """Refuse parts that do not go together.
@@ -35,6 +42,12 @@ def check_parts(config: DictConfig, *, training: bool = True) -> None:
     Raises:
         UserError: such a combination.
     """
+    for part in PARTS:
+        if config.get(part) is not None and not isinstance(config[part], DictConfig):
+            raise UserError(
+                f"{part}={config[part]} stands where settings belong: choose an option of its "
+                f"group (`noisyml list`), or change one of them ({part}.KEY=VALUE)."
+            )
     method = _method(config)
     _check_settings(method, config)
     given = set(method.evidence) | _check_loss(method, config)

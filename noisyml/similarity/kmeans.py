@@ -22,6 +22,7 @@ from noisyml.checks import Count, NonNegative, Seed, checked
 from noisyml.distributed import all_reduce_sum, gather, rank
 from noisyml.errors import UserError
 from noisyml.similarity.approximate import has_faiss, require_faiss
+from noisyml.similarity.exact.plan import device_of
 
 Array = Tensor | NDArray[np.floating]
 
@@ -74,8 +75,7 @@ class _Rows:
             raise ValueError(f"rows must be [n, D], got {tuple(x.shape)}")
         self._x = x
         self.sharded = sharded
-        own = x.device if isinstance(x, Tensor) else torch.device("cpu")
-        self.device = torch.device(device) if device is not None else own
+        self.device = device_of(x, device)
         double = x.dtype in (torch.float64, np.float64)
         self.dtype = torch.float64 if double else torch.float32
         self.scale: Tensor | None = None

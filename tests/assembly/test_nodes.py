@@ -3,9 +3,14 @@
 import pytest
 from omegaconf import OmegaConf
 
+from noisyml.assembly import compatibility
+from noisyml.assembly.build import assemble
 from noisyml.assembly.nodes import ask, build
 from noisyml.checks import ArgumentError
+from noisyml.command.config import compose
 from noisyml.errors import UserError
+
+COMPOSED = compose("train", ["dataset=digits"])
 
 
 def node(text):
@@ -51,3 +56,11 @@ def test_a_class_is_asked_about_settings_that_its_signature_allows():
         ask(answer, node(PARTIAL.format(lr="'('")), 7)
     with pytest.raises(UserError, match=r"cannot be made of its settings \(part: KeyError: 'gone'"):
         ask(lambda settings: settings["gone"], node(PARTIAL.format(lr=0.5)))
+
+
+@pytest.mark.parametrize("part", compatibility.PARTS)
+@pytest.mark.parametrize("value", [True, [1]])
+def test_a_value_where_settings_belong_is_named(part, value):
+    config = OmegaConf.create(OmegaConf.to_container(COMPOSED) | {part: value})
+    with pytest.raises(UserError, match=rf"^{part}=.* stands where settings belong"):
+        assemble(config)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from noisyml.errors import UserError
 from noisyml.similarity.exact import arithmetic
 from noisyml.similarity.exact.sources import RowSource
+from noisyml.similarity.kmeans import kmeans
 from noisyml.similarity.search import block_sizes, self_topk, topk
 
 METRICS = ("cosine", "ip", "l2")
@@ -402,3 +403,12 @@ def test_broken_rows_are_named(value):
         topk(broken, x, 2)
     with pytest.raises(UserError, match=r"1 of 5 given embeddings .*row 3"):
         self_topk(broken, 2, metric="l2")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device")
+@pytest.mark.parametrize(
+    "call", [lambda x: self_topk(x, 1, device="cuda"), lambda x: kmeans(x, 2, device="cuda")]
+)
+def test_a_device_that_is_not_there_is_a_sentence(call):
+    with pytest.raises(UserError, match="device=cuda is asked for, and there is no CUDA here"):
+        call(np.eye(4, dtype=np.float32))

@@ -145,10 +145,17 @@ def check_dims(query_dim: int, gallery_dim: int) -> None:
 
 
 def device_of(queries: Array, device: torch.device | str | None) -> torch.device:
-    """The device to compute on: the one asked for, or that of the queries."""
-    if device is not None:
-        return torch.device(device)
-    return queries.device if isinstance(queries, Tensor) else torch.device("cpu")
+    """The device to compute on: the one asked for, or that of the queries.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    if device is None:
+        return queries.device if isinstance(queries, Tensor) else torch.device("cpu")
+    found = torch.device(device)
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device={device} is asked for, and there is no CUDA here: say device=cpu.")
+    return found
 
 
 def checked_exclude(
