@@ -290,6 +290,28 @@ def step(
 
 
 @checked
+def poly(
+    optimizer: Optimizer,
+    *,
+    total_steps: int,
+    power: Positive = 0.9,
+    warmup_steps: WholeNonNegative = 0,
+) -> LambdaLR:
+    """The rate is multiplied by ``(1 - step / total_steps) ** power`` (DeepLab, ClassMix, S4GAN).
+
+    Args:
+        optimizer: whose rates are scheduled.
+        total_steps: steps of the run.
+        power: of the share of the run that is left.
+        warmup_steps: steps over which the rate rises linearly from 0.
+    """
+    return LambdaLR(
+        optimizer,
+        lambda now: _warmup(now, warmup_steps) * max(0.0, 1 - now / total_steps) ** power,
+    )
+
+
+@checked
 def multistep(
     optimizer: Optimizer,
     *,

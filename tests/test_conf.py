@@ -27,6 +27,7 @@ GIVEN = frozenset(
             "bank",
             "objective",
             "encoder",
+            "segmenter",
             "out_features",
         ),
     }

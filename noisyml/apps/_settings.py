@@ -95,6 +95,11 @@ class TrainData(_Settings):
     noisy_val: bool | Literal["auto"]
     planted_errors: OpenShare
     open_set_source: Any
+    labelled_size: Count | None = None
+    labelled_fraction: Annotated[float, Interval(gt=0, le=1)] | None = None
+    labelled_keys: str | None = None
+    labelled_seed: Seed = 0
+    labelled_holdout: OpenShare = 0.0
 
 
 @dataclass(frozen=True)

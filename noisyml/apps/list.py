@@ -22,6 +22,7 @@ GROUPS = {
     "backbones": "backbone",
     "heads": "head",
     "text-encoders": "text_encoder",
+    "segmenters": "segmenter",
     "distillations": "distillation",
     "evaluators": "evaluator",
     "pseudo-labels": "pseudo_labels",

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from noisyml.apps._adopted import adopted, save_stage_table
 from noisyml.apps._resumable import ResumableVerb, first_difference
 from noisyml.apps._stages import begin_stages, check_values, resolve, resumed_stages
 from noisyml.assembly.saved import saved_config
@@ -134,15 +135,13 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     from noisyml.apps._quiet import quiet
     from noisyml.assembly.build import assemble
     from noisyml.assembly.nodes import build
-    from noisyml.audit.trust import trust_metrics
-    from noisyml.callbacks.artefacts import describe_run
     from noisyml.callbacks.checkpoint import AtomicCheckpointIO, RunCheckpoints
     from noisyml.callbacks.history import History
-    from noisyml.callbacks.loggers import announce_results, announce_run
+    from noisyml.callbacks.loggers import announce_run
     from noisyml.callbacks.progress import LiveProgress
     from noisyml.callbacks.selection_log import SelectionLog
     from noisyml.command.secrets import masked, resolved
-    from noisyml.metrics.base import metric_names
+    from noisyml.methods.self_training import SelfTraining
     from noisyml.runs.processes import cluster_environment, handle_termination, is_main_process
     from noisyml.runs.progress import announce
 
@@ -150,6 +149,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     assembly = assemble(config, progress=announce if is_main_process() else None)
     data, method = assembly.data, assembly.method
+    adopt = dict(config.get("adopt") or {})
     if config.init_from is not None and _last_checkpoint(folder) is None:
         method.load_encoder(locate_checkpoint(Path(config.init_from), "last"))
     manifest = data.manifest
@@ -199,6 +199,9 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     announce_run(trainer.loggers, settings)
     # A checkpoint is read before Lightning does this, and would be rounded to single precision.
     trainer.strategy.precision_plugin.convert_module(method)
+    if adopt:
+        metrics = adopted(trainer, method, data, folder, adopt)
+        return _concluded(trainer, method, data, folder, config, metrics, 0, adopt)
     began = time.perf_counter()
     last = _last_checkpoint(folder)
     with _restoring(last, restored):
@@ -220,13 +223,50 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     metrics |= {f"noise/{name}": rate for name, rate in manifest.rates().items()}
     checkpoints = by_type.get(RunCheckpoints)
     metrics |= _test_all(trainer, method, data, checkpoints, list(config.model_choice))
+    if isinstance(method, SelfTraining):
+        metrics |= method.stage_metrics
+    return _concluded(trainer, method, data, folder, config, metrics, steps, adopt)
+
+
+def _concluded(
+    trainer: Any,
+    method: Any,
+    data: Any,
+    folder: RunFolder,
+    config: DictConfig,
+    metrics: dict[str, float],
+    steps: int,
+    adopt: dict[str, str],
+) -> dict[str, float]:
+    """Describe a finished run in its folder; its metrics, with those of trust in labels.
+
+    Args:
+        trainer: of the run.
+        method: trained.
+        data: of the run.
+        folder: of the run.
+        config: of the run.
+        metrics: so far.
+        steps: of training.
+        adopt: stages whose models it took over, see `noisyml.apps._adopted`; none of most runs.
+    """
+    from noisyml.audit.trust import trust_metrics
+    from noisyml.callbacks.artefacts import describe_run
+    from noisyml.callbacks.loggers import announce_results
+    from noisyml.command.secrets import masked, resolved
+    from noisyml.metrics.base import metric_names
+    from noisyml.runs.processes import is_main_process
+
     if is_main_process():
         ranking = config.selection.get("ranking", "all_epochs")
         describe_run(method, data, folder, ranking)
+        if adopt:
+            save_stage_table(folder, adopt)
         if folder.selection_file.is_file():
             metrics |= trust_metrics(data, folder.selection_file, ranking)
         metric_names(method.evaluators).write(folder.metric_names_file)
         folder.write_metrics(metrics)
+        settings: Any = masked(resolved(config))
         announce_results(trainer.loggers, settings, metrics, steps)
     trainer.strategy.barrier()
     trainer.strategy.teardown()

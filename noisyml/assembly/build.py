@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from omegaconf import DictConfig
@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from noisyml.assembly import compatibility
 from noisyml.assembly.nodes import ask, build, build_optional, declared, nodes_of, settings
 from noisyml.data.datamodule import DataModule
+from noisyml.data.labelled import LabelledPart
 from noisyml.errors import UserError
 from noisyml.methods.base import Method
 from noisyml.methods.parts import Parts, Sizes
@@ -53,6 +54,7 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
 
     encoder = with_head(config, backbone)
     method: type[Method] = declared(config.method)
+    data.pool = method.pool(settings(config.method))
     sizes = Sizes(
         num_classes=data.num_classes,
         embedding_size=encoder.out_features,
@@ -96,6 +98,13 @@ def data_module(config: DictConfig, **overrides: Any) -> DataModule:
         open_set_source=build_optional(config.data.open_set_source),
         train_size=config.data.get("train_size"),
         train_seed=config.data.get("train_seed", 0),
+        labelled=LabelledPart(
+            **{
+                item.name: config.data[f"labelled_{item.name}"]
+                for item in fields(LabelledPart)
+                if f"labelled_{item.name}" in config.data
+            }
+        ),
         planted_errors=config.data.get("planted_errors", 0.0),
         pin_memory=config.trainer.accelerator == "gpu",
         **overrides,

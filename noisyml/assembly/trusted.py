@@ -256,6 +256,7 @@ def _of_noisyml(target: str, found: Any) -> bool:
     from torch.optim.lr_scheduler import LRScheduler
 
     from noisyml.data.base import DatasetSource
+    from noisyml.methods.self_training import PseudoLabelling
     from noisyml.methods.vectors.graph import PairGraph
     from noisyml.metrics.base import Evaluator
     from noisyml.models.backbones.base import Backbone
@@ -269,7 +270,7 @@ def _of_noisyml(target: str, found: Any) -> bool:
     if inspect.isclass(found):
         parts = (nn.Module, Injector, Evaluator, DatasetSource, Policy, Callback, LRScheduler)
         plain = ("noisyml.data.samplers", "noisyml.data.transforms")
-        return issubclass(found, (*parts, PairGraph)) or _from(found, *plain)
+        return issubclass(found, (*parts, PairGraph, PseudoLabelling)) or _from(found, *plain)
     try:
         made = typing.get_type_hints(found).get("return")
     except NameError:  # imported for type checkers alone

@@ -67,6 +67,11 @@ _CAPTIONS = {
     **_LONELY,
 }
 
+_SECOND_STAGE: dict[str, Any] = {
+    "method": {"alpha": 0.5, "pseudo": {"source": "${previous_run}"}},
+    "stages": {"first": {"overrides": ["method.alpha=0.0", "method.pseudo.source=null"]}},
+}
+
 #: A line for each option of ``method``.
 TINY: dict[str, Recipe] = {
     "prism": Recipe(
@@ -192,6 +197,37 @@ TINY: dict[str, Recipe] = {
     "simgcd": Recipe(
         {"dataset": "discovery_digits", "backbone": "mlp", "selector": "bare"},
         {"method": {"projection_hidden": 24, "projection_size": 8}},
+    ),
+    # A second stage that learns from human labels and from those of the first.
+    "segmentation": Recipe(
+        {
+            "dataset": "glyph_pages",
+            "noise": "mask_class_swap",
+            "backbone": "small_cnn",
+            "segmenter": "deeplab_v2",
+        },
+        {
+            "method": {"segmenter": {"rates": [1, 2]}, **_SECOND_STAGE["method"]},
+            "stages": _SECOND_STAGE["stages"],
+            "data": {"labelled_fraction": 0.5},
+            "backbone": {"widths": [8, 16], "halve_after": [1], "frozen_batchnorm": True},
+            "dataset": {
+                "side": 32,
+                "letter_side": [16, 24],
+                "num_train": 16,
+                "num_val": 4,
+                "num_test": 6,
+            },
+            "sampler": {"batch_size": 4, "batches_per_epoch": 5},
+        },
+    ),
+    "self_training": Recipe(
+        {"loss": "elr"},
+        {
+            **_SECOND_STAGE,
+            "data": {"labelled_size": 60},
+            "sampler": {"batch_size": 16, "batches_per_epoch": 5},
+        },
     ),
     "jocor_multilabel": Recipe(_SEVERAL, {"method": {"gradual_epochs": 1, "tau": 0.2}, **_MOSAIC}),
 }

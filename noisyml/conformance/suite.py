@@ -236,6 +236,7 @@ WORDS_OF_THEIR_OWN = frozenset(
         "peer",
         "pseudo_labels",
         "scheduler",
+        "segmenter",
         "selector",
         "teacher",
         "text_encoder",

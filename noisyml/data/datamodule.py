@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
@@ -27,8 +26,21 @@ from noisyml.data.base import (
     TestSet,
 )
 from noisyml.data.features import CachedFeatures, Progress, cached_features
+from noisyml.data.labelled import (
+    LabelledPart,
+    Pool,
+    SoftMasks,
+    WithUnlabelled,
+    pool_rows,
+)
 from noisyml.data.labelling import Labelling, raw_pixels
-from noisyml.data.samplers.plans import EMPTY, BatchPlan, DrawnBatch, PlannedBatches, ResumablePlan
+from noisyml.data.samplers.plans import (
+    BatchPlan,
+    DrawnBatch,
+    OnSubset,
+    PlannedBatches,
+    ResumablePlan,
+)
 from noisyml.data.subset import subset
 from noisyml.data.transforms.image import ViewMaker
 from noisyml.data.vectors import vector_rows
@@ -91,6 +103,8 @@ class DataModule(Checked, LightningDataModule):
         open_set_source: where the images of open-set noise come from (its training split).
         train_size: samples of the training split to use, see `subset`; null: all.
         train_seed: which of them.
+        labelled: the samples of the training split whose label training may use; None: all, or
+            those that the data set marks.
         planted_errors: share of the training labels to flip on purpose, see `plant_errors`.
         pin_memory: copy batches to page-locked memory (for GPUs).
         progress: called with a title while features are computed; returns the progress function.
@@ -115,6 +129,7 @@ class DataModule(Checked, LightningDataModule):
         open_set_source: DatasetSource | None = None,
         train_size: Count | None = None,
         train_seed: WholeNonNegative = 0,
+        labelled: LabelledPart | None = None,
         planted_errors: OpenShare = 0.0,
         pin_memory: bool = False,
         progress: Callable[[str], Any] | None = None,
@@ -133,6 +148,11 @@ class DataModule(Checked, LightningDataModule):
         self.open_set_source = open_set_source
         self.train_size = train_size
         self.train_seed = train_seed
+        self.labelled = LabelledPart() if labelled is None else labelled
+        #: Samples that training batches are drawn from; set before training.
+        self.pool: Pool = "labelled"
+        #: Soft masks of unlabelled samples.
+        self.soft_masks = SoftMasks()
         self.planted_errors = planted_errors
         self.pin_memory = pin_memory
         self.progress = progress
@@ -169,6 +189,7 @@ class DataModule(Checked, LightningDataModule):
         splits = dict(self.dataset.splits())
         if self.train_size is not None:
             splits["train"] = subset(splits["train"], self.train_size, self.train_seed)
+        splits = self.labelled.apply(splits)
 
         def features(split: Split) -> NDArray[Any]:
             self.backbone = backbone
@@ -180,6 +201,8 @@ class DataModule(Checked, LightningDataModule):
             pixels=lambda split: raw_pixels(split, self.transform, self.on_broken),
             features=None if backbone is None else features,
             open_set_source=self.open_set_source,
+            cache_dir=self.cache_dir,
+            pooled=self.labelled.chooses,
         )
         observed = labelling.observe(splits, self.noisy_val)
         self.manifest, self.splits = observed.manifest, observed.splits
@@ -192,6 +215,8 @@ class DataModule(Checked, LightningDataModule):
                     "it at 0."
                 )
             self.manifest = plant_errors(self.manifest, self.planted_errors)
+        #: Labels that teach, [N]: the observed ones, and pseudo-labels where there are any.
+        self.teaching: Labels = np.array(self.manifest.observed)
         self.val_labels = observed.val_labels
         self.num_classes = self.manifest.num_classes
         return self.manifest
@@ -376,6 +401,18 @@ class DataModule(Checked, LightningDataModule):
             return everything
         return np.setdiff1d(everything, self._features[name].broken)
 
+    def _drawn(self) -> NDArray[np.int64]:
+        """Positions of the training samples that the plan of batches goes by."""
+        usable, train = self._usable("train"), self.splits["train"]
+        return np.intersect1d(usable, pool_rows(self.pool, train.labelled, len(train)))
+
+    def teach(self, positions: NDArray[np.int64], labels: Labels) -> None:
+        """Let the samples at `positions` be taught by these pseudo-labels, from the next epoch on.
+
+        Loaders that are there already see them too.
+        """
+        self.teaching[positions] = labels
+
     def broken(self) -> dict[str, list[int]]:
         """Positions of undecodable images that feature extraction skipped, by split."""
         return {n: c.broken.tolist() for n, c in self._features.items() if len(c.broken)}
@@ -385,7 +422,7 @@ class DataModule(Checked, LightningDataModule):
         """The batches of the training split (positions among its usable samples)."""
         if self._plan is None:
             labels = self.manifest.observed if self._substitutes is None else self._substitutes
-            self._plan = self.make_plan(labels=labels[self._usable("train")], seed=self.seed)
+            self._plan = self.make_plan(labels=labels[self._drawn()], seed=self.seed)
             if isinstance(self._plan, ResumablePlan):
                 taken = self._plan.load_state_dict(self._plan_state)
                 if not taken and self._substitutes is not None and self.trainer is not None:
@@ -417,17 +454,21 @@ class DataModule(Checked, LightningDataModule):
 
     def _plan_on_split(self) -> BatchPlan:
         """The plan as positions in the training split, with what joins its batches."""
-        plan: BatchPlan = _OnSubset(self.plan, self._usable("train"))
+        plan: BatchPlan = OnSubset(self.plan, self._drawn())
+        if self.pool == "both":
+            train = self.splits["train"]
+            others = pool_rows("unlabelled", train.labelled, len(train))
+            plan = WithUnlabelled(plan, np.intersect1d(others, self._usable("train")), self.seed)
         return plan if self._extension is None else self._extension(plan)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Planned batches, from where an interrupted run left off."""
-        split, labels = self.splits["train"], self.manifest.observed
+        split, labels = self.splits["train"], self.teaching
         view: Dataset[Any]
         if "train" in self._features:
             view = self._row_view("train", labels, self._partners)
         else:
-            view = TrainingView(split, labels, self.transform, self.on_broken)
+            view = TrainingView(split, labels, self.transform, self.on_broken, self.soft_masks)
         epoch, start = self._resume_at
         batches = PlannedBatches(
             self._plan_on_split(),
@@ -574,22 +615,3 @@ def _check_test_sets(test_sets: Mapping[str, TestSet], splits: Mapping[str, Spli
             )
     if test_sets and next(iter(test_sets)) != DEFAULT_TEST_SET:
         raise ValueError(f"the first test set must be called {DEFAULT_TEST_SET}")
-
-
-@dataclasses.dataclass(frozen=True)
-class _OnSubset:
-    """A plan whose positions refer to a subset of the split."""
-
-    plan: BatchPlan
-    usable: NDArray[np.int64]
-
-    @property
-    def batch_size(self) -> int:
-        return self.plan.batch_size
-
-    def __len__(self) -> int:
-        return len(self.plan)
-
-    def epoch(self, epoch: int) -> NDArray[np.int64]:
-        batches = self.plan.epoch(epoch)
-        return np.where(batches == EMPTY, EMPTY, self.usable[batches])

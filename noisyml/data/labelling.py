@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from noisyml.data.views import EvaluationView, OnBroken, UnusableBatch, stack
 from noisyml.errors import UserError
 from noisyml.noise.base import FeatureKind, Injector
 from noisyml.noise.manifest import NoiseManifest
+from noisyml.noise.random import GENERATOR
 from noisyml.targets import Labels
 
 log = logging.getLogger(__name__)
@@ -57,6 +60,9 @@ class Labelling:
         pixels: raw pixels of a split, see `raw_pixels`.
         features: features of a frozen backbone, or None if there is none.
         open_set_source: where the images of open-set noise come from (its training split).
+        cache_dir: folder in which noisy masks are kept; None: they are made each time.
+        pooled: samples whose label must not be used are kept out of the batches that read labels,
+            see `noisyml.data.labelled`; False: their labels are hidden.
     """
 
     def __init__(
@@ -66,7 +72,11 @@ class Labelling:
         pixels: FeaturesOf,
         features: FeaturesOf | None = None,
         open_set_source: DatasetSource | None = None,
+        cache_dir: Path | None = None,
+        pooled: bool = False,
     ) -> None:
+        self.cache_dir = cache_dir
+        self.pooled = pooled
         self.dataset = dataset
         self.noise = noise
         self.pixels = pixels
@@ -92,7 +102,7 @@ class Labelling:
         observed = dict(splits)
         if manifest.source_index is not None:
             observed["train"] = train = self._with_foreign_images(train, manifest)
-        if hides_labels(train):
+        if self._hides(train):
             check_hidden(train, manifest)
             observed |= halves(train, manifest)
             # From here on nothing but the record of the noise knows the hidden ones.
@@ -115,19 +125,36 @@ class Labelling:
         Raises:
             UserError: noise that does not fit the split.
         """
-        if hides_labels(split) and not noise.describes_split:
+        if self._hides(split) and not noise.describes_split:
             return corrupt_labelled(split, lambda part: self.corrupt(part, noise))
         features = {kind: self._noise_features(split, kind, noise.name) for kind in noise.wants}
-        manifest = noise.inject(
-            split.labels,
-            len(split.class_names),
-            keys=split.keys,
-            features=features,
-            class_names=split.class_names,
-        )
+
+        def inject() -> NoiseManifest:
+            return noise.inject(
+                split.labels,
+                len(split.class_names),
+                keys=split.keys,
+                features=features,
+                class_names=split.class_names,
+            )
+
+        kept = self._kept(split, noise)
+        manifest = inject() if kept is None else kept_manifest(kept, inject)
         if not self.dataset.labels_are_true and not manifest.changed.any():
             return manifest.with_unknown_truth(split.extras.get("clean_label"))
         return manifest
+
+    def _hides(self, split: Split) -> bool:
+        return hides_labels(split) and not self.pooled
+
+    def _kept(self, split: Split, noise: Injector) -> Path | None:
+        """File in which noisy labels are kept that take long to make; None: they do not."""
+        if self.cache_dir is None or not split.target.beside_image or noise.name == "none":
+            return None
+        digest = hashlib.sha256(split.target.content(split.labels))
+        names = "\0".join([*split.keys, GENERATOR, repr(noise), str(len(split.class_names))])
+        digest.update(names.encode(errors="surrogateescape"))
+        return self.cache_dir / "masks" / f"{noise.name}-{digest.hexdigest()[:20]}.parquet"
 
     def _noise_features(
         self, split: Split, kind: FeatureKind, noise: str
@@ -171,6 +198,19 @@ class Labelling:
         inputs = ReplacedInputs(train.inputs, source.inputs, source_index)
         fingerprint = f"{train.fingerprint}+{source.fingerprint}+{manifest.sha256}"
         return replace(train, inputs=inputs, fingerprint=fingerprint)
+
+
+def kept_manifest(file: Path, inject: Callable[[], NoiseManifest]) -> NoiseManifest:
+    """The manifest in a file, made and written first where there is none or a damaged one."""
+    if file.is_file():
+        try:
+            return NoiseManifest.load(file)
+        except UserError as error:
+            log.warning("%s; noisy masks are made anew", str(error).rstrip("."))
+    manifest = inject()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    manifest.save(file)
+    return manifest
 
 
 def raw_pixels(split: Split, transform: ViewMaker, on_broken: OnBroken) -> NDArray[np.float32]:

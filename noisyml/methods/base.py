@@ -13,6 +13,7 @@ from torch import Tensor
 from noisyml import distributed
 from noisyml.checks import Checked
 from noisyml.data.base import DEFAULT_TEST_SET
+from noisyml.data.labelled import Pool
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.losses.base import EmbeddingLoss, Loss
@@ -92,6 +93,15 @@ class Method(Checked, LightningModule):
             settings: the method's, as configured.
         """
         return (cls.n_views,)
+
+    @classmethod
+    def pool(cls, settings: Mapping[str, Any]) -> Pool:
+        """Samples of the training split that its batches are drawn from: those with a label.
+
+        Args:
+            settings: the method's, as configured.
+        """
+        return "labelled"
 
     # -- training ----------------------------------------------------------------------------
 

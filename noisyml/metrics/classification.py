@@ -8,6 +8,7 @@ and among equal scores those with a smaller number. With C classes:
 * ``accuracy_per_class``: mean over the classes that occur of the accuracy on their samples
   (balanced accuracy).
 * ``accuracy/CLASS``: of the samples of each class that occurs, if asked for.
+* ``auc``: area under the ROC curve of two classes, ties count one half, if asked for.
 * ``nll``: mean negative log-probability of the class under a softmax of the scores, in nats.
 """
 
@@ -101,6 +102,27 @@ def classification_metrics(
     return {name: float(value) for name, value in metrics.items()}
 
 
+def binary_auc(scores: Tensor, labels: Tensor) -> float:
+    """Area under the ROC curve of two classes; ties count one half, NaN if one is absent.
+
+    Args:
+        scores: [N] float, larger for class 1.
+        labels: [N] int64, 0 or 1.
+
+    Example:
+        >>> binary_auc(torch.tensor([0.1, 0.4, 0.4, 0.8]), torch.tensor([0, 0, 1, 1]))
+        0.875
+    """
+    from torchmetrics.functional.classification import binary_auroc
+
+    if not 0 < int(labels.sum()) < len(labels):
+        return float("nan")
+    # Ranks keep the order of all scores; the metric takes others than shares for logits.
+    _, order = torch.unique(scores, return_inverse=True)
+    shares = order.double() / max(int(order.max()), 1)
+    return float(binary_auroc(shares, labels, thresholds=None))
+
+
 @dataclass
 class _Shard:
     """Batches that this rank has taken in, one entry for each."""
@@ -109,6 +131,7 @@ class _Shard:
     labels: list[Tensor] = field(default_factory=list)
     ranks: list[Tensor] = field(default_factory=list)
     nll: list[Tensor] = field(default_factory=list)
+    margin: list[Tensor] = field(default_factory=list)
 
 
 class ClassificationEvaluator(Evaluator):
@@ -119,6 +142,7 @@ class ClassificationEvaluator(Evaluator):
     Args:
         top_k: every K adds ``accuracy_topK`` where there are more than K classes.
         per_class: add ``accuracy/CLASS`` for each class that occurs.
+        auc: add ``auc``, the area under the ROC curve, where there are two classes.
         headline: the metric that checkpoints and progress go by unless told otherwise.
     """
 
@@ -134,8 +158,10 @@ class ClassificationEvaluator(Evaluator):
         self,
         top_k: Sequence[TopK] = DEFAULT_TOP_K,
         per_class: bool = False,
+        auc: bool = False,
         headline: str = "accuracy",
     ) -> None:
+        self.auc = auc
         self.top_k = list(top_k)
         self.per_class = per_class
         self.headline = headline
@@ -187,6 +213,8 @@ class ClassificationEvaluator(Evaluator):
         shard.labels.append(labels)
         shard.ranks.append(torch.where(known, class_ranks(scores, own), _NO_CLASS))
         shard.nll.append(F.cross_entropy(scores, own, reduction="none").double())
+        if self.auc and self._num_classes == 2:
+            shard.margin.append((scores[:, 1] - scores[:, 0]).double())
 
     @torch.no_grad()
     def compute(self) -> dict[str, float]:
@@ -206,6 +234,7 @@ class ClassificationEvaluator(Evaluator):
             gather(torch.cat([nothing, *part])) for part in (shard.index, shard.labels, shard.ranks)
         )
         nll = gather(torch.cat([nothing.double(), *shard.nll]))
+        margin = gather(torch.cat([nothing.double(), *shard.margin]))
         if not len(index):
             raise UserError(
                 "The classification evaluator has seen no sample; check the splits that the data "
@@ -227,7 +256,7 @@ class ClassificationEvaluator(Evaluator):
                 f"The class scores of {broken} of {len(nll)} samples are NaN or infinite; lower "
                 f"the learning rate (optimizer.lr) or check the inputs."
             )
-        return classification_metrics(
+        metrics = classification_metrics(
             ranks,
             nll,
             labels,
@@ -235,3 +264,6 @@ class ClassificationEvaluator(Evaluator):
             top_k=self.top_k,
             class_names=self.class_names if self.per_class else None,
         )
+        if self.auc and num_classes == 2:
+            metrics["auc"] = binary_auc(margin[order[first]], labels)
+        return metrics

@@ -21,6 +21,12 @@ from noisyml.noise.injectors.instance import (
     PartDependent,
     PolynomialMarginDiminishing,
 )
+from noisyml.noise.injectors.masks import (
+    MaskBoundary,
+    MaskClassSwap,
+    MaskMissing,
+    MaskScribbles,
+)
 from noisyml.noise.injectors.multilabel import (
     MultiLabelMixed,
     MultiLabelPerSample,
@@ -44,6 +50,10 @@ __all__ = [
     "HumanLabels",
     "Injector",
     "LabelList",
+    "MaskBoundary",
+    "MaskClassSwap",
+    "MaskMissing",
+    "MaskScribbles",
     "Matrix",
     "MultiLabelMixed",
     "MultiLabelPerSample",

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 #: The kinds of labels by name.
-TargetKind = Literal["single", "multi", "pairs", "partial"]
+TargetKind = Literal["single", "multi", "pairs", "partial", "masks"]
 
 #: The labels of N samples, row by row; the kind says of which shape and type.
 Labels = NDArray[Any]
@@ -38,6 +38,8 @@ class Target(ABC):
     clean_dtype: ClassVar[type[np.generic]]
     #: True if a sample belongs to exactly one class, so that samples can be grouped by class.
     exclusive: ClassVar[bool]
+    #: True if a label is a picture that must be cut and turned together with its image.
+    beside_image: ClassVar[bool] = False
     #: A method and a noise for such labels, for advice in messages.
     example_method: ClassVar[str]
     example_noise: ClassVar[str]
@@ -89,6 +91,10 @@ class Target(ABC):
     @abstractmethod
     def tensor(self, labels: Labels) -> Tensor:
         """The labels of a batch as losses and evaluators take them."""
+
+    def pixels(self, label: Any) -> NDArray[np.uint8]:
+        """The label of one sample as a picture [H, W], of kinds that lie beside the image."""
+        raise TypeError(f"{self.words} is no picture")
 
     # -- for people --------------------------------------------------------------------------
 
@@ -231,3 +237,23 @@ class Target(ABC):
         Returns:
             The group of each sample [N], the name of each group, and the groups to show.
         """
+
+    # -- pseudo-labels -----------------------------------------------------------------------
+
+    def sizes(self, labels: Labels, num_classes: int) -> NDArray[np.int64]:
+        """Labels of each class, of samples or of pixels, int64 [C]; of kinds that models can give.
+
+        Raises:
+            TypeError: a kind that no model gives.
+        """
+        raise TypeError(f"{self.words} is nothing that a model gives")
+
+    def agreement(self, labels: Labels, clean: Labels, num_classes: int) -> tuple[int, int, int]:
+        """Labels that are the true ones, labels there are, and labels there could be.
+
+        Of samples or of pixels with a true class; of kinds that models can give.
+
+        Raises:
+            TypeError: a kind that no model gives.
+        """
+        raise TypeError(f"{self.words} is nothing that a model gives")

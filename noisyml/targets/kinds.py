@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from noisyml.targets.base import Labels, Target, TargetKind
 from noisyml.targets.labels import MULTI, SINGLE
+from noisyml.targets.masks import MASKS
 from noisyml.targets.pairs import PAIRS
 from noisyml.targets.partial import PARTIAL
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 #: Every kind of labels by its name.
 TARGETS: dict[TargetKind, Target] = {
-    target.name: target for target in (PAIRS, MULTI, PARTIAL, SINGLE)
+    target.name: target for target in (MASKS, PAIRS, MULTI, PARTIAL, SINGLE)
 }
 
 

@@ -163,6 +163,16 @@ class SingleLabel(Target):
         shown = np.linspace(0, len(present) - 1, min(most, len(present))).astype(int)
         return labels, list(class_names), present[shown]
 
+    def sizes(self, labels: Labels, num_classes: int) -> NDArray[np.int64]:
+        """Samples of each class; a negative label is none."""
+        return self.class_counts(labels, num_classes)
+
+    def agreement(self, labels: Labels, clean: Labels, num_classes: int) -> tuple[int, int, int]:
+        """Of the samples with a true class."""
+        known = clean >= 0
+        right = int((labels == clean)[known].sum())
+        return right, int((labels[known] >= 0).sum()), int(known.sum())
+
 
 @dataclass(frozen=True)
 class LabelChanges:

@@ -14,6 +14,7 @@ from sklearn.metrics import (
     log_loss,
     top_k_accuracy_score,
 )
+from support import paths
 from support.ranks import run_ranks
 
 from noisyml.errors import UserError
@@ -203,3 +204,17 @@ def test_ranks_equal_one_process(tmp_path):
         found = json.loads((tmp_path / f"{rank}.json").read_text())
         assert "of 1 of 300 samples are NaN" in found.pop("said")
         assert found == alone, rank
+
+
+def test_reference_metrics_of_few_classes_and_of_two():
+    v = {k: torch.from_numpy(x) for k, x in np.load(paths.GOLDEN / "ael" / "metrics.npz").items()}
+    metric = ClassificationEvaluator()
+    metric.update({"logits": v["logits"]}, v["labels"], torch.arange(len(v["labels"])))
+    found = metric.compute()
+    assert found["accuracy"] == pytest.approx(float(v["accuracy"]), rel=1e-9)
+    assert found["accuracy_per_class"] == pytest.approx(float(v["balanced_accuracy"]), rel=1e-9)
+    of_two = ClassificationEvaluator(auc=True)
+    scores = v["score_binary"]
+    logits = torch.stack([torch.zeros_like(scores), scores], dim=1)
+    of_two.update({"logits": logits}, v["labels_binary"], torch.arange(len(scores)))
+    assert of_two.compute()["auc"] == pytest.approx(float(v["auc"]), rel=1e-6)

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Sequence
 
 from noisyml.stages.plan import Handover, Policy, StagePlan, StageResult
+from noisyml.stages.self_training import Gist
 
 
 class BetterOfTwo(Policy):
@@ -75,3 +76,13 @@ class TwoStages(Policy):
     def hand_over(self, done: Sequence[StageResult]) -> Handover:
         """The first stage's encoder."""
         return Handover(previous=done[0].path, init_from=done[0].path)
+
+
+class MortalGist(Gist):
+    """A greedy self-training whose process may be wanted dead before it chooses."""
+
+    def search(self, scores):
+        """Choose, unless death comes first: after the fifth model."""
+        if os.environ.get("DIE_BEFORE_CHOOSING") and len(scores) == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().search(scores)

@@ -45,3 +45,29 @@ class KillOnceIn(Callback):
         if here and trainer.global_step == self.step and not self.marker.exists():
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+class KillWhileLabelling(Callback):
+    """SIGKILL after so many writes of pseudo-labels of the run in the folder `name`, once."""
+
+    def __init__(self, writes: int, name: str, marker: str) -> None:
+        self.writes = writes
+        self.name = name
+        self.marker = Path(marker)
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        """Lie in wait: the method labels after this."""
+        from noisyml.methods.pseudo_label_files import PseudoLabelFolder
+
+        if Path(trainer.default_root_dir).name != self.name or self.marker.exists():
+            return
+        write, left = PseudoLabelFolder._write, [self.writes]
+
+        def last_write(file, content):
+            write(file, content)
+            left[0] -= 1
+            if not left[0]:
+                self.marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        PseudoLabelFolder._write = staticmethod(last_write)

@@ -9,6 +9,7 @@ on the number of workers nor on where a run was interrupted.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -226,6 +227,70 @@ class Shuffle(Checked):
         drawn = np.full(self._length * self.batch_size, EMPTY, dtype=np.int64)
         drawn[: self._n] = order[: len(drawn)]
         return drawn.reshape(self._length, self.batch_size)
+
+
+class Cycle(Checked):
+    """Epochs of one length, whatever the number of samples: one shuffled pass after the other.
+
+    Args:
+        labels: observed labels of N samples; only N matters.
+        seed: seed of the plan.
+        batch_size: global batch size; may exceed N, samples then occur more than once in a batch.
+        batches_per_epoch: length of an epoch.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        seed: WholeNonNegative,
+        batch_size: Count,
+        batches_per_epoch: Count,
+    ) -> None:
+        self.batch_size = batch_size
+        self.seed = seed
+        self._n = len(labels)
+        self._length = batches_per_epoch
+
+    def __len__(self) -> int:
+        return self._length
+
+    def epoch(self, epoch: int) -> NDArray[np.int64]:
+        """Positions [number of batches, batch_size]; epochs go on where the last one ended."""
+        drawn = self._length * self.batch_size
+        first, last = epoch * drawn // self._n, -(-(epoch + 1) * drawn // self._n)
+        passes = [
+            np.random.default_rng([self.seed, number, 0x5A6]).permutation(self._n)
+            for number in range(first, last)
+        ]
+        start = epoch * drawn - first * self._n
+        whole = np.concatenate(passes)[start : start + drawn]
+        return whole.reshape(self._length, self.batch_size)
+
+
+@dataclass(frozen=True)
+class OnSubset:
+    """A plan whose positions refer to a subset of the split.
+
+    Attributes:
+        plan: of the subset.
+        usable: positions of the subset in the split.
+    """
+
+    plan: BatchPlan
+    usable: NDArray[np.int64]
+
+    @property
+    def batch_size(self) -> int:
+        """Of the plan."""
+        return self.plan.batch_size
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def epoch(self, epoch: int) -> NDArray[np.int64]:
+        """Positions in the split [number of batches, batch_size]."""
+        batches = self.plan.epoch(epoch)
+        return np.where(batches == EMPTY, EMPTY, self.usable[batches])
 
 
 class PlannedBatches(Sampler[DrawnBatch]):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from noisyml import distributed
+from noisyml.data.labelled import Pool
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.methods.base import Method
@@ -79,6 +80,11 @@ class Discovery(Method):
     judged_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"single"})
     n_views: ClassVar[int] = 2
     evidence: ClassVar[frozenset[str]] = frozenset({"embeddings", "sample_loss"})
+
+    @classmethod
+    def pool(cls, settings: Mapping[str, Any]) -> Pool:
+        """All samples: those without a label teach too."""
+        return "all"
 
     def __init__(self, parts: Parts, *, supervised_prompts: int = 0) -> None:
         super().__init__(parts)

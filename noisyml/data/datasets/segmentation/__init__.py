@@ -1,0 +1,1 @@
+"""Photographs with a class for every pixel."""
