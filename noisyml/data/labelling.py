@@ -28,6 +28,7 @@ from noisyml.errors import UserError
 from noisyml.noise.base import FeatureKind, Injector
 from noisyml.noise.manifest import NoiseManifest
 from noisyml.noise.random import GENERATOR
+from noisyml.storage.caches import done_without
 from noisyml.targets import Labels
 
 log = logging.getLogger(__name__)
@@ -208,8 +209,11 @@ def kept_manifest(file: Path, inject: Callable[[], NoiseManifest]) -> NoiseManif
         except UserError as error:
             log.warning("%s; noisy masks are made anew", str(error).rstrip("."))
     manifest = inject()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    manifest.save(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        manifest.save(file)
+    except OSError as error:
+        done_without(file.parent, error)
     return manifest
 
 

@@ -20,11 +20,11 @@ def class_colours(classes: int) -> Pixels:
         [[0, 0, 0], [128, 0, 0], [0, 128, 0]]
     """
     colours = np.zeros((256, 3), dtype=np.uint8)
-    for number in range(classes):
-        left = number
-        for bit in range(7, -1, -1):
-            colours[number] |= [(left >> channel & 1) << bit for channel in range(3)]
-            left >>= 3
+    numbers = np.arange(classes)
+    for place in range(8):
+        for channel in range(3):
+            bit = (numbers >> (3 * place + channel)) & 1
+            colours[:classes, channel] |= (bit << (7 - place)).astype(np.uint8)
     colours[IGNORE] = _NO_CLASS
     return colours
 

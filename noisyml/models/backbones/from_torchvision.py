@@ -21,6 +21,7 @@ def resnet(
     sha256: str | None = None,
     pooling: Pooling | nn.Module = "avg",
     last_stride: Literal[1, 2] = 2,
+    output_stride: Literal[8, 16, 32] = 32,
     in_channels: Count = 3,
     band_projection: bool = False,
     layout: Literal["torchvision", "caffe"] = "torchvision",
@@ -34,6 +35,8 @@ def resnet(
         sha256: checksum of the file, or at least its first 8 digits; null: as the file's name says.
         pooling: global pooling, see `global_pooling`.
         last_stride: 2, or 1 to keep the last stage at twice the resolution.
+        output_stride: side of an image over that of the last map; below 32 the last stages are
+            dilated in place of halved (DeepLab), which resnet18 and resnet34 cannot.
         in_channels: 3, or the number of bands; others than 3 need random weights, or
             `band_projection`.
         band_projection: a random 1x1 convolution makes three channels of the bands (rcml).
@@ -48,7 +51,18 @@ def resnet(
 
     if name not in torchvision.models.list_models(torchvision.models, include=["*resne*"]):
         raise UserError(f"torchvision has no ResNet '{name}': use e.g. resnet18 or resnet50.")
-    body = torchvision.models.get_model(name, weights=None)
+    dilated = (
+        {}
+        if output_stride == 32
+        else {"replace_stride_with_dilation": [False, output_stride == 8, True]}
+    )
+    try:
+        body = torchvision.models.get_model(name, weights=None, **dilated)
+    except NotImplementedError as error:
+        raise UserError(
+            f"backbone.output_stride={output_stride} dilates stages, which torchvision's {name} "
+            f"cannot: use resnet50 or resnet101."
+        ) from error
     out_features = body.fc.in_features
     body.fc = nn.Identity()
     body.avgpool = global_pooling(pooling)

@@ -13,9 +13,9 @@ from scipy import ndimage
 
 from noisyml.checks import Count, Interval, NonNegative, WholeNonNegative
 from noisyml.data.base import DatasetSource, Split
-from noisyml.data.readers import cache
 from noisyml.data.readers.layout import array_split, require_files
 from noisyml.errors import UserError
+from noisyml.storage import caches
 from noisyml.targets.masks import as_labels, encode_mask
 
 #: Grey levels from which a pixel of a letter is ink.
@@ -125,12 +125,11 @@ class GlyphPages(DatasetSource):
         settings += (self.clutter, self.grain, self.seed, COMPOSITION)  # type: ignore[assignment]
         digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:20]
         file = self.cache_dir / f"{source.name}-{digest}.npy"
-        kept = cache.read_array(file)
+        kept = caches.read_array(file)
         if kept is not None and kept.shape == (2, size, self.side, self.side):
             return kept
         pages = self._pages(source, size)
-        cache.make_folder(self.cache_dir)
-        cache.write(file, pages)
+        caches.write(file, pages)
         return pages
 
     def _pages(self, source: Split, size: int) -> NDArray[np.uint8]:

@@ -32,7 +32,7 @@ class Grouped(DatasetSource):
         self.source = source
         self.groups = {str(name): list(members) for name, members in groups.items()}
         self.labels_are_true = source.labels_are_true
-        self.clean_val = source.clean_val  # type: ignore[misc]
+        self.clean_val = source.clean_val
         listed = [number for members in self.groups.values() for number in members]
         if sorted(listed) != list(range(len(listed))):
             raise UserError(

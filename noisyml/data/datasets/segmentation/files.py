@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from noisyml.data.base import Split
 from noisyml.data.readers.layout import at_once, file_split, files_digest, stat_files
 from noisyml.errors import UserError
+from noisyml.storage.caches import done_without
 from noisyml.storage.files import atomic
 from noisyml.storage.parquet import from_column
 from noisyml.storage.reading import reading
@@ -62,9 +63,13 @@ def read_masks(
                 return as_labels(from_column(pq.read_table(file)["mask"]).tolist())
     labels = as_labels([content for part in at_once(contents, paths) for content in part])
     if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with atomic(file) as temporary:
-            pq.write_table(pa.table({"mask": pa.array(list(labels), pa.large_binary())}), temporary)
+        table = pa.table({"mask": pa.array(list(labels), pa.large_binary())})
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with atomic(file) as temporary:
+                pq.write_table(table, temporary)
+        except OSError as error:
+            done_without(file.parent, error)
     return labels
 
 
