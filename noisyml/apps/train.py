@@ -200,8 +200,8 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     # A checkpoint is read before Lightning does this, and would be rounded to single precision.
     trainer.strategy.precision_plugin.convert_module(method)
     if adopt:
-        metrics = adopted(trainer, method, data, folder, adopt)
-        return _concluded(trainer, method, data, folder, config, metrics, 0, adopt)
+        tested = adopted(trainer, method, data, folder, adopt)
+        return _concluded(trainer, method, data, folder, config, tested, 0, adopt)
     began = time.perf_counter()
     last = _last_checkpoint(folder)
     with _restoring(last, restored):

@@ -137,7 +137,7 @@ class SelfTraining(Method):
         data.teach(positions, found.labels)
         if found.soft_masks:
             data.soft_masks.classes = len(data.class_names)
-            data.soft_masks.files = found.soft_masks
+            data.soft_masks.files = dict(found.soft_masks)
         self.take_probabilities(positions, found.probabilities, len(marks))
         self._pseudo_metrics = pseudo_metrics(data, positions, found)
 
