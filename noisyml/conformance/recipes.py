@@ -226,7 +226,7 @@ TINY: dict[str, Recipe] = {
         {
             **_SECOND_STAGE,
             "data": {"labelled_size": 60},
-            "sampler": {"batch_size": 16, "batches_per_epoch": 5},
+            "sampler": {"batch_size": 24, "batches_per_epoch": 5},
         },
     ),
     "jocor_multilabel": Recipe(_SEVERAL, {"method": {"gradual_epochs": 1, "tau": 0.2}, **_MOSAIC}),
