@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,15 @@ if TYPE_CHECKING:
     import torch
     from omegaconf import DictConfig
     from PIL import Image
+    from PIL.ImageFont import FreeTypeFont as Font
 
     from noisyml.apps._settings import EvaluateSettings
     from noisyml.data.base import Split
     from noisyml.data.transforms.image import ViewMaker
     from noisyml.methods.image_text.base import ImageText
     from noisyml.metrics.zero_shot import Ensemble, PromptBank
+
+log = logging.getLogger(__name__)
 
 #: Values of K of the flat hits, where true classes are given.
 FLAT_HITS = (1, 2, 5, 10)
@@ -45,7 +49,7 @@ def name_images(
         output: receives the files.
 
     Returns:
-        ``images/fh_at_K`` where ``labels`` are given, and ``images/number``.
+        ``images/fh_at_K`` where ``labels`` are given, ``images/number`` and ``images/broken``.
 
     Raises:
         UserError: files missing, or a model that embeds no texts.
@@ -65,6 +69,12 @@ def name_images(
         listed, numbers = read_label_lists(Path(settings.labels).expanduser(), len(names))
         classes = torch.from_numpy(numbers)
         truth = {name: row for row, name in enumerate(listed)}
+        if not truth.keys() & set(split.keys):
+            raise UserError(
+                f"labels={settings.labels}: none of its {len(truth)} pictures lies in "
+                f"images={settings.images}; a line there begins with '{listed[0][:60]}', and the "
+                f"pictures are called as '{split.keys[0]}'."
+            )
     method, transform = model_alone(config, checkpoint)
     bank = class_bank(
         method, names, templates_of(settings, config), ensemble_of(settings, config), config
@@ -73,6 +83,7 @@ def name_images(
         bank = bank.among(classes[classes >= 0].unique())
     shown = shown_positions(len(split))
     most = max(settings.k, *(FLAT_HITS if truth else (1,)))
+    broken: list[str] = []
     hits = torch.zeros(len(FLAT_HITS), dtype=torch.float64)
     best: dict[int, tuple[int, float]] = {}
     with (
@@ -84,6 +95,7 @@ def name_images(
         table.writerow(["image", *head])
         for batch in batches(split, transform, config):
             for position in batch["broken"].tolist():
+                broken.append(split.keys[position])
                 table.writerow([split.keys[position], *[""] * len(head)])
             if not len(batch["index"]):
                 continue
@@ -101,7 +113,15 @@ def name_images(
             # The sheet shows a few: what the others are called stands in the table.
             best = {position: top for position, top in best.items() if position in shown}
     sheet(split, best, names).save(output.path / "predictions.png")
-    metrics = {"images/number": float(len(split))}
+    if broken:
+        log.warning(
+            "%d of %d pictures cannot be decoded, their rows are empty: %s%s",
+            len(broken),
+            len(split),
+            ", ".join(broken[:3]),
+            ", ..." if len(broken) > 3 else "",
+        )
+    metrics = {"images/number": float(len(split)), "images/broken": float(len(broken))}
     if truth:
         # An image without a prediction, or not in the folder, is a miss.
         shares = (hits / len(truth)).tolist()
@@ -127,6 +147,8 @@ def folder_split(folder: Path) -> Split:
         if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
     )
     if not found:
+        if not folder.is_dir():
+            raise UserError(f"images={folder} is no folder; give one of JPEG or PNG files.")
         raise UserError(f"images={folder} holds no picture; give a folder of JPEG or PNG files.")
     labels = np.zeros(len(found), dtype=np.int64)
     return Split("images", FileImages(found, str(folder)), labels, ["image"], found, "")
@@ -247,9 +269,9 @@ def shown_positions(number: int) -> set[int]:
 
 def sheet(split: Split, best: dict[int, tuple[int, float]], names: Sequence[str]) -> Image.Image:
     """A picture of some of the images, each above its most likely name and the score."""
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageOps
 
-    from noisyml.data.checks import sheet_font, wrapped
+    from noisyml.data.checks import sheet_font
     from noisyml.data.inputs import as_rgb
 
     rows = -(-len(best) // IN_A_ROW) or 1
@@ -257,12 +279,37 @@ def sheet(split: Split, best: dict[int, tuple[int, float]], names: Sequence[str]
     pen, font = ImageDraw.Draw(page), sheet_font(11)
     for at, (position, (label, score)) in enumerate(sorted(best.items())):
         left, top = at % IN_A_ROW * TILE, at // IN_A_ROW * (TILE + TEXT)
-        picture = as_rgb(split.images.load(position))
-        picture.thumbnail((TILE, TILE))
-        page.paste(picture, (left + (TILE - picture.width) // 2, top))
-        text = wrapped(f"{names[label]} {score:.2f}", TEXT, width=18)
+        picture = ImageOps.contain(as_rgb(split.images.load(position)), (TILE - 8, TILE))
+        page.paste(
+            picture, (left + (TILE - picture.width) // 2, top + (TILE - picture.height) // 2)
+        )
+        text = fitting(f"{score:.2f} {names[label]}", font, TILE - 8, TEXT // 14)
         pen.multiline_text((left + 4, top + TILE + 2), text, fill="white", font=font, spacing=1)
     return page
+
+
+def fitting(text: str, font: Font, width: int, lines: int) -> str:
+    """The text in lines of at most `width` pixels, cut off with dots after some lines.
+
+    Args:
+        text: words.
+        font: measures them.
+        width: pixels.
+        lines: at most so many.
+    """
+    rows = [""]
+    for word in text.split():
+        longer = f"{rows[-1]} {word}".strip()
+        if not rows[-1] or font.getlength(longer) <= width:
+            rows[-1] = longer
+        else:
+            rows.append(word)
+    if len(rows) > lines:
+        rows = [*rows[: lines - 1], f"{rows[lines - 1]} ..."]
+    for i in range(len(rows)):
+        while len(rows[i]) > 4 and font.getlength(rows[i]) > width:
+            rows[i] = f"{rows[i].removesuffix('...')[:-1].rstrip()}..."
+    return "\n".join(rows)
 
 
 def _unit(embeddings: torch.Tensor) -> torch.Tensor:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from noisyml.apps._settings import EvaluateSettings, read_settings
 from noisyml.apps._stages import check_values
 from noisyml.assembly.saved import saved_config
+from noisyml.errors import UserError
 from noisyml.runs.folder import RunFolder, locate_checkpoint, locate_run
 from noisyml.storage.files import write_atomically
 
@@ -63,6 +64,7 @@ def job(config: DictConfig, settings: list[str]) -> dict[str, float]:
     path = Path(config.checkpoint)
     trained = saved_config(locate_run(path), "train")
     file = locate_checkpoint(path, config.which)
+    check_spelling(settings, trained)
     # Groups bring interpolations of their own, which need the paths of today.
     trained.paths = config.paths
     changed = apply_overrides(trained, settings, groups=True)
@@ -82,6 +84,22 @@ def job(config: DictConfig, settings: list[str]) -> dict[str, float]:
         print(f"names   {output.path / 'predictions.csv'}, {output.path / 'predictions.png'}")
     print(f"metrics {output.metrics_file}")
     return metrics
+
+
+def check_spelling(settings: list[str], trained: DictConfig) -> None:
+    """Look for settings of this verb that are misspelt, before they are looked for in the run.
+
+    Raises:
+        UserError: there is one.
+    """
+    from difflib import get_close_matches
+
+    for text in settings:
+        key = text.partition("=")[0].lstrip("+~")
+        known = "." in key or "@" in key or key in trained
+        close = [] if known else get_close_matches(key, OWN, n=1, cutoff=0.75)
+        if close:
+            raise UserError(f"There is no setting '{key}'. Did you mean '{close[0]}'?")
 
 
 def evaluate(config: DictConfig, checkpoint: Path) -> dict[str, float]:

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from noisyml.apps._naming import fitting
 from noisyml.cli import run as command
+from noisyml.data.checks import sheet_font
 from noisyml.data.datasets.embedded.glyphs import Glyphs
 from noisyml.errors import UserError
 
@@ -40,6 +42,7 @@ def run(tmp_path_factory):
     (folder / "pictures" / "999.png").write_bytes(b"broken")
     (folder / "names.txt").write_text("\n".join(test.class_names) + "\n")
     lines = [f"{i:03d}.png\t{test.labels[i]}" for i in range(0, len(test), 4)]
+    (folder / "elsewhere.txt").write_text("test/000.png\t0\n")
     (folder / "labels.txt").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -73,15 +76,30 @@ def test_pictures_of_a_folder_are_named(run):
     assert metrics["images/fh_at_1"] == pytest.approx(np.mean(right))
     assert metrics["images/fh_at_10"] == 1.0
     assert metrics["images/number"] == len(rows)
+    assert metrics["images/broken"] == 1
     with Image.open(run / "named" / "predictions.png") as sheet:
         assert sheet.width == 8 * 128
+
+
+def test_names_on_the_sheet_fit_below_their_pictures():
+    font = sheet_font(11)
+    name = "0.29 LATIN SMALL LETTER TURNED M WITH LONG LEG AND Donaudampfschifffahrtsgesellschaft"
+    for lines in (2, 3, 9):
+        text = fitting(name, font, 120, lines)
+        rows = text.split("\n")
+        assert len(rows) <= lines
+        assert all(font.getlength(row) <= 120 for row in rows)
+        assert text.endswith("...")
+    assert fitting("0.29 a b", font, 120, 3) == "0.29 a b"
 
 
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
         (["classes=none.txt"], "There is no list of classes none.txt"),
-        (["images=none"], "images=none holds no picture"),
+        (["images=none"], "images=none is no folder"),
+        (["clases=names.txt"], "no setting 'clases'. Did you mean 'classes'"),
+        (["labels=elsewhere.txt"], "none of its 1 pictures lies in"),
         (["templates=none.txt"], "There is no file of prompt templates none.txt"),
         (["k=0"], "k=0 must be a whole number of at least 1"),
     ],
@@ -89,5 +107,6 @@ def test_pictures_of_a_folder_are_named(run):
 def test_what_is_missing_is_said(run, given, sentence):
     keys = {word.partition("=")[0] for word in given}
     words = [word for word in typed(run) if word.partition("=")[0] not in keys]
+    given = [word.replace("elsewhere", f"{run}/elsewhere") for word in given]
     with pytest.raises(UserError, match=sentence):
         command([*words, *given])
