@@ -2,7 +2,8 @@
 
 A step is everything from unit embeddings to the edges between a batch and the memory: the rows of
 the memory that the last batch overwrote, neighbours, consensus, diffusion, both thresholds. The
-dense form multiplies N x N matrices, as the released code does, and must find the same edges.
+dense form multiplies N x N matrices, as the released code does, in float32 unless told otherwise
+(then a few edges at the threshold differ).
 Times are seconds of the processor (of one thread: what a machine with nothing else to do takes).
 Four kinds of embeddings: separate clusters, classes that overlap, no structure at all, and hubs,
 nodes that are neighbours of many.
@@ -100,6 +101,7 @@ def main() -> int:
     parser.add_argument("--width", type=int, default=WIDTH)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--dtype", choices=["float32", "float64"], default="float32")
     kinds = ["clusters", "overlapping", "random", "hubs"]
     parser.add_argument("--kinds", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--out", type=Path)
@@ -113,7 +115,8 @@ def main() -> int:
         rows = embeddings(kind, typed.batch + typed.memory, typed.width)
         mine, edges = fastest(ours(rows, typed.batch), typed.repeats)
         theirs, expected = fastest(
-            lambda rows=rows: dense(rows, typed.batch, torch.float64), min(typed.repeats, 2)
+            lambda rows=rows: dense(rows, typed.batch, getattr(torch, typed.dtype)),
+            min(typed.repeats, 2),
         )
         results.append(
             {
@@ -131,6 +134,7 @@ def main() -> int:
         "memory": typed.memory,
         "width": typed.width,
         "threads": typed.threads,
+        "dense_dtype": typed.dtype,
         "torch": torch.__version__,
         "results": results,
     }

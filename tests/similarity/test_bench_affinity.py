@@ -12,6 +12,7 @@ SCRIPT = paths.ROOT / "scripts" / "bench_affinity.py"
 def test_both_forms_find_the_same_edges(tmp_path, monkeypatch):
     out = tmp_path / "out.json"
     sizes = ["--batch", "16", "--memory", "184", "--width", "8", "--repeats", "1"]
+    sizes += ["--dtype", "float64"]
     monkeypatch.setattr("sys.argv", [str(SCRIPT), *sizes, "--out", str(out)])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(SCRIPT), run_name="__main__")
