@@ -24,6 +24,7 @@ def test_one_command_trains_both_stages(shell):
     typed = [
         *("train", "method=promptcal", "stages=promptcal", *HEAD, *SMALL, *FEW),
         *("method.bank.size=96", "method.ramp_epochs=0", "optimizer.lr=1e-9"),
+        "callbacks.history.every_n_steps=1",
         f"stages.stages.contrast.overrides={stage}",
     ]
     status, said = shell(*typed)
