@@ -36,16 +36,29 @@ from noisyml.models.ema import EMATeacher
 
 OBJECTIVES = ("infonce", "label_smoothing", "distillation", "otter")
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-TEMPLATES = (
-    "a photo of the number {}.",
-    "the digit {} written by hand",
-    "someone wrote a {}",
-    "this shows {}",
-    "handwritten {} on paper",
-    "a scan of the figure {}",
-    "{} in ink",
-    "an image with the numeral {}",
-)
+#: Captions around the word, which weighs more in short ones; the first is the prompt of the test.
+TEMPLATES = {
+    "short": (
+        "a photo of the number {}.",
+        "a picture of the number {}.",
+        "the number {}",
+        "a drawing of {}",
+        "a handwritten {}",
+        "an image of the digit {}",
+        "this is the digit {}",
+        "a scan of {}",
+    ),
+    "long": (
+        "a photo of the number {}.",
+        "the digit {} written by hand",
+        "someone wrote a {}",
+        "this shows {}",
+        "handwritten {} on paper",
+        "a scan of the figure {}",
+        "{} in ink",
+        "an image with the numeral {}",
+    ),
+}
 TRAIN, BATCH, EPOCHS, RATE, ALPHA, SMOOTHING = 1200, 128, 30, 0.01, 0.5, 0.1
 
 
@@ -55,12 +68,13 @@ def bags(texts: list[str], vocabulary: list[str]) -> Tensor:
     return torch.tensor([[float(row.count(word)) for word in vocabulary] for row in rows])
 
 
-def digits(rate: float, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def digits(rate: float, seed: int, wording: str) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Pixels and bags of words to learn from, pixels and digits to test on, bags of the ten names.
 
     Args:
         rate: P(a caption names a different digit).
         seed: of the split, the templates and the noise.
+        wording: key of `TEMPLATES`.
     """
     from sklearn.datasets import load_digits
 
@@ -74,9 +88,10 @@ def digits(rate: float, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tens
     said = label[train].clone()
     wrong = torch.rand(TRAIN, generator=draw) < rate
     said[wrong] = (said + torch.randint(1, 10, (TRAIN,), generator=draw))[wrong] % 10
-    which = torch.randint(len(TEMPLATES), (TRAIN,), generator=draw).tolist()
-    captions = [TEMPLATES[t].format(WORDS[d]) for t, d in zip(which, said.tolist(), strict=True)]
-    names = [TEMPLATES[0].format(word) for word in WORDS]
+    templates = TEMPLATES[wording]
+    which = torch.randint(len(templates), (TRAIN,), generator=draw).tolist()
+    captions = [templates[t].format(WORDS[d]) for t, d in zip(which, said.tolist(), strict=True)]
+    names = [templates[0].format(word) for word in WORDS]
     vocabulary = sorted({word for text in captions + names for word in text.strip(".").split()})
     counts = bags(captions, vocabulary)
     centre = counts.mean(0)
@@ -90,14 +105,14 @@ def digits(rate: float, seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tens
     )
 
 
-def trial(objective: str, rate: float, seed: int) -> float:
+def trial(objective: str, rate: float, seed: int, wording: str) -> float:
     """Zero-shot accuracy on the test pictures after training.
 
     Args:
         objective: one of `OBJECTIVES`.
-        rate, seed: see `digits`.
+        rate, seed, wording: see `digits`.
     """
-    images, texts, test, truth, names = digits(rate, seed)
+    images, texts, test, truth, names = digits(rate, seed, wording)
     torch.manual_seed(seed)
     student = nn.ModuleDict(
         {"image": nn.Linear(images.shape[1], 64), "text": nn.Linear(texts.shape[1], 64)}
@@ -152,12 +167,15 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rates", type=float, nargs="+", default=[0.0, 0.4, 0.6])
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--wording", choices=TEMPLATES, default="short")
     parser.add_argument("--out", type=Path)
     typed = parser.parse_args(arguments)
     results: list[dict[str, Any]] = []
     for rate in typed.rates:
         found = {
-            objective: torch.tensor([trial(objective, rate, seed) for seed in range(typed.seeds)])
+            objective: torch.tensor(
+                [trial(objective, rate, seed, typed.wording) for seed in range(typed.seeds)]
+            )
             for objective in OBJECTIVES
         }
         for objective, values in found.items():
@@ -177,7 +195,8 @@ def main(arguments: list[str]) -> int:
             print(
                 f"{rate:4} {objective:16} {line['mean']:.3f} +- {line['std']:.3f}  "
                 f"{line['mean_difference_from_infonce']:+.3f}  "
-                f"{line['seeds_ahead_of_infonce']} of {typed.seeds} seeds"
+                f"{line['seeds_ahead_of_infonce']} of {typed.seeds} seeds",
+                flush=True,
             )
     if typed.out is not None:
         typed.out.parent.mkdir(parents=True, exist_ok=True)
