@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from noisyml.embeddings.store import EmbeddingStore as EmbeddingStore
+    from noisyml.estimators.labels import LabelAuditor as LabelAuditor
+    from noisyml.estimators.labels import NoisyLabelClassifier as NoisyLabelClassifier
     from noisyml.estimators.tldr import TLDR as TLDR
     from noisyml.metrics.retrieval import retrieval_metrics as retrieval_metrics
     from noisyml.noise import Asymmetric as Asymmetric
@@ -49,6 +51,7 @@ __version__ = "0.1.0"
 #: Public names by the module that has them.
 _NAMES = {
     "noisyml.embeddings.store": ("EmbeddingStore",),
+    "noisyml.estimators.labels": ("LabelAuditor", "NoisyLabelClassifier"),
     "noisyml.estimators.tldr": ("TLDR",),
     "noisyml.metrics.retrieval": ("retrieval_metrics",),
     "noisyml.noise": (

@@ -18,7 +18,7 @@ from noisyml.errors import EXIT_USER_ERROR, TRUST, UserError, did_you_mean
 
 EXIT_INTERRUPTED = 130
 #: Verbs whose libraries take seconds to load.
-SLOW_TO_START = frozenset({"train", "evaluate", "embed", "knn", "data", "contract"})
+SLOW_TO_START = frozenset({"train", "evaluate", "embed", "knn", "data", "contract", "clean"})
 #: Options that ask for a text and not for work.
 _ASKING = frozenset({"-h", "--help", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"})
 

@@ -43,7 +43,12 @@ def refuse_foreign(folder: RunFolder) -> None:
 def is_made_by(folder: RunFolder, verb: str) -> bool:
     """True for a run folder of this verb; one that embeds a trained network says so."""
     config = folder.config()
-    kinds = {"embed": "rows_per_shard", "knn": "recall_queries", "train": "model_choice"}
+    kinds = {
+        "embed": "rows_per_shard",
+        "knn": "recall_queries",
+        "train": "model_choice",
+        "clean": "relabel_above",
+    }
     made_by = [kind for kind, key in kinds.items() if key in config]
     return bool(made_by) and made_by[0] == verb
 

@@ -190,6 +190,34 @@ class EmbedSettings(_Settings):
 
 
 @dataclass(frozen=True)
+class CleanData(_Settings):
+    """``data`` of an audit of labels."""
+
+    eval_batch_size: Count
+    num_workers: WholeNonNegative
+
+
+@dataclass(frozen=True)
+class CleanSettings(_Settings):
+    """Settings of ``noisyml clean``, but for those of `noisyml.audit.report.AuditSettings`."""
+
+    name: str | int | float
+    splits: list[str] | str | None
+    decisions: str | None
+    against: str | None
+    resume: str | None
+    run_dir: str | None
+    data: CleanData
+    trainer: TrainerSettings
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_name(self.name)
+        if self.splits is not None and not len(self.splits):
+            raise UserError("splits=[] judges nothing: name splits, or say splits=null for all.")
+
+
+@dataclass(frozen=True)
 class EvaluateSettings(_Settings):
     """Settings of ``noisyml evaluate``."""
 

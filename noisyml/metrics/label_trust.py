@@ -46,6 +46,80 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
     return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
 
 
+def fnr_at_budget(trust: Tensor, wrong: Tensor) -> float:
+    """Share of the wrong labels missed when as many rows are looked at as labels are wrong.
+
+    Rows are looked at from the least trusted on; of equals each is as likely to be looked at. What
+    was not scored (NaN) comes last. One less the precision at that many rows.
+
+    Args:
+        trust: [N] float, larger for labels believed right.
+        wrong: [N] bool.
+
+    Returns:
+        In [0, 1]; NaN without a wrong label.
+
+    Example:
+        >>> import torch
+        >>> wrong = torch.tensor([True, True, False, False])
+        >>> fnr_at_budget(torch.tensor([0.1, 0.9, 0.2, 0.8]), wrong)
+        0.5
+    """
+    return 1 - precision_at_k(trust, wrong, int(wrong.sum()))
+
+
+def precision_at_k(trust: Tensor, wrong: Tensor, k: int) -> float:
+    """Share of wrong labels among the k least trusted; equals at the border count by their share.
+
+    Args:
+        trust, wrong: as for `fnr_at_budget`.
+        k: rows; NaN is returned for 0.
+
+    Example:
+        >>> import torch
+        >>> trust, wrong = torch.tensor([0.1, 0.5, 0.5]), torch.tensor([True, True, False])
+        >>> precision_at_k(trust, wrong, 2)
+        0.75
+    """
+    k = min(k, len(trust))
+    if k < 1:
+        return float("nan")
+    values = trust.double().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    border = values.kthvalue(k).values
+    inside, tied = values < border, values == border
+    room = k - int(inside.sum())
+    share = float(wrong[tied].double().mean())
+    return (int(wrong[inside].sum()) + room * share) / k
+
+
+def average_precision(trust: Tensor, wrong: Tensor) -> float:
+    """Area under precision over recall of wrong labels, the least trusted first.
+
+    The sum over thresholds of precision times what recall gains, as scikit-learn's
+    ``average_precision_score``; equals are one threshold. NaN scores are left out.
+
+    Args:
+        trust, wrong: as for `fnr_at_budget`.
+
+    Returns:
+        In [0, 1]; NaN without a scored wrong label.
+
+    Example:
+        >>> import torch
+        >>> trust = torch.tensor([0.1, 0.2, 0.3])
+        >>> round(average_precision(trust, torch.tensor([True, False, True])), 4)
+        0.8333
+    """
+    scored = ~torch.isnan(trust)
+    trust, wrong = trust[scored], wrong[scored].to(torch.bool)
+    if not wrong.any():
+        return float("nan")
+    _, member, counts = trust.unique(return_inverse=True, return_counts=True)
+    hits = torch.bincount(member, weights=wrong.double(), minlength=len(counts))
+    precision = hits.cumsum(0) / counts.cumsum(0)
+    return float((precision * hits).sum() / hits.sum())
+
+
 def class_selection(
     keep: Tensor, wrong: Tensor, labels: Tensor, num_classes: int
 ) -> dict[str, Tensor]:
@@ -143,7 +217,8 @@ def selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str,
         ``kept``: share of samples kept; ``precision``: share of the kept that are clean;
         ``recall``: share of the clean that are kept; ``excluded_precision``: share of the others
         that are wrong; ``excluded_recall``: share of the wrong that are among them; ``auroc`` of
-        `p_clean`. NaN where undefined.
+        `p_clean`; ``average_precision`` and ``fnr_at_budget`` of finding wrong labels by it. NaN
+        where undefined.
 
     Raises:
         ValueError: shapes that differ.
@@ -168,6 +243,17 @@ def selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str,
         "recall": _share(kept_clean, int(clean.sum())),
         **_exclusion(~keep, ~clean),
         "auroc": auroc(p_clean, clean),
+        **_finding(p_clean, ~clean),
+    }
+
+
+def _finding(trust: Tensor, wrong: Tensor) -> dict[str, float]:
+    """Figures of a search for wrong labels; NaN where nothing was scored."""
+    if torch.isnan(trust).all():
+        return dict.fromkeys(("average_precision", "fnr_at_budget"), float("nan"))
+    return {
+        "average_precision": average_precision(trust, wrong),
+        "fnr_at_budget": fnr_at_budget(trust, wrong),
     }
 
 

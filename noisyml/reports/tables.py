@@ -85,6 +85,8 @@ _OTHER_LABELS = {
     "selection/excluded_recall": "wrong: left out",
     "selection/suspected_precision": "left out: right suspect",
     "selection/auroc": "AUROC",
+    "selection/average_precision": "wrong: average precision",
+    "selection/fnr_at_budget": "wrong: missed at budget",
     "time/step_seconds": "s / step",
     "time/train_seconds": "training s",
 }
@@ -140,7 +142,8 @@ class Column:
         if choice and split != "test":
             section = f"{section}, {CHOICES.get(choice, choice)}"
         measure = name.rpartition("/")[2]
-        lower = split == "time" or "loss" in measure or measure in names.lower_is_better
+        error = "loss" in measure or measure.startswith("fnr_")
+        lower = split == "time" or error or measure in names.lower_is_better
         return cls(metric, section, label, lower)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,8 +13,11 @@ from sklearn.metrics import roc_auc_score
 
 from noisyml.metrics.label_trust import (
     auroc,
+    average_precision,
     class_selection,
+    fnr_at_budget,
     network_exclusions,
+    precision_at_k,
     selection_metrics,
     suspicion_precision,
 )
@@ -120,3 +124,32 @@ def test_a_suspect_is_right_if_its_entry_is_wrong() -> None:
     wrong = torch.tensor([[True, False], [False, True], [False, True], [True, True]])
     assert suspicion_precision(keep, suspected, wrong) == pytest.approx(2 / 3)
     assert math.isnan(suspicion_precision(torch.ones_like(keep), suspected, wrong))
+
+
+def test_search_figures_are_those_of_scikit_learn():
+    from sklearn.metrics import average_precision_score
+
+    rng = np.random.default_rng(0)
+    trust = torch.from_numpy(rng.normal(size=400).round(1))
+    wrong = torch.from_numpy(rng.random(400) < torch.sigmoid(-trust).numpy())
+    expected = average_precision_score(wrong.numpy(), -trust.numpy())
+    assert average_precision(trust, wrong) == pytest.approx(expected)
+    # Of equals at the border each is as likely to be looked at.
+    budget = int(wrong.sum())
+    drawn = []
+    for _ in range(400):
+        order = np.lexsort((rng.random(400), trust.numpy()))
+        drawn.append(1 - wrong.numpy()[order[:budget]].mean())
+    assert fnr_at_budget(trust, wrong) == pytest.approx(np.mean(drawn), abs=0.01)
+    assert precision_at_k(trust, wrong, budget) == 1 - fnr_at_budget(trust, wrong)
+
+
+def test_rows_without_a_score_are_looked_at_last():
+    trust = torch.tensor([torch.nan, 0.1, 0.9])
+    assert fnr_at_budget(trust, torch.tensor([True, False, False])) == 1
+    assert fnr_at_budget(trust, torch.tensor([False, True, False])) == 0
+    assert math.isnan(fnr_at_budget(trust, torch.zeros(3, dtype=torch.bool)))
+    assert math.isnan(average_precision(trust, torch.zeros(3, dtype=torch.bool)))
+    unscored = selection_metrics(torch.ones(3).bool(), torch.full((3,), torch.nan), trust > 0.5)
+    assert math.isnan(unscored["fnr_at_budget"])
+    assert math.isnan(unscored["average_precision"])

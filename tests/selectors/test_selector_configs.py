@@ -6,7 +6,9 @@ from support import paths
 from noisyml.selectors.bare import Bare
 from noisyml.selectors.curriculum import Curriculum
 from noisyml.selectors.keep_all import KeepAll
+from noisyml.selectors.neighbour_vote import NeighbourVote
 from noisyml.selectors.prism import PrismAverage, PrismProxy, PrismVonMisesFisher
+from noisyml.selectors.watching import Learnt, LossMixture, MarginArea
 
 #: What the root configuration shares among selectors.
 SHARED = {"selection": {"warmup_steps": 0, "warmup_share": 0.0}}
@@ -18,7 +20,11 @@ CONF = paths.CONF
     [
         ("bare", Bare),
         ("curriculum", Curriculum),
+        ("aum", MarginArea),
         ("keep_all", KeepAll),
+        ("knn_vote", NeighbourVote),
+        ("learnt", Learnt),
+        ("loss_mixture", LossMixture),
         ("prism_avg", PrismAverage),
         ("prism_proxy", PrismProxy),
         ("prism_vmf", PrismVonMisesFisher),
@@ -39,6 +45,10 @@ def test_configs_state_the_defaults_of_the_code():
     for name, built in (
         ("bare", Bare()),
         ("curriculum", Curriculum(0.5)),
+        ("aum", MarginArea()),
+        ("knn_vote", NeighbourVote()),
+        ("learnt", Learnt()),
+        ("loss_mixture", LossMixture()),
         ("prism_avg", PrismAverage(0.5)),
         ("prism_proxy", PrismProxy(0.5)),
         ("prism_vmf", PrismVonMisesFisher(0.5)),

@@ -1,0 +1,295 @@
+"""Judgement of every label: one probability that it is wrong, a suggestion, and a noise rate.
+
+Two views see each row without its label: the votes of its nearest rows, and a logistic regression
+on the other folds. A noise channel (`noisyml.audit.scores.channel`) weighs them, learns how classes
+are mistaken for each other, and gives each row the probability of every class. Then both views are
+fitted once more with these probabilities in place of labels, and the channel once more with them.
+The second round ranks better, but its views have heard of every label by way of the first: the
+order is that of both rounds, the probabilities are brought to the level of the first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import expit
+
+from noisyml.audit.scores.channel import (
+    CHOSEN_ON,
+    Channel,
+    choose_exponents,
+    fit_channel,
+    product_of_sources,
+)
+from noisyml.audit.scores.folds import out_of_fold_probabilities
+from noisyml.audit.scores.labels import label_margin, own_share, ranks
+from noisyml.audit.scores.neighbours import BLOCK, neighbour_votes
+from noisyml.checks import Count, Ge, Seed, checked
+from noisyml.errors import UserError
+from noisyml.similarity.search import self_topk
+
+#: Called with what is done and a share in [0, 1].
+Progress = Callable[[str, float], None]
+
+#: Arrays by name.
+Arrays = dict[str, NDArray[Any]]
+#: Called with the name of a step and what computes it; gives its arrays, perhaps from an earlier
+#: attempt.
+Steps = Callable[[str, Callable[[], Arrays]], Arrays]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with a 95 % interval that says how far other rows would have moved it."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Judgements:
+    """Judgements of N labels among C classes.
+
+    Attributes:
+        p_wrong: probability that each label is wrong [N] float64.
+        suggested: the likeliest other class [N] int64.
+        p_suggested: its probability [N] float64.
+        posterior: of every class given the row and its label [N, C] float32.
+        transition: share of the rows of each true class (first axis) that carry each label [C, C].
+        noise_rate: share of wrong labels.
+        confusion: for each pair of true class and label how many rows, ``[C, C]`` and the ends of
+            its interval ``[2, C, C]``.
+        votes: shares of the neighbours' votes [N, C], of the given labels.
+        probabilities: out of fold [N, C], of the given labels.
+        index: neighbours [N, k].
+        similarity: theirs [N, k], cosine.
+        columns: further scores [N] by name.
+    """
+
+    p_wrong: NDArray[np.float64]
+    suggested: NDArray[np.int64]
+    p_suggested: NDArray[np.float64]
+    posterior: NDArray[np.float32]
+    transition: NDArray[np.float64]
+    noise_rate: Interval
+    confusion: tuple[NDArray[np.float64], NDArray[np.float64]]
+    votes: NDArray[np.float32]
+    probabilities: NDArray[np.float32]
+    index: NDArray[np.int64]
+    similarity: NDArray[np.float32]
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
+
+
+@checked
+def judge_labels(
+    features: Any,
+    labels: NDArray[Any],
+    num_classes: Annotated[int, Ge(2)],
+    *,
+    neighbours: Count = 30,
+    folds: Count = 10,
+    rounds: Count = 2,
+    known: NDArray[Any] | None = None,
+    seed: Seed = 0,
+    replicates: Count = 100,
+    progress: Progress | None = None,
+    steps: Steps | None = None,
+) -> Judgements:
+    """Judge every label of a data set by the features of its rows.
+
+    Args:
+        features: [N, D], read in blocks.
+        labels: [N] int64 in ``0 .. C - 1``, observed.
+        num_classes: C, at least 2.
+        neighbours: votes of each row, at most N - 1 are used.
+        folds: of the out-of-fold probabilities; fewer where there are fewer rows.
+        rounds: fits of both views; from the second one on with the probabilities of the one before.
+        known: true classes [N] int64 of rows that somebody looked at, -1 for others; they vote and
+            teach with that class from the first round on.
+        seed: of folds and draws.
+        replicates: bootstrap samples behind the intervals.
+        progress: called as the work goes on.
+        steps: keeps what each step computes; None: nothing is kept.
+
+    Raises:
+        UserError: fewer than four rows.
+    """
+    n = len(labels)
+    keep = steps or (lambda name, compute: compute())
+    if n < 4:
+        raise UserError(f"{n} rows are too few to judge labels by: four at least are needed.")
+    tell = progress or (lambda what, share: None)
+    labels = np.asarray(labels, dtype=np.int64)
+    k = min(neighbours, n - 1)
+
+    def search() -> Arrays:
+        tell("neighbours", 0.0)
+        found = self_topk(
+            features, k, progress=lambda done, total: tell("neighbours", done / max(total, 1))
+        )
+        return {"index": found.index.cpu().numpy(), "similarity": found.scores.cpu().numpy()}
+
+    found = keep("neighbours", search)
+    index, similarity = found["index"], found["similarity"].astype(np.float32)
+    first_views: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
+    given = labels if known is None else np.where(known >= 0, known, labels)
+    targets: NDArray[np.float32] | None = None
+    channels: list[Channel] = []
+    for number in range(rounds):
+        what = f"round {number + 1} of {rounds}"
+        votes = (
+            neighbour_votes(index, given, num_classes)
+            if targets is None
+            else _soft_votes(index, targets)
+        )
+
+        def fit(what: str = what, targets: NDArray[np.float32] | None = targets) -> Arrays:
+            found = out_of_fold_probabilities(
+                features,
+                given,
+                num_classes,
+                folds=min(folds, n),
+                targets=targets,
+                seed=seed,
+                progress=lambda done, total: tell(what, done / total),
+            )
+            return {"probabilities": found}
+
+        probabilities = keep(f"round_{number + 1}", fit)["probabilities"]
+        first_views = first_views or (votes, probabilities)
+        sources = [np.log(probabilities + 1e-6), np.log(votes * k + 0.3)]
+        exponents = choose_exponents(sources, labels, known, seed)
+        classes = product_of_sources(sources, exponents)
+        channels.append(fit_channel(classes, labels, known=known))
+        if number == 0:
+            # Of the first round: what later ones say of a label has heard of it.
+            first_classes = classes
+        targets = channels[-1].posterior
+    assert first_views is not None
+    first = channels[0]
+    rows = np.arange(n)
+    p_wrong = combined([1 - own_share(c.posterior, labels).astype(np.float64) for c in channels])
+    if known is not None:
+        p_wrong = np.where(known >= 0, (known != labels).astype(np.float64), p_wrong)
+    posterior = np.mean([c.posterior for c in channels], axis=0, dtype=np.float32)
+    others = posterior.copy()
+    others[rows, labels] = 0
+    suggested = others.argmax(axis=1)
+    likely = others[rows, suggested] / np.maximum(others.sum(axis=1), 1e-12)
+    posterior = others / np.maximum(others.sum(axis=1, keepdims=True), 1e-12)
+    posterior *= p_wrong[:, None].astype(np.float32)
+    posterior[rows, labels] = 1 - p_wrong
+    rate, confusion = _intervals(first_classes, labels, first, known, replicates, seed, tell)
+    first_votes, first_probabilities = first_views
+    return Judgements(
+        p_wrong=p_wrong,
+        suggested=suggested,
+        p_suggested=p_wrong * likely,
+        posterior=posterior,
+        transition=first.transition,
+        noise_rate=rate,
+        confusion=confusion,
+        votes=first_votes,
+        probabilities=first_probabilities,
+        index=index,
+        similarity=similarity,
+        columns={
+            "knn_margin": label_margin(first_votes, labels),
+            "knn_agreement": own_share(first_votes, labels),
+            "self_confidence": own_share(first_probabilities, labels),
+            "normalised_margin": (label_margin(first_probabilities, labels) + 1) / 2,
+        },
+    )
+
+
+def combined(rounds: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """One probability [N] from those of several rounds, in the order of the mean of their log-odds.
+
+    A logistic curve (Platt, 1999) brings the mean log-odds to the level of the first round: the sum
+    of the probabilities stays that of the first.
+
+    Args:
+        rounds: probabilities [N], the first one calibrated.
+
+    Example:
+        >>> combined([np.array([0.1, 0.9, 0.4])]).round(6).tolist()
+        [0.1, 0.9, 0.4]
+    """
+    clipped = [p.clip(1e-7, 1 - 1e-7) for p in rounds]
+    score = np.mean([np.log(p / (1 - p)) for p in clipped], axis=0)
+    aim, slope, offset = clipped[0], 1.0, 0.0
+    for _ in range(50):
+        p = expit(slope * score + offset)
+        power = np.maximum(p * (1 - p), 1e-12)
+        design = np.stack([score, np.ones_like(score)])
+        change = np.linalg.lstsq((design * power) @ design.T, design @ (aim - p), rcond=None)[0]
+        slope, offset = slope + change[0], offset + change[1]
+        if np.abs(change).max() < 1e-8:
+            break
+    return np.asarray(expit(max(slope, 1e-3) * score + offset))
+
+
+def mean_rank_of_margins(
+    votes: NDArray[Any], probabilities: NDArray[Any], labels: NDArray[Any]
+) -> NDArray[np.float64]:
+    """Mean of the ranks of two margins [N] in [0, 1], larger for labels believed right.
+
+    Args:
+        votes: shares of the neighbours' votes [N, C].
+        probabilities: out of fold [N, C].
+        labels: [N] int64, observed.
+    """
+    return (ranks(label_margin(votes, labels)) + ranks(label_margin(probabilities, labels))) / 2
+
+
+def _soft_votes(index: NDArray[Any], targets: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean distribution [N, C] of each row's neighbours."""
+    found = np.empty_like(targets)
+    step = max(1, BLOCK // (index.shape[1] * targets.shape[1]))
+    for start in range(0, len(index), step):
+        found[start : start + step] = targets[index[start : start + step]].mean(axis=1)
+    return found
+
+
+def _intervals(
+    classes: NDArray[Any],
+    labels: NDArray[Any],
+    channel: Channel,
+    known: NDArray[Any] | None,
+    replicates: int,
+    seed: int,
+    tell: Progress,
+) -> tuple[Interval, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """Noise rate and confusion with bootstrap intervals, on `CHOSEN_ON` rows at most."""
+    n, count = classes.shape
+    rng = np.random.default_rng(seed)
+    rows = np.arange(n) if n <= CHOSEN_ON else np.sort(rng.choice(n, CHOSEN_ON, replace=False))
+    q, given = classes[rows], labels[rows]
+    told = None if known is None else known[rows]
+    rates, tables = np.empty(replicates), np.empty((replicates, count, count))
+    for replicate in range(replicates):
+        weights = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows))).astype(float)
+        drawn = fit_channel(q, given, iterations=8, weights=weights, known=told)
+        table = np.zeros((count, count))
+        np.add.at(table.T, given, drawn.posterior * weights[:, None])
+        tables[replicate] = table
+        rates[replicate] = 1 - table.trace() / table.sum()
+        tell("intervals", (replicate + 1) / replicates)
+    whole = np.zeros((count, count))
+    np.add.at(whole.T, labels, channel.posterior.astype(np.float64))
+    value = 1 - whole.trace() / whole.sum()
+    # A sample of the rows varies more than all of them do.
+    shrink = np.sqrt(len(rows) / n)
+    low, high = (np.quantile(rates, [0.025, 0.975]) - rates.mean()) * shrink + value
+    scale = n / len(rows)
+    ends = np.quantile(tables, [0.025, 0.975], axis=0)
+    ends = whole + (ends - tables.mean(axis=0)) * scale * shrink
+    return Interval(float(value), float(max(low, 0.0)), float(min(high, 1.0))), (
+        whole,
+        np.maximum(ends, 0.0),
+    )

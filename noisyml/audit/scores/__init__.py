@@ -1,0 +1,1 @@
+"""Scores of labels: each a pure function of features, neighbours, probabilities or histories."""

@@ -1,0 +1,52 @@
+"""Steps of a long computation on disk: what an earlier attempt finished is read, not computed."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from noisyml.storage.files import write_atomically
+from noisyml.storage.reading import reading
+
+Arrays = dict[str, NDArray[Any]]
+
+
+class StoredSteps:
+    """Arrays of finished steps in a folder, one file a step.
+
+    Args:
+        folder: where the files lie.
+        digest: of all that the steps depend on; a step of another digest is computed anew.
+
+    Example:
+        >>> import tempfile
+        >>> steps = StoredSteps(Path(tempfile.mkdtemp()), "settings")
+        >>> steps("one", lambda: {"x": np.arange(2)})["x"].tolist()
+        [0, 1]
+        >>> steps("one", lambda: {"x": np.arange(9)})["x"].tolist()
+        [0, 1]
+    """
+
+    def __init__(self, folder: Path, digest: str) -> None:
+        self.folder = folder
+        self.digest = digest
+
+    def __call__(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
+        """The arrays of a step, computed if they are not there."""
+        file = self.folder / f"{name}.npz"
+        if file.is_file():
+            advice = "remove it and go on: the step is computed anew"
+            with reading(file, advice), np.load(file, allow_pickle=False) as stored:
+                found = {key: stored[key] for key in stored.files}
+            if str(found.pop("digest", "")) == self.digest:
+                return found
+        arrays = compute()
+        buffer = io.BytesIO()
+        np.savez(buffer, digest=np.asarray(self.digest), **arrays)  # type: ignore[arg-type]
+        write_atomically(file, buffer.getbuffer(), durable=True)
+        return arrays

@@ -1,0 +1,233 @@
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.mixture import GaussianMixture
+from sklearn.neighbors import KNeighborsClassifier
+from support.paths import GOLDEN
+
+from noisyml.audit.scores import confident, folds, neighbours
+from noisyml.audit.scores.channel import choose_exponents, fit_channel, product_of_sources
+from noisyml.audit.scores.density import density_log_odds
+from noisyml.audit.scores.labels import best_other, label_margin, own_share, ranks
+from noisyml.errors import UserError
+from noisyml.similarity.search import self_topk
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    """600 rows of 4 classes in 12 dimensions; a fifth of the labels are wrong."""
+    rng = np.random.default_rng(0)
+    true = rng.integers(0, 4, 600)
+    rows = (rng.normal(size=(4, 12)) * 1.4)[true] + rng.normal(size=(600, 12))
+    labels = true.copy()
+    wrong = rng.random(600) < 0.2
+    labels[wrong] = (true[wrong] + rng.integers(1, 4, wrong.sum())) % 4
+    return rows.astype(np.float32), labels, true
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return dict(np.load(GOLDEN / "clean" / "cleanlab.npz"))
+
+
+def test_confident_learning_is_as_published(reference):
+    p, labels = reference["probabilities"], reference["labels"]
+    np.testing.assert_allclose(confident.confident_thresholds(p, labels), reference["thresholds"])
+    raw = confident.confident_joint(p, labels, calibrated=False)
+    np.testing.assert_array_equal(raw, reference["joint"])
+    joint = confident.confident_joint(p, labels)
+    np.testing.assert_array_equal(joint, reference["calibrated"])
+    np.testing.assert_array_equal(joint.sum(axis=1), np.bincount(labels))
+    assert confident.confident_noise_rate(p, labels) == 1 - joint.trace() / 240
+
+
+@pytest.mark.parametrize("rule", ["confident_learning", "noise_rate", "class", "both"])
+def test_the_rules_of_confident_learning_mark_the_published_rows(reference, rule):
+    found = confident.confident_issues(reference["probabilities"], reference["labels"], rule)
+    np.testing.assert_array_equal(found, reference[f"issues_{rule}"])
+
+
+def test_scores_by_probabilities_are_as_published(reference):
+    p, labels = reference["probabilities"], reference["labels"]
+    np.testing.assert_allclose(confident.self_confidence(p, labels), reference["self_confidence"])
+    np.testing.assert_allclose(
+        confident.normalised_margin(p, labels), reference["normalised_margin"]
+    )
+    assert (best_other(p, labels) != labels).all()
+    sure = label_margin(p, labels) < 0
+    np.testing.assert_array_equal(best_other(p, labels)[sure], p.argmax(axis=1)[sure])
+
+
+def test_a_class_without_rows_reaches_no_confidence():
+    p = np.full((4, 3), 1 / 3)
+    labels = np.array([0, 0, 1, 1])
+    assert confident.confident_thresholds(p, labels)[2] == 2
+    assert confident.confident_joint(p, labels)[2].tolist() == [0, 0, 0]
+
+
+def test_votes_are_those_of_scikit_learn(blobs):
+    rows, labels, _ = blobs
+    unit = folds.unit_rows(rows)
+    index = self_topk(rows, 30).index.numpy()
+    votes = neighbours.neighbour_votes(index, labels, 4)
+    for row in (0, 17, 599):
+        others = np.arange(600) != row
+        judge = KNeighborsClassifier(30).fit(unit[others], labels[others])
+        np.testing.assert_allclose(votes[row], judge.predict_proba(unit[[row]])[0], atol=1e-6)
+    power = np.linspace(0, 1, 600)
+    weighted = neighbours.neighbour_votes(index, labels, 4, power)
+    expected = [power[index[5]][labels[index[5]] == c].sum() for c in range(4)]
+    np.testing.assert_allclose(weighted[5], expected / np.sum(expected), rtol=1e-5)
+
+
+def test_votes_that_are_missing_do_not_count():
+    index = np.array([[1, -1], [-1, -1]])
+    votes = neighbours.neighbour_votes(index, np.array([0, 1]), 2)
+    assert votes.tolist() == [[0.0, 1.0], [0.5, 0.5]]
+
+
+def test_reliability_is_one_over_the_smallest_neighbourhood_that_agrees(blobs):
+    rows, labels, _ = blobs
+    index = self_topk(rows, 51).index.numpy()
+    found = neighbours.wann_reliability(index, labels, 4)
+    for row in range(60):
+        expected = 0.0
+        for k in range(11, 52):
+            if np.bincount(labels[index[row, :k]], minlength=4).argmax() == labels[row]:
+                expected = 1 / k
+                break
+        assert found[row] == expected
+    votes = neighbours.wann_votes(index, labels, 4)
+    size = round(1 / found[index[3, 0]]) if found[index[3, 0]] else 51
+    power = found[index[3, :size]]
+    expected = [power[labels[index[3, :size]] == c].sum() for c in range(4)]
+    np.testing.assert_allclose(votes[3], expected / np.sum(expected), rtol=1e-5)
+
+
+def test_simifeat_marks_by_votes_or_by_ranks(blobs):
+    rows, labels, true = blobs
+    votes = neighbours.neighbour_votes(self_topk(rows, 10).index.numpy(), labels, 4)
+    score, marked = neighbours.simifeat(votes, labels, "vote")
+    np.testing.assert_array_equal(marked, votes.argmax(axis=1) != labels)
+    share = np.array([np.mean(true[labels == c] != c) for c in range(4)])
+    score, marked = neighbours.simifeat(votes, labels, "rank", share)
+    for label in range(4):
+        own = labels == label
+        assert marked[own].sum() == round(share[label] * own.sum())
+        assert score[own & marked].max() <= score[own & ~marked].min()
+    cosine = votes[0] @ np.eye(4)[labels[0]] / np.linalg.norm(votes[0])
+    assert score[0] == pytest.approx(cosine)
+    with pytest.raises(ValueError, match="needs wrong_share"):
+        neighbours.simifeat(votes, labels, "rank")
+
+
+def test_probabilities_are_those_of_a_classifier_that_has_not_seen_the_row(blobs):
+    rows, labels, _ = blobs
+    found = folds.out_of_fold_probabilities(rows, labels, 4, folds=5, max_iterations=300)
+    held = folds.stratified_folds(labels, 5, 0)
+    assert (np.bincount(held) == 120).all()
+    counts = np.stack([np.bincount(labels[held == f], minlength=4) for f in range(5)])
+    assert (counts.max(axis=0) - counts.min(axis=0)).max() <= 1
+    projected = folds.principal_projection(rows, 256)(rows).numpy()
+    judge = LogisticRegression(C=1.0, tol=1e-8, max_iter=2000)
+    judge.fit(projected[held != 2], labels[held != 2])
+    expected = judge.predict_proba(projected[held == 2])
+    np.testing.assert_allclose(found[held == 2], expected, atol=2e-3)
+
+
+def test_probabilities_of_weighted_rows(blobs):
+    rows, labels, _ = blobs
+    weights = np.random.default_rng(1).random(600)
+    found = folds.out_of_fold_probabilities(
+        rows, labels, 4, folds=None, weights=weights, balanced=True, max_iterations=300
+    )
+    mass = np.bincount(labels, weights)
+    power = weights * (weights.sum() / 4 / mass)[labels]
+    projected = folds.principal_projection(rows, 256)(rows).numpy()
+    judge = LogisticRegression(C=1.0, tol=1e-8, max_iter=2000).fit(projected, labels, power)
+    np.testing.assert_allclose(found, judge.predict_proba(projected), atol=2e-3)
+    # Labels given as distributions are the same labels.
+    same = folds.out_of_fold_probabilities(
+        rows, labels, 4, folds=None, weights=weights, balanced=True, targets=np.eye(4)[labels]
+    )
+    np.testing.assert_allclose(same, found, atol=2e-3)
+
+
+def test_more_folds_than_rows_are_refused():
+    with pytest.raises(UserError, match=r"folds=9 must be from 2 to the 8 rows"):
+        folds.out_of_fold_probabilities(np.eye(8), np.arange(8) % 2, 2, folds=9)
+
+
+def test_few_directions_are_the_principal_ones(blobs):
+    rows = blobs[0]
+    unit = folds.unit_rows(rows)
+    values = np.linalg.svd(unit - unit.mean(axis=0), full_matrices=False)[1]
+    projected = folds.principal_projection(rows, 3)(rows).numpy()
+    lengths = np.linalg.norm(projected, axis=0)
+    np.testing.assert_allclose(lengths / lengths[0], values[:3] / values[0], rtol=1e-4)
+    assert np.square(projected).mean() == pytest.approx(1, rel=1e-4)
+
+
+def test_densities_leave_the_row_itself_out(blobs):
+    rows, labels, true = blobs
+    found = density_log_odds(rows, labels, 4)
+    assert found[labels == true].mean() > found[labels != true].mean() + 1
+    # A class of one row says nothing about it.
+    alone = np.r_[labels[:-1], 4]
+    assert np.isnan(density_log_odds(rows, alone, 5)[-1])
+    centred = folds.unit_rows(folds.unit_rows(rows) - folds.unit_rows(rows).mean(axis=0))
+    left = centred[(labels == labels[0]) & (np.arange(600) != 0)].sum(axis=0)
+    others = [centred[labels == c].sum(axis=0) for c in range(4)]
+    own = centred[0] @ left / np.linalg.norm(left)
+    rest = [centred[0] @ o / np.linalg.norm(o) for c, o in enumerate(others) if c != labels[0]]
+    # The sign of the odds of few classes is that of the nearer direction.
+    if own > max(rest) + 0.2:
+        assert found[0] > 0
+
+
+def test_the_channel_finds_how_classes_are_mistaken(blobs):
+    rng = np.random.default_rng(2)
+    true = rng.integers(0, 3, 4000)
+    q = np.full((4000, 3), 0.04)
+    q[np.arange(4000), true] = 0.92
+    flip = np.array([[0.7, 0.3, 0.0], [0.0, 1.0, 0.0], [0.05, 0.05, 0.9]])
+    labels = np.array([rng.choice(3, p=flip[c]) for c in true])
+    told = rng.random(4000) < 0.92
+    q[~told] = q[~told][:, [1, 2, 0]]  # as often wrong as it says
+    channel = fit_channel(q, labels)
+    np.testing.assert_allclose(channel.transition, flip, atol=0.05)
+    p_wrong = 1 - own_share(channel.posterior, labels)
+    assert p_wrong.mean() == pytest.approx((labels != true).mean(), abs=0.02)
+    known = np.where(np.arange(4000) < 50, true, -1)
+    seen = fit_channel(q, labels, known=known)
+    assert (seen.posterior[:50].argmax(axis=1) == true[:50]).all()
+    # A source that says nothing is not listened to, one that exaggerates is toned down.
+    loud = np.log(q) * 3
+    noise = np.log(rng.dirichlet(np.ones(3), 4000))
+    exponents = choose_exponents([loud, noise], labels)
+    assert exponents[0] == pytest.approx(1 / 3, abs=0.1)
+    assert exponents[1] < 0.1
+    again = product_of_sources([loud], np.array([1 / 3]))
+    np.testing.assert_allclose(again, q, atol=1e-5)
+
+
+def test_equal_scores_share_their_rank():
+    assert ranks(np.array([3.0, 3.0])).tolist() == [0.5, 0.5]
+    assert ranks(np.array([1.0])).tolist() == [0.0]
+
+
+def test_the_mixture_of_losses_is_that_of_scikit_learn():
+    from noisyml.selectors.loss_mixture import small_loss_posterior
+
+    rng = np.random.default_rng(0)
+    losses = np.r_[rng.gamma(2.0, 0.1, 700), rng.normal(3, 0.5, 300).clip(0)]
+    found = small_loss_posterior(torch.from_numpy(losses), tolerance=1e-9, iterations=1000)
+    scaled = ((losses - losses.min()) / (losses.max() - losses.min()))[:, None]
+    model = GaussianMixture(2, reg_covar=5e-4, max_iter=1000, tol=1e-9, random_state=0)
+    model.fit(scaled)
+    expected = model.predict_proba(scaled)[:, model.means_.argmin()]
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-4)
+    some = torch.tensor([0.1, torch.nan, 3.0, 0.2])
+    assert small_loss_posterior(some).isnan().tolist() == [False, True, False, False]
+    assert small_loss_posterior(torch.ones(3)).tolist() == [1, 1, 1]

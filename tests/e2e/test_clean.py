@@ -1,0 +1,140 @@
+"""Auditing labels, as typed."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+from support.shell import TINY
+
+from noisyml.audit.steps import StoredSteps
+
+#: Seconds of work: pixels of a perceptron with random weights, few folds.
+SMALL = [
+    "backbone=mlp",
+    "backbone.hidden_features=[64]",
+    "transform.size=8",
+    "transform.colour=grey",
+    "folds=4",
+    "neighbours=10",
+    "gallery=30",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """240 digits in folders of classes, one in six wrong; its name says the truth."""
+    root = tmp_path_factory.mktemp("digits")
+    rows, true = load_digits(n_class=4, return_X_y=True)
+    rng = np.random.default_rng(0)
+    labels = true[:240].copy()
+    wrong = rng.choice(240, 40, replace=False)
+    labels[wrong] = (labels[wrong] + rng.integers(1, 4, 40)) % 4
+    for i, label in enumerate(labels):
+        file = root / f"digit_{label}" / f"{true[i]}-{i}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray((rows[i].reshape(8, 8) * 15).astype(np.uint8)).save(file)
+    (root / "digit_0" / "broken.png").write_bytes(b"no picture")
+    return root
+
+
+def test_a_folder_is_judged_reviewed_and_trained_on(shell, folder):
+    command = ["clean", "dataset=image_folder", f"dataset.path={folder}", *SMALL]
+    run = shell.folder / "audit"
+    status, out = shell(*command, f"hydra.run.dir={run}", "export=[cleanlab]")
+    assert status == 0, out
+    assert "240 rows of 4 classes judged" in out
+    assert "1 images that cannot be decoded" in out
+    issues = pd.read_csv(run / "issues.csv")
+    assert len(issues) == 240
+    assert set(issues["split"]) == {"train", "val", "test"}
+    truth = issues["path"].str.extract(r"/(\d)-\d+\.png$")[0]
+    wrong = "digit_" + truth != issues["given"]
+    assert wrong.sum() == 40
+    assert wrong[:40].mean() > 0.7
+    assert ("digit_" + truth == issues["suggested"])[wrong].mean() > 0.8
+    summary = json.loads((run / "summary.json").read_text())
+    assert abs(summary["noise_rate"] - 1 / 6) < 0.06
+    assert (run / "gallery.html").is_file()
+    assert (run / "cleanlab_issues.csv").is_file()
+    # A finished audit is left as it is.
+    status, out = shell("clean", f"resume={run}")
+    assert status == 0
+    assert "is finished already" in out
+
+    review = shell.folder / "decisions.csv"
+    pd.DataFrame(
+        {"path": issues["path"][:2], "decision": ["drop", "relabel"], "label": ["", "digit_3"]}
+    ).to_csv(review, index=False)
+    status, out = shell("clean", "apply", f"decisions={review}", f"run={run}")
+    assert status == 0, out
+    assert "train on it: noisyml train dataset=csv" in out
+    labels = pd.read_csv(run / "cleaned.csv").set_index("path")["label"]
+    assert issues["path"][0] not in labels.index
+    assert labels[issues["path"][1]] == "digit_3"
+    train = [*TINY, "dataset=csv", f"dataset.path={run / 'cleaned.csv'}", "trainer.max_epochs=1"]
+    status, out = shell("train", *train, "noise=none", "transform=square", "transform.size=8")
+    assert status == 0, out
+
+    # What was reviewed is known in a second round, and another table is compared.
+    again = shell.folder / "again"
+    more = [f"decisions={review}", f"against={run / 'cleaned.csv'}", "gallery=0"]
+    status, out = shell(*command, f"hydra.run.dir={again}", *more)
+    assert status == 0, out
+    second = pd.read_csv(again / "issues.csv").set_index("path")
+    expected = 0.0 if issues["given"][1] == "digit_3" else 1.0
+    assert second["p_wrong"][issues["path"][1]] == expected
+    assert (again / "against.csv").is_file()
+    assert not (again / "gallery.html").exists()
+
+
+def test_a_killed_audit_goes_on(shell, folder, monkeypatch):
+    run = shell.folder / "audit"
+    command = ["clean", f"dataset.path={folder}", *SMALL, f"hydra.run.dir={run}"]
+    compute = StoredSteps.__call__
+    seen = []
+
+    def stop(self, name, make):
+        seen.append(name)
+        if name == "round_2":
+            raise KeyboardInterrupt
+        return compute(self, name, make)
+
+    monkeypatch.setattr(StoredSteps, "__call__", stop)
+    assert shell(*command)[0] == 130
+    monkeypatch.undo()
+    made = {file.stem: file.stat().st_mtime_ns for file in (run / "steps").iterdir()}
+    assert set(made) == {"neighbours", "round_1"}
+    status, out = shell("clean", f"resume={run}")
+    assert status == 0, out
+    after = {file.stem: file.stat().st_mtime_ns for file in (run / "steps").iterdir()}
+    assert {name: after[name] for name in made} == made
+    assert (run / "issues.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["drop_above=2"], "drop_above=2 must be a number from 0 to 1"),
+        (["folds=1"], "folds=1"),
+        (["export=[clenlab]"], "clenlab"),
+        (["decisions=nothing.csv"], "There is no nothing.csv: decisions= is a table."),
+        (["splits=[tset]"], "has no split 'tset'. Did you mean 'test'?"),
+        (["dataset.path=nowhere"], "nowhere"),
+    ],
+)
+def test_mistakes_are_told_in_one_sentence(shell, folder, words, message):
+    status, out = shell("clean", f"dataset.path={folder}", *SMALL, *words)
+    assert status == 2
+    assert message in out
+
+
+def test_apply_tells_what_it_needs(shell):
+    status, out = shell("clean", "apply")
+    assert status == 2
+    assert "needs decisions=FILE" in out
+    status, out = shell("clean", "apply", "decision=x")
+    assert status == 2
+    assert "does not know 'decision=x'. Did you mean 'decisions'?" in out
