@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 #: Settings of the audit itself.
 OWN = (
     *("neighbours", "folds", "rounds", "planted_errors", "relabel_above", "drop_above"),
-    *("duplicates_above", "unlike_deviations", "look_at_images", "gallery", "export", "seed"),
+    *("duplicates_above", "unlike_deviations", "look_at_images", "gallery_rows", "export", "seed"),
 )
 #: Settings that a folder may be gone on with otherwise.
 FREE = ("name", "paths", "run_dir", "resume", "trainer", "data.num_workers")
@@ -193,8 +193,8 @@ def clean(config: DictConfig, folder: RunFolder) -> dict[str, float]:
         found = audit(rows, settings, folder.path, reviews, progress)
     against = None if config.against is None else Path(config.against)
     write_audit(found, folder.path, settings, reviews, against)
-    if settings.gallery and rows.kind == "images":
-        write_gallery(found, folder.path / "gallery.html", settings.gallery)
+    if settings.gallery_rows and rows.kind == "images":
+        write_gallery(found, folder.path / "gallery.html", settings.gallery_rows)
     metrics = {
         "clean/noise_rate": found.judged.noise_rate.value,
         "clean/rows": float(len(rows)),

@@ -57,7 +57,7 @@ class AuditSettings:
     duplicates_above: Share = 0.995
     unlike_deviations: Positive = 4.0
     look_at_images: bool = True
-    gallery: WholeNonNegative = 500
+    gallery_rows: WholeNonNegative = 500
     export: list[Door] | None = None
     seed: Seed = 0
 

@@ -27,6 +27,7 @@ TEXT_KEYS = frozenset(
         *("path", "root", "dir", "folder", "file", "output", "cache", "cache_dir", "save_dir"),
         *("run", "run_dir", "resume", "init_from", "previous_run", "checkpoint"),
         *("embeddings", "gallery", "split", "gallery_split", "lists", "cleaned", "clean_list"),
+        *("decisions", "against"),
         *("path_column", "label_column", "labels_column", "split_column"),
         *("name", "project", "entity", "weights"),
     }

@@ -34,7 +34,7 @@ from noisyml.data.inputs import FileImages
 from noisyml.errors import UserError
 
 CLASSES = ["<b>disc</b>", "square", "stripe"]
-SETTINGS = AuditSettings(neighbours=8, folds=4, gallery=20)
+SETTINGS = AuditSettings(neighbours=8, folds=4, gallery_rows=20)
 
 
 def drawn(kind, rng):

@@ -19,7 +19,7 @@ SMALL = [
     "transform.colour=grey",
     "folds=4",
     "neighbours=10",
-    "gallery=30",
+    "gallery_rows=30",
 ]
 
 
@@ -80,7 +80,7 @@ def test_a_folder_is_judged_reviewed_and_trained_on(shell, folder):
 
     # What was reviewed is known in a second round, and another table is compared.
     again = shell.folder / "again"
-    more = [f"decisions={review}", f"against={run / 'cleaned.csv'}", "gallery=0"]
+    more = [f"decisions={review}", f"against={run / 'cleaned.csv'}", "gallery_rows=0"]
     status, out = shell(*command, f"hydra.run.dir={again}", *more)
     assert status == 0, out
     second = pd.read_csv(again / "issues.csv").set_index("path")
