@@ -42,7 +42,7 @@ def write_gallery(found: Audit, file: Path, rows: int = 500) -> None:
 
 
 def content(found: Audit, rows: int) -> dict[str, Any]:
-    """What the page shows, as JSON."""
+    """Content of the page, as JSON."""
     table = found.issues.iloc[:rows]
     judged, data = found.judged, found.rows
     paths = paths_of(data)
