@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from noisyml.audit.issues import lines_of
 from noisyml.audit.judging import Judgements
 from noisyml.audit.rows import Rows
 from noisyml.audit.scores.folds import principal_projection
@@ -91,7 +92,7 @@ def to_fiftyone(issues: pd.DataFrame) -> dict[str, Any]:
                 "p_wrong": float(line.p_wrong),
                 "reasons": line.reasons,
             }
-            for line in issues.itertuples(index=False)
+            for line in lines_of(issues)
         ]
     }
 
@@ -119,7 +120,7 @@ def to_label_studio(issues: pd.DataFrame) -> list[dict[str, Any]]:
                 }
             ],
         }
-        for line in issues.itertuples(index=False)
+        for line in lines_of(issues)
     ]
 
 
@@ -187,7 +188,9 @@ def to_embedding_atlas(issues: pd.DataFrame, rows: Rows, judged: Judgements) -> 
         id=np.arange(len(rows)),
         x=plane[:, 0],
         y=plane[:, 1] if plane.shape[1] > 1 else 0.0,
-        neighbors=[{"ids": i, "distances": d} for i, d in zip(near, far, strict=True)],
+        neighbors=pd.Series(
+            [{"ids": i, "distances": d} for i, d in zip(near, far, strict=True)], dtype=object
+        ),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -21,6 +21,11 @@ from noisyml.errors import UserError, did_you_mean
 Decision = Literal["keep", "relabel", "drop"]
 #: Neighbours that are shown beside a row.
 SHOWN_NEIGHBOURS = 6
+
+
+def lines_of(table: pd.DataFrame) -> Iterator[Any]:
+    """The lines of a table, with a field for each column."""
+    return table.itertuples(index=False)
 
 
 def path_of(inputs: Any, place: int) -> str | None:
@@ -73,7 +78,7 @@ def reasons(
         found[row].append("unlike any class")
     for remark in odd:
         found[remark.row].append(remark.remark)
-    for pair in duplicates.itertuples(index=False):
+    for pair in lines_of(duplicates):
         for row, twin in ((int(pair.first), int(pair.second)), (int(pair.second), int(pair.first))):
             text = f"nearly the same as {rows.keys[twin]}"
             if pair.labels_differ:
@@ -103,7 +108,7 @@ def issues_table(
     names = np.asarray(rows.class_names, dtype=object)
     paths = np.asarray(paths_of(rows), dtype=object)
     twin = np.full(len(rows), "", dtype=object)
-    for pair in duplicates.iloc[::-1].itertuples(index=False):
+    for pair in lines_of(duplicates.iloc[::-1]):
         twin[int(pair.second)] = paths[int(pair.first)]
     table = pd.DataFrame(
         {
@@ -276,7 +281,9 @@ def compared(issues: pd.DataFrame, other: pd.DataFrame, source: str) -> pd.DataF
     """
     for column in ("path", "label"):
         if column not in other.columns:
-            raise UserError(f"{source} has no column '{column}'; it has: {', '.join(other)}.")
+            raise UserError(
+                f"{source} has no column '{column}'; it has: {', '.join(map(str, other))}."
+            )
     labels = other.drop_duplicates("path").set_index("path")["label"].astype(str)
     found = issues["path"].map(labels)
     if found.isna().all():

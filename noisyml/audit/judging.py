@@ -176,7 +176,9 @@ def judge_labels(
     p_wrong = combined([1 - own_share(c.posterior, labels).astype(np.float64) for c in channels])
     if known is not None:
         p_wrong = np.where(known >= 0, (known != labels).astype(np.float64), p_wrong)
-    posterior = np.mean([c.posterior for c in channels], axis=0, dtype=np.float32)
+    posterior: NDArray[np.float32] = np.asarray(
+        np.mean([c.posterior for c in channels], axis=0, dtype=np.float32)
+    )
     others = posterior.copy()
     others[rows, labels] = 0
     suggested = others.argmax(axis=1)

@@ -75,6 +75,7 @@ class LossMixture(_Watching):
     blank: ClassVar[Mapping[str, float]] = {"losses": torch.nan, "posterior": torch.nan}
     losses: Tensor
     posterior: Tensor
+    fitted: Tensor
 
     def __init__(self, threshold: Share = 0.5, warmup_epochs: WholeNonNegative = 10) -> None:
         super().__init__(warmup_epochs)
