@@ -56,7 +56,7 @@ def density_log_odds(
     sums = torch.zeros(num_classes, width, dtype=torch.float64)
     for block in blocks:
         rows = torch.from_numpy(rows_of(block)).double()
-        sums.index_add_(0, torch.from_numpy(labels[block]), rows)
+        sums.index_add_(0, torch.tensor(labels[block]), rows)
     directions, r_bar = resultant_statistics(sums, torch.from_numpy(counts), bias_correction=True)
     weight = torch.from_numpy(counts * (counts > 1)).double()
     pooled = (r_bar * weight).sum() / weight.sum().clamp(min=1)
@@ -67,7 +67,7 @@ def density_log_odds(
     found = np.empty(n)
     for block in blocks:
         rows = torch.from_numpy(rows_of(block)).double()
-        own = torch.from_numpy(labels[block])
+        own = torch.tensor(labels[block])
         similarity = rows @ directions.T
         with_own = (rows * sums[own]).sum(dim=1)
         length = rows.square().sum(dim=1)
