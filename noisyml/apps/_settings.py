@@ -84,6 +84,22 @@ class TrainerSettings(_Settings):
 
 
 @dataclass(frozen=True)
+class Places(_Settings):
+    """``paths``: where data sets, caches and results lie."""
+
+    data: str
+    cache: str
+    output: str
+
+
+@dataclass(frozen=True)
+class PlacesOnly(_Settings):
+    """The part of a verb's settings that is read before the others."""
+
+    paths: Places
+
+
+@dataclass(frozen=True)
 class TrainData(_Settings):
     """``data`` of a training run."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisyml.apps._folder import write_inputs
-from noisyml.apps._settings import TrainSettings, read_settings
+from noisyml.apps._settings import PlacesOnly, TrainSettings, read_settings
 from noisyml.assembly.trusted import admit, check_composed
 from noisyml.command.secrets import as_yaml, resolved
 from noisyml.errors import UserError
@@ -37,6 +37,7 @@ def resolve(config: DictConfig, folder: RunFolder, given: Handover) -> DictConfi
             config.previous_run = str(given.previous)
         if given.init_from is not None:
             config.init_from = str(given.init_from)
+        read_settings(PlacesOnly, config)
         config.paths.cache = str(Path(config.paths.cache).expanduser())
         for key, value in given.settings.items():
             OmegaConf.update(config, key, value, merge=False, force_add=True)

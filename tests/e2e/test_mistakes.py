@@ -16,6 +16,8 @@ from support.shell import TINY
         (["train", "dataset=digit"], "no dataset 'digit'. Did you mean 'digits'?"),
         (["train", "--multirunn"], "There is no option '--multirunn'. Did you mean '--multirun'?"),
         (["train", "loss=[.9]"], "loss=[.9] is no choice"),
+        (["train", "paths.cache={1:2}"], "paths.cache={1: 2} must be a word"),
+        (["train", "paths=3"], "paths=3 is no choice"),
         (["train", "evaluator=[null]"], "evaluator=[null] is no choice"),
         (
             [
