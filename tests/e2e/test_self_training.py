@@ -116,7 +116,7 @@ def test_killed_in_training_labelling_and_choosing_it_ends_with_the_same_bits(
 
 def test_a_run_tells_its_stages_and_adopts_the_last_and_the_best(shell):
     status, said = shell(
-        *DIGITS, "stages=path", "stages.path=[1,0.5]", "method.pseudo.threshold=0.5", "report=true"
+        *DIGITS, "stages=path", "stages.path=[1,0.5]", "method.pseudo.threshold=0.1", "report=true"
     )
     assert status == 0, said
     run = next(r for r in shell.runs() if "stages" not in r.parts)
@@ -130,7 +130,7 @@ def test_a_run_tells_its_stages_and_adopts_the_last_and_the_best(shell):
     # Each stage starts from the model before it, and its pseudo-labels say who made them.
     manifest = json.loads((stages[1] / "pseudo_labels" / "manifest.json").read_text())
     assert manifest["checkpoint"] == str(stages[0] / "checkpoints" / "last.ckpt")
-    assert manifest["settings"] == {"threshold": 0.5, "soft": False}
+    assert manifest["settings"] == {"threshold": 0.1, "soft": False}
     assert not (stages[0] / "pseudo_labels").exists()
     scores = [RunFolder(stage).metrics() for stage in stages]
     assert 0 < scores[1]["pseudo/accuracy"] <= 1
@@ -150,22 +150,6 @@ def test_a_run_tells_its_stages_and_adopts_the_last_and_the_best(shell):
     assert f'"test/accuracy": {metrics["best/test/accuracy"]}' in said
 
 
-class LyingDigits(Digits):
-    """Digits whose training labels are wrong where no label is to be used."""
-
-    def splits(self):
-        """The splits, with other labels behind all but the labelled samples."""
-        from dataclasses import replace
-
-        from noisyml.data.labelled import LabelledPart
-
-        splits = super().splits()
-        train = LabelledPart(size=60).apply(splits)["train"]
-        wrong = np.where(train.labelled, train.labels, (train.labels + 3) % 10)
-        splits["train"] = replace(train, labels=wrong)
-        return splits
-
-
 @pytest.mark.parametrize("alpha", [0.5, 1.0])
 def test_the_labels_of_unlabelled_samples_teach_nothing(shell, alpha):
     status, said = shell(*DIGITS, "name=first")
@@ -176,7 +160,7 @@ def test_the_labels_of_unlabelled_samples_teach_nothing(shell, alpha):
     own = shell.folder / "own" / "dataset"
     own.mkdir(parents=True)
     (own / "lying.yaml").write_text(
-        "# Digits with other labels\n_target_: test_self_training.LyingDigits\n"
+        "# Digits with other labels\n_target_: support.lying.LyingDigits\n"
     )
     keys = shell.folder / "keys.txt"
     train = Digits().splits()["train"]
@@ -201,7 +185,7 @@ def test_masks_lie_beside_their_manifest_as_numbers(shell):
     status, said = shell(*PAGES[:-2], "data.eval_batch_size=4", "name=first")
     assert status == 0, said
     second = ["method.alpha=1.0", f"method.pseudo.source={the_run(shell, 'first')}"]
-    soft = ["method.pseudo.soft=true", "method.pseudo.threshold=0.2"]
+    soft = ["method.pseudo.soft=true", "method.pseudo.threshold=0.15"]
     status, said = shell(*PAGES[:-2], "data.eval_batch_size=4", *second, *soft, "name=second")
     assert status == 0, said
     run = the_run(shell, "second")
@@ -216,11 +200,13 @@ def test_masks_lie_beside_their_manifest_as_numbers(shell):
         assert set(np.unique(labels)) <= {*range(7), 255}
         with Image.open(folder / "confidence" / f"{at:06d}.png") as image:
             certain = np.asarray(image) / 255
-        assert (certain[labels != 255] > 0.195).all()
+        assert (certain[labels != 255] > 0.145).all()
         with Image.open(folder / "soft" / f"{at:06d}.png") as image:
             planes = np.asarray(image).reshape(7, 32, 32)
         assert abs(planes.sum(0).astype(int) - 255).max() <= 4
-        assert (planes.argmax(0)[labels != 255] == labels[labels != 255]).mean() > 0.9
+        kept = labels != 255
+        chosen = np.take_along_axis(planes, np.where(kept, labels, 0)[None].astype(int), 0)[0]
+        assert (chosen[kept] == planes.max(0)[kept]).all()
     # What was changed since is noticed.
     one = folder / "labels" / f"{manifest['index'][0]:06d}.png"
     Image.fromarray(np.zeros((32, 32), dtype=np.uint8)).save(one)

@@ -80,7 +80,9 @@ def _without_best(runs: ReportedRuns) -> list[str]:
 def _lacks_best(run: RunFolder) -> bool:
     choice = run.config().get("model_choice") or []
     wanted = "best" in ([choice] if isinstance(choice, str) else choice)
-    return wanted and run.metrics_file.is_file() and "best/epoch" not in run.metrics()
+    if not wanted or not run.metrics_file.is_file():
+        return False
+    return not {"best/epoch", "best/stage"} & set(run.metrics())
 
 
 def _broken_images(runs: ReportedRuns) -> list[str]:

@@ -39,6 +39,7 @@ class GlyphPages(DatasetSource):
         side: of the pages, in pixels.
         letters: least and greatest number of letters on a page.
         letter_side: least and greatest side of a letter, in pixels.
+        spread: pixels by which a letter's region is wider than its ink.
         clutter: strokes on a page that belong to the ground.
         grain: standard deviation of the noise, in grey levels.
         num_train: pages of ``train``.
@@ -62,6 +63,7 @@ class GlyphPages(DatasetSource):
         side: Annotated[int, Interval(ge=16, le=1024)] = 64,
         letters: tuple[Count, Count] = (1, 3),
         letter_side: tuple[Count, Count] = (28, 44),
+        spread: Count = 1,
         clutter: WholeNonNegative = 3,
         grain: NonNegative = 18.0,
         num_train: Count = 400,
@@ -79,6 +81,7 @@ class GlyphPages(DatasetSource):
         self.side = side
         self.letters = (letters[0], letters[1])
         self.letter_side = (letter_side[0], letter_side[1])
+        self.spread = spread
         self.clutter = clutter
         self.grain = grain
         self.sizes = {"train": num_train, "val": num_val, "test": num_test}
@@ -122,7 +125,7 @@ class GlyphPages(DatasetSource):
         if self.cache_dir is None:
             return self._pages(source, size)
         settings = (source.fingerprint, size, self.side, self.letters, self.letter_side)
-        settings += (self.clutter, self.grain, self.seed, COMPOSITION)  # type: ignore[assignment]
+        settings += (self.spread, self.clutter, self.grain, self.seed, COMPOSITION)  # type: ignore[assignment]
         digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:20]
         file = self.cache_dir / f"{source.name}-{digest}.npy"
         kept = caches.read_array(file)
@@ -164,7 +167,7 @@ class GlyphPages(DatasetSource):
             strength = letter / 255 * rng.uniform(0.7, 1.0)
             tone = rng.uniform(150, 240)
             page[window] = page[window] * (1 - strength) + tone * strength
-            ink = ndimage.binary_dilation(letter >= _INK)
+            ink = ndimage.binary_dilation(letter >= _INK, iterations=self.spread)
             mask[window][ink] = labels[which] + 1
         page += rng.normal(0.0, self.grain, page.shape)
         return np.clip(page.round(), 0, 255).astype(np.uint8), mask
