@@ -209,7 +209,7 @@ def test_masks_lie_beside_their_manifest_as_numbers(shell):
         assert (chosen[kept] == planes.max(0)[kept]).all()
     # What was changed since is noticed.
     one = folder / "labels" / f"{manifest['index'][0]:06d}.png"
-    Image.fromarray(np.zeros((32, 32), dtype=np.uint8)).save(one)
+    Image.fromarray(np.full((32, 32), 3, dtype=np.uint8)).save(one)
     (run / "status.json").unlink()
     (run / "metrics.json").unlink()
     status, said = shell("train", f"resume={run}")
