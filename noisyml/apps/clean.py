@@ -244,6 +244,7 @@ def read_rows(config: DictConfig) -> Rows:
         if split.inputs.kind == "vectors":
             return vector_rows(split.inputs), np.empty(0, dtype=np.int64)
         if not network:
+            torch.manual_seed(config.seed)  # random weights, where the backbone has no others
             network.append(build(config.backbone).eval().to(device))
         cached = cached_features(
             split,

@@ -103,9 +103,9 @@ def test_a_killed_audit_goes_on(shell, folder, monkeypatch):
             raise KeyboardInterrupt
         return compute(self, name, make)
 
-    monkeypatch.setattr(StoredSteps, "__call__", stop)
-    assert shell(*command)[0] == 130
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(StoredSteps, "__call__", stop)
+        assert shell(*command)[0] == 130
     made = {file.stem: file.stat().st_mtime_ns for file in (run / "steps").iterdir()}
     assert set(made) == {"neighbours", "round_1"}
     status, out = shell("clean", f"resume={run}")
