@@ -55,7 +55,7 @@ def pictures(name: str, rows: int, size: int) -> tuple[Array, NDArray[np.int64]]
     from noisyml.data.datasets.small_images.fashion_mnist import FashionMNIST
     from noisyml.models.backbones.from_timm import efficientnet_lite0
 
-    source = Glyphs(split="closed_set") if name == "glyphs" else FashionMNIST()
+    source = Glyphs(split="closed_set") if name == "glyphs" else FashionMNIST(root="data")
     split = source.splits()["test" if name == "fashion_mnist" else "train"]
     network = efficientnet_lite0(weights="imagenet").eval()
     chosen = np.random.default_rng(0).permutation(len(split))[:rows]
