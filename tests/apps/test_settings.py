@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 
 from noisyml.apps._folder import write_inputs
 from noisyml.apps._settings import (
+    CleanSettings,
     DataSettings,
     EmbedSettings,
     EvaluateSettings,
@@ -29,10 +30,14 @@ KINDS = {
     "evaluate": EvaluateSettings,
     "knn": KnnSettings,
     "data": DataSettings,
+    "clean": CleanSettings,
 }
 #: Keys of a root YAML whose values another signature checks.
 ELSEWHERE = {"knn": {"k", "metric", "precision", "index", "recall_queries", "device",
-                     "memory_budget_bytes", "csv"}}  # fmt: skip
+                     "memory_budget_bytes", "csv"},
+             "clean": {"neighbours", "folds", "rounds", "planted_errors", "relabel_above",
+                       "drop_above", "duplicates_above", "unlike_deviations", "look_at_images",
+                       "gallery_rows", "export", "seed", "transform"}}  # fmt: skip
 
 
 @pytest.mark.parametrize("root", KINDS)
