@@ -39,6 +39,8 @@ _HEADLINES: Mapping[Protocol, str] = {
     "landmarks": "map_at_100",
 }
 LANDMARK_RANKS = 100
+#: Distractors that are counted together; fewer wait.
+DISTRACTORS_AT_ONCE = 4096
 
 
 class InstanceEvaluator(Evaluator):
@@ -138,6 +140,8 @@ class InstanceEvaluator(Evaluator):
         self._whiten: Callable[[Tensor], Tensor] | None = None
         self._found: Places | None = None
         self._before: Tensor | None = None
+        self._waiting: list[Tensor] = []
+        self._images: Judged | None = None
 
     @property
     def _keeps_distractors(self) -> bool:
@@ -165,10 +169,9 @@ class InstanceEvaluator(Evaluator):
         if role != "distractors" or self._keeps_distractors:
             self._parts[role].append((index.detach(), rows))
             return
-        queries, _ = self._prepare()
-        found = self._rank()
-        more = count_larger(queries, self._described(rows), self._judged, found.scores)
-        self._before = more if self._before is None else self._before + more
+        self._waiting.append(rows)
+        if sum(map(len, self._waiting)) >= DISTRACTORS_AT_ONCE:
+            self._count_waiting()
 
     @torch.no_grad()
     def compute(self) -> dict[str, float]:
@@ -180,6 +183,7 @@ class InstanceEvaluator(Evaluator):
         known = self._known
         queries, _ = self._prepare()
         found = self._rank()
+        self._count_waiting()
         place = found.place
         if self._before is not None:
             place = place + self._before
@@ -214,13 +218,17 @@ class InstanceEvaluator(Evaluator):
     @property
     def _judged(self) -> Judged:
         """All judged images that the gallery holds, by query."""
+        if self._images is not None:
+            return self._images
         known = self._known
         there = known.document >= 0
         query = torch.from_numpy(known.query[there])
         order = query.argsort(stable=True)
         images = torch.from_numpy(known.document[there])[order]
         device = self._prepare()[0].device
-        return Judged(images.to(device), query[order].to(device), len(known.query_ids))
+        found = Judged(images.to(device), query[order].to(device), len(known.query_ids))
+        self._images = found
+        return found
 
     def _prepare(self) -> tuple[Tensor, Tensor]:
         """Queries and gallery as they are compared."""
@@ -274,6 +282,17 @@ class InstanceEvaluator(Evaluator):
         if self.diffusion:
             return diffused(queries, gallery, self.diffusion, **self.diffusion_settings)
         return ranked(queries, gallery)
+
+    def _count_waiting(self) -> None:
+        """Count the distractors at hand that come before each judged image, and forget them."""
+        if not self._waiting:
+            return
+        queries, _ = self._prepare()
+        found = self._rank()
+        block = self._described(torch.cat(self._waiting))
+        more = count_larger(queries, block, self._judged, found.scores)
+        self._before = more if self._before is None else self._before + more
+        self._waiting = []
 
     def _shared_distractors(self, queries: Tensor, found: Places) -> Tensor:
         """Distractors of all ranks before each judged image, each counted once."""
