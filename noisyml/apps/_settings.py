@@ -145,6 +145,7 @@ class TrainSettings(_Settings):
     trainer: TrainerSettings
     memory: Any = None
     param_groups: Mapping[str, Any] | None = None
+    adopt: Mapping[str, str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

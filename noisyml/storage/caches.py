@@ -126,8 +126,9 @@ class ArrayFile:
 def _take_space(path: Path, size: int) -> None:
     """Make sure that a file of zeros, of this size in bytes, has its space on the disk."""
     with path.open("rb+") as file:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(file.fileno(), 0, size)
+        reserve = getattr(os, "posix_fallocate", None)  # not on every system
+        if reserve is not None:
+            reserve(file.fileno(), 0, size)
             return
         for start in range(0, size, 1 << 24):
             part = min(1 << 24, size - start)

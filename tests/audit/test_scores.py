@@ -177,13 +177,17 @@ def test_densities_leave_the_row_itself_out(blobs):
     alone = np.r_[labels[:-1], 4]
     assert np.isnan(density_log_odds(rows, alone, 5)[-1])
     centred = folds.unit_rows(folds.unit_rows(rows) - folds.unit_rows(rows).mean(axis=0))
-    left = centred[(labels == labels[0]) & (np.arange(600) != 0)].sum(axis=0)
-    others = [centred[labels == c].sum(axis=0) for c in range(4)]
-    own = centred[0] @ left / np.linalg.norm(left)
-    rest = [centred[0] @ o / np.linalg.norm(o) for c, o in enumerate(others) if c != labels[0]]
-    # The sign of the odds of few classes is that of the nearer direction.
-    if own > max(rest) + 0.2:
-        assert found[0] > 0
+    sums = np.stack([centred[labels == c].sum(axis=0) for c in range(4)])
+    left = sums[labels] - centred
+    own = (centred * left).sum(axis=1) / np.linalg.norm(left, axis=1)
+    towards = centred @ (sums / np.linalg.norm(sums, axis=1, keepdims=True)).T
+    towards[np.arange(len(rows)), labels] = -1
+    # The odds have the sign of the nearer direction, where one is clearly nearer.
+    nearer = own - towards.max(axis=1)
+    assert (nearer > 0.2).sum() > 300
+    assert (nearer < -0.2).sum() > 50
+    assert (found[nearer > 0.2] > 0).all()
+    assert (found[nearer < -0.2] < 0).all()
 
 
 def test_the_channel_finds_how_classes_are_mistaken():
