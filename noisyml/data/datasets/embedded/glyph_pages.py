@@ -9,7 +9,6 @@ from typing import Annotated, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage
 
 from noisyml.checks import Count, Interval, NonNegative, WholeNonNegative
 from noisyml.data.base import DatasetSource, Split
@@ -150,6 +149,8 @@ class GlyphPages(DatasetSource):
         rng: np.random.Generator,
     ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """A page and its mask, both uint8 [side, side]."""
+        from scipy import ndimage
+
         side = self.side
         page = _ground(side, rng)
         for _ in range(self.clutter):
@@ -175,6 +176,8 @@ class GlyphPages(DatasetSource):
 
 def _ground(side: int, rng: np.random.Generator) -> NDArray[np.float64]:
     """An uneven ground, float64 [side, side]."""
+    from scipy import ndimage
+
     coarse = rng.uniform(10, 90, (5, 5))
     return ndimage.zoom(coarse, side / 5, order=1, grid_mode=True, mode="nearest")
 

@@ -8,8 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from noisyml.data.base import Split
@@ -40,6 +38,10 @@ def read_masks(
     Raises:
         UserError: a file is missing or no mask.
     """
+
+    # Data sets are listed without loading what reads them.
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
     def contents(some: Sequence[str]) -> list[bytes]:
         found = []
