@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from noisyml.data.base import Split
 from noisyml.errors import UserError
-from noisyml.noise.manifest import NoiseManifest
 from noisyml.targets.partial import NO_LABEL
+
+if TYPE_CHECKING:  # data sets are listed without the libraries of noise
+    from noisyml.noise.manifest import NoiseManifest
 
 #: Names of the halves as splits.
 LABELLED, UNLABELLED = "labelled", "unlabelled"
