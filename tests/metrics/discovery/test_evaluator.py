@@ -78,8 +78,8 @@ def test_samples_that_come_twice_count_once():
         found.update({"embeddings": rows[:50]}, labels[:50], torch.arange(50))
     found.update({"embeddings": rows[50:]}, labels[50:], torch.arange(50, len(rows)))
     found.compute()
-    table = next(iter(found.artefacts())).content
-    assert table["samples"].sum() == len(rows)
+    tables = {artefact.file: artefact.content for artefact in found.artefacts()}
+    assert tables["discovered_groups.parquet"]["samples"].sum() == len(rows)
 
 
 def test_a_classifier_answers_for_itself():
