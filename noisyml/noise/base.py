@@ -14,7 +14,7 @@ from noisyml.checks import WholeNonNegative, check_fields
 from noisyml.errors import UserError
 from noisyml.noise.manifest import NoiseManifest
 from noisyml.noise.random import ClassOrder, Draws, sample_ids
-from noisyml.targets import TARGETS, Labels, TargetKind, target_of
+from noisyml.targets import PARTIAL, SINGLE, TARGETS, Labels, TargetKind, target_of
 
 #: Features that an injector asks for: raw pixels 0..255, network embeddings, class probabilities.
 FeatureKind = Literal["none", "pixels", "embeddings", "probabilities"]
@@ -113,6 +113,12 @@ class Injector(ABC):
             UserError: such labels.
         """
         given = target_of(labels)
+        if given is PARTIAL and SINGLE.name in self.target_kinds - {given.name}:
+            missing = int(np.flatnonzero(np.asarray(labels) < 0)[0])
+            raise UserError(
+                f"Training sample {missing} has label {np.asarray(labels)[missing]}: noise "
+                f"'{self.name}' changes labels that are there, so give it those alone."
+            )
         if given.name not in self.target_kinds:
             own = TARGETS[min(self.target_kinds)]
             raise UserError(

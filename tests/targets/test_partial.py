@@ -73,7 +73,7 @@ def test_other_values_are_refused(labels, error):
 
 def data_module(tmp_path, noise=None, **settings):
     source = CategoryDiscovery(Digits(val_fraction=0.0, test_fraction=0.2), **settings)
-    return DataModule(
+    data = DataModule(
         source,
         noise or NoNoise(),
         TwoViews(ImageTransform(size=8, crop="random", padding=1)),
@@ -81,6 +81,8 @@ def data_module(tmp_path, noise=None, **settings):
         seed=0,
         cache_dir=str(tmp_path),
     )
+    data.pool = "all"  # as methods of discovery ask
+    return data
 
 
 def test_no_batch_shows_a_hidden_class(tmp_path):

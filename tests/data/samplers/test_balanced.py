@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from support import paths, vectors
 
-from noisyml.data.datamodule import _OnSubset
 from noisyml.data.samplers.balanced import ClassBalanced, RandomClasses
-from noisyml.data.samplers.plans import EMPTY, PlannedBatches
+from noisyml.data.samplers.plans import EMPTY, OnSubset, PlannedBatches
 from noisyml.errors import UserError
 
 ROOT = paths.ROOT
@@ -100,7 +99,7 @@ def test_short_batches_reach_the_ranks_without_their_empty_places(golden):
 
 def test_empty_places_stay_empty_where_images_are_left_out(golden):
     usable = np.setdiff1d(np.arange(43), [0, 7, 42])
-    found = _OnSubset(of(golden), usable).epoch(0)
+    found = OnSubset(of(golden), usable).epoch(0)
     expected = golden["batches"][0]
     assert np.array_equal(found == EMPTY, expected < 0)
     assert np.array_equal(found[expected >= 0], usable[expected[expected >= 0]])
