@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+from abc import abstractmethod
 from pathlib import Path
 from typing import ClassVar
 
@@ -52,9 +53,9 @@ class CaptionTable(DatasetSource):
         """None, or the table."""
         return first_missing(self.root, self.table)
 
+    @abstractmethod
     def rows(self) -> list[tuple[str, str]]:
         """Path below the root and caption of every image."""
-        raise NotImplementedError
 
     def splits(self) -> dict[str, Split]:
         """``train``, ``val`` and ``test``, carved by the paths.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -98,9 +99,9 @@ class JudgedImages(DatasetSource):
         self.crop_queries = crop_queries
         self.check_counts = check_counts
 
+    @abstractmethod
     def benchmark(self) -> Benchmark:
         """Queries, gallery and judgements, from the files of the data set."""
-        raise NotImplementedError
 
     def distractor_images(self) -> tuple[Path, Sequence[str]] | None:
         """Folder and paths of images that no query asks for; None: there are none."""
