@@ -73,7 +73,6 @@ class SelfTrainingStages(Policy):
     stage and beside it that of the best one, and tests both.
 
     Args:
-        count: stages after the first, T.
         first: overrides of the first stage, e.g. ``[method=classification]``: any trainer whose
             network is that of the run.
         overrides: overrides of the stages after it.
@@ -91,7 +90,6 @@ class SelfTrainingStages(Policy):
 
     def __init__(
         self,
-        count: Count = 10,
         first: Sequence[str] = (),
         overrides: Sequence[str] = (),
         max_steps: Count | None = None,
@@ -104,7 +102,6 @@ class SelfTrainingStages(Policy):
                 "stages.select_on=holdout needs stages.holdout_fraction > 0, the share of the "
                 "labelled samples to hold out; or say stages.select_on=val."
             )
-        self.count = count
         self.first = list(first)
         self.overrides = list(overrides)
         self.max_steps = max_steps
@@ -203,22 +200,14 @@ class Gist(SelfTrainingStages):
     beam, human labels before pseudo-labels.
 
     Args:
+        count: stages after the first, T.
         beams: models that go on, K.
         **settings: arguments of `SelfTrainingStages`.
     """
 
-    def __init__(
-        self,
-        count: Count = 10,
-        beams: Count = 1,
-        first: Sequence[str] = (),
-        overrides: Sequence[str] = (),
-        max_steps: Count | None = None,
-        select_on: SelectOn = "holdout",
-        holdout_fraction: OpenShare = 0.2,
-        metric: str | None = None,
-    ) -> None:
-        super().__init__(count, first, overrides, max_steps, select_on, holdout_fraction, metric)
+    def __init__(self, count: Count = 10, beams: Count = 1, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.count = count
         self.beams = beams
 
     @property
@@ -249,30 +238,10 @@ class Gist(SelfTrainingStages):
         return self.search(dict(done))[0][0]
 
 
-class FixedPath(SelfTrainingStages):
-    """Choices that are known before the first stage: a fixed mixture, or a path of choices.
+class KnownPath(SelfTrainingStages):
+    """Base of policies whose choices are known before the first stage: the path is `path`."""
 
-    Args:
-        path: weights of pseudo-labels of the stages, e.g. ``[0, 1, 1]``; 0 human, 1 pseudo.
-        **settings: arguments of `SelfTrainingStages`.
-    """
-
-    def __init__(
-        self,
-        path: Sequence[Share],
-        first: Sequence[str] = (),
-        overrides: Sequence[str] = (),
-        max_steps: Count | None = None,
-        select_on: SelectOn = "holdout",
-        holdout_fraction: OpenShare = 0.2,
-        metric: str | None = None,
-    ) -> None:
-        super().__init__(
-            max(len(path), 1), first, overrides, max_steps, select_on, holdout_fraction, metric
-        )
-        if not path:
-            raise UserError("stages.path is empty: give one number for each stage, e.g. [0,1,1].")
-        self.path = tuple(float(choice) for choice in path)
+    path: Path
 
     def planned(self, done: Sequence[Scored]) -> list[Path]:
         """The stages of the path, one after the other."""
@@ -283,7 +252,22 @@ class FixedPath(SelfTrainingStages):
         return self.path
 
 
-class Fist(FixedPath):
+class FixedPath(KnownPath):
+    """A given path of choices.
+
+    Args:
+        path: weights of pseudo-labels of the stages, e.g. ``[0, 1, 1]``; 0 human, 1 pseudo.
+        **settings: arguments of `SelfTrainingStages`.
+    """
+
+    def __init__(self, path: Sequence[Share], **settings: Any) -> None:
+        super().__init__(**settings)
+        if not path:
+            raise UserError("stages.path is empty: give one number for each stage, e.g. [0,1,1].")
+        self.path = tuple(float(choice) for choice in path)
+
+
+class Fist(KnownPath):
     """A fixed mixture of human and pseudo-labels in every stage (FIST); 0 or 1: one of them alone.
 
     Args:
@@ -292,23 +276,12 @@ class Fist(FixedPath):
         **settings: arguments of `SelfTrainingStages`.
     """
 
-    def __init__(
-        self,
-        count: Count = 10,
-        alpha: Share = 0.5,
-        first: Sequence[str] = (),
-        overrides: Sequence[str] = (),
-        max_steps: Count | None = None,
-        select_on: SelectOn = "holdout",
-        holdout_fraction: OpenShare = 0.2,
-        metric: str | None = None,
-    ) -> None:
-        super().__init__(
-            [alpha] * count, first, overrides, max_steps, select_on, holdout_fraction, metric
-        )
+    def __init__(self, count: Count = 10, alpha: Share = 0.5, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.path = (float(alpha),) * count
 
 
-class Rist(FixedPath):
+class Rist(KnownPath):
     """Human or pseudo-labels at random in each stage, drawn before the first one (RIST).
 
     Args:
@@ -317,19 +290,9 @@ class Rist(FixedPath):
         **settings: arguments of `SelfTrainingStages`.
     """
 
-    def __init__(
-        self,
-        count: Count = 10,
-        seed: WholeNonNegative = 0,
-        first: Sequence[str] = (),
-        overrides: Sequence[str] = (),
-        max_steps: Count | None = None,
-        select_on: SelectOn = "holdout",
-        holdout_fraction: OpenShare = 0.2,
-        metric: str | None = None,
-    ) -> None:
-        path = random_path(count, seed)
-        super().__init__(path, first, overrides, max_steps, select_on, holdout_fraction, metric)
+    def __init__(self, count: Count = 10, seed: WholeNonNegative = 0, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.path = tuple(random_path(count, seed))
 
 
 _LETTERS = {0.0: "h", 1.0: "p"}
