@@ -30,8 +30,8 @@ demo-full: $(READY)  ## the same with 3 seeds, mean and standard deviation
 test: $(READY)  ## the default tests, under 10 minutes on 2 cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-test-fast: $(READY)  ## no whole commands, no process groups: under 2 minutes
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow and not command and not processes'
+test-fast: $(READY)  ## no whole commands, no process groups, nothing long: under 2 minutes
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow and not long and not command and not processes'
 
 test-slow: $(READY)  ## the claims on real data: full sweeps
 	$(BIN)/python -m pytest -m slow

@@ -1,6 +1,8 @@
 """What holds for all tests: one thread a process, and no reference vector may lie unused."""
 
 import os
+import shutil
+from pathlib import Path
 
 # Set before any library counts the cores. Several processes share them, and sums in another order
 # round otherwise: a run in this process must equal one in a process that a test starts.
@@ -13,6 +15,11 @@ from support.reference_vectors import OPENED, unused_vectors
 
 from noisyml.conformance.forked import PRELOAD
 
+# The tests write and remove tens of thousands of small files: in memory where a system offers that,
+# as on a disk each of them may take milliseconds.
+MEMORY = Path("/dev/shm")
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 # Commands that a test starts run this checkout, and find the callbacks of `support`.
 os.environ["PYTHONPATH"] = os.pathsep.join(
     [str(paths.ROOT), str(paths.TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -77,11 +77,13 @@ def test_debug_shows_the_traceback_and_otherwise_there_is_none():
         ("noisyml data check dataset=dig", "dataset=digits"),
     ],
 )
+@pytest.mark.long
 def test_the_shell_completes_verbs_groups_and_keys(line, expected):
     done = run("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
     assert expected in done.stdout.split(), done.stderr
 
 
+@pytest.mark.long
 def test_the_completion_script_is_for_this_command():
     said = run("-sc", "install=bash").stdout
     assert "-sc query=bash" in said

@@ -41,6 +41,7 @@ def test_every_folder_of_the_package_says_what_it_holds():
 
 
 @pytest.mark.parametrize("folder", sorted({file.parent for file in FILES}), ids=name)
+@pytest.mark.long
 def test_docstrings_name_the_thing_or_the_act(folder):
     found = []
     for file in folder.glob("*.py"):

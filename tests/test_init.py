@@ -36,6 +36,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         noisyml.top_k  # noqa: B018
 
 
+@pytest.mark.long
 def test_the_import_alone_loads_nothing_heavy() -> None:
     code = (
         "import sys, noisyml\n"

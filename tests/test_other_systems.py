@@ -41,6 +41,7 @@ def import_all_anew() -> int:
     return len(names)
 
 
+@pytest.mark.long
 def test_every_module_is_imported_without_the_modules_of_posix(tmp_path):
     said = tmp_path / "said.txt"
     child = os.fork()  # other tests keep the modules they have
@@ -71,6 +72,7 @@ def uses(tree: ast.Module) -> set[str]:
     return found
 
 
+@pytest.mark.long
 def test_names_of_posix_alone_stand_in_the_contract_alone():
     package = paths.ROOT / "noisyml"
     found = {

@@ -101,11 +101,20 @@ def read_yaml(path: Path, advice: str) -> Any:
     import yaml
 
     with reading(path, advice):
+        text = path.read_text(encoding="utf-8")
         try:
-            return yaml.safe_load(path.read_text(encoding="utf-8"))
+            return yaml.load(text, Loader=_loader())
         except yaml.MarkedYAMLError as error:
-            line = error.problem_mark.line + 1 if error.problem_mark else "?"
+            mark, last = error.problem_mark, text.count("\n")
+            line = min(mark.line, last) + 1 if mark else "?"
             raise ValueError(f"line {line} is no YAML: {error.problem}") from error
+
+
+def _loader() -> Any:
+    """The safe loader of YAML: that of the C library, ten times as fast, where it is built in."""
+    import yaml
+
+    return getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def read_npy(path: Path, advice: str, *, mapped: bool = True) -> NDArray[Any]:

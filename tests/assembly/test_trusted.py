@@ -131,6 +131,7 @@ def test_what_the_files_of_the_package_name_is_trusted(monkeypatch):
         "lightning.pytorch.callbacks.EarlyStopping",
     ],
 )
+@pytest.mark.long
 def test_parts_of_known_libraries_are_trusted(tmp_path, target):
     check_target(target, target, tmp_path)
 
@@ -230,6 +231,7 @@ def test_what_a_command_has_typed_its_stages_may_name(tmp_path, monkeypatch):
         check_saved(node, tmp_path)
 
 
+@pytest.mark.long
 def test_overrides_in_a_run_folder_are_checked_when_they_are_composed_anew(tmp_path):
     check_composed(compose("train", ["loss=triplet_sampled", "selector=prism_vmf"]), tmp_path)
     with pytest.raises(UntrustedError, match=r"head\._target_=os\.system"):

@@ -2,9 +2,12 @@
 
 import socket
 
+import pytest
+
 from noisyml.callbacks import loggers
 
 
+@pytest.mark.long
 def test_a_server_that_does_not_answer_makes_the_run_offline(tmp_path, monkeypatch, caplog):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from omegaconf import OmegaConf
 from support.shell import TINY
 from support.shell import shell as shell
@@ -94,6 +95,7 @@ def test_what_is_typed_as_a_variable_is_written_as_one(shell):
     assert [file for file in files if b"hush-3" in file.read_bytes()] == []
 
 
+@pytest.mark.long
 def test_a_sweep_hides_them_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     typed = ["-m", "seed=0,1", "+logger.wandb.api_key=hush", "hydra.sweep.dir=sweep"]

@@ -35,6 +35,7 @@ def jobs(tmp_path, monkeypatch, capsys):
     return run
 
 
+@pytest.mark.long
 def test_a_setting_that_some_jobs_have_is_set_there_and_said_once(jobs):
     seen, said = jobs("-m", "selector=keep_all,prism_vmf", "selector.noise_rate=.2,.3")
     assert [overrides for overrides, _ in seen] == [
@@ -47,27 +48,32 @@ def test_a_setting_that_some_jobs_have_is_set_there_and_said_once(jobs):
     assert "1 of 4 jobs would repeat another" in said
 
 
+@pytest.mark.long
 def test_settings_of_a_swept_recipe_are_found(jobs):
     seen, _ = jobs("-m", "recipe=jocor,co_teaching", "method.noise_rate=.2")
     assert [config["method"]["noise_rate"] for _, config in seen] == [0.2, 0.2]
 
 
+@pytest.mark.long
 def test_a_setting_that_no_job_has_is_refused(jobs):
     with pytest.raises(UserError, match="noise_rate"):
         jobs("-m", "selector=keep_all", "selector.noise_rate=.2,.3")
 
 
+@pytest.mark.long
 def test_a_misspelt_setting_of_a_sweep_is_refused(jobs):
     with pytest.raises(UserError, match=r"There is no setting 'nose.rate'. Did you mean"):
         jobs("-m", "seed=0,1", "nose.rate=.2")
 
 
+@pytest.mark.long
 def test_the_flag_of_a_sweep_stands_anywhere(jobs):
     seen, _ = jobs("seed=0,1", "-m", "dataset=digits", "name=x")
     assert [config["seed"] for _, config in seen] == [0, 1]
     assert {config["name"] for _, config in seen} == {"x"}
 
 
+@pytest.mark.long
 def test_values_of_an_experiment_stay_and_are_said(jobs):
     seen, said = jobs("-m", "experiment=demo", "noise.rate=0.3,0.5")
     assert len(seen) == 6
@@ -82,12 +88,14 @@ def test_values_of_an_experiment_stay_and_are_said(jobs):
         (["experiment=demo", "method=co_teaching"], 3, "method=co_teaching asks no selector"),
     ],
 )
+@pytest.mark.long
 def test_values_that_a_choice_makes_senseless_are_dropped(jobs, typed, number, sentence):
     seen, said = jobs("-m", *typed)
     assert len(seen) == number
     assert sentence in said
 
 
+@pytest.mark.long
 def test_an_experiment_does_not_inherit_the_sweep_it_is_built_on(tmp_path, jobs):
     (tmp_path / "conf" / "experiment").mkdir(parents=True)
     text = "# @package _global_\ndefaults:\n  - demo\nname: mine\n"
@@ -123,6 +131,7 @@ def peak(config):
     return -abs(math.log10(config.optimizer.lr) + 2) + ("hidden" in str(config.head))
 
 
+@pytest.mark.long
 def test_a_search_finds_the_best_value_and_goes_on_after_a_kill(jobs, tmp_path):
     pytest.importorskip("optuna")
     seen, said = jobs(*SEARCH, value=peak)
@@ -162,6 +171,7 @@ def test_a_search_goes_by_a_metric_of_the_jobs(jobs):
         jobs(*SEARCH[:4], "hydra.sweeper.objective=val/nothing")
 
 
+@pytest.mark.long
 def test_paths_and_names_stay_as_typed(jobs, tmp_path):
     name = "Fotos Müller (1) & it's = a,b"
     seen, _ = jobs("dataset=csv", f"dataset.path={name}", "name=2024")

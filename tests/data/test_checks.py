@@ -191,6 +191,7 @@ def test_verb_check_finds_what_is_wrong(noisyml, folder):
     assert "images/s" in err
 
 
+@pytest.mark.long
 def test_verb_check_passes_a_clean_set(noisyml):
     status, out, _ = noisyml("data", "check", "dataset=digits")
     assert status == 0
@@ -239,6 +240,7 @@ def test_verb_without_action_prints_its_usage(noisyml):
     assert "usage: noisyml data check|show" in out
 
 
+@pytest.mark.long
 def test_every_configuration_builds_its_data_set(monkeypatch):
     from hydra.utils import instantiate
 

@@ -319,6 +319,7 @@ def test_a_smaller_training_split_is_drawn_before_its_labels_are_corrupted(tmp_p
         ([0, 1, 1], None, None),
     ],
 )
+@pytest.mark.long
 def test_a_test_set_without_anything_to_find_is_said(tmp_path, queries, gallery, remark):
     source = Toy()
     parts = {"query": queries, "gallery": gallery} if gallery else {"test": queries}

@@ -66,6 +66,7 @@ def test_a_split_reads_like_an_array(tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
+@pytest.mark.long
 def test_every_kind_of_index_gives_what_numpy_gives(tmp_path_factory, data):
     samples = data.draw(st.integers(1, 25))
     plan = dataclasses.replace(PLAN, samples=samples, rows_per_shard=data.draw(st.integers(1, 9)))

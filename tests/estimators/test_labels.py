@@ -26,10 +26,12 @@ def auditor(digits):
     return LabelAuditor(n_neighbors=10, n_folds=5, random_state=0).fit(rows, labels)
 
 
+@pytest.mark.long
 def test_the_auditor_passes_the_checks_of_scikit_learn():
     check_estimator(LabelAuditor(n_neighbors=5, n_folds=2, n_rounds=1))
 
 
+@pytest.mark.long
 def test_the_classifier_passes_the_checks_of_scikit_learn():
     quick = LabelAuditor(n_neighbors=5, n_folds=2, n_rounds=1, random_state=0)
     check_estimator(NoisyLabelClassifier(GaussianNB(), quick))

@@ -121,6 +121,7 @@ def test_released_whitening():
 
 
 @pytest.mark.filterwarnings("ignore:.*check_array_api_input")
+@pytest.mark.long
 def test_the_contract_of_scikit_learn():
     check_estimator(
         TLDR(2, projector="mlp-1-8", batch_size=8, epochs=2, warmup_epochs=0, n_neighbors=2)
@@ -199,6 +200,7 @@ def test_a_linear_encoder_is_a_matrix(encoder):
     [{}, {"encoder": "flinear-1-5"}, {"encoder": "mlp-2-6", "norm_layer": "LN"},
      {"encoder": "mlp-1-6"}],
 )  # fmt: skip
+@pytest.mark.long
 def test_an_onnx_model_gives_the_same_codes(settings, tmp_path):
     pytest.importorskip("onnx")
     runtime = pytest.importorskip("onnxruntime")

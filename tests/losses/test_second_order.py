@@ -32,6 +32,7 @@ LOSSES = {
 
 
 @pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.long
 def test_second_derivatives_are_right(name):
     x, y = (points(4, 3, seed).requires_grad_() for seed in (1, 2))
     if name != "squared_mmd-median":  # the median has no gradient, numerically it has

@@ -91,6 +91,7 @@ def test_equal_scores_rank_by_class_number(rows, label):
 
 @settings(max_examples=25, deadline=None)
 @given(st.permutations(range(N)), st.integers(1, 120), st.integers(0, 40))
+@pytest.mark.long
 def test_order_cuts_and_repetitions_change_no_bit(order, size, repeated):
     logits, labels = sample()
     rows = torch.tensor([*order, *order[:repeated]])

@@ -21,6 +21,7 @@ from noisyml.metrics.clustering import ami, nmi
     classes=st.integers(1, 30),
     clusters=st.integers(1, 30),
 )
+@pytest.mark.long
 def test_equals_scikit_learn(seed: int, n: int, classes: int, clusters: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     y = torch.randint(classes, (n,), generator=generator) * 1000 - 7

@@ -91,6 +91,7 @@ def sample(seed, n=40, classes=5):
 
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10_000))
+@pytest.mark.long
 def test_values_of_scikit_learn_and_of_plain_loops(seed):
     logits, labels = sample(seed)
     metrics = multi_label_metrics(logits, labels)

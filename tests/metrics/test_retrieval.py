@@ -116,6 +116,7 @@ def squared_distance_scores(query: Tensor, gallery: Tensor) -> np.ndarray:
     values=st.integers(1, 4),
     double=st.booleans(),
 )
+@pytest.mark.long
 def test_self_search_with_many_ties_equals_loops(
     seed: int, n: int, classes: int, values: int, double: bool
 ) -> None:
@@ -137,6 +138,7 @@ def test_self_search_with_many_ties_equals_loops(
     n_gallery=st.integers(1, 60),
     classes=st.integers(1, 9),
 )
+@pytest.mark.long
 def test_separate_gallery_with_own_numbers_equals_loops(
     seed: int, n_query: int, n_gallery: int, classes: int
 ) -> None:
@@ -171,6 +173,7 @@ def test_separate_gallery_with_own_numbers_equals_loops(
     as_mask=st.booleans(),
     alone=st.booleans(),
 )
+@pytest.mark.long
 def test_junk_equals_loops(
     seed: int,
     n_query: int,
@@ -214,6 +217,7 @@ def ragged(mask: np.ndarray, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(np.concatenate(lists)), torch.from_numpy(offsets)
 
 
+@pytest.mark.long
 def test_junk_over_several_tiles_equals_loops_and_a_gallery_without_it() -> None:
     x, y = clusters(700, 90)
     rng = np.random.default_rng(0)
@@ -301,6 +305,7 @@ def test_revisited_oxford_protocol_equals_the_official_code(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.long
 def test_cosine_over_several_tiles_equals_loops(dtype: torch.dtype) -> None:
     x, y = clusters(600, 90)
     x = x.to(dtype)
@@ -319,6 +324,7 @@ def test_cosine_over_several_tiles_equals_loops(dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 @pytest.mark.parametrize("classes", [3, 400])
+@pytest.mark.long
 def test_block_size_and_path_do_not_change_a_bit(classes: int, metric: str) -> None:
     # Three classes of 300 do not fit a small budget at once: queries are then taken block by block.
     x, y = clusters(900, classes, noise=1.5)
@@ -402,6 +408,7 @@ def test_average_precision_at_k_agrees_with_the_installed_accuracy_calculator() 
     assert found["map_at_7"] == pytest.approx(peer["mean_average_precision"], abs=1e-6)
 
 
+@pytest.mark.long
 def test_collapsed_embeddings_tie_exactly_and_rank_by_number() -> None:
     y = torch.arange(700) % 7
     x = torch.full((700, 5), 0.3)
@@ -430,10 +437,11 @@ def test_nearly_collapsed_embeddings_equal_loops(metric: str) -> None:
     np.testing.assert_allclose(per_query["map"].numpy(), expected["map"], rtol=0, atol=1e-12)
 
 
+@pytest.mark.long
 def test_items_dropped_too_early_are_counted_again(monkeypatch: pytest.MonkeyPatch) -> None:
     # Classes this large are ranked against samples of the gallery first. Without any caution many
     # relevant items are dropped wrongly; the result must not notice.
-    x, y = clusters(1500, 3, noise=3.0)
+    x, y = clusters(900, 3, noise=3.0)
     options = {"memory_budget_bytes": SMALLEST_BUDGET, "return_per_query": True}
     _, cautious = retrieval_metrics(x, y, **options)
     again = []
@@ -451,13 +459,14 @@ def test_items_dropped_too_early_are_counted_again(monkeypatch: pytest.MonkeyPat
     for name, values in cautious.items():
         assert torch.equal(careless[name], values), name
     unit = (x.double() / x.double().norm(dim=1, keepdim=True)).numpy()
-    expected = loop_metrics(unit @ unit.T, y.numpy(), y.numpy(), np.arange(1500), "index")
+    expected = loop_metrics(unit @ unit.T, y.numpy(), y.numpy(), np.arange(900), "index")
     np.testing.assert_allclose(cautious["map_at_r"], expected["map_at_r"], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("number_format", ["int8_loops", "int8_onednn", "bfloat16"])
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 @pytest.mark.parametrize("classes", [3, 250])
+@pytest.mark.long
 def test_a_cheap_filter_before_the_float32_one_changes_nothing(
     monkeypatch: pytest.MonkeyPatch, classes: int, metric: str, number_format: str
 ) -> None:
@@ -595,6 +604,7 @@ class _LargestTensor(TorchDispatchMode):
         return out
 
 
+@pytest.mark.long
 def test_no_tensor_grows_with_the_square_of_the_set() -> None:
     x, y = clusters(3000, 700, dim=4)
     with _LargestTensor() as largest:

@@ -57,6 +57,7 @@ def test_the_revisited_protocol_in_one_call(name, setup):
 
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 10_000), metric=st.sampled_from(["cosine", "l2"]), ties=st.booleans())
+@pytest.mark.long
 def test_lists_of_the_items_of_a_label_are_the_label(seed, metric, ties):
     generator = np.random.default_rng(seed)
     query, gallery = rows(17, seed), rows(90, seed + 1)
@@ -86,6 +87,7 @@ def test_queries_that_are_their_own_gallery_leave_themselves_out():
     assert macro == retrieval_metrics(x, labels, metrics=METRICS, average="macro")
 
 
+@pytest.mark.long
 def test_large_galleries_and_small_budgets_change_nothing():
     query, gallery = rows(300, 1, 16).float(), rows(5000, 2, 16).float()
     generator = np.random.default_rng(0)

@@ -197,6 +197,7 @@ def test_pretrained_lite0_equals_its_reference():
         lambda **settings: small_cnn(widths=(4, 8), in_channels=3, **settings),
     ],
 )
+@pytest.mark.long
 def test_convolutional_backbones_pool_as_asked(make, pooling):
     """The vector is the pooled last map, whatever the network."""
     torch.manual_seed(0)
@@ -243,6 +244,7 @@ def test_resnets_load_a_weight_file(tmp_path, pooling):
     assert same == (pooling == "avg")
 
 
+@pytest.mark.long
 def test_googlenet_loads_torchvision_weights_and_can_undo_the_normalisation(tmp_path):
     import torchvision
 
@@ -304,6 +306,7 @@ def test_bn_inception_equals_the_published_network():
     np.testing.assert_allclose(features.sum(1), [5988.258114353774, 5984.574593189012], rtol=1e-12)
 
 
+@pytest.mark.long
 def test_bn_inception_reads_both_published_layouts(tmp_path):
     torch.manual_seed(0)
     source = bn_inception().eval()
@@ -428,6 +431,7 @@ def test_mistakes_are_named(make, said):
 
 
 @pytest.mark.parametrize("folder", ["backbone", "head"])
+@pytest.mark.long
 def test_every_configuration_builds_what_it_says(folder):
     """Keys are arguments, the first line describes, and every key is explained."""
     for path in sorted((CONF / folder).glob("*.yaml")):

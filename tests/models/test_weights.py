@@ -95,6 +95,7 @@ def test_pickled_arrays_are_read_and_nothing_else_is_made(tmp_path):
         read_weights(file)
 
 
+@pytest.mark.long
 def test_weights_of_another_architecture_are_refused(tmp_path):
     file = tmp_path / "weights.pth"
     _save(file, resnet("resnet18").body.state_dict())
@@ -133,6 +134,7 @@ def test_a_file_in_the_cache_is_not_fetched_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "wide_resnet50_2", "resnext50_32x4d", "googlenet"])
+@pytest.mark.long
 def test_every_published_file_is_checked(tmp_path, monkeypatch, name):
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     (tmp_path / "checkpoints").mkdir()

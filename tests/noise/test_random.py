@@ -63,6 +63,7 @@ def test_seed_injector_and_stream_all_matter() -> None:
         assert not (base == other).any()
 
 
+@pytest.mark.long
 def test_ids_of_keys_do_not_depend_on_company_or_process() -> None:
     keys = ["a/1.jpg", "a/2.jpg", "ü/3.jpg"]
     alone = [int(hash_keys([key])[0]) for key in keys]

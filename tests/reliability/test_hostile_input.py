@@ -48,6 +48,7 @@ def many(default, content, work, file):
     assert "refused" in outcomes
 
 
+@pytest.mark.long
 def test_random_overrides(tmp_path, monkeypatch):
     monkeypatch.setenv("NOISYML_CACHE", str(tmp_path / "cache"))
     warm_up(tmp_path / "work")

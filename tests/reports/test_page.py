@@ -40,6 +40,7 @@ class References(HTMLParser):
                 self.found.append(value or "")
 
 
+@pytest.mark.long
 def test_one_run(maker: RunMaker) -> None:
     run = maker.run("one", "prism_avg", 0.3)
     written = write_report([run.path])
@@ -66,6 +67,7 @@ def test_one_run(maker: RunMaker) -> None:
     assert all((written.markdown.parent / "plots" / p.name).is_file() for p in written.plots)
 
 
+@pytest.mark.long
 def test_the_page_needs_nothing_from_outside(maker: RunMaker) -> None:
     files = ("thumbnails", "map", "class_maps")
     for number, selector in enumerate(("keep_all", "prism_avg")):
@@ -82,6 +84,7 @@ def test_the_page_needs_nothing_from_outside(maker: RunMaker) -> None:
         assert picture.format == "PNG"
 
 
+@pytest.mark.long
 def test_names_from_outside_cannot_become_markup(maker: RunMaker) -> None:
     for number, selector in enumerate(("keep_all", f"prism{EVIL}")):
         run = maker.run(
@@ -103,6 +106,7 @@ def test_names_from_outside_cannot_become_markup(maker: RunMaker) -> None:
     assert not re.search(r"(?<!\\)<", prose)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_sweep(sweep: Path, maker: RunMaker) -> None:
     maker.run(
         "demo/12", "prism_avg", 0.5, 3, status={"state": "failed", "error": "The loss is NaN."}
@@ -147,6 +151,7 @@ def test_many_lines_over_the_rate_are_spread_over_panels(maker: RunMaker) -> Non
     assert {text.get_text() for text in texts} == {"keep_all", "prism_vmf"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_groups_without_a_numeric_axis_become_dots(maker: RunMaker) -> None:
     for number, selector in enumerate(("keep_all", "prism_avg", "prism_vmf")):
         maker.run(f"s/{number}", selector, files=False)
@@ -169,6 +174,7 @@ def test_only_the_noisiest_groups_are_shown_in_detail(maker: RunMaker) -> None:
     assert "6 groups with most noise, of 8 groups" in report.details_note
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_broken_optional_files_are_told_and_the_rest_is_shown(maker: RunMaker) -> None:
     run = maker.run("one")
     (run.path / "thumbnails.npz").write_bytes(b"PK broken")
@@ -182,6 +188,7 @@ def test_broken_optional_files_are_told_and_the_rest_is_shown(maker: RunMaker) -
     assert f"{run.metrics()['test/map_at_r']:.4f}" in html
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_bare_run_is_enough(maker: RunMaker) -> None:
     run = maker.run("one", files=False, metrics={"test/accuracy": 0.5})
     run.overrides_file.unlink()
@@ -207,6 +214,7 @@ def test_a_failed_run_says_so(maker: RunMaker) -> None:
     assert "This run is failed. No space left." in html
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_figures_chosen_on_test_are_marked(maker: RunMaker) -> None:
     run = maker.run(
         "one", files=False, metrics={"test/map_at_r": 0.4, "chosen_on_test/test/map_at_r": 0.5}
@@ -216,6 +224,7 @@ def test_figures_chosen_on_test_are_marked(maker: RunMaker) -> None:
     assert "MAP@R (CHOSEN ON TEST)" in written.markdown.read_text()
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_own_labels_without_truth(maker: RunMaker) -> None:
     run = maker.run("one", files=("noise", "selection", "thumbnails"))
     manifest = pd.read_parquet(run.noise_file)
@@ -230,6 +239,7 @@ def test_own_labels_without_truth(maker: RunMaker) -> None:
     assert "truth" not in html.partition("<body>")[2].partition("How to repeat")[0]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command(
     sweep: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,6 +337,7 @@ def test_the_title_is_the_name_of_the_folder(
     assert build_report([maker.root / where]).title == (title or where)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_thumbnails_show_trust_and_captions_only_what_is_drawn(maker: RunMaker) -> None:
     run = maker.run("one", files=("noise", "selection", "thumbnails"))
     report = build_report([run.path])
@@ -382,6 +393,7 @@ def test_data_sets_are_lines_over_the_rate_where_nothing_else_varies(maker: RunM
     assert {text.get_text() for text in test.figure.legends[0].get_texts()} == {"glyphs", "digits"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_many_settings_stand_behind_the_results_and_shared_ones_above(maker: RunMaker) -> None:
     for number in range(2):
         maker.run(

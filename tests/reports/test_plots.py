@@ -220,6 +220,7 @@ def every_picture(maker: RunMaker) -> list[Picture]:
     return [picture for folder in folders for picture in build_report([folder]).pictures]
 
 
+@pytest.mark.long
 def test_pictures_for_a_telephone_are_read_without_scrolling(maker: RunMaker) -> None:
     pictures = every_picture(maker)
     names = {picture.name for picture in pictures}
@@ -236,6 +237,7 @@ def test_pictures_for_a_telephone_are_read_without_scrolling(maker: RunMaker) ->
         assert drawn.x1 < plots.NARROW + 0.1, picture.name
 
 
+@pytest.mark.long
 def test_the_page_has_each_picture_for_both_widths(maker: RunMaker) -> None:
     run = maker.run("one", files=("map", "history"))
     html = write_report([run.path]).html.read_text()

@@ -177,6 +177,7 @@ def test_sigterm_is_an_interruption():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+@pytest.mark.long
 def test_a_sweep_has_one_folder_named_after_all_it_varies(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     register_resolvers()
@@ -196,6 +197,7 @@ def test_a_sweep_has_one_folder_named_after_all_it_varies(tmp_path, monkeypatch)
     assert sweep_settings("train", elsewhere, print).home == tmp_path / "my sweeps" / "one"
 
 
+@pytest.mark.long
 def test_values_that_an_experiment_brings_are_named_where_more_is_typed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     register_resolvers()

@@ -101,6 +101,7 @@ def test_what_a_kill_left_half_written_is_removed_by_the_next_run(tmp_path):
     assert (tmp_path / "history.csv").read_text() == "step\n"
 
 
+@pytest.mark.long
 def test_children_and_theirs_end_with_a_command(tmp_path):
     """In a process of its own: whatever the one that tests has started lives on."""
     said = tmp_path / "said.txt"

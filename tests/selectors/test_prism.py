@@ -517,6 +517,7 @@ def by_hand(p, window, r, size):
     size=st.sampled_from([1, 2, 4]),
     rate=st.floats(0, 0.99),
 )
+@pytest.mark.long
 def test_smooth_top_r_equals_the_procedure_written_out(batches, size, rate):
     # Sixteenths over windows of 1, 2 and 4 keep both means exact, but for three entries.
     window, remembered = torch.full((size,), torch.nan, dtype=torch.float64), []

@@ -122,6 +122,7 @@ def test_memory_maps_are_read(tmp_path: Path) -> None:
     assert torch.equal(found.index, expected.index)
 
 
+@pytest.mark.long
 def test_more_effort_finds_more() -> None:
     x = torch.randn(3000, 24, generator=torch.Generator().manual_seed(0))
     own = torch.arange(3000)

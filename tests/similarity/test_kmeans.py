@@ -119,6 +119,7 @@ def test_both_backends_find_the_same_clusters_far_from_the_origin() -> None:
         assert pairs.shape[1] == 7
 
 
+@pytest.mark.long
 def test_neither_the_budget_nor_the_kind_of_array_matters(tmp_path: Path) -> None:
     x, _ = blobs(n=700)
     expected = kmeans(x, 70, seed=1)

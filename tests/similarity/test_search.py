@@ -102,6 +102,7 @@ def test_the_self_join_is_the_search_without_oneself_to_the_bit(metric):
     st.integers(0, 2**31),
     st.integers(1, 3),
 )
+@pytest.mark.long
 def test_exact_ties_go_by_lowest_index(n, dim, k, metric, seed, largest):
     generator = torch.Generator().manual_seed(seed)
     # Whole numbers: scores are exact in the reference too, and most of them are tied.
@@ -128,6 +129,7 @@ def test_exact_ties_go_by_lowest_index(n, dim, k, metric, seed, largest):
     st.sampled_from([64, 192, 256]),
     st.integers(0, 2**31),
 )
+@pytest.mark.long
 def test_block_sizes_change_nothing(n, n_queries, dim, k, metric, rows, columns, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, dim, generator=generator)
@@ -331,6 +333,7 @@ def test_exact_scores_do_not_depend_on_the_way_they_are_computed(metric):
     assert ((canonical @ canonical.T - whole).abs() <= bound).all()
 
 
+@pytest.mark.long
 def test_memory_stays_within_the_budget():
     script = """
         import sys

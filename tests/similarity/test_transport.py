@@ -121,6 +121,7 @@ def test_converged_plans_meet_both_marginals_and_their_potentials(
     torch.testing.assert_close(result.column_conditional().sum(0), torch.ones(n).double())
 
 
+@pytest.mark.long
 def test_the_plan_approaches_the_optimal_assignment() -> None:
     from scipy.optimize import linear_sum_assignment
 
@@ -254,6 +255,7 @@ def test_the_log_domain_is_the_same_with_and_without_products(
     assert kernels is None or len(built) == kernels
 
 
+@pytest.mark.long
 def test_batches_absorb_as_their_problems_do_alone() -> None:
     generator = torch.Generator().manual_seed(1)
     cost = 900 * torch.rand(3, 12, 9, generator=generator, dtype=torch.float64)
@@ -283,6 +285,7 @@ def test_a_plan_outlives_its_costs_but_for_its_logarithm() -> None:
         found.log_plan  # noqa: B018
 
 
+@pytest.mark.long
 def test_plans_equal_those_of_pot_whose_columns_come_first() -> None:
     ot = pytest.importorskip("ot")
     cost = torch.rand(12, 9, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

@@ -1,16 +1,23 @@
 """Composing without reading and preparing again what has not changed, which Hydra does each time.
 
 A command composes its configuration three times, and each time parses some thirty files: most of
-the time of a command that is refused. Importing this module keeps the parsed files, and leaves out
-the table of choices that Hydra makes beside every defaults list and reads for interpolations alone.
+the time of a command that is refused. Importing this module keeps the parsed files and the composed
+configurations, and leaves out the table of choices that Hydra makes beside every defaults list and
+reads for interpolations alone, and the composition that finds out whether one file or another sets
+``hydra.mode``, unless a word or a file says so.
 """
 
+import os
 import pickle
 from pathlib import Path
 
 from hydra._internal import defaults_list
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
+
+from noisyml.command.config import conf_dir
 
 
 def keep_parsed_files(source):
@@ -32,6 +39,49 @@ def keep_parsed_files(source):
     source.load_config = load_config
 
 
+def keep_composed(load):
+    """Let a loader compose again only if a word, a file or the working folder is another."""
+    composed = {}
+
+    def load_configuration(self, config_name, overrides, run_mode, **settings):
+        sources = [(source.provider, source.path) for source in self.repository.get_sources()]
+        words = (config_name, *overrides, run_mode, *sorted(settings.items()))
+        key = (words, *sources, *map(versions, folders_of(self)), os.getcwd())
+        if key not in composed:
+            composed[key] = pickle.dumps(load(self, config_name, overrides, run_mode, **settings))
+        return pickle.loads(composed[key])
+
+    return load_configuration
+
+
+def mode_where_set(get_mode):
+    """The mode that the configuration sets, or None at once where nothing can set one."""
+
+    def get_mode_if_set(self, config_name, overrides):
+        files = [file for folder in folders_of(self.config_loader) for file in files_below(folder)]
+        asked = "mode" in " ".join(overrides) or any(b"mode" in file.read_bytes() for file in files)
+        return get_mode(self, config_name, overrides) if asked else None
+
+    return get_mode_if_set
+
+
+def folders_of(loader):
+    """Where a loader finds files, the folder of the project left out, which no test changes."""
+    sources = loader.get_sources()
+    return [Path(s.path) for s in sources if s.scheme() == "file" and Path(s.path) != OURS]
+
+
+def files_below(folder):
+    """The YAML files of a configuration tree."""
+    return sorted(folder.rglob("*.yaml"))
+
+
+def versions(folder):
+    """An answer that changes when a YAML file below a folder does."""
+    facts = ((file, file.stat()) for file in files_below(folder))
+    return tuple((file, fact.st_mtime_ns, fact.st_size, fact.st_ino) for file, fact in facts)
+
+
 def choices_where_interpolated(make):
     """The table of choices, or None for a list that has no interpolation to look up there."""
 
@@ -50,7 +100,11 @@ SOURCES = {
     for source in map(SourcesRegistry.instance().resolve, ("file", "pkg"))
 }
 TABLE = defaults_list._create_interpolation_map
+LOAD, GET_MODE = ConfigLoaderImpl.load_configuration, Hydra.get_mode
+OURS = conf_dir()
 
 for source in SOURCES:
     keep_parsed_files(source)
 defaults_list._create_interpolation_map = choices_where_interpolated(TABLE)
+ConfigLoaderImpl.load_configuration = keep_composed(LOAD)
+Hydra.get_mode = mode_where_set(GET_MODE)

@@ -94,6 +94,7 @@ def test_a_classifier_answers_for_itself():
     assert math.isnan(found.compute()["clustering_accuracy_new"])
 
 
+@pytest.mark.long
 def test_the_number_of_classes_is_estimated():
     rows, labels = blobs(classes=7, each=20)
     known = torch.where((labels < 6) & (torch.arange(len(labels)) // 7 % 2 == 0), labels, -1)

@@ -181,6 +181,7 @@ def test_prompts_never_get_a_position():
     assert not torch.equal(table, before)
 
 
+@pytest.mark.long
 def test_weights_of_a_plain_transformer_are_taken(tmp_path):
     from timm.models.vision_transformer import VisionTransformer
 

@@ -156,6 +156,7 @@ def test_rate_one_changes_everything(count: str) -> None:
     classes=st.integers(2, 9),
     seed=st.integers(0, 2**40),
 )
+@pytest.mark.long
 def test_exact_counts_are_exact(rate: float, n: int, classes: int, seed: int) -> None:
     labels = split(n, classes, seed % 1000)
     members = np.bincount(labels, minlength=classes)
@@ -193,6 +194,7 @@ def test_exact_counts_are_exact(rate: float, n: int, classes: int, seed: int) ->
     classes=st.integers(2, 6),
     seed=st.integers(0, 1000),
 )
+@pytest.mark.long
 def test_order_of_the_data_is_irrelevant(rate: float, n: int, classes: int, seed: int) -> None:
     labels, keys = split(n, classes, seed), keys_of(n)
     shuffle = np.random.default_rng(seed + 1).permutation(n)
@@ -219,6 +221,7 @@ def test_order_of_the_data_is_irrelevant(rate: float, n: int, classes: int, seed
     seed=st.integers(0, 1000),
     with_keys=st.booleans(),
 )
+@pytest.mark.long
 def test_renaming_classes_renames_symmetric_noise(
     rate: float, n: int, classes: int, seed: int, with_keys: bool
 ) -> None:

@@ -106,6 +106,7 @@ def test_noises_follow_each_other():
     assert made.details["steps"]["swap"]["details"]["changed_objects"] > 0
 
 
+@pytest.mark.long
 def test_scribbles_lie_inside_their_regions_and_are_few():
     made = MaskScribbles().inject(LABELS, CLASSES, keys=KEYS)
     for page, content in zip(PAGES, made.observed, strict=True):

@@ -301,6 +301,7 @@ def test_a_library_of_another_version_is_not_used(another_library, caplog, tmp_p
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
+@pytest.mark.long
 def test_the_loops_compile_and_say_which_version_they_are(tmp_path):
     folder = tmp_path / "noisyml" / "similarity" / "exact"
     folder.mkdir(parents=True)

@@ -49,6 +49,7 @@ def alphabet():
     return find_characters(12, 0.04)
 
 
+@pytest.mark.long
 def test_sizes_and_types(small):
     assert list(small) == ["train", "val", "test"]
     for split, classes in zip(small.values(), (12, 3, 8), strict=True):
@@ -89,6 +90,7 @@ def test_no_two_images_are_the_same(small):
     assert len(np.unique(pixels.reshape(len(pixels), -1), axis=0)) == len(pixels)
 
 
+@pytest.mark.long
 def test_another_process_draws_the_same_pixels(small):
     program = (
         "from noisyml.data.datasets.embedded.glyphs import Glyphs;"
@@ -132,6 +134,7 @@ def test_instances_look_like_their_class():
     assert 0.5 < hits < 0.95
 
 
+@pytest.mark.long
 def test_look_alikes_are_one_class(alphabet):
     points = {character.code_point for character in alphabet}
     assert 1900 < len(points) < 2200
@@ -228,6 +231,7 @@ def test_more_classes_than_there_are(cache):
         Glyphs(**(SMALL | {"num_train_classes": 9000}), cache_dir=cache).splits()
 
 
+@pytest.mark.long
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, cache, caplog):
     (tmp_path / "file").write_text("")
     drawn = Glyphs(**SMALL, cache_dir=str(tmp_path / "file")).splits()
@@ -236,6 +240,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, cache, caplog)
     assert "nothing is kept there" in caplog.text
 
 
+@pytest.mark.long
 def test_names_as_captions_of_other_characters_to_test(tmp_path):
     from noisyml.data.checks import contact_sheet
     from noisyml.targets import PAIRS
