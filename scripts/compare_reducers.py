@@ -5,7 +5,8 @@ computed once into a folder. Rows are centred by the training rows and brought t
 every method learns from the training rows without labels, and each test row ranks the training rows
 in the space of codes: by cosine, for UMAP and t-SNE by Euclidean distance. A method that is not
 installed is left out. With ``--wrong`` a share of TLDR's pairs is exchanged at random, and edges
-whose ends share fewer than ``--min-shared`` neighbours are left out or not.
+whose ends share fewer than ``--min-shared`` neighbours are left out or not. Seconds are processor
+time. Records are written as they come, and what ``--out`` has already is not measured again.
 
     python scripts/compare_reducers.py --data digits glyphs fashion_mnist --dims 4 8 16 32 64 \
         --seeds 0 1 2 --out outputs/bench/reducers.json
@@ -16,6 +17,7 @@ whose ends share fewer than ``--min-shared`` neighbours are left out or not.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import time
 import warnings
@@ -33,13 +35,18 @@ from sklearn.neighbors import KNeighborsClassifier
 
 import noisyml
 from noisyml.methods.vectors.pairs import knn_pairs, supported_edges, with_random_edges, without
+from noisyml.storage.files import write_atomically
 
 Rows = NDArray[np.float32]
+#: Methods whose codes are compared by Euclidean distance.
+BY_DISTANCE = ("UMAP", "TorchDR UMAP", "t-SNE")
+#: Barnes and Hut's tree has 2^d branches.
+MOST_TSNE_DIMS = 4
 #: Steps of TLDR by data set: rows of a batch and epochs; the rate is that of the digits.
 TLDR_SETTINGS = {
     "digits": {"batch_size": 128, "epochs": 100},
-    "glyphs": {"batch_size": 128, "epochs": 60},
-    "fashion_mnist": {"batch_size": 256, "epochs": 60},
+    "glyphs": {"batch_size": 128, "epochs": 30},
+    "fashion_mnist": {"batch_size": 128, "epochs": 30},
 }
 SHARED = {"projector": "mlp-1-512", "n_neighbors": 20, "warmup_epochs": 10, "learning_rate": 10.0}
 
@@ -113,27 +120,28 @@ def reducers(name: str, dims: int, seed: int) -> dict[str, Callable[[], Any]]:
             dims, encoder="mlp-1-256", random_state=seed, **SHARED, **TLDR_SETTINGS[name]
         ),
     }
-    try:
+    if _installed("umap"):
         from umap import UMAP
-    except ImportError:
-        pass
-    else:
+
         made["UMAP"] = lambda: UMAP(n_components=dims, n_neighbors=20, random_state=seed)
-    if dims == 2:
-        try:
-            from openTSNE import TSNE
-        except ImportError:
-            pass
-        else:
-            made["t-SNE"] = lambda: _TSNE(TSNE(n_components=2, random_state=seed))
+    if _installed("torchdr"):
+        made["TorchDR UMAP"] = lambda: _TorchDR(dims, seed)
+    if _installed("openTSNE") and dims <= MOST_TSNE_DIMS:
+        made["t-SNE"] = lambda: _TSNE(dims, seed)
     return made
 
 
-class _TSNE:
-    """openTSNE with scikit-learn's names."""
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
-    def __init__(self, tsne: Any) -> None:
-        self.tsne = tsne
+
+class _TSNE:
+    """openTSNE with scikit-learn's names; its interpolation knows two dimensions at most."""
+
+    def __init__(self, dims: int, seed: int) -> None:
+        from openTSNE import TSNE
+
+        self.tsne = TSNE(dims, negative_gradient_method="bh", random_state=seed)
 
     def fit(self, rows: Rows) -> _TSNE:
         self.embedding = self.tsne.fit(rows)
@@ -145,6 +153,23 @@ class _TSNE:
     @property
     def training_codes(self) -> Rows:
         return np.asarray(self.embedding)
+
+
+class _TorchDR:
+    """UMAP of TorchDR, which places new rows beside the training rows that it is given again."""
+
+    def __init__(self, dims: int, seed: int) -> None:
+        from torchdr import UMAP
+
+        self.umap = UMAP(n_neighbors=20, n_components=dims, random_state=seed, device="cpu")
+
+    def fit(self, rows: Rows) -> _TorchDR:
+        self.rows = rows
+        self.training_codes = np.asarray(self.umap.fit_transform(rows))
+        return self
+
+    def transform(self, rows: Rows) -> Rows:
+        return np.asarray(self.umap.transform(rows, X_train=self.rows))
 
 
 def scores(train: Rows, test: Rows, train_y: Any, test_y: Any, metric: str) -> dict[str, float]:
@@ -170,48 +195,75 @@ def scores(train: Rows, test: Rows, train_y: Any, test_y: Any, metric: str) -> d
     }
 
 
-def measure(settings: argparse.Namespace) -> list[dict[str, Any]]:
-    """A record for each data set, seed, dimension and method."""
-    records = []
+class Records:
+    """Records of what was measured, written as they come.
 
-    def keep(**record: Any) -> None:
-        records.append(record)
+    Args:
+        path: file of an earlier run, whose records are taken over; None: they are not written.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        known = path is not None and path.is_file()
+        self.all: list[dict[str, Any]] = json.loads(path.read_text()) if known and path else []
+
+    def has(self, **facts: Any) -> bool:
+        """True if there is a record of these facts."""
+        return any(all(record[key] == facts[key] for key in facts) for record in self.all)
+
+    def keep(self, **record: Any) -> None:
+        """Add a record and show it."""
+        self.all.append(record)
         print(json.dumps(record), flush=True)
+        if self.path is not None:
+            write_atomically(self.path, json.dumps(self.all, indent=1) + "\n")
 
+
+def measure(settings: argparse.Namespace, records: Records) -> None:
+    """A record for each data set, seed, dimension and method."""
+    warm = set()
     for name in settings.data:
         for seed in settings.seeds:
             train, test, train_y, test_y = data(name, seed, settings.folder, settings.size)
-            facts = {"data": name, "seed": seed, "rows": len(train)}
-            found = scores(train, test, train_y, test_y, "cosine")
-            keep(**facts, dims=train.shape[1], method="inputs", fit_s=0.0, transform_s=0.0, **found)
+            facts = {"data": name, "seed": seed}
+            own = {**facts, "dims": train.shape[1], "method": "inputs"}
+            if not records.has(**own):
+                found = scores(train, test, train_y, test_y, "cosine")
+                records.keep(**own, rows=len(train), fit_s=0.0, transform_s=0.0, **found)
             for dims in settings.dims:
                 for method, make in reducers(name, dims, seed).items():
                     if settings.methods and method not in settings.methods:
                         continue
-                    start = time.process_time()
-                    with warnings.catch_warnings():
-                        warnings.simplefilter("ignore")
-                        model = make().fit(train)
-                        fitted = time.process_time()
-                        codes = model.transform(test)
-                        ended = time.process_time()
-                        own = getattr(model, "training_codes", None)
-                        own = model.transform(train) if own is None else own
-                    metric = "l2" if method in ("UMAP", "t-SNE") else "cosine"
-                    keep(
-                        **facts,
-                        dims=dims,
-                        method=method,
-                        fit_s=fitted - start,
-                        transform_s=ended - fitted,
-                        **scores(own, codes, train_y, test_y, metric),
-                    )
-    return records
+                    own = {**facts, "dims": dims, "method": method}
+                    if records.has(**own):
+                        continue
+                    if method == "UMAP" and method not in warm:  # compiles at its first use
+                        make().fit(train[:200]).transform(test[:50])
+                        warm.add(method)
+                    found = measured(make, train, test, train_y, test_y, method)
+                    records.keep(**own, rows=len(train), **found)
 
 
-def measure_wrong_pairs(settings: argparse.Namespace) -> list[dict[str, Any]]:
+def measured(
+    make: Callable[[], Any], train: Rows, test: Rows, train_y: Any, test_y: Any, method: str
+) -> dict[str, float]:
+    """Times and scores of one fit."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        start = time.process_time()
+        model = make().fit(train)
+        fitted = time.process_time()
+        codes = model.transform(test)
+        ended = time.process_time()
+        own = getattr(model, "training_codes", None)
+        own = model.transform(train) if own is None else own
+    metric = "l2" if method in BY_DISTANCE else "cosine"
+    times = {"fit_s": fitted - start, "transform_s": ended - fitted}
+    return times | scores(own, codes, train_y, test_y, metric)
+
+
+def measure_wrong_pairs(settings: argparse.Namespace, records: Records) -> None:
     """The same records for TLDR with a share of wrong pairs, and with a choice among them."""
-    records = []
     for name, seed in [(name, seed) for name in settings.data for seed in settings.seeds]:
         train, test, train_y, test_y = data(name, seed, settings.folder, settings.size)
         clean = knn_pairs(train, SHARED["n_neighbors"])
@@ -221,15 +273,16 @@ def measure_wrong_pairs(settings: argparse.Namespace) -> list[dict[str, Any]]:
             chosen = without(noisy, keep)
             for kind, pairs in (("all pairs", noisy), ("shared neighbours", chosen)):
                 for dims in settings.dims:
+                    facts = {"data": name, "seed": seed, "dims": dims}
+                    facts["method"] = f"{share:.0%} wrong, {kind}"
+                    if records.has(**facts):
+                        continue
                     start = time.process_time()
                     tldr = noisyml.TLDR(
                         dims, random_state=seed, **{**SHARED, **TLDR_SETTINGS[name]}
                     ).fit(train, knn_graph=pairs.index)
                     record = {
-                        "data": name,
-                        "seed": seed,
-                        "dims": dims,
-                        "method": f"{share:.0%} wrong, {kind}",
+                        **facts,
                         "kept": 1.0 if kind == "all pairs" else float(keep.mean()),
                         "wrong_among_kept": float(
                             (replaced if kind == "all pairs" else replaced[keep]).mean()
@@ -240,9 +293,7 @@ def measure_wrong_pairs(settings: argparse.Namespace) -> list[dict[str, Any]]:
                             tldr.transform(train), tldr.transform(test), train_y, test_y, "cosine"
                         ),
                     }
-                    records.append(record)
-                    print(json.dumps(record), flush=True)
-    return records
+                    records.keep(**record)
 
 
 # -- tables ----------------------------------------------------------------------------------------
@@ -258,7 +309,7 @@ def grouped(records: list[dict[str, Any]]) -> dict[tuple[str, int, str], dict[st
         values = {name: np.array([r[name] for r in own]) for name in names}
         found[key] = {
             name: (x.mean(), x.std(ddof=1) if len(x) > 1 else 0) for name, x in values.items()
-        }
+        } | {"seeds": len(own)}
     return found
 
 
@@ -273,8 +324,9 @@ def table(records: list[dict[str, Any]]) -> str:
     lines = []
     for name in dict.fromkeys(key[0] for key in found):
         dims = sorted({key[1] for key in found if key[0] == name and key[2] != "inputs"})
-        lines += [f"| {name} | " + " | ".join(f"d = {d}" for d in dims) + " | fit |"]
-        lines += ["|---|" + "---:|" * (len(dims) + 1)]
+        heads = " | ".join(f"d = {d}" for d in dims)
+        lines += [f"| {name} | {heads} | seeds | fit | transform |"]
+        lines += ["|---|" + "---:|" * (len(dims) + 3)]
         methods = dict.fromkeys(key[2] for key in found if key[0] == name and key[2] != "inputs")
         for method in methods:
             cells = []
@@ -282,8 +334,11 @@ def table(records: list[dict[str, Any]]) -> str:
                 value = found.get((name, d, method))
                 parts = ("map", "precision_at_1", "knn_accuracy")
                 cells.append("" if value is None else " / ".join(share(value[p][0]) for p in parts))
-            times = [found[name, d, method]["fit_s"][0] for d in dims if (name, d, method) in found]
-            lines.append(f"| {method} | " + " | ".join(cells) + f" | {np.mean(times):.1f} s |")
+            own = [found[name, d, method] for d in dims if (name, d, method) in found]
+            fit, transform = (np.mean([v[t][0] for v in own]) for t in ("fit_s", "transform_s"))
+            seeds = min(value["seeds"] for value in own)
+            shown = f"{seeds} | {fit:.1f} s | {transform:.2f} s |"
+            lines.append(f"| {method} | " + " | ".join(cells) + f" | {shown}")
         raw = next((v for key, v in found.items() if key[0] == name and key[2] == "inputs"), None)
         if raw is None:
             continue
@@ -348,10 +403,9 @@ def main() -> None:
     settings = parser.parse_args()
     torch.set_num_threads(settings.threads)
     if settings.table is None:
-        records = measure(settings) if settings.wrong is None else measure_wrong_pairs(settings)
-        if settings.out is not None:
-            settings.out.parent.mkdir(parents=True, exist_ok=True)
-            settings.out.write_text(json.dumps(records, indent=1) + "\n")
+        kept = Records(settings.out)
+        (measure if settings.wrong is None else measure_wrong_pairs)(settings, kept)
+        records = kept.all
     else:
         records = [record for path in settings.table for record in json.loads(path.read_text())]
     print(table(records))

@@ -91,7 +91,7 @@ TINY: dict[str, Recipe] = {
         {"bank": "mining", "transform": "with_plain", "head": "mlp"},
         {
             "method": {
-                "graph": {"stored": 30},
+                "graph": {"stored": 30, "every_n_epochs": 1},
                 "selection": "fixed",
                 "bank": {"mining": "b+i_tr2_avg0.50_k05", "rows": 200},
             },

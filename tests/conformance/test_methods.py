@@ -9,6 +9,11 @@ from noisyml.conformance.recipes import TINY, Recipe, of_methods
 from noisyml.conformance.suite import CHECKS, Suite
 
 METHODS = sorted(path.stem for path in (paths.ROOT / "conf" / "method").glob("*.yaml"))
+#: Batches of eight anchors.
+_INSTANCES = {
+    "head": {"hidden_features": [32], "out_features": 16, "norm": "none"},
+    "sampler": {"batch_size": 8},
+}
 #: Combinations of parts that no line of `TINY` has.
 COMBINATIONS = {
     "average_similarity_and_proxies": Recipe(
@@ -18,6 +23,22 @@ COMBINATIONS = {
             "head": {"hidden_features": [32], "out_features": 16},
         },
         8,
+    ),
+    # The baselines of InsCLR: a queue and a second encoder, and pairs of views alone.
+    "insclr_moco": Recipe(
+        {"method": "insclr", "objective": "moco", "head": "mlp"},
+        {
+            **_INSTANCES,
+            "method": {
+                "objective": {"queue": 20, "momentum": 0.5},
+                "graph": {"stored": 30},
+                "bank": None,
+            },
+        },
+    ),
+    "insclr_simclr": Recipe(
+        {"method": "insclr", "objective": "simclr", "head": "mlp"},
+        {**_INSTANCES, "method": {"pairs": "views", "num_neighbours": 1, "bank": None}},
     ),
 }
 

@@ -148,17 +148,18 @@ class InsCLR(Method):
         """A resumed run goes on with the neighbours of its checkpoint."""
         if self.graph.known or not self._needs_graph:
             self._add_neighbours()
-        if self.objective is not None and self.global_step == 0:
+        if self.objective is not None:
             self.objective.begin()
 
     def on_train_epoch_start(self) -> None:
-        """Before the first step, find the neighbours and fill the bank."""
-        if self.graph.known or not self._needs_graph:
+        """Where the schedule says so, find the neighbours and fill the bank."""
+        if not self._needs_graph or not self.graph.due(self.current_epoch):
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
-        self.graph.find(self, data.predict_dataloader("train"))
+        self.graph.refresh(self, data.predict_dataloader("train"))
         self._add_neighbours()
         if isinstance(self.bank, MiningBank):
+            self.bank.forget_lists()
             self._fill(data.training_pass(_FILLING_PASS))
 
     @property

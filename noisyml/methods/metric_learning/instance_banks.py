@@ -118,7 +118,7 @@ class MiningBank(InstanceBank):
         """Rows of the bank for a global batch: positives with its labels, and negatives.
 
         Args:
-            graph: neighbours of every image, the same in every call.
+            graph: neighbours of every image, the same until `forget_lists`.
             index: [B] int64.
             labels: [B] int64; rows with a label of 0 or less take no part.
             generator: the same on every rank.
@@ -138,3 +138,7 @@ class MiningBank(InstanceBank):
             only_written=self.only_written,
             generator=generator,
         )
+
+    def forget_lists(self) -> None:
+        """The graph has changed: cut its lists anew at the next call."""
+        self._lists = None

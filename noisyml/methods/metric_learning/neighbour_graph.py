@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from noisyml import distributed
-from noisyml.checks import Checked, Count, Positive, Seed, Share, WholeNonNegative
+from noisyml.checks import Count, Positive, Seed, Share, WholeNonNegative
 from noisyml.data.views import Batch
 from noisyml.errors import UserError
 from noisyml.methods.base import Method
-from noisyml.methods.passes import batches_on, evaluation_mode
+from noisyml.methods.found import FoundInTraining
 from noisyml.methods.vectors.pairs import Pairs, supported_edges, with_random_edges
 from noisyml.models.multi_scale import multi_scale
-from noisyml.similarity.pinned_buffers import PinnedBuffers
 
 #: Place of an image without neighbours, which cannot be decoded and never enters a batch.
 NOBODY = -1
 
 
-class NeighbourGraph(Checked, PinnedBuffers):
+class NeighbourGraph(FoundInTraining):
     """The `stored` nearest neighbours of every training image by cosine, itself left out.
 
     Args:
@@ -40,6 +39,7 @@ class NeighbourGraph(Checked, PinnedBuffers):
             Stored similarities stay in their places.
         shared_among: see above.
         seed: of random neighbours.
+        every_n_epochs: epochs between searches within a run; 0: once, before the first (paper).
 
     Attributes:
         neighbours: [N, T] int32, the nearest first; `NOBODY` for images that cannot be decoded.
@@ -60,8 +60,9 @@ class NeighbourGraph(Checked, PinnedBuffers):
         min_shared: WholeNonNegative = 0,
         shared_among: Count = 10,
         seed: Seed = 0,
+        every_n_epochs: WholeNonNegative = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(every_n_epochs)
         self.random_edges = random_edges
         self.min_shared = min_shared
         self.shared_among = shared_among
@@ -73,9 +74,7 @@ class NeighbourGraph(Checked, PinnedBuffers):
         empty = torch.full((num_samples, self.stored), NOBODY, dtype=torch.int32)
         self.register_buffer("neighbours", empty)
         self.register_buffer("similarities", torch.zeros(num_samples, self.stored))
-        self.known = False
 
-    @torch.no_grad()
     def find(self, method: Method, loader: Iterable[Batch]) -> None:
         """Read the neighbours from the file, or find them from this rank's share of the images.
 
@@ -92,7 +91,6 @@ class NeighbourGraph(Checked, PinnedBuffers):
             self._search(method, loader)
         if self.random_edges or self.min_shared:
             self._rearrange()
-        self.known = True
 
     def _rearrange(self) -> None:
         """Exchange some neighbours for random images, then let supported ones come first."""
@@ -124,16 +122,12 @@ class NeighbourGraph(Checked, PinnedBuffers):
         from noisyml.similarity.sharded import sharded_self_topk
 
         encoder = method.encoder
-        embed = encoder.features if self.source == "features" else encoder
-        rows, index = [], []
-        with evaluation_mode(encoder):
-            for batch in batches_on(method.device, loader):
-                rows.append(multi_scale(embed, batch, self.scales))
-                index.append(batch["index"])
-        width = encoder.backbone.out_features if self.source == "features" else encoder.out_features
-        local = torch.cat([torch.empty(0, width, device=method.device), *rows])
-        positions = torch.cat([torch.empty(0, dtype=torch.int64, device=method.device), *index])
-        everybody = distributed.gather(positions)
+        of_features = self.source == "features"
+        embed = encoder.features if of_features else encoder
+        width = encoder.backbone.out_features if of_features else encoder.out_features
+        local, everybody = self.embedded(
+            method, loader, lambda batch: multi_scale(embed, batch, self.scales), width
+        )
         if len(everybody) <= self.stored:
             raise UserError(
                 f"{len(everybody)} training images have no {self.stored} neighbours each: lower "
@@ -157,11 +151,3 @@ class NeighbourGraph(Checked, PinnedBuffers):
         self.neighbours.copy_(torch.from_numpy(near))
         scores = np.ascontiguousarray(given.scores[:, : self.stored])
         self.similarities.copy_(torch.from_numpy(scores))
-
-    def get_extra_state(self) -> dict[str, Any]:
-        """True once the neighbours are there, for the state dict."""
-        return {"known": self.known}
-
-    def set_extra_state(self, state: dict[str, Any]) -> None:
-        """Take over whether the neighbours are there."""
-        self.known = bool(state["known"])

@@ -24,7 +24,7 @@ class Objective(Checked, PinnedBuffers, ABC):
 
     @abstractmethod
     def begin(self) -> None:
-        """Called before the first step, once the encoder has its weights; not when resumed."""
+        """Called before a fit, resumed or not, once the encoder has its weights."""
 
     @abstractmethod
     def loss(self, batch: Batch, embeddings: Tensor, labels: Tensor, anchors: int) -> Tensor:
@@ -77,6 +77,7 @@ class MoCo(Objective):
 
     queue: Tensor
     place: Tensor
+    begun: Tensor
 
     def __init__(
         self,
@@ -92,6 +93,7 @@ class MoCo(Objective):
         rows = torch.randn(queue, encoder.out_features, generator=generator)
         self.register_buffer("queue", unit_norm(rows))
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
         # Not a module of this one: it belongs to the method.
         self._student: Callable[[], nn.ModuleDict] = lambda: nn.ModuleDict({"encoder": encoder})
         self._made: Tensor | None = None
@@ -99,8 +101,10 @@ class MoCo(Objective):
 
     @torch.no_grad()
     def begin(self) -> None:
-        """Start from the encoder as it is when training begins."""
-        self.teacher.module.load_state_dict(self._student().state_dict())
+        """Start from the encoder as it is when training begins; a resumed run has its own."""
+        if not self.begun:
+            self.teacher.module.load_state_dict(self._student().state_dict())
+            self.begun.fill_(True)
 
     def loss(self, batch: Batch, embeddings: Tensor, labels: Tensor, anchors: int) -> Tensor:
         """InfoNCE against the queue, see `queue_info_nce`."""

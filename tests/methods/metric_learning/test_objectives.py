@@ -79,6 +79,7 @@ def test_moco_keeps_keys_of_a_slow_encoder():
     again = MoCo(Rows(), seed=9, queue=5)
     again.load_state_dict(moco.state_dict())
     close(again.queue, moco.queue)
+    again.begin()
     close(again.teacher.averages["encoder"].weight, slow)
 
 
