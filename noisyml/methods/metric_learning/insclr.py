@@ -152,7 +152,7 @@ class InsCLR(Method):
             self.objective.begin()
 
     def on_train_epoch_start(self) -> None:
-        """Where the schedule says so, find the neighbours and fill the bank."""
+        """Find the neighbours, and fill the bank, where the schedule says so."""
         if not self._needs_graph or not self.graph.due(self.current_epoch):
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
