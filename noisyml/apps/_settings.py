@@ -222,6 +222,8 @@ class CleanSettings(_Settings):
     splits: list[str] | str | None
     decisions: str | None
     against: str | None
+    probabilities: str | None
+    trained: str | None
     resume: str | None
     run_dir: str | None
     data: CleanData

@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 
 #: Settings of the audit itself.
 OWN = (
-    *("neighbours", "folds", "rounds", "planted_errors", "relabel_above", "drop_above"),
+    *("neighbours", "folds", "rounds", "scores", "head_epochs", "rank_by", "planted_errors"),
+    *("relabel_above", "drop_above"),
     *("duplicates_above", "unlike_deviations", "look_at_images", "gallery_rows", "export", "seed"),
 )
 #: Settings that a folder may be gone on with otherwise.
@@ -102,9 +103,9 @@ class Cleaning(ResumableVerb):
         """Refuse values that no audit can have."""
         read_settings(CleanSettings, config)
         own_settings(config)
-        for key in ("decisions", "against"):
+        for key in ("decisions", "against", "probabilities"):
             if config[key] is not None and not Path(config[key]).is_file():
-                raise UserError(f"There is no {config[key]}: {key}= is a table.")
+                raise UserError(f"There is no {config[key]}: {key}= is a file.")
 
     def begin(
         self, config: DictConfig, folder: RunFolder, typed: list[str], choices: dict[str, str]
@@ -133,10 +134,10 @@ class Cleaning(ResumableVerb):
 def told(summary: dict[str, Any]) -> list[str]:
     """The summary of an audit in sentences."""
     low, high = summary["noise_rate_interval"]
+    what = f"of {summary['classes']} classes" if summary["classes"] else "with captions"
     lines = [
-        f"{summary['rows']:,} rows of {summary['classes']} classes judged; "
-        f"{summary['noise_rate']:.1%} of the labels are wrong by estimate ({low:.1%} to "
-        f"{high:.1%}).",
+        f"{summary['rows']:,} rows {what} judged; {summary['noise_rate']:.1%} of the labels are "
+        f"wrong by estimate ({low:.1%} to {high:.1%}). {summary['told']}".rstrip(),
         f"cleaned.csv: {summary['decisions']['relabel']:,} relabelled, "
         f"{summary['decisions']['drop']:,} dropped, {summary['decisions']['keep']:,} kept.",
     ]
@@ -149,7 +150,7 @@ def told(summary: dict[str, Any]) -> list[str]:
             f"{summary['near_duplicates_across_splits']:,} across splits."
         )
     for count, text in (
-        (summary["unlike_any_class"], "rows unlike any class"),
+        (summary["unlike_any_class"], "rows unlike all others"),
         (summary["odd_images"], "remarks on odd images"),
         (len(summary["broken_images"]), "images that cannot be decoded"),
     ):
@@ -180,6 +181,7 @@ def clean(config: DictConfig, folder: RunFolder) -> dict[str, float]:
     """Judge all rows of the configured data and write the files of the audit; its metrics."""
     from noisyml.apps._quiet import quiet
     from noisyml.audit.gallery import write_gallery
+    from noisyml.audit.outside import read_probabilities, read_trained
     from noisyml.audit.report import audit, read_reviews, write_audit
     from noisyml.runs.processes import is_main_process
 
@@ -189,8 +191,13 @@ def clean(config: DictConfig, folder: RunFolder) -> dict[str, float]:
     settings = own_settings(config)
     reviews = None if config.decisions is None else read_reviews(Path(config.decisions))
     rows = read_rows(config)
+    probabilities = trained = None
+    if config.probabilities is not None:
+        probabilities = read_probabilities(Path(config.probabilities), rows)
+    if config.trained is not None:
+        trained = read_trained(Path(config.trained), rows)
     with shown() as progress:
-        found = audit(rows, settings, folder.path, reviews, progress)
+        found = audit(rows, settings, folder.path, reviews, progress, probabilities, trained)
     against = None if config.against is None else Path(config.against)
     write_audit(found, folder.path, settings, reviews, against)
     if settings.gallery_rows and rows.kind == "images":

@@ -17,7 +17,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from noisyml.audit.issues import lines_of
-from noisyml.audit.judging import Judgements
+from noisyml.audit.kinds.base import Verdict
 from noisyml.audit.rows import Rows
 from noisyml.audit.scores.folds import principal_projection
 from noisyml.errors import UserError
@@ -172,7 +172,7 @@ def to_cvat(issues: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def to_embedding_atlas(issues: pd.DataFrame, rows: Rows, judged: Judgements) -> pd.DataFrame:
+def to_embedding_atlas(issues: pd.DataFrame, rows: Rows, judged: Verdict) -> pd.DataFrame:
     """Rows in the order they were read, with ``x``, ``y`` (principal axes) and ``neighbors``.
 
     ``neighbors`` are mappings of ``ids`` and ``distances``, as embedding-atlas takes them.
@@ -195,7 +195,7 @@ def to_embedding_atlas(issues: pd.DataFrame, rows: Rows, judged: Judgements) -> 
 
 
 def write_doors(
-    doors: list[Door], folder: Path, issues: pd.DataFrame, rows: Rows, judged: Judgements
+    doors: list[Door], folder: Path, issues: pd.DataFrame, rows: Rows, judged: Verdict
 ) -> list[Path]:
     """Write the files of the doors that are asked for; their paths.
 

@@ -11,8 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from noisyml.audit.issues import paths_of
-from noisyml.audit.report import Audit
+from noisyml.audit.report import KINDS, Audit
 from noisyml.audit.rows import Rows
 from noisyml.data.inputs import BrokenImage, as_rgb
 from noisyml.storage.files import write_atomically
@@ -45,7 +44,7 @@ def content(found: Audit, rows: int) -> dict[str, Any]:
     """Content of the page, as JSON."""
     table = found.issues.iloc[:rows]
     judged, data = found.judged, found.rows
-    paths = paths_of(data)
+    paths = data.paths
     chosen = table["row"].to_numpy()
     beside: dict[int, list[int]] = {}
     for row in chosen.tolist():
@@ -56,7 +55,6 @@ def content(found: Audit, rows: int) -> dict[str, Any]:
         str(row): thumbnail(data, row, SMALL)
         for row in sorted({twin for twins in beside.values() for twin in twins})
     }
-    names = data.class_names
     items = []
     for place, row in enumerate(chosen.tolist()):
         line = table.iloc[place]
@@ -71,21 +69,22 @@ def content(found: Audit, rows: int) -> dict[str, Any]:
                 "reasons": str(line["reasons"]).split("; ") if line["reasons"] else [],
                 "picture": thumbnail(data, row, SIDE),
                 "beside": [
-                    {"picture": str(twin), "label": names[int(data.labels[twin])]}
-                    for twin in beside[row]
+                    {"picture": str(twin), "label": str(data.given[twin])} for twin in beside[row]
                 ],
             }
         )
     low, high = found.judged.noise_rate.low, found.judged.noise_rate.high
     told = [
         f"{len(data):,} rows judged; {found.judged.noise_rate.value:.1%} of the labels are wrong "
-        f"by estimate ({low:.1%} to {high:.1%}). Here are the {len(items):,} most suspicious."
+        f"by estimate ({low:.1%} to {high:.1%}). {judged.told} Here are the {len(items):,} most "
+        f"suspicious rows."
     ]
     if found.check is not None:
         told.append(found.check.sentence)
     return {
         "key": hashlib.sha256("\0".join(paths).encode("utf-8", "replace")).hexdigest()[:16],
-        "classes": list(names),
+        "classes": judged.classes,
+        "several": KINDS[data.target.name].several,
         "told": told,
         "warn": found.check is not None and found.check.near_chance,
         "items": items,

@@ -11,16 +11,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from noisyml.audit.flags import Odd
-from noisyml.audit.judging import Judgements
+from noisyml.audit.kinds.base import Deciding, Verdict
 from noisyml.audit.rows import Rows
 from noisyml.checks import Share, checked
-from noisyml.data.inputs import ChosenInputs, ReplacedInputs
 from noisyml.errors import UserError, did_you_mean
 
 #: Things that can be decided about a row.
 Decision = Literal["keep", "relabel", "drop"]
-#: Neighbours that are shown beside a row.
-SHOWN_NEIGHBOURS = 6
 
 
 def lines_of(table: pd.DataFrame) -> Iterator[Any]:
@@ -28,61 +25,24 @@ def lines_of(table: pd.DataFrame) -> Iterator[Any]:
     return table.itertuples(index=False)
 
 
-def path_of(inputs: Any, place: int) -> str | None:
-    """Absolute path of the file behind an input; None where there is no file."""
-    if isinstance(inputs, ChosenInputs):
-        return path_of(inputs.inputs, int(inputs.rows[place]))
-    if isinstance(inputs, ReplacedInputs):
-        other = int(inputs.source_index[place])
-        return path_of(inputs.inputs if other < 0 else inputs.source, max(other, place))
-    find = getattr(inputs, "path", None)
-    return os.path.abspath(find(place)) if callable(find) else None
-
-
-def paths_of(rows: Rows) -> list[str]:
-    """Path, or where there is none the key, of each row, N."""
-    return [
-        path_of(rows.inputs[split], place) or key
-        for split, place, key in zip(rows.split, rows.place.tolist(), rows.keys, strict=True)
-    ]
-
-
 def reasons(
     rows: Rows,
-    judged: Judgements,
+    verdict: Verdict,
     duplicates: pd.DataFrame,
     far: NDArray[np.bool_],
     odd: Sequence[Odd],
 ) -> list[str]:
     """Reasons for doubt about each row in words, N; empty where there are none."""
-    k = judged.index.shape[1]
-    names = rows.class_names
-    other = judged.suggested
-    at = np.arange(len(rows))
-    count = np.rint(judged.votes * k).astype(np.int64)
-    for_own = count[at, rows.labels].tolist()
-    for_other = count[at, other].tolist()
-    own_p = judged.probabilities[at, rows.labels].tolist()
-    other_p = judged.probabilities[at, other].tolist()
-    found: list[list[str]] = [[] for _ in range(len(rows))]
-    for row in np.flatnonzero(judged.p_wrong >= 0.2).tolist():
-        given, better = names[rows.labels[row]], names[other[row]]
-        found[row].append(
-            f"{for_other[row]} of {k} nearest rows say {better}, {for_own[row]} {given}"
-        )
-        found[row].append(
-            f"a classifier that has not seen it says {better} ({other_p[row]:.0%}), {given} "
-            f"({own_p[row]:.0%})"
-        )
+    found = [list(told) for told in verdict.reasons]
     for row in np.flatnonzero(far).tolist():
-        found[row].append("unlike any class")
+        found[row].append("unlike any class" if rows.class_names else "unlike all others")
     for remark in odd:
         found[remark.row].append(remark.remark)
     for pair in lines_of(duplicates):
         for row, twin in ((int(pair.first), int(pair.second)), (int(pair.second), int(pair.first))):
             text = f"nearly the same as {rows.keys[twin]}"
             if pair.labels_differ:
-                text += f", which is labelled {names[rows.labels[twin]]}"
+                text += f", which is labelled {rows.given[twin] or 'nothing'}"
             if pair.splits_differ:
                 text += f", in {rows.split[twin]}"
             if len(found[row]) < 6:
@@ -92,21 +52,33 @@ def reasons(
 
 def issues_table(
     rows: Rows,
-    judged: Judgements,
+    verdict: Verdict,
     duplicates: pd.DataFrame,
     distance: NDArray[np.float64],
     far: NDArray[np.bool_],
     odd: Sequence[Odd],
+    rank_by: str = "p_wrong",
 ) -> pd.DataFrame:
     """Every row, the most suspicious first.
 
+    Args:
+        rows: that were judged.
+        verdict: on them.
+        duplicates: see `near_duplicates`.
+        distance, far: see `unlike_any_class`.
+        odd: see `odd_images`.
+        rank_by: score by which rows are ordered: the probability, or a column, of which the lowest
+            come first.
+
     Returns:
         Columns ``path``, ``split``, ``given``, ``suggested``, ``p_wrong``, ``p_suggested``, the
-        scores of `Judgements`, ``distance``, ``unlike_any_class``, ``duplicate_of`` (path, or
+        scores of the verdict, ``distance``, ``unlike_any_class``, ``duplicate_of`` (path, or
         empty), ``reasons``; ``row`` numbers rows as they were read.
+
+    Raises:
+        UserError: no such score.
     """
-    names = np.asarray(rows.class_names, dtype=object)
-    paths = np.asarray(paths_of(rows), dtype=object)
+    paths = np.asarray(rows.paths, dtype=object)
     twin = np.full(len(rows), "", dtype=object)
     for pair in lines_of(duplicates.iloc[::-1]):
         twin[int(pair.second)] = paths[int(pair.first)]
@@ -114,24 +86,38 @@ def issues_table(
         {
             "path": paths,
             "split": rows.split,
-            "given": names[rows.labels],
-            "suggested": names[judged.suggested],
-            "p_wrong": judged.p_wrong,
-            "p_suggested": judged.p_suggested,
-            **judged.columns,
+            "given": rows.given,
+            "suggested": verdict.suggested,
+            "p_wrong": verdict.p_wrong,
+            "p_suggested": verdict.p_suggested,
+            **verdict.columns,
             "distance": distance,
             "unlike_any_class": far,
             "duplicate_of": twin,
-            "reasons": reasons(rows, judged, duplicates, far, odd),
+            "reasons": reasons(rows, verdict, duplicates, far, odd),
             "row": np.arange(len(rows)),
         }
     )
-    return table.sort_values("p_wrong", ascending=False, kind="stable").reset_index(drop=True)
+    order = table["p_wrong"]
+    if rank_by != "p_wrong":
+        known = [name for name, values in verdict.columns.items() if values.dtype.kind in "fb"]
+        if rank_by not in known:
+            raise UserError(
+                f"rank_by={rank_by} is no score of this audit.{did_you_mean(rank_by, known)} There "
+                f"are: p_wrong, {', '.join(known)}."
+            )
+        # What a score says nothing about comes last.
+        order = -table[rank_by].astype(float).fillna(np.inf)
+    place = np.argsort(-order.to_numpy(dtype=float), kind="stable")
+    return table.iloc[place].reset_index(drop=True)
 
 
 @checked
 def decide(
-    issues: pd.DataFrame, relabel_above: Share | None = 0.9, drop_above: Share | None = 0.5
+    issues: pd.DataFrame,
+    relabel_above: Share | None = 0.9,
+    drop_above: Share | None = 0.5,
+    by: Deciding | None = None,
 ) -> pd.DataFrame:
     """Decisions by thresholds.
 
@@ -140,6 +126,7 @@ def decide(
         relabel_above: a row whose suggestion is at least so probable gets it; None: no row does.
         drop_above: another row whose label is wrong with at least this probability is dropped;
             None: no row is.
+        by: decides otherwise, of rows in the order in which they were read; see `Verdict.decide`.
 
     Returns:
         Columns ``path``, ``split``, ``given``, ``decision`` (keep, relabel, drop), ``label``, in
@@ -164,27 +151,33 @@ def decide(
         else (table["p_wrong"] >= drop_above).to_numpy() & ~relabel
     )
     decision = np.where(relabel, "relabel", np.where(drop, "drop", "keep"))
+    label = np.where(relabel, table["suggested"], table["given"])
+    if by is not None:
+        label, decision = by(relabel_above, drop_above)
     return pd.DataFrame(
         {
             "path": table["path"].to_numpy(),
             "split": table["split"].to_numpy(),
             "given": table["given"].to_numpy(),
             "decision": decision,
-            "label": np.where(relabel, table["suggested"], table["given"]),
+            "label": label,
         }
     ).reset_index(drop=True)
 
 
-def cleaned(decisions: pd.DataFrame) -> pd.DataFrame:
-    """The labels that decisions leave: columns ``path``, ``label``, ``split``.
+def cleaned(decisions: pd.DataFrame, column: str = "label") -> pd.DataFrame:
+    """The labels that decisions leave: columns ``path``, `column`, ``split``.
 
-    ``dataset=csv dataset.path=cleaned.csv`` trains on them.
+    ``dataset=csv dataset.path=cleaned.csv`` trains on them (captions: ``dataset=csv_captions``).
     """
     kept = decisions[decisions["decision"] != "drop"]
-    return kept[["path", "label", "split"]].reset_index(drop=True)
+    kept = kept[["path", "label", "split"]].reset_index(drop=True)
+    return kept.rename(columns={"label": column})
 
 
-def with_reviews(decisions: pd.DataFrame, reviews: pd.DataFrame, source: str) -> pd.DataFrame:
+def with_reviews(
+    decisions: pd.DataFrame, reviews: pd.DataFrame, source: str, none: bool = False
+) -> pd.DataFrame:
     """Decisions by thresholds, overruled by what a reviewer decided.
 
     Args:
@@ -192,11 +185,12 @@ def with_reviews(decisions: pd.DataFrame, reviews: pd.DataFrame, source: str) ->
         reviews: columns ``path``, ``decision`` and, for relabelled rows, ``label``; of several
             lines for a path the last one counts.
         source: where the reviews come from, for messages.
+        none: an empty label is one: of rows that may have no class at all.
 
     Raises:
         UserError: columns or decisions that there are not, or paths that are not in the data.
     """
-    table = checked_reviews(reviews, source)
+    table = checked_reviews(reviews, source, none)
     place = pd.Series(np.arange(len(decisions)), index=decisions["path"])
     strange = table.index.difference(place.index)
     if len(strange):
@@ -210,8 +204,13 @@ def with_reviews(decisions: pd.DataFrame, reviews: pd.DataFrame, source: str) ->
     return found
 
 
-def checked_reviews(reviews: pd.DataFrame, source: str) -> pd.DataFrame:
+def checked_reviews(reviews: pd.DataFrame, source: str, none: bool = False) -> pd.DataFrame:
     """Reviews by path: columns ``decision`` and ``label`` (empty where there is none).
+
+    Args:
+        reviews: as a reviewer made them.
+        source: where they come from, for messages.
+        none: see `with_reviews`.
 
     Raises:
         UserError: columns or decisions that there are not.
@@ -233,35 +232,9 @@ def checked_reviews(reviews: pd.DataFrame, source: str) -> pd.DataFrame:
     label = table["label"] if "label" in table else pd.Series("", index=table.index)
     table = pd.DataFrame({"decision": table["decision"], "label": label.fillna("").astype(str)})
     empty = table[(table["decision"] == "relabel") & (table["label"] == "")]
-    if len(empty):
+    if len(empty) and not none:
         raise UserError(f"{source} relabels {empty.index[0]} without saying as what.")
     return table
-
-
-def known_classes(rows: Rows, reviews: pd.DataFrame, source: str) -> NDArray[np.int64]:
-    """True classes [N] int64 of the rows that a reviewer kept or relabelled, -1 for others.
-
-    Raises:
-        UserError: see `checked_reviews`; or a label that no row has.
-    """
-    table = checked_reviews(reviews, source)
-    number = {name: i for i, name in enumerate(rows.class_names)}
-    place = {path: row for row, path in enumerate(paths_of(rows))}
-    known = np.full(len(rows), -1, dtype=np.int64)
-    for path, decision, label in table.itertuples():
-        row = place.get(str(path))
-        if row is None:
-            raise UserError(f"{source} decides on {path}, which is not among the rows.")
-        if decision == "keep":
-            known[row] = rows.labels[row]
-        elif decision == "relabel":
-            if label not in number:
-                raise UserError(
-                    f"{source} relabels {path} as '{label}', a class that no row has."
-                    f"{did_you_mean(label, number)}"
-                )
-            known[row] = number[label]
-    return known
 
 
 def compared(issues: pd.DataFrame, other: pd.DataFrame, source: str) -> pd.DataFrame:
@@ -269,7 +242,7 @@ def compared(issues: pd.DataFrame, other: pd.DataFrame, source: str) -> pd.DataF
 
     Args:
         issues: see `issues_table`.
-        other: columns ``path`` and ``label``; paths as in `issues`, or their last parts.
+        other: columns ``path`` and ``label`` (or ``labels``, or ``caption``); paths as in `issues`, or their last parts.
         source: where it comes from, for messages.
 
     Returns:
@@ -279,12 +252,13 @@ def compared(issues: pd.DataFrame, other: pd.DataFrame, source: str) -> pd.DataF
     Raises:
         UserError: columns missing, or no path in common.
     """
-    for column in ("path", "label"):
-        if column not in other.columns:
+    column = next((name for name in ("labels", "caption") if name in other.columns), "label")
+    for name in ("path", column):
+        if name not in other.columns:
             raise UserError(
-                f"{source} has no column '{column}'; it has: {', '.join(map(str, other))}."
+                f"{source} has no column '{name}'; it has: {', '.join(map(str, other))}."
             )
-    labels = other.drop_duplicates("path").set_index("path")["label"].astype(str)
+    labels = other.drop_duplicates("path").set_index("path")[column].astype(str)
     found = issues["path"].map(labels)
     if found.isna().all():
         ends = [next((p for p in _ends(path) if p in labels.index), "") for path in issues["path"]]

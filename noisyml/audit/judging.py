@@ -4,8 +4,9 @@ Two views see each row without its label: the votes of its nearest rows, and a l
 on the other folds. A noise channel (`noisyml.audit.scores.channel`) weighs them, learns how classes
 are mistaken for each other, and gives each row the probability of every class. Then both views are
 fitted once more with these probabilities in place of labels, and the channel once more with them.
-The second round ranks better, but its views have heard of every label by way of the first: the
-order is that of both rounds, the probabilities are brought to the level of the first.
+The second round ranks better, but its views have heard of every label by way of the first. A third
+pair of views (`noisyml.audit.scores.crossed`) learns from judgements too, and has not. The order is
+that of all; noise rate, confusion and the level of the probabilities are those of the crossed views.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from noisyml.audit.scores.channel import (
     fit_channel,
     product_of_sources,
 )
-from noisyml.audit.scores.folds import out_of_fold_probabilities
+from noisyml.audit.scores.crossed import FEWEST, PRIOR_VOTES, crossed_views
+from noisyml.audit.scores.folds import out_of_fold_probabilities, projected_rows
 from noisyml.audit.scores.labels import label_margin, own_share, ranks
 from noisyml.audit.scores.neighbours import BLOCK, neighbour_votes
 from noisyml.checks import Count, Ge, Seed, checked
@@ -99,6 +101,8 @@ def judge_labels(
     replicates: Count = 100,
     progress: Progress | None = None,
     steps: Steps | None = None,
+    probabilities: NDArray[Any] | None = None,
+    crossed: bool = True,
 ) -> Judgements:
     """Judge every label of a data set by the features of its rows.
 
@@ -115,6 +119,10 @@ def judge_labels(
         replicates: bootstrap samples behind the intervals.
         progress: called as the work goes on.
         steps: keeps what each step computes; None: nothing is kept.
+        probabilities: out of fold [N, C], of another classifier, in place of those of the first
+            round; None: they are computed.
+        crossed: estimate rate and level by crossed views; False, or with few rows: by the first
+            round, which is biased where the features explain a part of the errors.
 
     Raises:
         UserError: fewer than four rows.
@@ -127,15 +135,10 @@ def judge_labels(
     labels = np.asarray(labels, dtype=np.int64)
     k = min(neighbours, n - 1)
 
-    def search() -> Arrays:
-        tell("neighbours", 0.0)
-        found = self_topk(
-            features, k, progress=lambda done, total: tell("neighbours", done / max(total, 1))
-        )
-        return {"index": found.index.cpu().numpy(), "similarity": found.scores.cpu().numpy()}
-
-    found = keep("neighbours", search)
-    index, similarity = found["index"], found["similarity"].astype(np.float32)
+    found = nearest_rows(features, k, keep, tell)
+    index, similarity = found["index"], found["similarity"]
+    rows_in_short = projected_rows(features, seed=seed)
+    foreign = probabilities
     first_views: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
     given = labels if known is None else np.where(known >= 0, known, labels)
     targets: NDArray[np.float32] | None = None
@@ -145,12 +148,12 @@ def judge_labels(
         votes = (
             neighbour_votes(index, given, num_classes)
             if targets is None
-            else _soft_votes(index, targets)
+            else mean_of_neighbours(index, targets)
         )
 
         def fit(what: str = what, targets: NDArray[np.float32] | None = targets) -> Arrays:
             found = out_of_fold_probabilities(
-                features,
+                rows_in_short,
                 given,
                 num_classes,
                 folds=min(folds, n),
@@ -160,17 +163,36 @@ def judge_labels(
             )
             return {"probabilities": found}
 
-        probabilities = keep(f"round_{number + 1}", fit)["probabilities"]
+        if number == 0 and foreign is not None:
+            probabilities = np.asarray(foreign, dtype=np.float32)
+        else:
+            probabilities = keep(f"round_{number + 1}", fit)["probabilities"]
         first_views = first_views or (votes, probabilities)
-        sources = [np.log(probabilities + 1e-6), np.log(votes * k + 0.3)]
+        sources = [np.log(probabilities + 1e-6), np.log(votes * k + PRIOR_VOTES)]
         exponents = choose_exponents(sources, labels, known, seed)
         classes = product_of_sources(sources, exponents)
         channels.append(fit_channel(classes, labels, known=known))
         if number == 0:
-            # Of the first round: what later ones say of a label has heard of it.
-            first_classes = classes
+            level = classes
         targets = channels[-1].posterior
     assert first_views is not None
+    if crossed and n >= FEWEST:
+
+        def cross() -> Arrays:
+            return crossed_views(
+                rows_in_short,
+                labels,
+                index,
+                num_classes,
+                known,
+                seed,
+                lambda done, total: tell("crossed views", done / total),
+            )
+
+        views = keep("crossed", cross)
+        sources = [np.log(views["probabilities"] + 1e-6), np.log(views["votes"] + PRIOR_VOTES)]
+        level = product_of_sources(sources, choose_exponents(sources, labels, known, seed))
+        channels.insert(0, fit_channel(level, labels, known=known))
     first = channels[0]
     rows = np.arange(n)
     p_wrong = combined([1 - own_share(c.posterior, labels).astype(np.float64) for c in channels])
@@ -186,7 +208,7 @@ def judge_labels(
     posterior = others / np.maximum(others.sum(axis=1, keepdims=True), 1e-12)
     posterior *= p_wrong[:, None].astype(np.float32)
     posterior[rows, labels] = 1 - p_wrong
-    rate, confusion = _intervals(first_classes, labels, first, known, replicates, seed, tell)
+    rate, confusion = _intervals(level, labels, first, known, replicates, seed, tell)
     first_votes, first_probabilities = first_views
     return Judgements(
         p_wrong=p_wrong,
@@ -216,7 +238,7 @@ def combined(rounds: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     of the probabilities stays that of the first.
 
     Args:
-        rounds: probabilities [N], the first one calibrated.
+        rounds: probabilities [N], the first one of the level that is wanted.
 
     Example:
         >>> combined([np.array([0.1, 0.9, 0.4])]).round(6).tolist()
@@ -249,8 +271,31 @@ def mean_rank_of_margins(
     return (ranks(label_margin(votes, labels)) + ranks(label_margin(probabilities, labels))) / 2
 
 
-def _soft_votes(index: NDArray[Any], targets: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean distribution [N, C] of each row's neighbours."""
+def nearest_rows(features: Any, k: int, keep: Steps, tell: Progress) -> Arrays:
+    """The k nearest rows of each: ``index`` and ``similarity`` (cosine) [N, k].
+
+    Args:
+        features: [N, D], read in blocks.
+        k: at most N - 1.
+        keep: keeps what is found.
+        tell: called as the search goes on.
+    """
+
+    def search() -> Arrays:
+        tell("neighbours", 0.0)
+        found = self_topk(
+            features, k, progress=lambda done, total: tell("neighbours", done / max(total, 1))
+        )
+        return {
+            "index": found.index.cpu().numpy(),
+            "similarity": found.scores.cpu().numpy().astype(np.float32),
+        }
+
+    return keep("neighbours", search)
+
+
+def mean_of_neighbours(index: NDArray[Any], targets: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Mean of the targets [N, C] of each row's neighbours [N, k]."""
     found = np.empty_like(targets)
     step = max(1, BLOCK // (index.shape[1] * targets.shape[1]))
     for start in range(0, len(index), step):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,25 +15,28 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from noisyml.audit.doors import Door, from_cleanlab, read_export, write_doors
-from noisyml.audit.flags import mixed_classes, near_duplicates, odd_images, unlike_any_class
+from noisyml.audit.flags import near_duplicates, odd_images, unlike_any_class
 from noisyml.audit.issues import (
     checked_reviews,
     cleaned,
     compared,
     decide,
     issues_table,
-    known_classes,
     with_reviews,
 )
-from noisyml.audit.judging import Judgements, Progress, judge_labels
+from noisyml.audit.judging import Progress
+from noisyml.audit.kinds.base import Kind, Verdict
+from noisyml.audit.kinds.captions import Captions
+from noisyml.audit.kinds.entries import SeveralLabels
+from noisyml.audit.kinds.single import OneLabel
 from noisyml.audit.planted import PlantedCheck, check_planted
 from noisyml.audit.rows import Rows
+from noisyml.audit.scores.columns import Score
 from noisyml.audit.steps import StoredSteps
 from noisyml.checks import Count, Ge, OpenShare, Positive, Seed, Share, WholeNonNegative, checked
 from noisyml.errors import UserError
-from noisyml.noise import NoNoise
-from noisyml.noise.planted import plant_errors, planted
 from noisyml.storage.files import atomic, write_atomically
+from noisyml.storage.parquet import to_column
 from noisyml.storage.reading import reading
 from noisyml.storage.tables import table_for_spreadsheet, table_from_spreadsheet
 
@@ -41,6 +45,9 @@ log = logging.getLogger(__name__)
 #: Files of an audit.
 ISSUES, CLEANED, SUMMARY = "issues.csv", "cleaned.csv", "summary.json"
 DECISIONS, PLAN = "decisions.csv", "plan.csv"
+
+#: How labels of each kind are judged.
+KINDS: dict[str, Kind] = {"single": OneLabel(), "multi": SeveralLabels(), "pairs": Captions()}
 
 
 @checked
@@ -51,6 +58,9 @@ class AuditSettings:
     neighbours: Count = 30
     folds: Annotated[int, Ge(2)] = 10
     rounds: Count = 2
+    scores: list[Score] | None = None
+    head_epochs: Count = 20
+    rank_by: str = "p_wrong"
     planted_errors: OpenShare = 0.05
     relabel_above: Share | None = 0.9
     drop_above: Share | None = 0.5
@@ -71,16 +81,14 @@ class Audit:
         judged: their labels.
         issues: see `noisyml.audit.issues.issues_table`.
         duplicates: see `noisyml.audit.flags.near_duplicates`.
-        mixed: see `noisyml.audit.flags.mixed_classes`.
         check: of the ranking by planted errors; None: none were planted.
         summary: what ``summary.json`` says.
     """
 
     rows: Rows
-    judged: Judgements
+    judged: Verdict
     issues: pd.DataFrame
     duplicates: pd.DataFrame
-    mixed: pd.DataFrame
     check: PlantedCheck | None
     summary: dict[str, Any]
 
@@ -91,6 +99,8 @@ def audit(
     folder: Path,
     reviews: tuple[pd.DataFrame, str] | None = None,
     progress: Progress | None = None,
+    probabilities: NDArray[Any] | None = None,
+    trained: NDArray[Any] | None = None,
 ) -> Audit:
     """Judge all rows and look for what else is wrong with them; finished steps lie in `folder`.
 
@@ -100,29 +110,31 @@ def audit(
         folder: of the audit.
         reviews: decisions of a reviewer and where they come from.
         progress: called as the work goes on.
+        probabilities: out of fold [N, C], of another classifier; None: they are computed.
+        trained: trust in each row of a run that trained on it [N], NaN elsewhere; a column.
     """
-    classes = len(rows.class_names)
-    known = None if reviews is None else known_classes(rows, *reviews)
+    kind = KINDS[rows.target.name]
+    known = None
+    if reviews is not None:
+        known = kind.known(
+            rows, checked_reviews(*reviews, none=kind.several), reviews[1], rows.paths
+        )
     told = (rows.digest(), settings.neighbours, settings.folds, settings.rounds, settings.seed)
-    reviewed = "" if known is None else known.tobytes().hex()
-    steps = StoredSteps(folder / "steps", repr((*told, reviewed)))
-    judged = judge_labels(
-        rows.features,
-        rows.labels,
-        classes,
-        neighbours=settings.neighbours,
-        folds=settings.folds,
-        rounds=settings.rounds,
-        known=known,
-        seed=settings.seed,
-        progress=progress,
-        steps=steps,
+    reviewed = "" if known is None else _digest(known)
+    foreign = "" if probabilities is None else _digest(probabilities)
+    steps = StoredSteps(folder / "steps", repr((*told, settings.head_epochs, reviewed, foreign)))
+    judged = kind.judge(
+        rows, settings, known, progress, steps, rounds=None, probabilities=probabilities
     )
+    if trained is not None:
+        judged = replace(judged, columns={**judged.columns, "trained": trained})
     check = (
-        _planted_check(rows, settings, steps, judged, progress) if settings.planted_errors else None
+        _planted_check(kind, rows, settings, steps, judged, progress)
+        if settings.planted_errors
+        else None
     )
     duplicates = near_duplicates(
-        judged.index, judged.similarity, rows.labels, rows.split, settings.duplicates_above
+        judged.index, judged.similarity, rows.given, rows.split, settings.duplicates_above
     )
     distance, far = unlike_any_class(judged.similarity, deviations=settings.unlike_deviations)
     odd = []
@@ -131,65 +143,67 @@ def audit(
         if progress is not None:
             report = lambda done, total: progress("looking at images", done / total)  # noqa: E731
         odd = odd_images(rows, report)
-    issues = issues_table(rows, judged, duplicates, distance, far, odd)
-    mixed = mixed_classes(judged.confusion[0], judged.confusion[1][0], rows.class_names)
-    summary = _summary(rows, judged, issues, duplicates, mixed, far, len(odd), check, settings)
-    return Audit(rows, judged, issues, duplicates, mixed, check, summary)
+    issues = issues_table(rows, judged, duplicates, distance, far, odd, settings.rank_by)
+    summary = _summary(rows, judged, issues, duplicates, far, len(odd), check, settings)
+    return Audit(rows, judged, issues, duplicates, check, summary)
+
+
+def _digest(values: NDArray[Any]) -> str:
+    """SHA-256 of numbers, or of texts."""
+    content = repr(values.tolist()).encode() if values.dtype == object else values.tobytes()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _planted_check(
+    kind: Kind,
     rows: Rows,
     settings: AuditSettings,
     steps: StoredSteps,
-    judged: Judgements,
+    judged: Verdict,
     progress: Progress | None,
 ) -> PlantedCheck:
     """Figures of the same judging on labels of which some were flipped on purpose."""
-    classes = len(rows.class_names)
-    manifest = NoNoise().inject(rows.labels, classes, keys=[*rows.keys])
-    manifest = plant_errors(manifest, settings.planted_errors, settings.seed)
+    flipped, numbers = kind.plant(rows, settings.planted_errors, settings.seed)
 
     def keep(name: str, compute: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
         if name == "neighbours":
             return {"index": judged.index, "similarity": judged.similarity}
         return steps(f"planted_{name}", compute)
 
-    again = judge_labels(
-        rows.features,
-        manifest.observed,
-        classes,
-        neighbours=settings.neighbours,
-        folds=min(settings.folds, 5),
-        rounds=1,
-        seed=settings.seed,
-        replicates=1,
+    again = kind.judge(
+        flipped,
+        settings,
         progress=None if progress is None else lambda _, share: progress("planted errors", share),
         steps=keep,
+        rounds=1,
     )
-    return check_planted(np.argsort(-again.p_wrong, kind="stable"), planted(manifest))
+    return check_planted(again.ranking, numbers)
 
 
 def _summary(
     rows: Rows,
-    judged: Judgements,
+    judged: Verdict,
     issues: pd.DataFrame,
     duplicates: pd.DataFrame,
-    mixed: pd.DataFrame,
     far: NDArray[np.bool_],
     odd: int,
     check: PlantedCheck | None,
     settings: AuditSettings,
 ) -> dict[str, Any]:
     rate = judged.noise_rate
-    decisions = decide(issues, settings.relabel_above, settings.drop_above)
+    decisions = decide(issues, settings.relabel_above, settings.drop_above, judged.decide)
     counted = decisions["decision"].value_counts()
     return {
+        "labels": rows.target.words,
+        "column": KINDS[rows.target.name].column,
         "rows": len(rows),
         "classes": len(rows.class_names),
         "splits": {str(k): int(v) for k, v in pd.Series(rows.split).value_counts().items()},
         "noise_rate": rate.value,
         "noise_rate_interval": [rate.low, rate.high],
+        "told": judged.told,
         "wrong_rows_expected": float(judged.p_wrong.sum()),
+        **judged.facts,
         "decisions": {word: int(counted.get(word, 0)) for word in ("keep", "relabel", "drop")},
         "near_duplicates": len(duplicates),
         "near_duplicates_across_labels": int(duplicates["labels_differ"].sum()),
@@ -197,7 +211,7 @@ def _summary(
         "unlike_any_class": int(far.sum()),
         "odd_images": odd,
         "broken_images": [f"{split}: {key}" for split, key in rows.broken],
-        "mixed_classes": mixed.to_dict("records"),
+        "mixed_classes": [] if judged.mixed is None else judged.mixed.to_dict("records"),
         "planted_check": None if check is None else check.sentence,
         "trustworthy": None if check is None else not check.near_chance,
         "settings": asdict(settings),
@@ -224,18 +238,24 @@ def write_audit(
     import pyarrow.parquet as pq
 
     write_table(found.issues.drop(columns="row"), folder / ISSUES)
+    whole = pa.Table.from_pandas(found.issues, preserve_index=False)
+    for name, values in found.judged.wide.items():
+        whole = whole.append_column(name, to_column(values[found.issues["row"].to_numpy()]))
     with atomic(folder / "issues.parquet", sole_writer=True) as temporary:
-        pq.write_table(pa.Table.from_pandas(found.issues, preserve_index=False), temporary)
-    decisions = decide(found.issues, settings.relabel_above, settings.drop_above)
+        pq.write_table(whole, temporary)
+    decide_by = found.judged.decide
+    several = KINDS[found.rows.target.name].several
+    decisions = decide(found.issues, settings.relabel_above, settings.drop_above, decide_by)
     if reviews is not None:
-        decisions = with_reviews(decisions, *reviews)
+        decisions = with_reviews(decisions, *reviews, none=several)
     write_table(decisions, folder / PLAN)
-    write_table(cleaned(decisions), folder / CLEANED)
+    write_table(cleaned(decisions, found.summary["column"]), folder / CLEANED)
     pairs = found.duplicates.copy()
     keys = np.asarray(found.rows.keys, dtype=object)
     pairs["first"], pairs["second"] = keys[pairs["first"]], keys[pairs["second"]]
     write_table(pairs, folder / "duplicates.csv")
-    write_table(_confusion(found), folder / "confusion.csv")
+    for file, table in found.judged.tables.items():
+        write_table(table, folder / file)
     write_doors(settings.export or [], folder, found.issues, found.rows, found.judged)
     if against is not None:
         differing = compared(found.issues, read_table(against), str(against))
@@ -246,22 +266,6 @@ def write_audit(
             "of_which_suggested_here": int(differing["agrees"].sum()),
         }
     write_atomically(folder / SUMMARY, json.dumps(found.summary, indent=2, allow_nan=True) + "\n")
-
-
-def _confusion(found: Audit) -> pd.DataFrame:
-    """Pairs of true class and label with rows and interval; those below half a row left out."""
-    table, (low, high) = found.judged.confusion
-    true, label = np.nonzero(table >= 0.5)
-    names = np.asarray(found.rows.class_names, dtype=object)
-    return pd.DataFrame(
-        {
-            "true": names[true],
-            "label": names[label],
-            "rows": table[true, label],
-            "low": low[true, label],
-            "high": high[true, label],
-        }
-    )
 
 
 def apply_reviews(folder: Path, reviews: Path, out: Path | None = None) -> tuple[Path, int, int]:
@@ -281,10 +285,13 @@ def apply_reviews(folder: Path, reviews: Path, out: Path | None = None) -> tuple
     plan = folder / PLAN
     if not plan.is_file():
         raise UserError(f"{folder} holds no audit (no {PLAN}): give the folder of `noisyml clean`.")
-    decisions = with_reviews(read_table(plan), reviews_in(reviews), str(reviews))
+    with reading(folder / SUMMARY, "judge the labels again"):
+        column = json.loads((folder / SUMMARY).read_text(encoding="utf-8")).get("column", "label")
+    none = column == SeveralLabels.column
+    decisions = with_reviews(read_table(plan), reviews_in(reviews), str(reviews), none)
     file = out or folder / CLEANED
     write_table(decisions, folder / PLAN)
-    write_table(cleaned(decisions), file)
+    write_table(cleaned(decisions, column), file)
     counted = decisions["decision"].value_counts()
     return file, int(counted.get("relabel", 0)), int(counted.get("drop", 0))
 
@@ -307,7 +314,9 @@ def read_table(file: Path) -> pd.DataFrame:
         if file.suffix == ".parquet":
             return pd.read_parquet(file)
         separator = "\t" if file.suffix == ".tsv" else ","
-        texts = dict.fromkeys(("path", "label", "given", "suggested", "decision", "split"), str)
+        texts = dict.fromkeys(
+            ("path", "label", "labels", "caption", "given", "suggested", "decision", "split"), str
+        )
         table = pd.read_csv(file, sep=separator, dtype=texts, keep_default_na=False, na_values=[])
     return table_from_spreadsheet(table)
 
@@ -331,5 +340,5 @@ def read_reviews(file: Path) -> tuple[pd.DataFrame, str]:
         UserError: the file is not one of decisions.
     """
     table = reviews_in(file)
-    checked_reviews(table, str(file))
+    checked_reviews(table, str(file), none=True)
     return table, str(file)

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from noisyml.data.base import Split
-from noisyml.data.inputs import Inputs
+from noisyml.data.inputs import ChosenInputs, Inputs, ReplacedInputs
 from noisyml.errors import UserError
+from noisyml.targets import Labels, Target, target_of
+
+#: Between the labels of a row in tables, as ``dataset=csv`` reads them.
+JOINT = "; "
+#: Rows that are copied at a time.
+_BLOCK = 16_384
 
 
 @dataclass(frozen=True)
@@ -21,8 +29,8 @@ class Rows:
 
     Attributes:
         keys: path or identifier of each row, N.
-        labels: [N] int64 in ``0 .. C - 1``, observed.
-        class_names: C.
+        labels: observed: [N] int64 in ``0 .. C - 1``, [N, C] zeros and ones, or N captions.
+        class_names: C; none where the labels are captions.
         split: name of the split of each row, N.
         place: position of each row in its split [N] int64.
         features: [N, D], read in blocks.
@@ -31,7 +39,7 @@ class Rows:
     """
 
     keys: Sequence[str]
-    labels: NDArray[np.int64]
+    labels: Labels
     class_names: Sequence[str]
     split: NDArray[np.object_]
     place: NDArray[np.int64]
@@ -47,6 +55,30 @@ class Rows:
         """The kind of the inputs: images or vectors."""
         return next(iter(self.inputs.values())).kind
 
+    @property
+    def target(self) -> Target:
+        """The kind of the labels."""
+        return target_of(self.labels)
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """Path, or where there is none the key, of each row, N."""
+        return [
+            path_of(self.inputs[split], place) or str(key)
+            for split, place, key in zip(self.split, self.place.tolist(), self.keys, strict=True)
+        ]
+
+    @cached_property
+    def given(self) -> NDArray[Any]:
+        """The label of each row as a text [N]; several are joined by semicolons."""
+        if self.target.name == "single":
+            return np.asarray(self.class_names, dtype=object)[self.labels]
+        if self.target.name == "pairs":
+            return np.asarray(self.labels, dtype=object)
+        names = [str(name) for name in self.class_names]
+        texts = [JOINT.join(names[c] for c in np.flatnonzero(row)) for row in self.labels]
+        return np.asarray(texts, dtype=object)
+
     def load(self, row: int) -> Any:
         """The input of a row."""
         return self.inputs[self.split[row]].load(int(self.place[row]))
@@ -56,33 +88,49 @@ class Rows:
         found = hashlib.sha256(
             "\0".join([*self.class_names, *self.keys]).encode("utf-8", "replace")
         )
-        found.update(self.labels.astype("<i8").tobytes())
+        found.update(self.target.digest(self.labels, self.labels))
         some = np.unique(np.linspace(0, len(self) - 1, 64).round().astype(np.int64))
         found.update(np.ascontiguousarray(self.features[some], dtype=np.float32).tobytes())
         return found.hexdigest()
 
 
+def path_of(inputs: Any, place: int) -> str | None:
+    """Absolute path of the file behind an input; None where there is no file."""
+    if isinstance(inputs, ChosenInputs):
+        return path_of(inputs.inputs, int(inputs.rows[place]))
+    if isinstance(inputs, ReplacedInputs):
+        other = int(inputs.source_index[place])
+        return path_of(inputs.inputs if other < 0 else inputs.source, max(other, place))
+    find = getattr(inputs, "path", None)
+    return os.path.abspath(find(place)) if callable(find) else None
+
+
 def collect_rows(
     splits: Mapping[str, Split], features_of: Callable[[Split], tuple[Any, NDArray[np.int64]]]
 ) -> Rows:
-    """The rows of all splits with one label each.
+    """The rows of all splits.
 
     Args:
-        splits: by name.
+        splits: by name, with labels of one kind: one per row, several, or captions.
         features_of: features [n, D] of a split and positions of the images that are broken.
 
     Raises:
-        UserError: several labels per row, splits with classes of their own, or fewer than two
-            classes.
+        UserError: labels of another kind, splits with several labels and classes of their own, or
+            fewer than two classes.
     """
     names: list[str] = []
     number: dict[str, int] = {}
+    several = False
     for split in splits.values():
-        if not split.target.exclusive:
+        kind = split.target.name
+        if kind not in ("single", "multi", "pairs"):
             raise UserError(
-                "Labels are judged one per row, and these rows have several: make a table with a "
-                "row for each image and label."
+                f"{split.target.words[0].upper()}{split.target.words[1:]} cannot be judged: "
+                f"noisyml clean judges one label per row, several, or captions."
             )
+        several = several or kind == "multi"
+        if several and names and list(split.class_names) != names:
+            raise UserError("Splits with several labels per row must have the same classes.")
         for name in split.class_names:
             if name not in number:
                 number[name] = len(names)
@@ -93,14 +141,17 @@ def collect_rows(
         features, lost = features_of(split)
         broken += [(name, split.keys[int(row)]) for row in lost]
         kept = np.setdiff1d(np.arange(len(split)), lost)
-        kept = kept[np.asarray(split.labels)[kept] >= 0]
+        if split.target.exclusive:
+            kept = kept[np.asarray(split.labels)[kept] >= 0]
         if not len(kept):
             continue
-        own = np.asarray([number[text] for text in split.class_names], dtype=np.int64)
+        labels = split.labels[kept]
+        if split.target.exclusive:
+            labels = np.asarray([number[text] for text in split.class_names])[labels]
         parts.append(
             {
                 "keys": [split.keys[row] for row in kept.tolist()],
-                "labels": own[np.asarray(split.labels)[kept]],
+                "labels": labels,
                 "split": np.full(len(kept), name, dtype=object),
                 "place": kept,
                 "features": features if len(kept) == len(split) else features[kept],
@@ -109,13 +160,12 @@ def collect_rows(
     if not parts:
         raise UserError("There are no rows with labels to judge.")
     labels = np.concatenate([part["labels"] for part in parts])
-    if len(np.unique(labels)) < 2:
-        raise UserError(
-            f"All rows have the label '{names[int(labels[0])]}': two classes at least are needed."
-        )
+    if (several and len(names) < 1) or (not several and len(set(labels.tolist())) < 2):
+        only = names[int(labels[0])] if names and not several else str(labels[0])
+        raise UserError(f"All rows have the label '{only}': two classes at least are needed.")
     matrix = parts[0]["features"]
     if len(parts) > 1:
-        matrix = np.concatenate([np.asarray(p["features"], np.float32) for p in parts])
+        matrix = stacked([part["features"] for part in parts])
     return Rows(
         keys=[key for part in parts for key in part["keys"]],
         labels=labels,
@@ -126,3 +176,15 @@ def collect_rows(
         inputs={name: split.inputs for name, split in splits.items()},
         broken=broken,
     )
+
+
+def stacked(parts: Sequence[Any]) -> Any:
+    """Matrices one below the other, copied block by block: no part is held twice as a whole."""
+    whole = np.empty((sum(map(len, parts)), parts[0].shape[1]), dtype=np.float32)
+    row = 0
+    for part in parts:
+        for start in range(0, len(part), _BLOCK):
+            block = part[start : start + _BLOCK]
+            whole[row : row + len(block)] = block
+            row += len(block)
+    return whole

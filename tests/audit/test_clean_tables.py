@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -12,14 +13,14 @@ from noisyml.audit import doors
 from noisyml.audit.flags import mixed_classes, near_duplicates, remarks_on, unlike_any_class
 from noisyml.audit.gallery import content, write_gallery
 from noisyml.audit.issues import (
+    checked_reviews,
     cleaned,
     compared,
     decide,
-    known_classes,
-    paths_of,
     with_reviews,
 )
 from noisyml.audit.report import (
+    KINDS,
     AuditSettings,
     apply_reviews,
     audit,
@@ -28,10 +29,15 @@ from noisyml.audit.report import (
     reviews_in,
     write_audit,
 )
-from noisyml.audit.rows import Rows, collect_rows
+from noisyml.audit.rows import collect_rows
 from noisyml.data.base import Split
 from noisyml.data.inputs import FileImages
 from noisyml.errors import UserError
+
+
+def known_classes(data, reviews, source):
+    return KINDS["single"].known(data, checked_reviews(reviews, source), source, data.paths)
+
 
 CLASSES = ["<b>disc</b>", "square", "stripe"]
 SETTINGS = AuditSettings(neighbours=8, folds=4, gallery_rows=20)
@@ -95,16 +101,13 @@ def test_all_rows_of_all_splits_are_there_but_broken_ones(rows):
     assert data.split[108] == "train"
     assert data.split[109] == "test"
     assert data.place[109] == 0
-    assert paths_of(data)[109].endswith("110=x.png")
-    assert data.digest() != Rows(**{**vars(data), "labels": data.labels[::-1]}).digest()
+    assert data.paths[109].endswith("110=x.png")
+    assert data.digest() != replace(data, labels=data.labels[::-1]).digest()
 
 
-def test_several_labels_or_one_class_cannot_be_judged(rows):
+def test_one_class_or_another_kind_of_labels_cannot_be_judged(rows):
     data, _ = rows
     inputs = data.inputs["test"]
-    many = Split("train", inputs, np.eye(50, dtype=np.uint8)[:, :3], CLASSES, inputs.paths, "x")
-    with pytest.raises(UserError, match="judged one per row, and these rows have several"):
-        collect_rows({"train": many}, lambda split: (np.ones((50, 2)), np.array([], int)))
     one = Split("train", inputs, np.zeros(50, np.int64), CLASSES, inputs.paths, "x")
     with pytest.raises(UserError, match="All rows have the label '<b>disc</b>'"):
         collect_rows({"train": one}, lambda split: (np.ones((50, 2)), np.array([], int)))
@@ -183,7 +186,7 @@ def test_files_are_written_and_a_review_is_applied(rows, found, tmp_path):
     assert len(labels) == made["keep"] + made["relabel"] == 159 - made["drop"]
     assert set(labels) == {"path", "label", "split"}
     assert json.loads((tmp_path / "summary.json").read_text())["rows"] == 159
-    paths = paths_of(data)
+    paths = data.paths
     review = tmp_path / "decisions.csv"
     pd.DataFrame(
         {
@@ -225,7 +228,7 @@ def test_decisions_that_do_not_fit_are_a_sentence(found, columns, message):
 
 def test_unknown_labels_and_other_folders_are_a_sentence(rows, tmp_path):
     data, _ = rows
-    table = pd.DataFrame({"path": [paths_of(data)[0]], "decision": ["relabel"], "label": ["sqare"]})
+    table = pd.DataFrame({"path": [data.paths[0]], "decision": ["relabel"], "label": ["sqare"]})
     with pytest.raises(UserError, match=r"a class that no row has\. Did you mean 'square'"):
         known_classes(data, table, "mine.csv")
     with pytest.raises(UserError, match="holds no audit"):
@@ -250,7 +253,7 @@ def test_the_doors_write_what_other_tools_read_and_read_their_reviews(rows, foun
     assert all(file.is_file() for file in files)
     frame = read_table(tmp_path / "cleanlab_issues.csv")
     assert frame["given_label"].tolist() == [CLASSES[label] for label in data.labels]
-    back = doors.from_cleanlab(frame, paths_of(data))
+    back = doors.from_cleanlab(frame, data.paths)
     assert len(back) == int((found.judged.p_wrong > 0.5).sum())
     known = known_classes(data, back, "frame")
     np.testing.assert_array_equal(known >= 0, found.judged.p_wrong > 0.5)

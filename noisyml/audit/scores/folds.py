@@ -99,7 +99,7 @@ def stratified_folds(labels: NDArray[Any], folds: int, seed: int = 0) -> NDArray
 @checked
 def out_of_fold_probabilities(
     features: Any,
-    labels: NDArray[Any],
+    labels: NDArray[Any] | None,
     num_classes: Count,
     *,
     folds: int | None = 10,
@@ -107,6 +107,7 @@ def out_of_fold_probabilities(
     balanced: bool = False,
     weights: NDArray[Any] | None = None,
     targets: NDArray[Any] | None = None,
+    exclusive: bool = True,
     components: Count = 256,
     max_iterations: Count = 100,
     max_rows: Count = 50_000,
@@ -120,8 +121,8 @@ def out_of_fold_probabilities(
     result depends on data and seed alone.
 
     Args:
-        features: [N, D], read in blocks.
-        labels: [N] int64, observed.
+        features: [N, D], read in blocks; a tensor: rows that are projected already.
+        labels: [N] int64, observed; None: `targets` are learnt and folds are drawn at random.
         num_classes: C.
         folds: K; each row is judged by a classifier of the K - 1 others. None: no row is held out,
             probabilities are in-sample.
@@ -130,6 +131,8 @@ def out_of_fold_probabilities(
         balanced: weigh rows so that all classes weigh the same.
         weights: [N] of the rows; None: 1 each.
         targets: distributions [N, C] to learn in place of the labels; None: the labels.
+        exclusive: False: classes do not exclude each other; `targets` are probabilities of each,
+            and every class gets a logistic regression of its own.
         components: principal directions kept.
         max_iterations: of L-BFGS, of each fold.
         max_rows: a classifier sees so many rows at most, drawn at random.
@@ -139,19 +142,22 @@ def out_of_fold_probabilities(
     Raises:
         UserError: fewer rows than folds.
     """
-    n = len(labels)
+    n = len(features)
+    if labels is None and targets is None:
+        raise ValueError("labels or targets are needed")
     if folds is not None and not 2 <= folds <= n:
         raise UserError(f"folds={folds} must be from 2 to the {n} rows there are.")
-    projection = principal_projection(features, components, seed=seed)
-    parts = range(0, n, BLOCK)
-    rows = torch.cat([projection(features[start : start + BLOCK]) for start in parts])
-    given = torch.tensor(np.asarray(labels, dtype=np.int64))
+    rows = features
+    if not isinstance(features, Tensor):
+        rows = projected_rows(features, components, seed)
+    strata = np.zeros(n, dtype=np.int64) if labels is None else np.asarray(labels, dtype=np.int64)
+    given = torch.tensor(strata)
     weight = torch.ones(n) if weights is None else torch.tensor(weights, dtype=torch.float32)
     if balanced:
         mass = torch.zeros(num_classes).index_add_(0, given, weight)
         weight = weight * (mass.sum() / num_classes / mass.clamp(min=1e-12))[given]
     aim = None if targets is None else torch.from_numpy(np.asarray(targets, dtype=np.float32))
-    held = np.zeros(n, np.int64) if folds is None else stratified_folds(labels, folds, seed)
+    held = np.zeros(n, np.int64) if folds is None else stratified_folds(strata, folds, seed)
     found = np.empty((n, num_classes), dtype=np.float32)
     generator = np.random.default_rng(seed)
     count = 1 if folds is None else folds
@@ -163,14 +169,30 @@ def out_of_fold_probabilities(
         some = torch.from_numpy(seen)
         target = given[some] if aim is None else aim[some]
         matrix = logistic_regression(
-            rows[some], target, num_classes, weight[some], strength, max_iterations
+            rows[some], target, num_classes, weight[some], strength, max_iterations, exclusive
         )
-        for start in range(0, len(out), BLOCK):
-            part = out[start : start + BLOCK]
-            scores = rows[torch.from_numpy(part)] @ matrix[:-1] + matrix[-1]
-            found[part] = scores.softmax(dim=1).numpy()
+        found[out] = predicted(rows, out, matrix, exclusive)
         if progress is not None:
             progress(fold + 1, count)
+    return found
+
+
+def projected_rows(features: Any, components: int = 256, seed: int = 0) -> Tensor:
+    """All rows by `principal_projection`, float32 [N, d]."""
+    project = principal_projection(features, components, seed=seed)
+    parts = range(0, len(features), BLOCK)
+    return torch.cat([project(features[start : start + BLOCK]) for start in parts])
+
+
+def predicted(
+    rows: Tensor, chosen: NDArray[np.int64], matrix: Tensor, exclusive: bool = True
+) -> NDArray[np.float32]:
+    """Class probabilities [n, C] of the chosen rows [n] by a `logistic_regression`."""
+    found = np.empty((len(chosen), matrix.shape[1]), dtype=np.float32)
+    for start in range(0, len(chosen), BLOCK):
+        part = torch.from_numpy(chosen[start : start + BLOCK])
+        scores = rows[part] @ matrix[:-1] + matrix[-1]
+        found[start : start + BLOCK] = scores.softmax(dim=1) if exclusive else scores.sigmoid()
     return found
 
 
@@ -181,8 +203,9 @@ def logistic_regression(
     weights: Tensor,
     strength: float = 1.0,
     max_iterations: int = 100,
+    exclusive: bool = True,
 ) -> Tensor:
-    """Weights [d + 1, C] of a multinomial logistic regression, the biases last.
+    """Weights [d + 1, C] of a logistic regression, multinomial or one a class; the biases last.
 
     Args:
         rows: [n, d] float32.
@@ -191,6 +214,7 @@ def logistic_regression(
         weights: [n].
         strength: see `out_of_fold_probabilities`; biases are not penalised.
         max_iterations: of L-BFGS.
+        exclusive: False: `target` are probabilities of classes that do not exclude each other.
     """
     width = rows.shape[1]
     total = float(weights.sum()) or 1.0
@@ -204,9 +228,15 @@ def logistic_regression(
 
     def value(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         matrix = torch.from_numpy(flat.reshape(width + 1, num_classes)).to(rows.dtype)
-        log_p = (rows @ matrix[:-1] + matrix[-1]).log_softmax(dim=1)
-        loss = -(wanted * log_p).sum(dtype=torch.float64)
-        error = log_p.exp() * mass[:, None] - wanted
+        scores = rows @ matrix[:-1] + matrix[-1]
+        if exclusive:
+            log_p = scores.log_softmax(dim=1)
+            loss = -(wanted * log_p).sum(dtype=torch.float64)
+            error = log_p.exp() * mass[:, None] - wanted
+        else:
+            all_of_them = torch.nn.functional.softplus(scores) * share[:, None]
+            loss = (all_of_them - wanted * scores).sum(dtype=torch.float64)
+            error = scores.sigmoid() * share[:, None] - wanted
         slope = torch.cat([transposed @ error + penalty * matrix[:-1], error.sum(0)[None]])
         loss = loss + 0.5 * penalty * matrix[:-1].double().square().sum()
         return float(loss), slope.double().numpy().ravel()

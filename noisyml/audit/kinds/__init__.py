@@ -1,0 +1,1 @@
+"""Kinds of labels that are audited: one per row, several per row, a caption."""
