@@ -242,7 +242,8 @@ def compared(issues: pd.DataFrame, other: pd.DataFrame, source: str) -> pd.DataF
 
     Args:
         issues: see `issues_table`.
-        other: columns ``path`` and ``label`` (or ``labels``, or ``caption``); paths as in `issues`, or their last parts.
+        other: columns ``path`` and ``label`` (or ``labels``, or ``caption``); paths as
+            in `issues`, or their last parts.
         source: where it comes from, for messages.
 
     Returns:

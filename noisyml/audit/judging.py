@@ -6,7 +6,7 @@ are mistaken for each other, and gives each row the probability of every class. 
 fitted once more with these probabilities in place of labels, and the channel once more with them.
 The second round ranks better, but its views have heard of every label by way of the first. A third
 pair of views (`noisyml.audit.scores.crossed`) learns from judgements too, and has not. The order is
-that of all; noise rate, confusion and the level of the probabilities are those of the crossed views.
+that of all; noise rate, confusion and the level of probabilities are those of the crossed views.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from noisyml.audit.planted import PlantedCheck, check_planted
 from noisyml.audit.ranking import Over, Ranking, rank_by_trust
 from noisyml.data.datamodule import DataModule
 from noisyml.data.inputs import BrokenImage, ImageSource, as_rgb
-from noisyml.metrics.label_trust import auroc, class_selection, selection_by_class
+from noisyml.metrics.label_trust import auroc, class_selection, finding, selection_by_class
 from noisyml.noise.planted import planted
 from noisyml.runs.artefacts import Artefact
 from noisyml.storage.parquet import last_epoch
@@ -102,8 +102,8 @@ def trust_metrics(
 
     Returns:
         ``selection/judged``, the share of the training samples that were; where the truth is known
-        ``selection/ranking_auroc``, the probability that a wrong label ranks before a right one;
-        and those of `PlantedCheck`, if errors were planted.
+        ``selection/ranking_auroc``, the probability that a wrong label ranks before a right one,
+        and ``selection/ranking_`` before each of `FINDING`; and those of `PlantedCheck`, if errors were planted.
     """
     ranking, manifest = rank_by_trust(selection_file, over), data.manifest
     found = {"selection/judged": ranking.samples / max(1, len(manifest))}
@@ -112,6 +112,8 @@ def trust_metrics(
         wrong = torch.from_numpy(as_judged(manifest.changed, ranking.classes).ravel()[numbers])
         trust = torch.arange(len(numbers), dtype=torch.float64)
         found["selection/ranking_auroc"] = auroc(trust, ~wrong)
+        figures = finding(trust, wrong)
+        found |= {f"selection/ranking_{name}": value for name, value in figures.items()}
     if (check := planted_check(data, ranking)) is not None:
         found |= check.metrics
     return found

@@ -9,6 +9,9 @@ from torch import Tensor
 
 from noisyml.targets.entries import entry_classes
 
+#: Figures of a search for wrong labels.
+FINDING = ("average_precision", "fnr_at_budget", "precision_at_100")
+
 
 def auroc(scores: Tensor, positive: Tensor) -> float:
     """Probability that a positive scores above a negative, ties counting one half.
@@ -217,8 +220,8 @@ def selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str,
         ``kept``: share of samples kept; ``precision``: share of the kept that are clean;
         ``recall``: share of the clean that are kept; ``excluded_precision``: share of the others
         that are wrong; ``excluded_recall``: share of the wrong that are among them; ``auroc`` of
-        `p_clean`; ``average_precision`` and ``fnr_at_budget`` of finding wrong labels by it. NaN
-        where undefined.
+        `p_clean`; ``average_precision``, ``fnr_at_budget`` and ``precision_at_100`` of finding
+        wrong labels by it. NaN where undefined.
 
     Raises:
         ValueError: shapes that differ.
@@ -243,17 +246,18 @@ def selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str,
         "recall": _share(kept_clean, int(clean.sum())),
         **_exclusion(~keep, ~clean),
         "auroc": auroc(p_clean, clean),
-        **_finding(p_clean, ~clean),
+        **finding(p_clean, ~clean),
     }
 
 
-def _finding(trust: Tensor, wrong: Tensor) -> dict[str, float]:
-    """Figures of a search for wrong labels; NaN where nothing was scored."""
+def finding(trust: Tensor, wrong: Tensor) -> dict[str, float]:
+    """`FINDING` of a search for wrong labels [N] by trust [N]; NaN where nothing was scored."""
     if torch.isnan(trust).all():
-        return dict.fromkeys(("average_precision", "fnr_at_budget"), float("nan"))
+        return dict.fromkeys(FINDING, float("nan"))
     return {
         "average_precision": average_precision(trust, wrong),
         "fnr_at_budget": fnr_at_budget(trust, wrong),
+        "precision_at_100": precision_at_k(trust, wrong, 100),
     }
 
 

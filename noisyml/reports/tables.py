@@ -87,6 +87,7 @@ _OTHER_LABELS = {
     "selection/auroc": "AUROC",
     "selection/average_precision": "wrong: average precision",
     "selection/fnr_at_budget": "wrong: missed at budget",
+    "selection/precision_at_100": "wrong: of the first 100",
     "time/step_seconds": "s / step",
     "time/train_seconds": "training s",
 }

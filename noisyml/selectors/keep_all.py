@@ -5,9 +5,40 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 
 from noisyml.selectors.base import Evidence, Selection, Selector
 from noisyml.targets import TARGETS, TargetKind
+
+
+@torch.no_grad()
+def batch_margin(embeddings: Tensor, labels: Tensor) -> Tensor:
+    """Nearness of each sample to its class in the batch, less that to the nearest other class [B].
+
+    Nearness is the mean cosine to the samples of the class, the sample itself left out.
+
+    Args:
+        embeddings: unit-norm [B, D].
+        labels: [B] int64.
+
+    Returns:
+        In [-2, 2]; NaN for the only sample of its class, or where the batch has one class.
+
+    Example:
+        >>> e = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]])
+        >>> batch_margin(e, torch.tensor([0, 0, 1, 1])).tolist()
+        [1.0, 1.0, 1.0, 1.0]
+    """
+    rows = embeddings.float()
+    cosine = rows @ rows.T
+    same = labels[:, None] == labels[None, :]
+    count = same.sum(dim=1)
+    # Column j: the mean cosine to the class of sample j.
+    near = cosine @ same.float() / count
+    own = (near.diagonal() * count - cosine.diagonal()) / (count - 1)
+    other = near.masked_fill(same, -torch.inf).amax(dim=1)
+    margin = own - other
+    return torch.where(margin.isfinite(), margin, torch.nan)
 
 
 class KeepAll(Selector):

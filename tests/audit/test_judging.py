@@ -54,7 +54,28 @@ def test_wrong_labels_come_first_and_get_their_class(judged, digits):
     assert table.sum() == pytest.approx(500, rel=1e-3)
     np.testing.assert_allclose(table.sum(axis=0), np.bincount(labels), rtol=1e-3)
     assert (ends[0] <= table + 1e-6).all()
-    assert {what for what, _ in told} == {"neighbours", "round 1 of 2", "round 2 of 2", "intervals"}
+    assert {what for what, _ in told} == {
+        *("neighbours", "round 1 of 2", "round 2 of 2", "crossed views", "intervals")
+    }
+
+
+def test_crossed_views_do_not_know_the_label_of_their_row(digits):
+    from noisyml.audit.scores.crossed import crossed_views, neighbour_sums
+    from noisyml.audit.scores.folds import projected_rows
+
+    rows, labels, _ = digits
+    short, index = projected_rows(rows), np.argsort(-(rows @ rows.T), axis=1)[:, 1:9]
+    before = crossed_views(short, labels, index, 10)
+    # What is known of row 7 stands in place of its label, and teaches the other parts alone.
+    after = crossed_views(short, labels, index, 10, known=np.where(np.arange(500) == 7, 3, -1))
+    np.testing.assert_array_equal(before["probabilities"][7], after["probabilities"][7])
+    np.testing.assert_array_equal(before["votes"][7], after["votes"][7])
+    assert (before["probabilities"] != after["probabilities"]).any()
+    marks = np.eye(10, dtype=np.float32)[labels]
+    allowed = np.arange(500) % 2 == 0
+    sums = neighbour_sums(index, marks, allowed)
+    expected = [marks[near[allowed[near]]].sum(axis=0) for near in index[:9]]
+    np.testing.assert_allclose(sums[:9], expected)
 
 
 def test_finished_steps_are_not_computed_again(judged, digits, monkeypatch):

@@ -140,7 +140,7 @@ class Kind(ABC):
 
     @abstractmethod
     def plant(self, rows: Rows, share: float, seed: int) -> tuple[Rows, NDArray[np.int64]]:
-        """The rows with errors planted in their labels, and the numbers of these as in `ranking`."""
+        """The rows with errors planted in their labels, and their numbers as in `ranking`."""
 
 
 def class_number(rows: Rows, text: str, where: str) -> int:

@@ -247,10 +247,13 @@ def _fitted(
     side = np.r_[np.ones(len(given)), np.zeros(len(wrong))]
     # Rows that are wrong by the round before teach little of what right ones look like.
     weight = np.r_[np.maximum(trust, 1e-3), np.ones(len(wrong))]
-    model = LogisticRegression().fit(rows, side, sample_weight=weight)
+    power = LogisticRegression().fit(rows, side, sample_weight=weight).coef_[0].clip(min=0)
+    if not power.any():
+        # Given pairs fit no better than chance in any way; the order is that of the mean.
+        power = np.ones_like(power)
 
     def fit(three: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(model.decision_function((three - middle) / scale))
+        return np.asarray(((three - middle) / scale) @ power)
 
     score, null = fit(given), fit(wrong)
     rate = share_of_wrong(score, null)

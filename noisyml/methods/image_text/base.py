@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -150,6 +151,10 @@ class ImageText(Method):
             epoch=self.current_epoch,
         )
         selection = self.selector.select(evidence)
+        if not self.selector.gives_scores:
+            # Suspects of a run without a selector that scores: pairs of the largest loss.
+            trust = -sample_loss.detach()
+            selection = replace(selection, p_clean=trust.exp().clamp(max=1), log_odds=trust)
         self._judged = (evidence, selection)
         return selection
 

@@ -16,6 +16,7 @@ from noisyml.methods.base import Method
 from noisyml.methods.metric_learning.pseudo_labels import PseudoLabels, check_clusters
 from noisyml.methods.parts import Parts, Sizes
 from noisyml.selectors.base import Evidence, Selection, Selector
+from noisyml.selectors.keep_all import batch_margin
 from noisyml.similarity.memory_bank import MemoryBank
 
 
@@ -113,6 +114,10 @@ class MetricLearning(Method):
             epoch=self.current_epoch,
         )
         selection = self.selector.select(evidence)
+        if not self.selector.gives_scores:
+            # Suspects of a run without a selector that scores: what lies far from its class.
+            margin = batch_margin(embeddings.detach(), labels)
+            selection = replace(selection, p_clean=margin.sigmoid(), log_odds=margin)
         self._judged = (evidence, selection)
         return selection
 
