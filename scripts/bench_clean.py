@@ -3,7 +3,11 @@
 Every rule sees the same features, the same neighbours and the same out-of-fold probabilities.
 Finished cells lie in the output file and are not computed again.
 
-    python scripts/bench_clean.py --sets digits,fashion_mnist --out outputs/bench/clean.json
+    python scripts/bench_clean.py --out outputs/bench/clean.json
+
+Where cleanlab is installed its own functions give its rankings, else those of
+`noisyml.audit.scores.confident`, which agree with it. Labels of mosaics are several per picture,
+and what is ranked there are entries.
 """
 
 from __future__ import annotations
@@ -12,7 +16,6 @@ import argparse
 import json
 import resource
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +24,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
 from noisyml.audit.judging import judge_labels, mean_rank_of_margins
+from noisyml.audit.kinds.entries import judge_entries
 from noisyml.audit.scores.confident import (
     confident_issues,
     confident_joint,
@@ -29,16 +33,21 @@ from noisyml.audit.scores.confident import (
     self_confidence,
 )
 from noisyml.audit.scores.density import density_log_odds
-from noisyml.audit.scores.folds import out_of_fold_probabilities
+from noisyml.audit.scores.folds import out_of_fold_probabilities, unit_rows
 from noisyml.audit.scores.labels import label_margin, own_share
 from noisyml.audit.scores.neighbours import neighbour_votes, simifeat, wann_votes
 from noisyml.metrics.label_trust import auroc, average_precision, fnr_at_budget, precision_at_k
-from noisyml.noise import Matrix, Pair, Symmetric
+from noisyml.noise import Matrix, MultiLabelMixed, MultiLabelUniform, Pair, Symmetric
 from noisyml.noise.injectors.instance import PartDependent
 from noisyml.storage.files import write_atomically
 
 Array = NDArray[np.float64]
 NOISES = ("symmetric_10", "symmetric_20", "symmetric_40", "pair_30", "instance_30", "confusion_30")
+#: Of several labels: a share of each class's labels is lost and as many are added; or one of these
+#: alone; or entries are flipped.
+ENTRY_NOISES = ("mixed_10", "mixed_20", "mixed_40", "missing_30", "added_30", "flipped_10")
+#: Labels as they are: what is estimated there is in the data already.
+AS_IT_IS = "none_0"
 #: Bins of the calibration error.
 BINS = 10
 
@@ -52,10 +61,16 @@ def digits() -> tuple[Array, NDArray[np.int64]]:
 def pictures(name: str, rows: int, size: int) -> tuple[Array, NDArray[np.int64]]:
     """Features of EfficientNet-Lite0 of the first rows of a data set."""
     from noisyml.data.datasets.embedded.glyphs import Glyphs
+    from noisyml.data.datasets.embedded.mosaic import Mosaic
     from noisyml.data.datasets.small_images.fashion_mnist import FashionMNIST
     from noisyml.models.backbones.from_timm import efficientnet_lite0
 
-    source = Glyphs(split="closed_set") if name == "glyphs" else FashionMNIST(root="data")
+    fashion = FashionMNIST(root="data")
+    sources = {
+        "glyphs": lambda: Glyphs(split="closed_set"),
+        "mosaics": lambda: Mosaic(fashion, num_train=rows, num_val=0, num_test=10),
+    }
+    source = sources.get(name, lambda: fashion)()
     split = source.splits()["test" if name == "fashion_mnist" else "train"]
     network = efficientnet_lite0(weights="imagenet").eval()
     chosen = np.random.default_rng(0).permutation(len(split))[:rows]
@@ -67,13 +82,24 @@ def pictures(name: str, rows: int, size: int) -> tuple[Array, NDArray[np.int64]]
             batch = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)
             parts.append(network.raw_features(batch).numpy())
     labels = np.asarray(split.labels)[chosen]
+    if labels.ndim > 1:
+        return np.concatenate(parts), labels.astype(np.int64)
     return np.concatenate(parts), np.unique(labels, return_inverse=True)[1].astype(np.int64)
 
 
 def noisy(name: str, rows: Array, labels: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
     """Labels under one of `NOISES`."""
     kind, _, percent = name.partition("_")
-    rate, classes = int(percent) / 100, int(labels.max()) + 1
+    rate = int(percent) / 100
+    if name == AS_IT_IS:
+        return labels
+    if labels.ndim > 1:
+        add, sub = (0.0 if kind == "missing" else rate), (0.0 if kind == "added" else rate)
+        change = MultiLabelMixed(rate_add=add, rate_sub=sub, seed=seed)
+        if kind == "flipped":
+            change = MultiLabelUniform(rate=rate, seed=seed)
+        return change.inject(labels, labels.shape[1]).observed.astype(np.int64)
+    classes = int(labels.max()) + 1
     if kind == "symmetric":
         return Symmetric(rate=rate, seed=seed).inject(labels, classes).observed
     if kind == "pair":
@@ -100,8 +126,105 @@ def calibration_error(p_wrong: Array, wrong: NDArray[np.bool_]) -> float:
     return float(np.abs(gap).sum() / count.sum())
 
 
+def nearest_of_both(rows: Array, labels: NDArray[np.int64]) -> Array:
+    """SelfClean's score of labels [N], low for wrong ones: the nearest row with the label matters.
+
+    Groeger et al., "Intrinsic Self-Supervision for Data Quality Audits" (arXiv 2305.17048): of the
+    distances d and e to the nearest row with the same and with another label, ``e² / (d² + e²)``.
+    """
+    unit = torch.from_numpy(unit_rows(rows))
+    given = torch.from_numpy(labels)
+    found = []
+    for start in range(0, len(unit), 2048):
+        part = unit[start : start + 2048]
+        cosine = part @ unit.T
+        cosine[torch.arange(len(part)), torch.arange(start, start + len(part))] = -2
+        same = given[start : start + 2048, None] == given[None, :]
+        own = 1 - cosine.masked_fill(~same, -2).amax(dim=1)
+        other = 1 - cosine.masked_fill(same, -2).amax(dim=1)
+        found.append(other**2 / (own**2 + other**2).clamp(min=1e-12))
+    return torch.cat(found).double().numpy()
+
+
+def cleanlab_scores(p: Array, labels: NDArray[np.int64]) -> dict[str, Array]:
+    """Cleanlab's scores [N] by name, low for wrong labels."""
+    try:
+        from cleanlab.filter import find_label_issues
+        from cleanlab.rank import get_label_quality_scores
+    except ImportError:
+        own, margin = self_confidence(p, labels), normalised_margin(p, labels)
+        issues = confident_issues(p, labels)
+    else:
+        exact = p.astype(np.float64)
+        exact /= exact.sum(axis=1, keepdims=True)
+        own = get_label_quality_scores(labels, exact, method="self_confidence")
+        margin = get_label_quality_scores(labels, exact, method="normalized_margin")
+        issues = find_label_issues(labels, exact, filter_by="confident_learning", n_jobs=1)
+    # What confident learning calls wrong comes first, each part by self-confidence.
+    return {
+        "self-confidence": own,
+        "normalised margin": margin,
+        "confident learning": own - 2.0 * issues,
+    }
+
+
+def several_cell(rows: Array, true: NDArray[np.int64], noise: str, seed: int) -> dict[str, object]:
+    """Figures of every rule under one noise of several labels per row; entries are ranked."""
+    labels = noisy(noise, rows, true, seed)
+    wrong = (labels != true).ravel()
+    began, used = time.perf_counter(), time.process_time()
+    found = judge_entries(rows, labels, seed=seed)
+    seconds, processor = time.perf_counter() - began, time.process_time() - used
+    p, votes, index = found["probabilities"], found["votes"], found["index"]
+    flat = labels.ravel()
+    peers = {"self-confidence": [], "confident learning": []}
+    for label in range(labels.shape[1]):
+        both = np.stack([1 - p[:, label], p[:, label]], axis=1)
+        scores = cleanlab_scores(both, labels[:, label])
+        for name, values in peers.items():
+            values.append(scores[name])
+    near = labels[index[:, :10]].mean(axis=1)
+    rules: dict[str, Array] = {
+        "noisyml": -found["p_wrong"].ravel(),
+        "mean of both": np.where(flat, (p + votes).ravel(), (2 - p - votes).ravel()),
+        "self-confidence": np.stack(peers["self-confidence"], axis=1).ravel(),
+        "confident learning": np.stack(peers["confident learning"], axis=1).ravel(),
+        "kNN, 10 votes": np.where(flat, near.ravel(), 1 - near.ravel()),
+        "kNN, 30 votes": np.where(flat, votes.ravel(), 1 - votes.ravel()),
+    }
+    share = float(wrong.mean())
+    return {
+        "rules": scored(rules, wrong),
+        "rate": share,
+        "rate_error": float(found["p_wrong"].mean()) - share,
+        "rate_error_confident_learning": float("nan"),
+        "ece": calibration_error(found["p_wrong"].ravel(), wrong),
+        "right_suggestion": 1.0,
+        "seconds": seconds,
+        "processor_seconds": processor,
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def scored(rules: dict[str, Array], wrong: NDArray[np.bool_]) -> dict[str, dict[str, float]]:
+    """Figures of rankings by name."""
+    target = torch.from_numpy(wrong)
+    figures = {}
+    for name, score in rules.items():
+        trust = torch.from_numpy(np.asarray(score, dtype=np.float64))
+        figures[name] = {
+            "fnr_at_budget": fnr_at_budget(trust, target),
+            "average_precision": average_precision(trust, target),
+            "precision_at_100": precision_at_k(trust, target, 100),
+            "auroc": auroc(trust, ~target),
+        }
+    return figures
+
+
 def cell(rows: Array, true: NDArray[np.int64], noise: str, seed: int) -> dict[str, object]:
     """Figures of every rule under one noise."""
+    if true.ndim > 1:
+        return several_cell(rows, true, noise, seed)
     classes = int(true.max()) + 1
     labels = noisy(noise, rows, true, seed)
     wrong = labels != true
@@ -111,39 +234,25 @@ def cell(rows: Array, true: NDArray[np.int64], noise: str, seed: int) -> dict[st
     p, index = judged.probabilities, judged.index
     joint = confident_joint(p, labels)
     share = 1 - joint.diagonal() / np.maximum(joint.sum(axis=1), 1)
-    issues = confident_issues(p, labels)
-    rules: dict[str, Callable[[], Array]] = {
-        "noisyml": lambda: -judged.p_wrong,
-        "mean rank of margins": lambda: mean_rank_of_margins(judged.votes, p, labels),
-        "self-confidence": lambda: self_confidence(p, labels),
-        "normalised margin": lambda: normalised_margin(p, labels),
-        # What confident learning calls wrong first, each part by self-confidence.
-        "confident learning": lambda: self_confidence(p, labels) - 2.0 * issues,
-        "kNN, 10 votes": lambda: own_share(neighbour_votes(index[:, :10], labels, classes), labels),
-        "kNN, margin of 30": lambda: label_margin(judged.votes, labels),
-        "SimiFeat": lambda: simifeat(
-            neighbour_votes(index[:, :10], labels, classes), labels, "rank", share
-        )[0],
-        "WANN": lambda: label_margin(wann_votes(index, labels, classes), labels),
-        "class density": lambda: density_log_odds(rows, labels, classes),
+    ten = neighbour_votes(index[:, :10], labels, classes)
+    rules: dict[str, Array] = {
+        "noisyml": -judged.p_wrong,
+        "mean rank of margins": mean_rank_of_margins(judged.votes, p, labels),
+        **cleanlab_scores(p, labels),
+        "kNN, 10 votes": own_share(ten, labels),
+        "kNN, margin of 30": label_margin(judged.votes, labels),
+        "SimiFeat": simifeat(ten, labels, "rank", share)[0],
+        "SelfClean": nearest_of_both(rows, labels),
+        "WANN": label_margin(wann_votes(index, labels, classes), labels),
+        "class density": density_log_odds(rows, labels, classes),
     }
-    target = torch.from_numpy(wrong)
-    figures = {}
-    for name, score in rules.items():
-        trust = torch.from_numpy(np.asarray(score(), dtype=np.float64))
-        figures[name] = {
-            "fnr_at_budget": fnr_at_budget(trust, target),
-            "average_precision": average_precision(trust, target),
-            "precision_at_100": precision_at_k(trust, target, 100),
-            "auroc": auroc(trust, ~target),
-        }
     return {
-        "rules": figures,
+        "rules": scored(rules, wrong),
         "rate": float(wrong.mean()),
         "rate_error": judged.noise_rate.value - float(wrong.mean()),
         "rate_error_confident_learning": confident_noise_rate(p, labels) - float(wrong.mean()),
         "ece": calibration_error(judged.p_wrong, wrong),
-        "right_suggestion": float((judged.suggested == true)[wrong].mean()),
+        "right_suggestion": float((judged.suggested == true)[wrong].mean()) if wrong.any() else 1.0,
         "seconds": seconds,
         "processor_seconds": processor,
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
@@ -151,43 +260,60 @@ def cell(rows: Array, true: NDArray[np.int64], noise: str, seed: int) -> dict[st
 
 
 def table(cells: dict[str, dict]) -> str:
-    """FNR at budget of every rule in every cell (means over seeds), as Markdown."""
+    """FNR at budget of every rule in every cell (means over seeds), as Markdown.
+
+    Cells of one label and of several stand in tables of their own: other rules apply.
+    """
+    kinds: dict[tuple[str, ...], dict[str, dict]] = {}
+    for key, value in cells.items():
+        if f"/{AS_IT_IS}/" not in key:
+            kinds.setdefault(tuple(value["rules"]), {})[key] = value
+    parts = [_ranks(group) for group in kinds.values()]
+    lines = ["| data, noise | rate | rate error | by confident learning | ECE | right suggestion "
+             "| CPU s |", "|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
+    for group, values in _groups(cells).items():
+        row = [
+            np.mean([v[k] for v in values])
+            for k in ("rate", "rate_error", "rate_error_confident_learning", "ece")
+        ]
+        row.append(np.mean([v["right_suggestion"] for v in values]))
+        seconds = np.mean([v["processor_seconds"] for v in values])
+        shown = " | ".join(f"{x:.3f}" for x in row)
+        lines.append(f"| {group.replace('/', ', ')} | {shown} | {seconds:.1f} |")
+    return "\n\n".join([*parts, "\n".join(lines)])
+
+
+def _groups(cells: dict[str, dict]) -> dict[str, list[dict]]:
+    """Cells by data and noise: one for each seed."""
     groups: dict[str, list[dict]] = {}
     for key, value in cells.items():
         groups.setdefault(key.rpartition("/")[0], []).append(value)
+    return groups
+
+
+def _ranks(cells: dict[str, dict]) -> str:
+    """A table of FNR at budget with means and mean ranks."""
+    from scipy.stats import rankdata
+
     names = list(next(iter(cells.values()))["rules"])
     lines = ["| data, noise | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
     means = []
-    for group, values in groups.items():
+    for group, values in _groups(cells).items():
         row = [np.mean([v["rules"][n]["fnr_at_budget"] for v in values]) for n in names]
         means.append(row)
         best = min(row)
         shown = [f"**{x:.3f}**" if x == best else f"{x:.3f}" for x in row]
-        lines.append(f"| {group.replace('/', ', ')} | " + " | ".join(shown) + " |")
-    from scipy.stats import rankdata
-
+        lines.append(f"| {group.replace('/', ', ')} ({len(values)}) | " + " | ".join(shown) + " |")
     ranks = np.mean([rankdata(row) for row in means], axis=0)
     lines.append("| mean | " + " | ".join(f"{x:.3f}" for x in np.mean(means, axis=0)) + " |")
     lines.append("| mean rank | " + " | ".join(f"{x:.1f}" for x in ranks) + " |")
-    lines += [
-        "",
-        "| data, noise | rate | rate error | by confident learning | ECE "
-        "| right suggestion | CPU s |",
-    ]
-    lines.append("|---|---:|---:|---:|---:|---:|---:|")
-    keys = ("rate", "rate_error", "rate_error_confident_learning", "ece", "right_suggestion")
-    for group, values in groups.items():
-        row = [np.mean([v[k] for v in values]) for k in keys]
-        seconds = np.mean([v["processor_seconds"] for v in values])
-        shown = " | ".join(f"{x:.3f}" for x in row)
-        lines.append(f"| {group.replace('/', ', ')} | {shown} | {seconds:.1f} |")
     return "\n".join(lines)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sets", default="digits,fashion_mnist,glyphs")
-    parser.add_argument("--noises", default=",".join(NOISES))
+    parser.add_argument("--sets", default="digits,glyphs,mosaics,fashion_mnist")
+    parser.add_argument("--noises", help="of NOISES or ENTRY_NOISES; none: all that apply")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", type=int, default=10_000, help="of each set, at most")
     parser.add_argument("--size", type=int, default=64, help="side of the pictures in pixels")
@@ -196,8 +322,10 @@ def main() -> None:
     cells = json.loads(options.out.read_text()) if options.out.is_file() else {}
     for name in options.sets.split(","):
         data = None
-        for noise in options.noises.split(","):
-            for seed in range(options.seeds):
+        all_of_them = ENTRY_NOISES if name == "mosaics" else NOISES
+        wanted = options.noises.split(",") if options.noises else [*all_of_them, AS_IT_IS]
+        for noise in wanted:
+            for seed in range(1 if noise == AS_IT_IS else options.seeds):
                 key = f"{name}/{noise}/{seed}"
                 if key in cells:
                     continue

@@ -31,7 +31,16 @@ log = logging.getLogger(__name__)
 
 #: Settings of the audit itself.
 OWN = (
-    *("neighbours", "folds", "rounds", "scores", "head_epochs", "rank_by", "planted_errors"),
+    *(
+        "neighbours",
+        "folds",
+        "rounds",
+        "search",
+        "scores",
+        "head_epochs",
+        "rank_by",
+        "planted_errors",
+    ),
     *("relabel_above", "drop_above"),
     *("duplicates_above", "unlike_deviations", "look_at_images", "gallery_rows", "export", "seed"),
 )

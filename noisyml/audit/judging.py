@@ -13,9 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import expit
 
@@ -32,10 +33,16 @@ from noisyml.audit.scores.labels import label_margin, own_share, ranks
 from noisyml.audit.scores.neighbours import BLOCK, neighbour_votes
 from noisyml.checks import Count, Ge, Seed, checked
 from noisyml.errors import UserError
+from noisyml.similarity.approximate import approximate_topk, has_faiss
 from noisyml.similarity.search import self_topk
 
 #: Called with what is done and a share in [0, 1].
 Progress = Callable[[str, float], None]
+
+#: How neighbours are looked for.
+Search = Literal["auto", "exact", "approximate"]
+#: Rows up to which all are compared with all, and lists that each row looks into beyond.
+EXACT_UP_TO, PROBES = 100_000, 8
 
 #: Arrays by name.
 Arrays = dict[str, NDArray[Any]]
@@ -70,6 +77,7 @@ class Judgements:
         probabilities: out of fold [N, C], of the given labels.
         index: neighbours [N, k].
         similarity: theirs [N, k], cosine.
+        recall: share of the true nearest rows that the search found.
         columns: further scores [N] by name.
     """
 
@@ -84,6 +92,7 @@ class Judgements:
     probabilities: NDArray[np.float32]
     index: NDArray[np.int64]
     similarity: NDArray[np.float32]
+    recall: float
     columns: dict[str, NDArray[Any]] = field(default_factory=dict)
 
 
@@ -103,6 +112,7 @@ def judge_labels(
     steps: Steps | None = None,
     probabilities: NDArray[Any] | None = None,
     crossed: bool = True,
+    search: Search = "auto",
 ) -> Judgements:
     """Judge every label of a data set by the features of its rows.
 
@@ -123,6 +133,7 @@ def judge_labels(
             round; None: they are computed.
         crossed: estimate rate and level by crossed views; False, or with few rows: by the first
             round, which is biased where the features explain a part of the errors.
+        search: of the neighbours, see `nearest_rows`.
 
     Raises:
         UserError: fewer than four rows.
@@ -135,7 +146,7 @@ def judge_labels(
     labels = np.asarray(labels, dtype=np.int64)
     k = min(neighbours, n - 1)
 
-    found = nearest_rows(features, k, keep, tell)
+    found = nearest_rows(features, k, keep, tell, search, seed)
     index, similarity = found["index"], found["similarity"]
     rows_in_short = projected_rows(features, seed=seed)
     foreign = probabilities
@@ -222,6 +233,7 @@ def judge_labels(
         probabilities=first_probabilities,
         index=index,
         similarity=similarity,
+        recall=float(found["recall"]),
         columns={
             "knn_margin": label_margin(first_votes, labels),
             "knn_agreement": own_share(first_votes, labels),
@@ -271,27 +283,55 @@ def mean_rank_of_margins(
     return (ranks(label_margin(votes, labels)) + ranks(label_margin(probabilities, labels))) / 2
 
 
-def nearest_rows(features: Any, k: int, keep: Steps, tell: Progress) -> Arrays:
-    """The k nearest rows of each: ``index`` and ``similarity`` (cosine) [N, k].
+def nearest_rows(
+    features: Any, k: int, keep: Steps, tell: Progress, search: Search = "auto", seed: int = 0
+) -> Arrays:
+    """The k nearest rows of each: ``index`` and ``similarity`` (cosine) [N, k], and ``recall``.
 
     Args:
         features: [N, D], read in blocks.
         k: at most N - 1.
         keep: keeps what is found.
         tell: called as the search goes on.
+        search: ``exact``, which takes a time that grows with the square of N; ``approximate``, by
+            inverted lists of faiss; ``auto``: exact up to `EXACT_UP_TO` rows, or without faiss.
+        seed: of the lists.
     """
+    n = len(features)
+    exact = search == "exact" or (search == "auto" and (n <= EXACT_UP_TO or not has_faiss()))
 
-    def search() -> Arrays:
+    def find() -> Arrays:
         tell("neighbours", 0.0)
-        found = self_topk(
-            features, k, progress=lambda done, total: tell("neighbours", done / max(total, 1))
-        )
+        recall = 1.0
+        if exact:
+            done = self_topk(
+                features, k, progress=lambda done, total: tell("neighbours", done / max(total, 1))
+            )
+            index, scores = done.index, done.scores
+        else:
+            near = approximate_topk(
+                features,
+                features,
+                k,
+                exclude=np.arange(n),
+                index="ivf",
+                n_lists=max(1, min(round(n**0.5), n // 40)),
+                n_probes=PROBES,
+                recall_sample=200,
+                seed=seed,
+            )
+            index, scores, recall = near.index, near.scores, near.recall
+            # A row of which too few were found votes once more with the nearest of them.
+            lacking = index < 0
+            index = torch.where(lacking, index[:, :1].clamp(min=0), index)
+            scores = torch.where(lacking, scores[:, :1].clamp(min=-1), scores)
         return {
-            "index": found.index.cpu().numpy(),
-            "similarity": found.scores.cpu().numpy().astype(np.float32),
+            "index": index.cpu().numpy(),
+            "similarity": scores.cpu().numpy().astype(np.float32),
+            "recall": np.asarray(recall),
         }
 
-    return keep("neighbours", search)
+    return keep("neighbours", find)
 
 
 def mean_of_neighbours(index: NDArray[Any], targets: NDArray[np.float32]) -> NDArray[np.float32]:

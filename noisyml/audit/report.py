@@ -24,7 +24,7 @@ from noisyml.audit.issues import (
     issues_table,
     with_reviews,
 )
-from noisyml.audit.judging import Progress
+from noisyml.audit.judging import Progress, Search
 from noisyml.audit.kinds.base import Kind, Verdict
 from noisyml.audit.kinds.captions import Captions
 from noisyml.audit.kinds.entries import SeveralLabels
@@ -58,6 +58,7 @@ class AuditSettings:
     neighbours: Count = 30
     folds: Annotated[int, Ge(2)] = 10
     rounds: Count = 2
+    search: Search = "auto"
     scores: list[Score] | None = None
     head_epochs: Count = 20
     rank_by: str = "p_wrong"
@@ -120,6 +121,7 @@ def audit(
             rows, checked_reviews(*reviews, none=kind.several), reviews[1], rows.paths
         )
     told = (rows.digest(), settings.neighbours, settings.folds, settings.rounds, settings.seed)
+    told = (*told, settings.search)
     reviewed = "" if known is None else _digest(known)
     foreign = "" if probabilities is None else _digest(probabilities)
     steps = StoredSteps(folder / "steps", repr((*told, settings.head_epochs, reviewed, foreign)))
@@ -167,7 +169,8 @@ def _planted_check(
 
     def keep(name: str, compute: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
         if name == "neighbours":
-            return {"index": judged.index, "similarity": judged.similarity}
+            found = {"index": judged.index, "similarity": judged.similarity}
+            return {**found, "recall": np.asarray(np.nan)}
         return steps(f"planted_{name}", compute)
 
     again = kind.judge(

@@ -103,7 +103,8 @@ def trust_metrics(
     Returns:
         ``selection/judged``, the share of the training samples that were; where the truth is known
         ``selection/ranking_auroc``, the probability that a wrong label ranks before a right one,
-        and ``selection/ranking_`` before each of `FINDING`; and those of `PlantedCheck`, if errors were planted.
+        and ``selection/ranking_`` before each of `FINDING`; and those of `PlantedCheck`, if
+        errors were planted.
     """
     ranking, manifest = rank_by_trust(selection_file, over), data.manifest
     found = {"selection/judged": ranking.samples / max(1, len(manifest))}

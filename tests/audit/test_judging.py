@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from noisyml.audit.judging import combined, judge_labels, mean_rank_of_margins
+from noisyml.audit.judging import combined, judge_labels, mean_rank_of_margins, nearest_rows
 from noisyml.audit.scores.labels import ranks
 from noisyml.audit.steps import StoredSteps
 from noisyml.errors import UserError
@@ -57,6 +57,24 @@ def test_wrong_labels_come_first_and_get_their_class(judged, digits):
     assert {what for what, _ in told} == {
         *("neighbours", "round 1 of 2", "round 2 of 2", "crossed views", "intervals")
     }
+
+
+def test_neighbours_are_found_by_lists_too():
+    pytest.importorskip("faiss")
+    rng = np.random.default_rng(0)
+    rows = (rng.normal(size=(20, 8))[rng.integers(0, 20, 800)] * 4).astype(np.float32)
+    rows += rng.normal(size=rows.shape).astype(np.float32)
+    ways = {
+        way: nearest_rows(rows, 5, lambda name, make: make(), lambda what, share: None, way)
+        for way in ("exact", "approximate")
+    }
+    exact, near = ways["exact"]["index"], ways["approximate"]["index"]
+    assert ways["exact"]["recall"] == 1
+    shared = np.mean([len(set(a) & set(b)) / 5 for a, b in zip(exact, near, strict=True)])
+    assert shared > 0.9
+    assert ways["approximate"]["recall"] == pytest.approx(shared, abs=0.05)
+    assert (near >= 0).all()
+    assert (near != np.arange(800)[:, None]).all()
 
 
 def test_crossed_views_do_not_know_the_label_of_their_row(digits):

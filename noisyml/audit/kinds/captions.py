@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from noisyml.audit.judging import Arrays, Interval, Progress, Steps, nearest_rows
+from noisyml.audit.judging import Arrays, Interval, Progress, Search, Steps, nearest_rows
 from noisyml.audit.kinds.base import Kind, Verdict
 from noisyml.audit.scores.folds import BLOCK, principal_projection, stratified_folds, unit_rows
 
@@ -169,13 +169,14 @@ def judge_pairs(
     seed: int = 0,
     progress: Progress | None = None,
     steps: Steps | None = None,
+    search: Search = "auto",
 ) -> dict[str, Any]:
     """Judge pairs of image and caption.
 
     Args:
         images: features [N, D], read in blocks.
         captions: N texts.
-        neighbours, folds, rounds, seed, progress, steps: see `judge_labels`.
+        neighbours, folds, rounds, seed, progress, steps, search: see `judge_labels`.
         known: 1 where a pair is known to be right, 0 where it is wrong, -1 where nobody looked.
 
     Returns:
@@ -187,12 +188,12 @@ def judge_pairs(
     tell = progress or (lambda what, share: None)
     n = len(captions)
     k = min(neighbours, n - 1)
-    found = nearest_rows(images, k, keep, tell)
+    found = nearest_rows(images, k, keep, tell, search, seed)
 
     def read() -> Arrays:
         tell("captions", 0.0)
         texts = caption_features(captions, seed)
-        near = nearest_rows(texts, k, lambda name, compute: compute(), tell)
+        near = nearest_rows(texts, k, lambda name, compute: compute(), tell, search, seed)
         return {"texts": texts, "text_index": near["index"]}
 
     read_texts = keep("captions", read)
@@ -319,6 +320,7 @@ class Captions(Kind):
             seed=settings.seed,
             progress=progress,
             steps=steps,
+            search=settings.search,
         )
         suggested = np.asarray(rows.labels, dtype=object)[found["suggested"]]
         p_suggested = np.asarray(found["p_suggested"])
@@ -352,6 +354,7 @@ class Captions(Kind):
             reasons=_reasons(rows, p_wrong, found["scores"], found["index"]),
             ranking=np.argsort(-p_wrong, kind="stable"),
             decide=decide,
+            facts={"neighbours_found": float(found["recall"])},
         )
 
     def nobody_looked(self, rows: Rows) -> NDArray[Any]:

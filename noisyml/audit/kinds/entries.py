@@ -19,6 +19,7 @@ from noisyml.audit.judging import (
     Arrays,
     Interval,
     Progress,
+    Search,
     Steps,
     combined,
     mean_of_neighbours,
@@ -55,13 +56,14 @@ def judge_entries(
     progress: Progress | None = None,
     steps: Steps | None = None,
     probabilities: NDArray[Any] | None = None,
+    search: Search = "auto",
 ) -> dict[str, NDArray[Any]]:
     """Judge every entry of a data set with several labels per row.
 
     Args:
         features: [N, D], read in blocks.
         labels: [N, C] zeros and ones, observed.
-        neighbours, folds, rounds, seed, progress, steps: see `judge_labels`.
+        neighbours, folds, rounds, seed, progress, steps, search: see `judge_labels`.
         known: true entries [N, C], -1 where nobody looked; None: nobody looked at any.
         probabilities: out of fold [N, C] in place of those of the first round; None: computed.
 
@@ -71,7 +73,7 @@ def judge_entries(
     """
     keep = steps or (lambda name, compute: compute())
     tell = progress or (lambda what, share: None)
-    found = nearest_rows(features, min(neighbours, len(labels) - 1), keep, tell)
+    found = nearest_rows(features, min(neighbours, len(labels) - 1), keep, tell, search, seed)
     index, k = found["index"], found["index"].shape[1]
     given = np.asarray(labels, dtype=np.float32)
     if known is not None:
@@ -140,6 +142,7 @@ class SeveralLabels(Kind):
             progress=progress,
             steps=steps,
             probabilities=probabilities,
+            search=settings.search,
         )
         return verdict(rows, found, seed=settings.seed)
 
@@ -223,6 +226,7 @@ def verdict(rows: Rows, found: dict[str, NDArray[Any]], seed: int = 0) -> Verdic
         wide={"p_wrong_by_class": entries.astype(np.float32)},
         decide=decide,
         facts={
+            "neighbours_found": float(found["recall"]),
             "entries": int(entries.size),
             "rows_with_a_wrong_entry": float(p_wrong.mean()),
             "missing_expected": float(entries[labels == 0].sum()),

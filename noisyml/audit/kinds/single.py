@@ -51,6 +51,7 @@ class OneLabel(Kind):
             steps=steps,
             probabilities=probabilities,
             crossed=rounds is None,
+            search=settings.search,
         )
         ranking = np.argsort(-judged.p_wrong, kind="stable")
         names = np.asarray(rows.class_names, dtype=object)
@@ -116,6 +117,7 @@ def verdict(
         classes=classes,
         mixed=mixed_classes(count, low, [*names]),
         tables={"confusion.csv": confusion},
+        facts={"neighbours_found": judged.recall},
         wide={"out_of_fold": judged.probabilities},
     )
 
