@@ -41,6 +41,16 @@ COMBINATIONS = {
         {**_INSTANCES, "method": {"pairs": "views", "num_neighbours": 1, "bank": None}},
     ),
 }
+#: Selectors that watch a training, each under a method that has what it reads.
+WATCHING = {
+    "knn_vote": Recipe({"method": "prism", "selector": "knn_vote", "head": "mlp"}, {}, 8),
+    **{
+        name: Recipe(
+            {"method": "classification", "selector": name}, {"selector": {"warmup_epochs": 1}}
+        )
+        for name in ("loss_mixture", "aum", "learnt")
+    },
+}
 
 
 def command(arguments):
@@ -54,7 +64,7 @@ def suite(request, tmp_path_factory):
     """The runs of the methods that were asked for (``-k``)."""
     calls = [getattr(item, "callspec", None) for item in request.session.items]
     chosen = {call.params["method"] for call in calls if call and "check" in call.params}
-    known = of_methods(TINY) | COMBINATIONS
+    known = of_methods(TINY) | COMBINATIONS | WATCHING
     recipes = {name: recipe for name, recipe in known.items() if name in chosen}
     folder = tmp_path_factory.mktemp("conformance")
     with pytest.MonkeyPatch.context() as patch:
@@ -68,10 +78,17 @@ def test_every_method_has_its_line_and_no_line_is_stale():
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("method", [*METHODS, *COMBINATIONS])
+@pytest.mark.parametrize(
+    "method",
+    [
+        *METHODS,
+        *COMBINATIONS,
+        *(pytest.param(name, marks=pytest.mark.slow) for name in WATCHING),
+    ],
+)
 @pytest.mark.parametrize("check", CHECKS)
 def test_contract(suite, check, method):
-    assert method in {*TINY, *COMBINATIONS}, (
+    assert method in {*TINY, *COMBINATIONS, *WATCHING}, (
         f"give {method} a line in TINY, noisyml/conformance/recipes.py"
     )
     CHECKS[check](suite, method)

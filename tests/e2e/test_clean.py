@@ -115,13 +115,78 @@ def test_a_killed_audit_goes_on(shell, folder, monkeypatch):
     assert (run / "issues.csv").is_file()
 
 
+def test_several_labels_and_captions_of_a_table_are_judged(shell, folder):
+    """Digits with a class and a parity each, and with a caption; some of both are wrong."""
+    files = sorted(folder.glob("*/*-*.png"))
+    truth = [int(file.name[0]) for file in files]
+    rng = np.random.default_rng(0)
+    wrong = rng.choice(240, 30, replace=False)
+    said = np.array(truth)
+    said[wrong] = (said[wrong] + rng.integers(1, 4, 30)) % 4
+    words = ("naught", "one", "two", "three")
+    table = pd.DataFrame(
+        {
+            "path": [str(file) for file in files],
+            "labels": [
+                f"{words[d]};{('even', 'odd')[t % 2]}" for d, t in zip(said, truth, strict=True)
+            ],
+            "caption": [f"a drawn {words[d]} on paper {i % 3}" for i, d in enumerate(said)],
+        }
+    )
+    table.to_csv(shell.folder / "table.csv", index=False)
+    for kind, column in (("csv", "labels"), ("csv_captions", "caption")):
+        run = shell.folder / kind
+        command = ["clean", f"dataset={kind}", f"dataset.path={shell.folder / 'table.csv'}"]
+        status, out = shell(*command, *SMALL, f"hydra.run.dir={run}")
+        assert status == 0, out
+        assert "240 rows" in out
+        issues = pd.read_csv(run / "issues.csv", keep_default_na=False)
+        marked = issues["path"].isin(table["path"][wrong])
+        assert marked[:30].mean() > 0.6
+        assert set(pd.read_csv(run / "cleaned.csv")) == {"path", column, "split"}
+        page = (run / "gallery.html").read_text()
+        assert f'"several": {"true" if column == "labels" else "false"}' in page
+    entries = pd.read_csv(shell.folder / "csv" / "entries.csv")
+    assert set(entries["issue"]) == {"missing", "superfluous"}
+
+
+def test_scores_of_others_become_columns(shell, folder):
+    files = sorted(folder.glob("*/*-*.png"))
+    table = pd.DataFrame({"path": [str(f) for f in files], "label": [f.parent.name for f in files]})
+    table.to_csv(shell.folder / "table.csv", index=False)
+    data = ["dataset=csv", f"dataset.path={shell.folder / 'table.csv'}"]
+    tiny = [word for word in TINY if not word.startswith(("noise", "dataset"))]
+    run = shell.folder / "trained"
+    more = ["method=classification", "selector=aum", "selector.warmup_epochs=1", "noise=none"]
+    more += ["trainer.max_epochs=2", "transform=square", "transform.size=8"]
+    status, out = shell("train", *tiny, *data, *more, f"hydra.run.dir={run}")
+    assert status == 0, out
+    names = sorted({f.parent.name for f in files})
+    given = np.eye(4)[[names.index(f.parent.name) for f in files]] * 0.6 + 0.1
+    own = pd.DataFrame(given, columns=names).assign(path=table["path"])
+    own.to_csv(shell.folder / "p.csv", index=False)
+    audit = shell.folder / "audit"
+    words = [f"trained={run}", f"probabilities={shell.folder / 'p.csv'}", "rank_by=aum"]
+    words += ["planted_errors=0", "gallery_rows=0"]
+    status, out = shell("clean", *data, *SMALL, *words, f"hydra.run.dir={audit}")
+    assert status == 0, out
+    issues = pd.read_csv(audit / "issues.csv")
+    assert {"aum", "learnt", "forgetting", "loss_mixture", "wann", "simifeat"} <= set(issues)
+    assert (np.diff(issues["aum"]) >= 0).all()
+    assert issues["trained"].notna().sum() == (issues["split"] == "train").sum()
+    assert issues["self_confidence"].to_numpy() == pytest.approx(0.7)
+    status, out = shell("clean", *data, *SMALL, "rank_by=amu", f"hydra.run.dir={audit}2")
+    assert status == 2
+    assert "rank_by=amu is no score of this audit. Did you mean 'aum'?" in out
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         (["drop_above=2"], "drop_above=2 must be a number from 0 to 1"),
         (["folds=1"], "folds=1"),
         (["export=[clenlab]"], "clenlab"),
-        (["decisions=nothing.csv"], "There is no nothing.csv: decisions= is a table."),
+        (["decisions=nothing.csv"], "There is no nothing.csv: decisions= is a file."),
         (["splits=[tset]"], "has no split 'tset'. Did you mean 'test'?"),
         (["dataset.path=nowhere"], "nowhere"),
     ],
