@@ -111,7 +111,6 @@ def judge_labels(
     progress: Progress | None = None,
     steps: Steps | None = None,
     probabilities: NDArray[Any] | None = None,
-    crossed: bool = True,
     search: Search = "auto",
 ) -> Judgements:
     """Judge every label of a data set by the features of its rows.
@@ -123,6 +122,8 @@ def judge_labels(
         neighbours: votes of each row, at most N - 1 are used.
         folds: of the out-of-fold probabilities; fewer where there are fewer rows.
         rounds: fits of both views; from the second one on with the probabilities of the one before.
+            With more than one, and `FEWEST` rows, crossed views tell rate and level; else the first
+            round does, which is biased where features explain a part of the errors.
         known: true classes [N] int64 of rows that somebody looked at, -1 for others; they vote and
             teach with that class from the first round on.
         seed: of folds and draws.
@@ -131,8 +132,6 @@ def judge_labels(
         steps: keeps what each step computes; None: nothing is kept.
         probabilities: out of fold [N, C], of another classifier, in place of those of the first
             round; None: they are computed.
-        crossed: estimate rate and level by crossed views; False, or with few rows: by the first
-            round, which is biased where the features explain a part of the errors.
         search: of the neighbours, see `nearest_rows`.
 
     Raises:
@@ -187,7 +186,7 @@ def judge_labels(
             level = classes
         targets = channels[-1].posterior
     assert first_views is not None
-    if crossed and n >= FEWEST:
+    if rounds > 1 and n >= FEWEST:
 
         def cross() -> Arrays:
             return crossed_views(

@@ -52,7 +52,7 @@ def test_a_classifier_of_audited_labels_beats_one_of_all(digits, auditor, treatm
     rows, labels, true = digits
     base = GaussianNB(var_smoothing=1e-2)
     plain = base.fit(rows, labels).score(rows, true)
-    tool = LabelAuditor(n_neighbors=10, n_folds=5, random_state=0)
+    tool = LabelAuditor(n_neighbors=10, n_folds=5, n_rounds=1, random_state=0)
     found = NoisyLabelClassifier(base, tool, treatment).fit(rows, labels)
     assert found.score(rows, true) > plain
     assert found.predict_proba(rows).shape == (400, 10)

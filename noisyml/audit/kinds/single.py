@@ -50,7 +50,6 @@ class OneLabel(Kind):
             progress=progress,
             steps=steps,
             probabilities=probabilities,
-            crossed=rounds is None,
             search=settings.search,
         )
         ranking = np.argsort(-judged.p_wrong, kind="stable")

@@ -27,9 +27,9 @@ from noisyml.audit.scores.folds import (
 from noisyml.audit.scores.neighbours import BLOCK
 
 #: Parts that the rows are dealt into, and folds among all parts but one.
-PARTS, FOLDS = 4, 4
+PARTS, FOLDS = 4, 3
 #: Rows below which parts are too small to judge anything by.
-FEWEST = 80
+FEWEST = 200
 #: A classifier sees so many rows at most.
 MAX_ROWS = 50_000
 #: Votes that every class is given beforehand.
