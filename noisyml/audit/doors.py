@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from noisyml.audit.issues import lines_of
 from noisyml.audit.kinds.base import Verdict
-from noisyml.audit.rows import Rows
+from noisyml.audit.rows import JOINT, Rows
 from noisyml.audit.scores.folds import principal_projection
 from noisyml.errors import UserError
 from noisyml.storage.files import atomic, write_atomically
@@ -75,12 +75,31 @@ def from_cleanlab(frame: pd.DataFrame, paths: Any = None) -> pd.DataFrame:
     return table[frame["is_label_issue"].to_numpy(dtype=bool)].reset_index(drop=True)
 
 
-def to_fiftyone(issues: pd.DataFrame) -> dict[str, Any]:
-    """Samples as FiftyOne writes them: ``ground_truth``, ``suggested`` and ``p_wrong`` of each."""
+def labels_in(text: str, several: bool) -> list[str]:
+    """The labels that a text of a table holds.
+
+    Example:
+        >>> labels_in("ant; bee", several=True), labels_in("ant; bee", several=False)
+        (['ant', 'bee'], ['ant; bee'])
+    """
+    return [part for part in text.split(JOINT) if part] if several else [text]
+
+
+def to_fiftyone(issues: pd.DataFrame, several: bool = False) -> dict[str, Any]:
+    """Samples as FiftyOne writes them: ``ground_truth``, ``suggested`` and ``p_wrong`` of each.
+
+    Args:
+        issues: see `noisyml.audit.issues.issues_table`.
+        several: a row may have several labels, which become ``Classifications``.
+    """
 
     def label(text: str, confidence: float | None = None) -> dict[str, Any]:
         more = {} if confidence is None else {"confidence": confidence}
-        return {"_cls": "Classification", "label": text, "tags": [], **more}
+        each = [
+            {"_cls": "Classification", "label": part, "tags": [], **more}
+            for part in labels_in(text, several)
+        ]
+        return {"_cls": "Classifications", "classifications": each} if several else each[0]
 
     return {
         "samples": [
@@ -97,11 +116,16 @@ def to_fiftyone(issues: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def to_label_studio(issues: pd.DataFrame) -> list[dict[str, Any]]:
-    """Tasks with a prediction each; the project's choices are ``<Choices name="label">``."""
+def to_label_studio(issues: pd.DataFrame, several: bool = False) -> list[dict[str, Any]]:
+    """Tasks with a prediction each; the project's choices are ``<Choices name="label">``.
+
+    Args:
+        issues: see `noisyml.audit.issues.issues_table`.
+        several: a row may have several labels (``<Choices name="label" choice="multiple">``).
+    """
 
     def choice(text: str) -> list[dict[str, Any]]:
-        value = {"choices": [text]}
+        value = {"choices": labels_in(text, several)}
         return [{"from_name": CONTROL, "to_name": OBJECT, "type": "choices", "value": value}]
 
     return [
@@ -146,12 +170,17 @@ def from_label_studio(export: Any, source: str) -> pd.DataFrame:
             if "annotations" in task:
                 made = [a for a in task["annotations"] if not a.get("was_cancelled")]
                 results = made[-1]["result"] if made else []
-                chosen = [r["value"]["choices"][0] for r in results if r["from_name"] == CONTROL]
+                found = [r["value"]["choices"] for r in results if r["from_name"] == CONTROL]
+                chosen = found[0] if found else []
             else:
-                chosen = [task[CONTROL]] if task.get(CONTROL) else []
+                # One choice is a text, several are in a mapping.
+                told = task.get(CONTROL) or []
+                told = told["choices"] if isinstance(told, dict) else told
+                chosen = [told] if isinstance(told, str) else told
             if chosen:
-                same = chosen[0] == given
-                lines.append((path, "keep" if same else "relabel", "" if same else chosen[0]))
+                same = set(chosen) == {given} or set(chosen) == set(labels_in(given, True))
+                label = "" if same else JOINT.join(chosen)
+                lines.append((path, "keep" if same else "relabel", label))
     except (KeyError, TypeError, IndexError, AttributeError) as error:
         raise UserError(
             f"{source} is no export of tasks that noisyml wrote ({error!r} is missing or wrong)."
@@ -206,6 +235,7 @@ def write_doors(
         rows: that were judged.
         judged: their labels.
     """
+    several = rows.target.name == "multi"
 
     def as_json(content: Any) -> Callable[[Path], None]:
         return lambda file: write_atomically(file, json.dumps(content, indent=1) + "\n")
@@ -227,8 +257,11 @@ def write_doors(
 
     makers: Mapping[Door, tuple[str, Callable[[], Callable[[Path], None]]]] = {
         "cleanlab": ("cleanlab_issues.csv", lambda: as_csv(to_cleanlab(issues))),
-        "fiftyone": ("fiftyone/samples.json", lambda: as_json(to_fiftyone(issues))),
-        "label_studio": ("label_studio_tasks.json", lambda: as_json(to_label_studio(issues))),
+        "fiftyone": ("fiftyone/samples.json", lambda: as_json(to_fiftyone(issues, several))),
+        "label_studio": (
+            "label_studio_tasks.json",
+            lambda: as_json(to_label_studio(issues, several)),
+        ),
         "cvat": ("cvat.csv", lambda: as_csv(to_cvat(issues))),
         "embedding_atlas": (
             "embedding_atlas.parquet",

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from noisyml.audit import doors
 from noisyml.audit.gallery import content
 from noisyml.audit.issues import cleaned, compared, decide
 from noisyml.audit.kinds.captions import exchanged, judge_pairs, share_of_wrong
@@ -150,6 +151,19 @@ def test_labels_of_several_are_decided_by_entry_and_written_for_training(
     after = read_table(file)
     assert after.set_index("path")["labels"][["row0", "row1"]].tolist() == ["cat; ant", ""]
     assert len(compared(entries.issues, after, "x")) > 0
+
+
+def test_doors_hold_several_labels(entries):
+    issues = entries.issues[entries.issues["given"].str.contains("; ")].iloc[:1]
+    given = issues["given"].iloc[0].split("; ")
+    sample = doors.to_fiftyone(issues, several=True)["samples"][0]
+    assert [c["label"] for c in sample["ground_truth"]["classifications"]] == given
+    task = doors.to_label_studio(issues, several=True)[0]
+    for chosen, expected in ((given[::-1], ("keep", "")), (["cat"], ("relabel", "cat"))):
+        value = {"from_name": "label", "value": {"choices": chosen}}
+        export = [{**task, "annotations": [{"result": [value]}]}]
+        table = doors.from_label_studio(export, "x")
+        assert tuple(table.iloc[0][["decision", "label"]]) == expected
 
 
 def test_reviewed_entries_are_known(several):
