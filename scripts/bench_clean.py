@@ -67,7 +67,7 @@ def pictures(name: str, rows: int, size: int) -> tuple[Array, NDArray[np.int64]]
 
     fashion = FashionMNIST(root="data")
     sources = {
-        "glyphs": lambda: Glyphs(split="closed_set"),
+        "glyphs": lambda: Glyphs(split="closed_set", num_train_classes=30),
         "mosaics": lambda: Mosaic(fashion, num_train=rows, num_val=0, num_test=10),
     }
     source = sources.get(name, lambda: fashion)()
