@@ -74,9 +74,6 @@ def issues_table(
         Columns ``path``, ``split``, ``given``, ``suggested``, ``p_wrong``, ``p_suggested``, the
         scores of the verdict, ``distance``, ``unlike_any_class``, ``duplicate_of`` (path, or
         empty), ``reasons``; ``row`` numbers rows as they were read.
-
-    Raises:
-        UserError: no such score.
     """
     paths = np.asarray(rows.paths, dtype=object)
     twin = np.full(len(rows), "", dtype=object)
@@ -100,12 +97,6 @@ def issues_table(
     )
     order = table["p_wrong"]
     if rank_by != "p_wrong":
-        known = [name for name, values in verdict.columns.items() if values.dtype.kind in "fb"]
-        if rank_by not in known:
-            raise UserError(
-                f"rank_by={rank_by} is no score of this audit.{did_you_mean(rank_by, known)} There "
-                f"are: p_wrong, {', '.join(known)}."
-            )
         # What a score says nothing about comes last.
         order = -table[rank_by].astype(float).fillna(np.inf)
     place = np.argsort(-order.to_numpy(dtype=float), kind="stable")

@@ -34,7 +34,7 @@ from noisyml.audit.rows import Rows
 from noisyml.audit.scores.columns import Score
 from noisyml.audit.steps import StoredSteps
 from noisyml.checks import Count, Ge, OpenShare, Positive, Seed, Share, WholeNonNegative, checked
-from noisyml.errors import UserError
+from noisyml.errors import UserError, did_you_mean
 from noisyml.storage.files import atomic, write_atomically
 from noisyml.storage.parquet import to_column
 from noisyml.storage.reading import reading
@@ -113,8 +113,19 @@ def audit(
         progress: called as the work goes on.
         probabilities: out of fold [N, C], of another classifier; None: they are computed.
         trained: trust in each row of a run that trained on it [N], NaN elsewhere; a column.
+
+    Raises:
+        UserError: rows are to be ordered by a score that there is not.
     """
     kind = KINDS[rows.target.name]
+    there = ["p_wrong", *kind.scores, *(["trained"] if trained is not None else [])]
+    if rows.target.exclusive:
+        there += settings.scores or []
+    if settings.rank_by not in there:
+        raise UserError(
+            f"rank_by={settings.rank_by} is no score of this audit."
+            f"{did_you_mean(settings.rank_by, there)} There are: {', '.join(there)}."
+        )
     known = None
     if reviews is not None:
         known = kind.known(

@@ -72,6 +72,8 @@ class Kind(ABC):
     column: ClassVar[str]
     #: True if a row may have any number of the classes.
     several: ClassVar[bool] = False
+    #: Names of the scores in its tables, larger for labels believed right.
+    scores: ClassVar[tuple[str, ...]]
 
     @abstractmethod
     def judge(

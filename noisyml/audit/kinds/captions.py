@@ -293,6 +293,7 @@ class Captions(Kind):
     """Images with a caption each."""
 
     column: ClassVar[str] = "caption"
+    scores: ClassVar[tuple[str, ...]] = ("captions_beside", "images_beside", "expected_caption")
 
     def judge(
         self,

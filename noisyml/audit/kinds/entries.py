@@ -119,6 +119,7 @@ class SeveralLabels(Kind):
 
     column: ClassVar[str] = "labels"
     several: ClassVar[bool] = True
+    scores: ClassVar[tuple[str, ...]] = ("worst_entry",)
 
     def judge(
         self,
@@ -216,7 +217,7 @@ def verdict(rows: Rows, found: dict[str, NDArray[Any]], seed: int = 0) -> Verdic
         columns={
             "missing": joined(flips & (labels == 0), names),
             "superfluous": joined(flips & (labels == 1), names),
-            "p_worst_entry": entries.max(axis=1),
+            "worst_entry": 1 - entries.max(axis=1),
         },
         reasons=_reasons(entries, labels, found, names),
         ranking=np.argsort(-entries.ravel(), kind="stable"),

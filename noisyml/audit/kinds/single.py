@@ -25,6 +25,9 @@ class OneLabel(Kind):
     """Rows with one class each."""
 
     column: ClassVar[str] = "label"
+    scores: ClassVar[tuple[str, ...]] = (
+        *("knn_margin", "knn_agreement", "self_confidence", "normalised_margin"),
+    )
 
     def judge(
         self,
