@@ -131,8 +131,10 @@ def audit(
         known = kind.known(
             rows, checked_reviews(*reviews, none=kind.several), reviews[1], rows.paths
         )
-    told = (rows.digest(), settings.neighbours, settings.folds, settings.rounds, settings.seed)
-    told = (*told, settings.search)
+    told = (
+        *(rows.digest(), settings.neighbours, settings.folds, settings.rounds, settings.seed),
+        settings.search,
+    )
     reviewed = "" if known is None else _digest(known)
     foreign = "" if probabilities is None else _digest(probabilities)
     steps = StoredSteps(folder / "steps", repr((*told, settings.head_epochs, reviewed, foreign)))
@@ -180,8 +182,8 @@ def _planted_check(
 
     def keep(name: str, compute: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
         if name == "neighbours":
-            found = {"index": judged.index, "similarity": judged.similarity}
-            return {**found, "recall": np.asarray(np.nan)}
+            recall = np.asarray(np.nan)
+            return {"index": judged.index, "similarity": judged.similarity, "recall": recall}
         return steps(f"planted_{name}", compute)
 
     again = kind.judge(
