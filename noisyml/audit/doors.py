@@ -235,7 +235,7 @@ def write_doors(
         rows: that were judged.
         judged: their labels.
     """
-    several = rows.target.name == "multi"
+    several = rows.several
 
     def as_json(content: Any) -> Callable[[Path], None]:
         return lambda file: write_atomically(file, json.dumps(content, indent=1) + "\n")

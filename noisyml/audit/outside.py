@@ -1,4 +1,4 @@
-"""What others say of the rows: probabilities of another classifier, trust of a run."""
+"""Opinions of others on the rows: probabilities of another classifier, trust of a run."""
 
 from __future__ import annotations
 

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from noisyml.data.base import Split
 from noisyml.data.inputs import ChosenInputs, Inputs, ReplacedInputs
 from noisyml.errors import UserError
-from noisyml.targets import Labels, Target, target_of
+from noisyml.targets import Labels, Target, TargetKind, target_of
 
+#: Kinds of labels that are judged.
+JUDGED: tuple[TargetKind, ...] = ("single", "multi", "pairs")
 #: Between the labels of a row in tables, as ``dataset=csv`` reads them.
 JOINT = "; "
 #: Rows that are copied at a time.
@@ -60,6 +62,11 @@ class Rows:
         """The kind of the labels."""
         return target_of(self.labels)
 
+    @property
+    def several(self) -> bool:
+        """True if a row may have any number of the classes."""
+        return self.target.class_columns(self.labels) is not None
+
     @cached_property
     def paths(self) -> list[str]:
         """Path, or where there is none the key, of each row, N."""
@@ -71,9 +78,9 @@ class Rows:
     @cached_property
     def given(self) -> NDArray[Any]:
         """The label of each row as a text [N]; several are joined by semicolons."""
-        if self.target.name == "single":
+        if self.target.exclusive:
             return np.asarray(self.class_names, dtype=object)[self.labels]
-        if self.target.name == "pairs":
+        if not self.several:
             return np.asarray(self.labels, dtype=object)
         names = [str(name) for name in self.class_names]
         texts = [JOINT.join(names[c] for c in np.flatnonzero(row)) for row in self.labels]
@@ -122,13 +129,12 @@ def collect_rows(
     number: dict[str, int] = {}
     several = False
     for split in splits.values():
-        kind = split.target.name
-        if kind not in ("single", "multi", "pairs"):
+        if split.target.name not in JUDGED:
             raise UserError(
                 f"{split.target.words[0].upper()}{split.target.words[1:]} cannot be judged: "
                 f"noisyml clean judges one label per row, several, or captions."
             )
-        several = several or kind == "multi"
+        several = several or split.target.class_columns(split.labels) is not None
         if several and names and list(split.class_names) != names:
             raise UserError("Splits with several labels per row must have the same classes.")
         for name in split.class_names:

@@ -66,7 +66,7 @@ class Verdict:
 
 
 class Kind(ABC):
-    """How labels of one kind are judged."""
+    """Judging of labels of one kind."""
 
     #: Column of the labels in ``cleaned.csv``, as ``dataset=csv`` reads it.
     column: ClassVar[str]
@@ -125,7 +125,7 @@ class Kind(ABC):
 
     @abstractmethod
     def nobody_looked(self, rows: Rows) -> NDArray[Any]:
-        """What `known` is where nobody looked, of N rows."""
+        """`known` of N rows that nobody looked at."""
 
     @abstractmethod
     def read(self, rows: Rows, text: str, where: str) -> Any:
