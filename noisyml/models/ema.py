@@ -36,8 +36,9 @@ class EMATeacher(Checked, AveragedModel):
     """Copies of a student's modules whose parameters are moving averages of the student's.
 
     An `AveragedModel` of PyTorch, so that checkpoints carry the averages and the number of updates;
-    unlike that class it begins with the student as it was at first, takes a decay that rises, may
-    keep buffers of its own, and never waits for the device.
+    unlike that class it begins with the student as it was at first, takes a decay that rises, and
+    may keep buffers of its own. Frozen parameters that are the student's already are left alone,
+    which changes no bit.
 
     Args:
         student: modules by name; copied.
@@ -60,6 +61,8 @@ class EMATeacher(Checked, AveragedModel):
         super().__init__(student)
         self.decay, self.warmup = decay, warmup
         self.kept_buffers, self.mode = buffers, mode
+        #: Places of the frozen parameters that equal the student's; None: not looked yet.
+        self._equal: frozenset[int] | None = None
         self.requires_grad_(False)
         self.train()
 
@@ -74,9 +77,18 @@ class EMATeacher(Checked, AveragedModel):
         """Move towards the student, before it sees the next batch."""
         self.n_averaged += 1
         share = 1 - ema_decay(self.n_averaged, self.decay, self.warmup)
-        pairs: list[tuple[Tensor, Tensor]] = list(
-            zip(self.module.parameters(), model.parameters(), strict=True)
-        )
+        everything = list(zip(self.module.parameters(), model.parameters(), strict=True))
+        if self._equal is None:
+            self._equal = frozenset(
+                place
+                for place, (mine, theirs) in enumerate(everything)
+                if not theirs.requires_grad and torch.equal(mine, theirs)
+            )
+        pairs: list[tuple[Tensor, Tensor]] = [
+            pair
+            for place, pair in enumerate(everything)
+            if pair[1].requires_grad or place not in self._equal
+        ]
         if self.kept_buffers != "own":
             pairs += zip(self.module.buffers(), model.buffers(), strict=True)
         for mine, theirs in pairs:
@@ -92,6 +104,12 @@ class EMATeacher(Checked, AveragedModel):
         """Begin again as a copy of the student, whose weights came from elsewhere."""
         self.module.load_state_dict(model.state_dict())
         self.n_averaged.zero_()
+        self._equal = None
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        """Look anew which frozen parameters are the student's."""
+        self._equal = None
+        super()._load_from_state_dict(*args)
 
     def train(self, mode: bool = True) -> Self:
         """Set the mode, unless the teacher stays in evaluation mode."""

@@ -62,3 +62,33 @@ def test_modes_gradients_and_settings():
     assert int(again.n_averaged) == 1
     with pytest.raises(ArgumentError, match=r"decay=1\.0 must be"):
         EMATeacher(student, 1.0)
+
+
+def test_frozen_parameters_are_left_alone_only_while_they_are_the_students():
+    student = nn.ModuleDict({"fixed": Vector(torch.randn(5)), "free": Vector(torch.randn(5))})
+    student["fixed"].requires_grad_(False)
+    teacher = EMATeacher(student, decay=0.5, warmup=False)
+    version = teacher.module["fixed"].x._version
+    for _ in range(3):
+        student["free"].x.data += 1
+        teacher.update_parameters(student)
+    assert teacher.module["fixed"].x._version == version
+    assert torch.equal(teacher.module["fixed"].x, student["fixed"].x)
+    torch.testing.assert_close(
+        student["free"].x - teacher.module["free"].x, torch.full((5,), 0.875)
+    )
+
+    # Other weights from a checkpoint are followed, and so is what trains from now on.
+    state = teacher.state_dict()
+    state["module.fixed.x"] = student["fixed"].x + 8
+    teacher.load_state_dict(state)
+    teacher.update_parameters(student)
+    torch.testing.assert_close(
+        teacher.module["fixed"].x - student["fixed"].x, torch.full((5,), 4.0)
+    )
+    again = EMATeacher(student, decay=0.5, warmup=False)
+    again.update_parameters(student)
+    student["fixed"].requires_grad_(True)
+    student["fixed"].x.data += 1
+    again.update_parameters(student)
+    torch.testing.assert_close(student["fixed"].x - again.module["fixed"].x, torch.full((5,), 0.5))
