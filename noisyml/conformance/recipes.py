@@ -170,6 +170,7 @@ TINY: dict[str, Recipe] = {
         {"dataset": "digit_vectors", "backbone": "vectors"},
         {"method": {"whiten": True}, "head": {"out_features": 8}, "sampler": {"batch_size": 64}},
     ),
+    "kmeans": Recipe({"dataset": "discovery_digits"}, {}),
     # Labels of some images alone, and a selector that doubts them.
     "gcd": Recipe(
         {"dataset": "discovery_digits", "backbone": "mlp", "selector": "small_loss"},

@@ -61,6 +61,8 @@ class Method(Checked, LightningModule):
     target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"single"})
     #: Kinds of labels that its selector judges; None: those it learns from.
     judged_kinds: ClassVar[frozenset[TargetKind] | None] = None
+    #: False of a baseline that trains nothing.
+    learns: ClassVar[bool] = True
     #: True if it also learns from the validation split, whose labels must be official and clean.
     trains_on_val: ClassVar[bool] = False
 

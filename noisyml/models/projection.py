@@ -10,6 +10,31 @@ from torch import Tensor, nn
 from noisyml.checks import Checked, Count, WholeNonNegative
 from noisyml.models.heads import unit_norm
 
+#: Width of tokens from which on a head is as deep and as wide as the released ones: ViT-S.
+_RELEASED_FROM = 384
+
+
+def usual_layers(in_features: Count) -> int:
+    """Linear layers of a head that is told nothing else: 3 as released, 1 for narrow tokens.
+
+    Three layers behind the tokens of a small network that begins at random collapse: all
+    projections are alike, and the contrast of views stays at the logarithm of their number.
+
+    Example:
+        >>> usual_layers(768), usual_layers(64)
+        (3, 1)
+    """
+    return 3 if in_features >= _RELEASED_FROM else 1
+
+
+def usual_directions(in_features: Count) -> int:
+    """Directions of a head that is told nothing else: 65,536 as released, 1,024 for narrow tokens.
+
+    Args:
+        in_features: width of the tokens.
+    """
+    return 65_536 if in_features >= _RELEASED_FROM else 1024
+
 
 def perceptron(
     in_features: int, hidden_features: int, out_features: int, layers: int
@@ -65,21 +90,25 @@ class ProjectionHead(Checked, nn.Module):
 
     Args:
         in_features: D of the tokens, which are not normalised before.
-        out_features: directions K.
+        out_features: directions K; None: see `usual_directions`.
         hidden_features: width of the hidden layers.
         bottleneck: width of the bottleneck.
-        layers: linear layers up to the bottleneck; 1: no hidden one, 0: the token itself.
+        layers: linear layers up to the bottleneck; 1: no hidden one, 0: the token itself; None: see
+            `usual_layers`.
     """
 
     def __init__(
         self,
         in_features: Count,
-        out_features: Count = 65_536,
+        out_features: Count | None = None,
         hidden_features: Count = 2048,
         bottleneck: Count = 256,
-        layers: WholeNonNegative = 3,
+        layers: WholeNonNegative | None = None,
     ) -> None:
         super().__init__()
+        layers = usual_layers(in_features) if layers is None else layers
+        if out_features is None:
+            out_features = usual_directions(in_features)
         self.mlp = perceptron(in_features, hidden_features, bottleneck, layers)
         self.last_layer = UnitRows(bottleneck if layers else in_features, out_features)
 

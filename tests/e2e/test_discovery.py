@@ -1,10 +1,17 @@
 """Category discovery as users type it: both stages, wrong labels, what the report shows."""
 
 import json
+import math
 import re
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+
+from noisyml.data.datasets.discovery.source import CategoryDiscovery
+from noisyml.data.datasets.embedded.digits import Digits
+from noisyml.metrics.discovery.evaluator import DiscoveryEvaluator
 
 HEAD = [
     "method.projection.out_features=32",
@@ -60,6 +67,38 @@ def test_the_report_shows_groups_and_doubted_labels(shell):
     assert (run / "plots" / "discovery_map.png").is_file()
     assert (run / "suspects.csv").is_file()
     assert "labelled training rows were judged" in page
+
+
+def test_kmeans_clusters_features_as_they_are(shell):
+    status, said = shell("train", "method=kmeans", "report=false")
+    assert status == 0, said
+    (run,) = shell.runs()
+    metrics = json.loads((run / "metrics.json").read_text())
+
+    data = CategoryDiscovery(Digits(val_fraction=0.0, test_fraction=0.2)).splits()["train"]
+    pixels = np.stack([np.array(data.images.load(row)) for row in range(len(data.labels))])
+    rows = torch.from_numpy(pixels.reshape(len(pixels), -1)).float() / 127.5 - 1
+    evaluator = DiscoveryEvaluator()
+    evaluator.class_names, evaluator.known_classes = data.class_names, list(range(5))
+    for role, chosen in (("query", ~data.labelled), ("gallery", data.labelled)):
+        index = torch.from_numpy(chosen.nonzero()[0])
+        labels = torch.from_numpy(data.labels)[index]
+        evaluator.update({"embeddings": rows[index]}, labels, index, role)
+    for name, value in evaluator.compute().items():
+        assert metrics[f"test/{name}"] == pytest.approx(value, abs=0.01), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["experiment=discovery_digits"], []], ids=["mlp", "tiny_vit"])
+def test_defaults_do_not_collapse(shell, words):
+    typed = ["train", "method=gcd", *words, "trainer.max_epochs=6", "report=false"]
+    status, said = shell(*typed, "callbacks.history.every_n_steps=1")
+    assert status == 0, said
+    assert "all alike" not in said
+    (run,) = shell.runs()
+    losses = pd.read_csv(run / "history.csv")["train/loss_unsupervised_class"].dropna()
+    # Where all projections are alike the loss is the logarithm of the number of other rows.
+    assert losses.iloc[-10:].mean() < math.log(127) - 0.2
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ the labelled images alone; one that it does not trust is an unlabelled image fro
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -28,6 +29,11 @@ from noisyml.selectors.base import Evidence, Selection
 from noisyml.selectors.keep_all import KeepAll
 from noisyml.targets import TargetKind, labels_of
 from noisyml.targets.partial import NO_LABEL
+
+log = logging.getLogger(__name__)
+
+#: One minus the mean cosine of projections, below which a head has collapsed.
+ALIKE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -91,6 +97,7 @@ class Discovery(Method):
         self.selector = KeepAll() if parts.selector is None else parts.selector
         self.supervised_prompts = supervised_prompts
         self._judged: tuple[Evidence, Selection] | None = None
+        self._apart: Tensor | None = None
         backbone = self.encoder.backbone
         if backbone.takes != "images" or backbone.frozen:
             raise UserError(
@@ -176,6 +183,19 @@ class Discovery(Method):
         index = seen.index[seen.labels[: seen.images] >= 0]
         shown = {name: term.detach() for name, term in terms.items()}
         return {"loss": loss, "selection": selection, "index": index, "terms": shown}
+
+    def watch(self, projected: Tensor) -> None:
+        """Keep how far apart the projections [2B, K] of a step lie, unit norm."""
+        self._apart = 1 - projected.detach().mean(dim=0).square().sum()
+
+    def on_train_end(self) -> None:
+        """Say so if nothing was learnt."""
+        if self._apart is not None and float(self._apart) < ALIKE and distributed.rank() == 0:
+            log.warning(
+                "the projections of all images are all alike at the end of training, so nothing "
+                "was learnt from views: lower optimizer.lr, train longer, or give the projection "
+                "head fewer layers"
+            )
 
     def after_backward(self) -> None:
         """The selector learns from what it has judged."""

@@ -75,6 +75,7 @@ class GCD(Discovery):
         """One step: see two views, judge the labels, contrast."""
         seen = self.see(batch)
         projected = self.project(seen)
+        self.watch(projected["class"])
         selection = self.judge(seen, self.supervised_rows(projected["class"], seen.labels))
         terms = self.contrasts(projected, projected, seen.trusting(selection))
         loss = self.weighed(terms)

@@ -167,6 +167,7 @@ class PromptCAL(GCD):
         seen = self.see(batch)
         taught, columns = self.teach(batch)
         projected = self.project(seen)
+        self.watch(projected["class"])
         rows = self.supervised_rows(projected["class"], seen.labels, columns["class"])
         selection = self.judge(seen, rows)
         trusted = seen.trusting(selection)

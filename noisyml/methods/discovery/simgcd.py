@@ -23,7 +23,7 @@ from noisyml.methods.checkpoints import read_checkpoint
 from noisyml.methods.discovery.base import Discovery
 from noisyml.methods.parts import Parts
 from noisyml.models.heads import unit_norm
-from noisyml.models.projection import UnitRows, perceptron
+from noisyml.models.projection import UnitRows, perceptron, usual_layers
 
 
 class SimGCD(Discovery):
@@ -42,7 +42,7 @@ class SimGCD(Discovery):
         supervised_temperature: of the supervised contrast.
         projection_hidden: width of the projection head's hidden layers.
         projection_size: width of its output.
-        projection_layers: its linear layers.
+        projection_layers: its linear layers; None: see `usual_layers`.
 
     Raises:
         UserError: see `Discovery`.
@@ -66,7 +66,7 @@ class SimGCD(Discovery):
         supervised_temperature: Positive = 0.07,
         projection_hidden: Count = 2048,
         projection_size: Count = 256,
-        projection_layers: Count = 3,
+        projection_layers: Count | None = None,
     ) -> None:
         super().__init__(parts)
         width, known = self.encoder.out_features, len(parts.sizes.class_names)
@@ -78,7 +78,8 @@ class SimGCD(Discovery):
         self.unsupervised_temperature = unsupervised_temperature
         self.supervised_temperature = supervised_temperature
         self.prototypes = UnitRows(width, self.num_classes)
-        self.projector = perceptron(width, projection_hidden, projection_size, projection_layers)
+        layers = usual_layers(width) if projection_layers is None else projection_layers
+        self.projector = perceptron(width, projection_hidden, projection_size, layers)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One step: classify and project two views, judge the labels, learn from both."""
@@ -86,6 +87,7 @@ class SimGCD(Discovery):
         tokens = seen.tokens["class"]
         cosines = self.cosines(tokens)
         projected = unit_norm(self.projector(tokens))
+        self.watch(projected)
         logits = cosines / self.temperature
         losses = F.cross_entropy(logits, seen.labels.clamp(min=0), reduction="none")
         selection = self.judge(seen, losses, logits)
