@@ -1,16 +1,11 @@
 """Classification as typed: train, evaluate, embed, teach; true labels never steer it."""
 
-import dataclasses
 import json
 
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 import yaml
-
-from noisyml.data.labelling import Labelling
-from noisyml.noise.manifest import NoiseManifest
 
 DIGITS = [
     "dataset=digits",
@@ -133,49 +128,7 @@ def test_a_teacher_is_trained_first_and_its_scores_are_handed_on(shell):
     assert abs(printed(said)["test/accuracy"] - metrics(run)["test/accuracy"]) < 1e-9
 
 
-SELECTOR = ["selector=prism_proxy", "selection.warmup_steps=16"]
 TAUGHT = ["method=rkd_classification", "stages=classification_teacher", "distillation=hinton"]
-
-
-@pytest.mark.parametrize(
-    "parts",
-    [["method=bare", "loss=sat", "loss.warmup_epochs=1", "selector=bare"]],
-    ids=["bare-sat"],
-)
-def test_shuffled_true_labels_leave_the_weights_bit_identical(shell, monkeypatch, parts):
-    typed = [
-        *DIGITS,
-        *parts,
-        "data.noisy_val=false",
-        "trainer.max_epochs=2",
-    ]
-    assert shell("train", *typed, "name=truth")[0] == 0
-    corrupt = Labelling.corrupt
-
-    def lying(self, split, noise):
-        manifest = corrupt(self, split, noise)
-        clean = manifest.clean[np.random.default_rng(0).permutation(len(manifest.clean))]
-        return dataclasses.replace(manifest, clean=clean, changed=clean != manifest.observed)
-
-    monkeypatch.setattr(Labelling, "corrupt", lying)
-    assert shell("train", *typed, "name=lie")[0] == 0
-    runs = {run.parent.name: run for run in shell.runs() if "stages" not in run.parts}
-    said = [NoiseManifest.load(runs[name] / "noise.parquet") for name in ("truth", "lie")]
-    assert (said[0].observed == said[1].observed).all()
-    assert (said[0].clean != said[1].clean).any()
-    judged = [pd.read_parquet(runs[name] / "selection.parquet") for name in ("truth", "lie")]
-    assert 0 < judged[0]["kept"].mean() < 1
-    pd.testing.assert_frame_equal(*judged)
-    states = [
-        torch.load(runs[name] / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for name in ("truth", "lie")
-    ]
-    assert "classifier.weight" in states[0]
-    for name, tensor in states[0].items():
-        if isinstance(tensor, torch.Tensor):
-            torch.testing.assert_close(
-                states[1][name], tensor, rtol=0, atol=0, equal_nan=True, msg=name
-            )
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Several labels per image, as typed: train, evaluate, embed, report, and what is refused."""
 
-import dataclasses
 import json
 from typing import ClassVar
 
@@ -11,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-from noisyml.data.labelling import Labelling
 from noisyml.embeddings.store import EmbeddingStore
 from noisyml.noise.manifest import NoiseManifest
 from noisyml.reports.artefacts import read_judgements, read_manifest
@@ -174,31 +172,6 @@ def test_judged_samples_are_wrong_if_any_entry_is(shell):
     thumbs = read_thumbnails(RunFolder(run))
     assert not all(thumbs.right)
     assert any(thumbs.right)
-
-
-def test_shuffled_true_labels_leave_the_weights_bit_identical(shell, monkeypatch):
-    typed = [*MOSAICS, *FEW, ENTRIES, QUIET, "data.noisy_val=false"]
-    assert shell("train", *typed, "name=truth")[0] == 0
-    corrupt = Labelling.corrupt
-
-    def lying(self, split, noise):
-        manifest = corrupt(self, split, noise)
-        clean = manifest.clean[np.random.default_rng(0).permutation(len(manifest.clean))]
-        return dataclasses.replace(manifest, clean=clean, changed=clean != manifest.observed)
-
-    monkeypatch.setattr(Labelling, "corrupt", lying)
-    assert shell("train", *typed, "name=lie")[0] == 0
-    runs = {run.parent.name: run for run in shell.runs()}
-    said = [NoiseManifest.load(runs[name] / "noise.parquet") for name in ("truth", "lie")]
-    assert (said[0].observed == said[1].observed).all()
-    assert (said[0].clean != said[1].clean).any()
-    states = [
-        torch.load(runs[name] / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for name in ("truth", "lie")
-    ]
-    for name, tensor in states[0].items():
-        if isinstance(tensor, torch.Tensor):
-            torch.testing.assert_close(states[1][name], tensor, rtol=0, atol=0, msg=name)
 
 
 def test_a_table_of_ones_own_with_several_labels(shell):

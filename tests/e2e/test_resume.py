@@ -36,7 +36,11 @@ def timeless(run):
         (9, PRISM),
         # Class statistics and clusters are made when an epoch begins, and not again after a resume.
         (29, ["method=iaa", "method.start=0", "method.update_every=1", *CLUSTERS]),
-        (40, ["method=proxynca_pp", "sampler.samples_per_class=8", "scheduler=plateau", "seed=3"]),
+        pytest.param(
+            40,
+            ["method=proxynca_pp", "sampler.samples_per_class=8", "scheduler=plateau", "seed=3"],
+            marks=pytest.mark.slow,
+        ),
         # Targets per sample, and the weights after each of the last epochs.
         (29, ["method=bare", "head=linear", "loss=sat", "loss.warmup_epochs=0", *LAST_TWO]),
     ],
