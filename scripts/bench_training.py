@@ -44,6 +44,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from noisyml.apps._quiet import quiet
+from noisyml.apps._trainer import leave_out_idle_hooks, make_trainer
 from noisyml.assembly.build import Assembly, assemble
 from noisyml.assembly.nodes import build
 from noisyml.command.config import compose
@@ -115,8 +116,12 @@ class Clock:
         times.processor.append(processor - self._began[1])
 
 
+#: Asked once: where there is no driver, each question looks for its library again.
+CUDA = torch.cuda.is_available()
+
+
 def synchronise() -> None:
-    if torch.cuda.is_available():
+    if CUDA:
         torch.cuda.synchronize()
 
 
@@ -269,7 +274,8 @@ def by_noisyml(assembly: Assembly, config: DictConfig, turns: Turns) -> nn.Modul
     for callback in callbacks:
         if hasattr(callback, "manifest"):
             callback.manifest = assembly.data.manifest
-    trainer = build(
+    leave_out_idle_hooks(method)
+    trainer = make_trainer(
         config.trainer,
         callbacks=[*callbacks, turns],
         logger=False,
@@ -321,7 +327,7 @@ def embed_by_noisyml(
         writer.begin()
         loaders = ShardLoaders(data, {"train": writer})
         writing = ShardWriting(loaders, progress=True)
-        trainer = build(
+        trainer = make_trainer(
             config.trainer,
             callbacks=[writing, TimedPasses(times)],
             logger=False,

@@ -206,7 +206,7 @@ def extract(config: DictConfig, folder: RunFolder) -> dict[str, float]:
     from lightning.pytorch.callbacks import LambdaCallback
 
     from noisyml.apps._quiet import quiet
-    from noisyml.assembly.nodes import build
+    from noisyml.apps._trainer import make_trainer
     from noisyml.embeddings.extraction import Extractor, ShardLoaders, ShardWriting, observed_labels
     from noisyml.runs.processes import cluster_environment, handle_termination, is_main_process
 
@@ -221,7 +221,7 @@ def extract(config: DictConfig, folder: RunFolder) -> dict[str, float]:
             writer.begin()
     loaders = ShardLoaders(data, writers)
     writing = ShardWriting(loaders, progress=is_main_process())
-    trainer = build(
+    trainer = make_trainer(
         config.trainer,
         callbacks=[writing, LambdaCallback(on_predict_start=handle_termination)],
         plugins=[cluster_environment()],

@@ -110,8 +110,8 @@ def evaluate(config: DictConfig, checkpoint: Path) -> dict[str, float]:
     import lightning
 
     from noisyml.apps._quiet import quiet
+    from noisyml.apps._trainer import make_trainer
     from noisyml.assembly.build import assemble
-    from noisyml.assembly.nodes import build
     from noisyml.callbacks.broken_images import BrokenImages
     from noisyml.runs.progress import announce
 
@@ -119,7 +119,7 @@ def evaluate(config: DictConfig, checkpoint: Path) -> dict[str, float]:
     lightning.seed_everything(config.seed, workers=True, verbose=False)
     assembly = assemble(config, training=False, progress=announce)
     broken = BrokenImages(str(Path(config.run_dir) / "broken_images.csv"))
-    trainer = build(
+    trainer = make_trainer(
         config.trainer,
         callbacks=[broken],
         devices=1,

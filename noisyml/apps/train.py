@@ -133,6 +133,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     from lightning.pytorch.callbacks import LambdaCallback
 
     from noisyml.apps._quiet import quiet
+    from noisyml.apps._trainer import leave_out_idle_hooks, make_trainer
     from noisyml.assembly.build import assemble
     from noisyml.assembly.nodes import build
     from noisyml.callbacks.checkpoint import AtomicCheckpointIO, RunCheckpoints
@@ -181,7 +182,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
         handle_termination()
 
     signals = LambdaCallback(on_train_start=begin, on_test_start=handle_termination)
-    trainer = build(
+    trainer = make_trainer(
         config.trainer,
         callbacks=[*callbacks, signals],
         logger=loggers if is_main_process() else False,
@@ -194,6 +195,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
         enable_progress_bar=LiveProgress in by_type,
         enable_checkpointing=RunCheckpoints in by_type,
     )
+    leave_out_idle_hooks(method)
 
     settings: Any = masked(resolved(config))
     announce_run(trainer.loggers, settings)

@@ -272,6 +272,7 @@ class FeatureView(Dataset[Any]):
         partners: DrawPartners | None = None,
     ) -> None:
         self._features, self._labels, self._labelled = features, labels, labelled
+        self._target = target_of(labels)
         self._name, self._partners = name, partners
 
     def __len__(self) -> int:
@@ -281,7 +282,7 @@ class FeatureView(Dataset[Any]):
         index = asked.index if isinstance(asked, DrawnBatch) else np.asarray(asked, dtype=np.int64)
         return {
             "index": torch.from_numpy(np.ascontiguousarray(index)),
-            **label_fields(self._labels, index),
+            **label_fields(self._labels, index, self._target),
             **_labelled_field(self._labelled, index),
             self._name: self._rows(index),
             **self._drawn(asked),

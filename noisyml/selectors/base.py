@@ -65,12 +65,15 @@ class Selection:
         log_odds: float like `keep`, increasing with `p_clean` and telling samples apart where that
             is 0 or 1 to the last digit: mostly its log-odds. NaN where the score says nothing. None
             where `p_clean` itself tells them apart.
+        keeps_all: nothing was left out, as a rule and not by chance: known without looking at
+            `keep`, and the same on every rank.
     """
 
     keep: Tensor
     p_clean: Tensor
     extras: Mapping[str, Tensor] = field(default_factory=dict)
     log_odds: Tensor | None = None
+    keeps_all: bool = False
 
     @classmethod
     def keep_everything(cls, labels: Tensor) -> Selection:
@@ -78,7 +81,13 @@ class Selection:
         return cls(
             keep=torch.ones(len(labels), dtype=torch.bool, device=labels.device),
             p_clean=torch.full((len(labels),), torch.nan, device=labels.device),
+            keeps_all=True,
         )
+
+    @property
+    def mask(self) -> Tensor | None:
+        """`keep` for a loss; None where nothing is left out, which spares it the masking."""
+        return None if self.keeps_all else self.keep
 
 
 class Selector(Checked, nn.Module):

@@ -38,9 +38,17 @@ def target_of(labels: ArrayLike) -> Target:
     return next((target for target in TARGETS.values() if target.holds(labels)), SINGLE)
 
 
-def label_fields(labels: Labels, index: NDArray[np.int64]) -> dict[str, Tensor]:
-    """The labels of the samples at `index`, under the name of their kind in a batch."""
-    target = target_of(labels)
+def label_fields(
+    labels: Labels, index: NDArray[np.int64], target: Target | None = None
+) -> dict[str, Tensor]:
+    """The labels of the samples at `index`, under the name of their kind in a batch.
+
+    Args:
+        labels: of all samples.
+        index: [b], positions.
+        target: kind of the labels; None: looked up.
+    """
+    target = target or target_of(labels)
     return {target.field: target.tensor(labels[index])}
 
 

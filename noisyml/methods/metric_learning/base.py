@@ -16,7 +16,7 @@ from noisyml.methods.base import Method
 from noisyml.methods.metric_learning.pseudo_labels import PseudoLabels, check_clusters
 from noisyml.methods.parts import Parts, Sizes
 from noisyml.selectors.base import Evidence, Selection, Selector
-from noisyml.selectors.keep_all import batch_margin
+from noisyml.selectors.keep_all import KeepAll, batch_margin
 from noisyml.similarity.memory_bank import MemoryBank
 
 
@@ -104,27 +104,33 @@ class MetricLearning(Method):
 
     def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> Selection:
         """The selector's answer for a global batch of unit-norm embeddings [B, D]."""
-        evidence = Evidence(
-            labels=labels,
-            index=index,
-            embeddings=embeddings.detach(),
-            memory=self.memory,
-            proxies=self.loss.proxies() if self.loss.has_proxies else None,
-            step=self.global_step,
-            epoch=self.current_epoch,
-        )
-        selection = self.selector.select(evidence)
+        if isinstance(self.selector, KeepAll):
+            # There is nothing to ask, and a step's number costs a walk through the trainer.
+            selection = Selection.keep_everything(labels)
+        else:
+            evidence = Evidence(
+                labels=labels,
+                index=index,
+                embeddings=embeddings.detach(),
+                memory=self.memory,
+                proxies=self.loss.proxies() if self.loss.has_proxies else None,
+                step=self.global_step,
+                epoch=self.current_epoch,
+            )
+            selection = self.selector.select(evidence)
+            self._judged = (evidence, selection)
         if not self.selector.gives_scores:
             # Suspects of a run without a selector that scores: what lies far from its class.
             margin = batch_margin(embeddings.detach(), labels)
             selection = replace(selection, p_clean=margin.sigmoid(), log_odds=margin)
-        self._judged = (evidence, selection)
         return selection
 
     def trusted(
         self, embeddings: Tensor, labels: Tensor, index: Tensor, selection: Selection
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Embeddings (detached), labels and positions of the samples the selector kept."""
+        if selection.keeps_all:
+            return embeddings.detach(), labels, index
         kept = selection.keep.nonzero().squeeze(1)  # the step's one wait for the device
         return embeddings.detach()[kept], labels[kept], index[kept]
 

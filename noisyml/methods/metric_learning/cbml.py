@@ -22,6 +22,6 @@ class CBML(MetricLearning):
         """One step: embed, judge, train on the trusted."""
         embeddings, labels, index = self.embed_globally(batch)
         selection = self.judge(embeddings, labels, index)
-        loss = self.loss(embeddings, labels, memory=self.memory, keep=selection.keep)
+        loss = self.loss(embeddings, labels, memory=self.memory, keep=selection.mask)
         self.remember(embeddings, labels, index, selection)
         return self.outcome(loss, selection, index)

@@ -150,7 +150,7 @@ class IAA(MetricLearning):
             labels,
             self.synthesise(raw, labels),
             memory=self.memory,
-            keep=selection.keep,
+            keep=selection.mask,
         )
         self.remember(unit, labels, index, selection)
         return self.outcome(loss, selection, index)

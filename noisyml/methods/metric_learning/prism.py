@@ -56,7 +56,7 @@ class Prism(MetricLearning):
         selection = self.judge(embeddings, labels, index)
         if self.enqueue == "before":
             self.memory.enqueue(*self.trusted(embeddings, labels, index, selection))
-        loss = self.loss(embeddings, labels, memory=self.memory, keep=selection.keep)
+        loss = self.loss(embeddings, labels, memory=self.memory, keep=selection.mask)
         if self.enqueue == "after":
             self.remember(embeddings, labels, index, selection)
         return self.outcome(loss, selection, index)

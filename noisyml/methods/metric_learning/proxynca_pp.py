@@ -61,7 +61,7 @@ class ProxyNCAPP(MetricLearning):
         embeddings, labels, index = self.embed_globally(batch)
         unit = unit_norm(embeddings.detach())
         selection = self.judge(unit, labels, index)
-        loss = self.loss(embeddings, labels, memory=self.memory, keep=selection.keep)
+        loss = self.loss(embeddings, labels, memory=self.memory, keep=selection.mask)
         self.remember(unit, labels, index, selection)
         return self.outcome(loss, selection, index)
 

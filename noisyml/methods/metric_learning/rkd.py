@@ -74,7 +74,7 @@ class RKD(Student, MetricLearning):
             student, teacher = student.rows(selection.keep), teacher.rows(selection.keep)
         loss = self.distillation(student, teacher)
         if self.task_weight != 0:
-            task = self.loss(unit, labels, memory=self.memory, keep=selection.keep)
+            task = self.loss(unit, labels, memory=self.memory, keep=selection.mask)
             loss = loss + self.task_weight * task
         self.remember(unit, labels, index, selection)
         return self.outcome(loss, selection, index, self.distillation.last_terms)
