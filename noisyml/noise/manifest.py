@@ -263,15 +263,17 @@ class NoiseManifest:
     def save(self, path: str | Path) -> None:
         """Write Parquet: one row per sample, `summary` as JSON in the schema's metadata.
 
-        Entries of multi-label columns are lists of fixed size.
+        Entries of multi-label columns are lists of fixed size; a mask that was not changed stands
+        once, in the column ``clean``.
         """
         import pyarrow as pa
         import pyarrow.parquet as pq
 
+        observed, clean = self.target.to_columns(self.observed, self.clean)
         columns: dict[str, Any] = {
             "index": self.index,
-            "observed": self.target.to_column(self.observed),
-            "clean": self.target.to_column(self.clean),
+            "observed": observed,
+            "clean": clean,
             "changed": to_column(self.changed),
         }
         if self.source_index is not None:
@@ -316,7 +318,7 @@ class NoiseManifest:
             optional.update({n: table[n] for n in optional if n in table.column_names})
             source, keys = optional["source_index"], optional["key"]
             manifest = cls(
-                observed=from_column(table["observed"]),
+                observed=from_column(table["observed"], otherwise=table["clean"]),
                 clean=from_column(table["clean"]),
                 changed=from_column(table["changed"]),
                 num_classes=record["num_classes"],

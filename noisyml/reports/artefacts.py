@@ -222,8 +222,14 @@ def png_data_uri(image: NDArray[np.uint8], largest_side: int) -> str:
 
 def _manifest(run: RunFolder) -> dict[str, NDArray[Any]] | None:
     """Columns of the noise manifest, [N] or (labels of multi-label samples) [N, C]."""
-    found = _arrays(run.noise_file, ["index", "observed", "clean", "changed"])
-    return None if found is None else {**found, "changed": found["changed"].astype(bool)}
+    path, names = run.noise_file, ["index", "observed", "clean", "changed"]
+    table = _table(path, names)
+    if table is None:
+        return None
+    with reading(path):
+        found = {name: from_column(table[name]) for name in names if name != "observed"}
+        found["observed"] = from_column(table["observed"], otherwise=table["clean"])
+    return {**found, "changed": found["changed"].astype(bool)}
 
 
 def _arrays(path: Path, columns: Sequence[str]) -> dict[str, NDArray[Any]] | None:

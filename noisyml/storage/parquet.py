@@ -24,14 +24,21 @@ def to_column(values: NDArray[Any]) -> Any:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
 
 
-def from_column(column: Any) -> NDArray[Any]:
+def from_column(column: Any, otherwise: Any | None = None) -> NDArray[Any]:
     """The array [N] or [N, C] of a column of a table.
+
+    Args:
+        column: of the table.
+        otherwise: another column, whose values stand where the first one has none.
 
     Raises:
         ValueError: lists of different sizes.
     """
+    import pyarrow.compute as compute
     import pyarrow.types as types
 
+    if otherwise is not None and column.null_count:
+        column = compute.coalesce(column, otherwise)
     if types.is_list(column.type):
         flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
         return flat.reshape(len(column), -1)

@@ -132,6 +132,10 @@ class Target(ABC):
     def to_column(self, labels: Labels) -> Any:
         """An Arrow array of labels."""
 
+    def to_columns(self, observed: Labels, clean: Labels) -> tuple[Any, Any]:
+        """Columns of observed and true labels; null stands for an observed one that is the true."""
+        return self.to_column(observed), self.to_column(clean)
+
     @abstractmethod
     def text_column(self, labels: Labels, class_names: Sequence[str]) -> Any:
         """An Arrow array of the labels in words; null or empty where there is no name."""

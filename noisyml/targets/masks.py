@@ -197,6 +197,11 @@ class Masks(Target):
 
         return pa.array(list(labels), pa.large_binary())
 
+    def to_columns(self, observed: Labels, clean: Labels) -> tuple[Any, Any]:
+        """Columns of file contents, in which no mask stands twice; see `Target.to_columns`."""
+        own = np.where(observed == clean, None, observed)
+        return self.to_column(own), self.to_column(clean)
+
     def text_column(self, labels: Labels, class_names: Sequence[str]) -> Any:
         """A column of the names of the classes that occur."""
         import pyarrow as pa

@@ -3,6 +3,7 @@
 import io
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -82,3 +83,34 @@ def test_a_manifest_of_masks_survives_its_file(tmp_path):
     read.check_split(clean, ["a", "b", "c"])
     with pytest.raises(UserError, match="other clean labels"):
         read.check_split(masks(B, B, A), ["a", "b", "c"])
+
+
+def test_a_record_holds_an_unchanged_mask_once_and_gives_it_back(tmp_path):
+    rng = np.random.default_rng(0)
+    pages = masks(*rng.integers(0, 3, (20, 32, 32), dtype=np.uint8))
+    observed = pages.copy()
+    observed[3] = pages[4]
+    changed = np.arange(20) == 3
+    record = NoiseManifest(
+        observed=observed, clean=pages, changed=changed, num_classes=3, injector="own"
+    )
+    file = tmp_path / "noise.parquet"
+    record.save(file)
+    column = pq.read_table(file)["observed"]
+    assert column.null_count == 19
+    back = NoiseManifest.load(file)
+    assert (back.observed == observed).all()
+    assert (back.clean == pages).all()
+    assert back.sha256 == record.sha256
+    # Masks nobody knows the truth of stand as they are.
+    unknown = MASKS.unknown_truth(pages)
+    NoiseManifest(
+        observed=pages,
+        clean=unknown,
+        changed=np.zeros(20, dtype=bool),
+        num_classes=3,
+        injector="own",
+    ).save(file)
+    back = NoiseManifest.load(file)
+    assert (back.observed == pages).all()
+    assert (back.clean == unknown).all()
