@@ -82,6 +82,9 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 def load_encoder(encoder: Encoder, file: Path, prefix: str = "encoder.") -> None:
     """Take the weights of an encoder from a checkpoint of a run.
 
+    An encoder whose head has no weights takes the backbone alone, and the checkpoint's head is left
+    out.
+
     Args:
         encoder: receives them.
         file: a checkpoint; opened without unpickling.
@@ -97,6 +100,8 @@ def load_encoder(encoder: Encoder, file: Path, prefix: str = "encoder.") -> None
         for name, tensor in checkpoint["state_dict"].items()
         if name.startswith(prefix)
     }
+    if not encoder.head.state_dict():
+        state = {name: t for name, t in state.items() if not name.startswith("head.")}
     try:
         encoder.load_state_dict(state)
     except RuntimeError as error:

@@ -26,6 +26,7 @@ class Stage:
         overrides: what differs from the run itself.
         repeat: stages like this one after the other; 0 leaves it out.
         without: parts of the run that the stage lacks.
+        also: what differs beside `overrides`, which need not be repeated then.
 
     Raises:
         ArgumentError: a value of another kind.
@@ -34,15 +35,17 @@ class Stage:
     overrides: Sequence[str]
     repeat: WholeNonNegative = 1
     without: Sequence[str] = ()
+    also: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def plans(self, name: str) -> list[StagePlan]:
         """The stages it stands for, numbered if there are several."""
+        overrides = [*self.overrides, *self.also]
         numbers = [""] if self.repeat == 1 else [f"_{i + 1}" for i in range(self.repeat)]
         return [
-            StagePlan(name=name + number, overrides=self.overrides, without=self.without)
+            StagePlan(name=name + number, overrides=overrides, without=self.without)
             for number in numbers
         ]
 
@@ -173,7 +176,7 @@ def _stage(name: str, entry: Any) -> Stage:
     if not isinstance(entry, Mapping) or "overrides" not in entry or set(entry) - known:
         raise UserError(
             f"stages.{name} must be a mapping with overrides (a list of settings) and, if wanted, "
-            "repeat and without (a list of parts)."
+            "repeat, without (a list of parts) and also (more settings)."
         )
     try:
         return Stage(**entry)

@@ -187,3 +187,10 @@ def test_every_stage_has_a_name_of_its_own(tmp_path):
 def test_an_entry_of_a_fixed_list_is_checked(entry, said):
     with pytest.raises(UserError, match=said):
         FixedStages({"teacher": entry})
+
+
+def test_a_stage_may_differ_in_more_than_its_own_list():
+    entry = {"overrides": ["dataset=digit_groups"], "also": ["noise=symmetric"]}
+    (plan,) = FixedStages({"weak": entry}).plans
+    assert plan.overrides == ["dataset=digit_groups", "noise=symmetric"]
+    assert FixedStages({}).plans == []
