@@ -535,3 +535,21 @@ def test_the_head_of_proxynca_pp(pool, norm):
     pooled = global_pooling(pool)(maps).flatten(1)
     torch.testing.assert_close(head.layers[:-1](pooled), feature, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(head(pooled), embedding, rtol=1e-9, atol=1e-12)
+
+
+def test_a_perceptron_has_dropout_and_noise_in_training_alone():
+    torch.manual_seed(0)
+    backbone = mlp(4, hidden_features=[64, 8], dropout=0.5, input_noise=2.0)
+    plain = mlp(4, hidden_features=[64, 8])
+    for own, other in zip(plain.parameters(), backbone.parameters(), strict=True):
+        own.data.copy_(other.data)
+    pixels = torch.rand(200, 1, 4, 4) * 255
+    backbone.eval()
+    plain.eval()
+    assert torch.equal(backbone(pixels), plain(pixels))
+    blocks = [name for name, _ in backbone.body.named_children()]
+    assert len(blocks) == 1 + 1 + 2 * 3
+    backbone.train()
+    assert 0.4 < (backbone.body[4](torch.ones(200, 64)) == 0).float().mean() < 0.6
+    spread = (backbone.body[1](torch.zeros(200, 64))).std().item()
+    assert spread == pytest.approx(2.0, rel=0.05)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from noisyml.checks import Count, checked
+from noisyml.checks import Checked, Count, NonNegative, OpenShare, checked
 from noisyml.errors import UserError
 from noisyml.models.backbones.base import Backbone
 from noisyml.models.pooling import Pooling, global_pooling
@@ -49,6 +50,22 @@ def small_cnn(
     )
 
 
+class InputNoise(Checked, nn.Module):
+    """Normal noise on what a network sees in training; nothing in evaluation.
+
+    Args:
+        std: its standard deviation.
+    """
+
+    def __init__(self, std: NonNegative) -> None:
+        super().__init__()
+        self.std = std
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Inputs of any shape, with independent noise on each number."""
+        return inputs + self.std * torch.randn_like(inputs) if self.training else inputs
+
+
 class FlatPixels(nn.Module):
     """Images of one shape as vectors.
 
@@ -83,6 +100,8 @@ def mlp(
     image_size: Count | tuple[Count, Count],
     in_channels: Count = 1,
     hidden_features: Sequence[Count] = (256, 256),
+    dropout: OpenShare = 0.0,
+    input_noise: NonNegative = 0.0,
     **settings: Any,
 ) -> Backbone:
     """A multi-layer perceptron on flattened pixels.
@@ -92,16 +111,23 @@ def mlp(
         in_channels: 1 for grey, 3 for colour.
         hidden_features: widths; each layer is linear then ReLU, and a block of `activations`.
             Empty: the pixels themselves.
+        dropout: share of each layer's outputs that is left out in training.
+        input_noise: standard deviation of the noise on the normalised pixels in training.
         **settings: arguments of `Backbone`.
     """
     height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
     layers: list[nn.Module] = [FlatPixels((in_channels, height, width))]
+    if input_noise:
+        layers.append(InputNoise(input_noise))
     previous = in_channels * height * width
+    ends = []
     for features in hidden_features:
         layers += [nn.Linear(previous, features), nn.ReLU()]
+        ends.append(str(len(layers) - 1))
+        if dropout:
+            layers.append(nn.Dropout(dropout))
         previous = features
     settings = {"mean": (0.5,) * in_channels, "std": (0.5,) * in_channels} | settings
-    ends = [str(2 * i + 2) for i in range(len(hidden_features))]
     return Backbone(
         nn.Sequential(*layers), previous, in_channels=in_channels, blocks=ends, **settings
     )
