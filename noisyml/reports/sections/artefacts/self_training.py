@@ -61,6 +61,7 @@ def stages_figure(table: pd.DataFrame, score: str, *, narrow: bool = False) -> F
         colour = PALETTE[number % len(PALETTE)]
         axes.scatter(rows["number"], rows[score], s=26, color=colour, label=kind, zorder=2)
     axes.set_xlabel("stage")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_ylabel({"test/miou": "test mIoU", "test/accuracy": "test accuracy"}[score])
     axes.legend(frameon=False, fontsize=8)
     dress(axes, "")
