@@ -109,6 +109,19 @@ def test_caffe_halves_by_the_first_convolution_of_a_bottleneck():
         resnet("resnet18", layout="keras")
 
 
+@pytest.mark.parametrize("layout", ["torchvision", "caffe"])
+@pytest.mark.parametrize("stride", [8, 16])
+def test_dilated_stages_keep_the_resolution(layout, stride):
+    body = resnet("resnet50", layout=layout, output_stride=stride).body.eval()
+    with torch.no_grad():
+        maps = body.layer2(torch.zeros(1, 256, 8, 8))
+        last = body.layer4(body.layer3(maps))
+    assert maps.shape[-1] == 4
+    assert last.shape[-2:] == ((4, 4) if stride == 8 else (2, 2))
+    dilations = [stage[1].conv2.dilation[0] for stage in (body.layer3, body.layer4)]
+    assert dilations == ([2, 4] if stride == 8 else [1, 2])
+
+
 def test_a_frozen_body_never_learns_nor_updates_its_statistics():
     backbone = small_cnn(widths=(8,), frozen=True).train()
     before = {name: tensor.clone() for name, tensor in backbone.body.state_dict().items()}

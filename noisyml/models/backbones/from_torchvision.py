@@ -70,7 +70,8 @@ def resnet(
         body.maxpool = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         for stage in (body.layer2, body.layer3, body.layer4):
             if isinstance(stage[0], torchvision.models.resnet.Bottleneck):
-                stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+                # A dilated stage is not halved at all.
+                stage[0].conv1.stride, stage[0].conv2.stride = stage[0].conv2.stride, (1, 1)
     if last_stride == 1:
         for module in body.layer4[0].modules():
             if isinstance(module, nn.Conv2d) and module.stride == (2, 2):
