@@ -114,6 +114,14 @@ def line(rows: pd.DataFrame, by: str, label: str) -> Line:
     return Line(label, x, found["mean"].to_numpy(), found["std"].to_numpy())
 
 
+def since_first_stage(stages: pd.DataFrame) -> pd.DataFrame:
+    """Scores of stages less that of the same run's first one."""
+    run = ["arm", "x", "seed"]
+    first = stages[stages["stage"] == 0].set_index(run)["score"].rename("first")
+    joined = stages.join(first, on=run)
+    return joined.assign(score=joined["score"] - joined["first"])
+
+
 def main() -> None:
     """Print the table and draw the plot."""
     parser = argparse.ArgumentParser(
@@ -135,15 +143,16 @@ def main() -> None:
             print(row.x, row.arm, f"seed {row.seed}:", row.path)
     if told.plot is None:
         return
-    labels = [ARMS.get(arm, arm) for arm in arms]
+    kind = "" if told.arm == "stages" else told.arm.rpartition(".")[2].replace("_", " ") + " "
+    labels = [ARMS.get(arm, kind + arm) for arm in arms]
     name = told.metric.replace("/", " ").replace("miou", "mIoU")
     if told.over_stages:
-        stages = scores[scores["stage"] >= 0]
+        stages = since_first_stage(scores[scores["stage"] >= 0])
         panels = [
             Panel(
                 f"{told.over} = {x}" if told.over else "",
                 "stage",
-                name,
+                f"{name}, change since stage 0",
                 tuple(
                     line(part[part["arm"] == arm], "stage", label)
                     for arm, label in zip(arms, labels, strict=True)

@@ -199,7 +199,8 @@ class Masks(Target):
 
     def to_columns(self, observed: Labels, clean: Labels) -> tuple[Any, Any]:
         """Columns of file contents, in which no mask stands twice; see `Target.to_columns`."""
-        own = np.where(observed == clean, None, observed)
+        own = observed.copy()
+        own[observed == clean] = None
         return self.to_column(own), self.to_column(clean)
 
     def text_column(self, labels: Labels, class_names: Sequence[str]) -> Any:

@@ -48,6 +48,8 @@ def stages_figure(table: pd.DataFrame, score: str, *, narrow: bool = False) -> F
         score: the column to draw.
         narrow: for a narrow screen.
     """
+    from matplotlib.ticker import MaxNLocator
+
     figure = new_figure(NARROW, 3.2) if narrow else new_figure(0.6 * WIDTH, 3.2)
     axes = figure.subplots()
     last = table[table["adopted"].str.contains("last")]
@@ -61,7 +63,7 @@ def stages_figure(table: pd.DataFrame, score: str, *, narrow: bool = False) -> F
         colour = PALETTE[number % len(PALETTE)]
         axes.scatter(rows["number"], rows[score], s=26, color=colour, label=kind, zorder=2)
     axes.set_xlabel("stage")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel({"test/miou": "test mIoU", "test/accuracy": "test accuracy"}[score])
     axes.legend(frameon=False, fontsize=8)
     dress(axes, "")
