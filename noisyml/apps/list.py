@@ -1,7 +1,7 @@
 """Say what there is: methods, datasets, noise, selectors, losses, backbones and more.
 
-Reads the first comment of each YAML file; nothing is imported but, for data sets, the small modules
-that know which files they need.
+Reads the first comment of each YAML file; nothing is imported but, for data sets and published
+tables, the small modules that know which files they need.
 """
 
 from __future__ import annotations
@@ -35,19 +35,22 @@ GROUPS = {
     "loggers": "logger",
     "experiments": "experiment",
 }
+#: What is listed only where it is asked for, and the verb that takes it.
+ON_REQUEST = {"tables": "reproduce", "claims": "reproduce claims"}
+KNOWN = (*GROUPS, *ON_REQUEST)
 
 
 def main(arguments: list[str]) -> int:
     """Run ``noisyml list [GROUP ...] [--json]``."""
     parser = argparse.ArgumentParser(prog="noisyml list", description=__doc__)
-    parser.add_argument("group", nargs="*", help=f"one of {', '.join(GROUPS)}; default: all")
+    parser.add_argument("group", nargs="*", help=f"one of {', '.join(KNOWN)}; default: all groups")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
     typed = parser.parse_args(arguments)
     for group in typed.group:
-        if group not in GROUPS:
+        if group not in KNOWN:
             raise UserError(
-                f"Nothing is listed under '{group}'.{did_you_mean(group, list(GROUPS))} "
-                f"Choose from: {', '.join(GROUPS)}."
+                f"Nothing is listed under '{group}'.{did_you_mean(group, list(KNOWN))} "
+                f"Choose from: {', '.join(KNOWN)}."
             )
     found = {group: entries(group) for group in typed.group or GROUPS}
     if typed.json:
@@ -57,7 +60,8 @@ def main(arguments: list[str]) -> int:
         if number:
             print()
         width = max((len(row["name"]) for row in rows), default=0)
-        print(f"{group} ({GROUPS[group]}=...)")
+        place = f"noisyml {ON_REQUEST[group]}" if group in ON_REQUEST else f"{GROUPS[group]}="
+        print(f"{group} ({place}...)" if group in GROUPS else f"{group} ({place} ...)")
         for row in rows:
             state = f"  [{row['files']}]" if "files" in row else ""
             print(f"  {row['name']:<{width}}  {row['description']}{state}")
@@ -66,6 +70,10 @@ def main(arguments: list[str]) -> int:
 
 def entries(group: str) -> list[dict[str, Any]]:
     """Name and description of each choice; for data sets also ``files``: present or missing."""
+    if group in ON_REQUEST:
+        from noisyml.apps import _published
+
+        return _published.claims() if group == "claims" else _published.tables()
     from noisyml.command.config import options
 
     rows: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Hydra plugins that make the jobs of a sweep: every combination of values, or a search.
+"""Hydra plugins that make the jobs of a sweep: every combination of values, a list, or a search.
 
 A setting that only some of the jobs have is set where it exists, and that is said once.
 """
@@ -10,6 +10,7 @@ import itertools
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,8 +24,10 @@ from noisyml.command.sweeps import OBJECTIVE, Sweep, lacking_key, objective_of, 
 from noisyml.command.words import Word, words_in
 from noisyml.errors import UserError
 from noisyml.storage.files import write_atomically
+from noisyml.storage.reading import read_json
 
 if TYPE_CHECKING:
+    from hydra.plugins.launcher import Launcher
     from hydra.types import HydraContext, TaskFunction
     from optuna import Study
     from optuna.distributions import BaseDistribution
@@ -152,17 +155,49 @@ class JobSweeper(_OwnSweeper):
         jobs = self.possible([list(job) for job in itertools.product(*lists)])
         self.plan.jobs = len(jobs)
         self.record()
-        size = self.max_batch_size or len(jobs)
-        returns = []
-        for start in range(0, len(jobs), size):
-            batch = self.starter.launch(jobs[start : start + size], initial_job_idx=start)
-            # Reading a result raises what ended its job.
-            returns.append([result.return_value for result in batch])
-        return returns
+        return _launched(self.starter, jobs, self.max_batch_size)
+
+
+def _launched(starter: Launcher, jobs: Sequence[Sequence[str]], batch_size: int | None) -> Any:
+    """The results of jobs, handed to a launcher in batches."""
+    size = batch_size or len(jobs)
+    returns = []
+    for start in range(0, len(jobs), size):
+        batch = starter.launch(jobs[start : start + size], initial_job_idx=start)
+        # Reading a result raises what ended its job.
+        returns.append([result.return_value for result in batch])
+    return returns
 
 
 def _batch(max_batch_size: Count | None) -> None:
     """The signature of the basic sweeper's setting."""
+
+
+class ListSweeper(_OwnSweeper):
+    """Jobs that have nothing in common but their folder: a list of them in a file.
+
+    Args:
+        file: JSON with ``jobs``, a list of lists of words; a word ``hydra.sweep.subdir=NAME`` names
+            the folder of its job.
+        max_batch_size: jobs that are handed to the launcher at a time; null: all.
+        params: nothing; here because every sweeper has it.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        max_batch_size: int | None = None,
+        params: Mapping[str, str] | None = None,
+    ) -> None:
+        check_arguments(_batch, {"max_batch_size": max_batch_size})
+        self.file, self.max_batch_size = Path(file), max_batch_size
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Run the jobs; what they return, batch by batch."""
+        jobs = read_json(self.file, "write the list anew")["jobs"]
+        self.plan.jobs = len(jobs)
+        self.record()
+        return _launched(self.starter, jobs, self.max_batch_size)
 
 
 class StudySweeper(_OwnSweeper):
@@ -364,6 +399,9 @@ def _example(values: BaseDistribution) -> Any:
     return values.low  # type: ignore[attr-defined]
 
 
+_KINDS = (JobSweeper, StudySweeper, ListSweeper)
+
+
 def register() -> None:
     """Make the sweepers known to Hydra, which takes plugins from ``hydra_plugins`` alone."""
     if importlib.util.find_spec(NAMESPACE) is None:
@@ -373,7 +411,7 @@ def register() -> None:
     module = f"{NAMESPACE}.noisyml"
     sys.modules[module] = sys.modules[__name__]
     setattr(importlib.import_module(NAMESPACE), "noisyml", sys.modules[__name__])  # noqa: B010
-    for kind in (JobSweeper, StudySweeper):
+    for kind in _KINDS:
         kind.__module__ = module
         Plugins.instance().register(kind)
 
@@ -381,7 +419,7 @@ def register() -> None:
 def _withdraw() -> None:
     """Forget them: launchers carry the list of plugins to processes that cannot import them."""
     plugins = Plugins.instance()
-    for kind in (JobSweeper, StudySweeper):
+    for kind in _KINDS:
         plugins.class_name_to_class.pop(f"{kind.__module__}.{kind.__name__}", None)
         listed = plugins.plugin_type_to_subclass_list[Sweeper]
         if kind in listed:

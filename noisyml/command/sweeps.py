@@ -24,6 +24,7 @@ BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 BASIC_SWEEPER = "hydra._internal.core_plugins.basic_sweeper.BasicSweeper"
 JOB_SWEEPER = "hydra_plugins.noisyml.JobSweeper"
 STUDY_SWEEPER = "hydra_plugins.noisyml.StudySweeper"
+LIST_SWEEPER = "hydra_plugins.noisyml.ListSweeper"
 #: The metric that a search goes by unless told otherwise: on validation data.
 OBJECTIVE = "val/headline"
 
@@ -52,7 +53,7 @@ class Sweep:
     @property
     def is_ours(self) -> bool:
         """True if one of our own sweepers makes the jobs."""
-        return self.sweeper in (JOB_SWEEPER, STUDY_SWEEPER)
+        return self.sweeper in (JOB_SWEEPER, STUDY_SWEEPER, LIST_SWEEPER)
 
     def varied(self) -> dict[str, int]:
         """The settings that it varies, with their numbers of values."""

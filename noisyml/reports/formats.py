@@ -17,12 +17,12 @@ def markdown_table(table: ResultTable) -> str:
     """The table in Markdown; what stands out is bold."""
     headings, numbers = _headings(table)
     lines = [
-        _markdown_row([_escape_markdown(heading) for heading in headings]),
-        _markdown_row(["---:" if number else "---" for number in numbers]),
+        markdown_row([escape_markdown(heading) for heading in headings]),
+        markdown_row(["---:" if number else "---" for number in numbers]),
     ]
     for row in table.rows:
         cells = [f"**{cell}**" if cell.best else str(cell) for cell in row.cells]
-        lines.append(_markdown_row(_in_order(table, row, cells, _escape_markdown)))
+        lines.append(markdown_row(_in_order(table, row, cells, escape_markdown)))
     return "\n".join(lines) + "\n"
 
 
@@ -35,7 +35,7 @@ def latex_table(table: ResultTable) -> str:
     columns += "r" + "l" * len(table.keys) if table.results_first else ""
     spans, rules, place = [""] * before, [], before
     for section, span in table.sections:
-        spans.append(rf"\multicolumn{{{span}}}{{c}}{{{_escape_latex(section)}}}")
+        spans.append(rf"\multicolumn{{{span}}}{{c}}{{{escape_latex(section)}}}")
         rules.append(rf"\cmidrule(lr){{{place + 1}-{place + span}}}")
         place += span
     labels = [column.label for column in table.columns]
@@ -45,16 +45,16 @@ def latex_table(table: ResultTable) -> str:
         *(f"% in all runs: {' '.join(f'{k}={v}'.split())}" for k, v in table.constant),
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",
-        _latex_row([*spans, *[""] * len(tail)]),
+        latex_row([*spans, *[""] * len(tail)]),
         " ".join(rules),
-        _latex_row(list(map(_escape_latex, middle))),
+        latex_row(list(map(escape_latex, middle))),
         r"\midrule",
     ]
     for position, row in enumerate(table.rows):
         if position and row.block != table.rows[position - 1].block:
             lines.append(r"\midrule")
         cells = [_latex_cell(cell) for cell in row.cells]
-        lines.append(_latex_row(_in_order(table, row, cells, _escape_latex)))
+        lines.append(latex_row(_in_order(table, row, cells, escape_latex)))
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -74,7 +74,7 @@ def csv_table(runs: pd.DataFrame, table: ResultTable) -> str:
     for position, row in enumerate(table.rows):
         values = [figures[pair].iloc[position] for pair in named]
         numbers = ["" if pd.isna(value) else f"{value:.10g}" for value in values]
-        writer.writerow([*map(_harmless, row.values), row.runs, *numbers])
+        writer.writerow([*map(harmless, row.values), row.runs, *numbers])
     return text.getvalue()
 
 
@@ -97,11 +97,13 @@ def _in_order(
     return [*values, runs, *cells]
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
+def markdown_row(cells: Sequence[str]) -> str:
+    """A row of a Markdown table, of cells that are escaped already."""
     return f"| {' | '.join(cells)} |"
 
 
-def _latex_row(cells: Sequence[str]) -> str:
+def latex_row(cells: Sequence[str]) -> str:
+    """A row of a LaTeX table, of cells that are escaped already."""
     return " & ".join(cells).rstrip() + r" \\"
 
 
@@ -121,18 +123,18 @@ _LATEX = {
 }
 
 
-def _escape_latex(text: str) -> str:
+def escape_latex(text: str) -> str:
     """Text that stays text in LaTeX, whatever a file or class is called."""
     return "".join(_LATEX.get(sign, sign) for sign in " ".join(text.split()))
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
     """Text that stays text in a Markdown table, whatever a file or class is called."""
     line = " ".join(text.split())
     return re.sub(r"([\\|`*<>\[\]]|\b_|_\b)", r"\\\1", line)
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """Text that a spreadsheet does not take for a formula."""
     number = re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", text)
     return f"'{text}" if text[:1] in "=+-@\t\r" and text and not number else text

@@ -61,7 +61,7 @@ def environment_warnings(facts: Sequence[Fact]) -> list[str]:
     mixed = [fact for fact in facts if fact.mixed]
     commits = next((fact for fact in mixed if _COMMIT.search(fact.name)), None)
     if commits:
-        listed = _listed([f"{_short(value)} ({count})" for value, count in commits.values])
+        listed = _listed([f"{short_commit(value)} ({count})" for value, count in commits.values])
         said.append(f"Runs of different code are mixed: commits {listed}.")
     changed = sum(
         count
@@ -182,7 +182,7 @@ def _path(text: object) -> Path:
     return Path(str(text))
 
 
-def _short(commit: str) -> str:
+def short_commit(commit: str) -> str:
     """A commit by its first ten digits."""
     ending = _DIRTY if commit.endswith(_DIRTY) else ""
     return f"{commit.removesuffix(_DIRTY)[:10]}{ending}"
