@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,6 +142,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     from noisyml.callbacks.selection_log import SelectionLog
     from noisyml.command.secrets import masked, resolved
     from noisyml.methods.self_training import SelfTraining
+    from noisyml.runs.costs import Meter
     from noisyml.runs.processes import cluster_environment, handle_termination, is_main_process
     from noisyml.runs.progress import announce
 
@@ -204,11 +204,11 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     if adopt:
         tested = adopted(trainer, method, data, folder, adopt)
         return _concluded(trainer, method, data, folder, config, tested, 0, adopt)
-    began = time.perf_counter()
+    meter = Meter()
     last = _last_checkpoint(folder)
     with _restoring(last, restored):
         trainer.fit(method, data, ckpt_path=last, weights_only=True)
-    seconds = time.perf_counter() - began
+    costs = meter.read()
     steps = trainer.global_step  # a test of another checkpoint changes it
     if not trainer.fit_loop.epoch_loop.batch_progress.total.ready:
         raise UserError(
@@ -216,9 +216,10 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
             "max_time and limit_train_batches."
         )
 
-    metrics: dict[str, float] = {"time/train_seconds": seconds}
+    metrics: dict[str, float] = costs
     if History in by_type:
         metrics["time/step_seconds"] = by_type[History].step_seconds
+        metrics["time/samples_per_second"] = by_type[History].samples_per_second
         metrics |= by_type[History].latest("val/")
     if SelectionLog in by_type:
         metrics |= by_type[SelectionLog].last_metrics

@@ -46,6 +46,7 @@ class History(Checked, Callback):
         self.rows: list[dict[str, Any]] = []
         self._steps_timed = 0
         self._seconds = 0.0
+        self._samples_timed = 0
         self._steps_here = 0
         self._clock: float | None = None
         #: The loss of the first step that was looked at.
@@ -55,6 +56,11 @@ class History(Checked, Callback):
     def step_seconds(self) -> float:
         """Mean wall time of a training step in seconds, data loading included; NaN if unknown."""
         return self._seconds / self._steps_timed if self._steps_timed else float("nan")
+
+    @property
+    def samples_per_second(self) -> float:
+        """Samples of the global batch a second, over the steps that count; NaN if unknown."""
+        return self._samples_timed / self._seconds if self._steps_timed else float("nan")
 
     def latest(self, prefix: str) -> dict[str, float]:
         """The last logged values of the metrics whose names start with `prefix`."""
@@ -88,6 +94,7 @@ class History(Checked, Callback):
         if self._clock is not None and self._steps_here > self.warmup_steps:
             self._seconds += now - self._clock
             self._steps_timed += 1
+            self._samples_timed += len(batch["index"]) * trainer.world_size
         self._clock = now
         logged = (
             not trainer.global_step % self.every_n_steps

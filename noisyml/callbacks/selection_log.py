@@ -30,11 +30,17 @@ from noisyml.targets.entries import as_judged, entry_classes
 #: Scores are random to the last digit: their bytes compress one place at a time, by no dictionary.
 STORED: dict[str, Any] = {
     "compression": "zstd",
-    "use_dictionary": ["epoch"],
+    "use_dictionary": ["epoch", "prediction"],
     "use_byte_stream_split": [
-        *("p_clean", "p_clean.list.element", "log_odds", "log_odds.list.element")
+        *("p_clean", "p_clean.list.element", "log_odds", "log_odds.list.element"),
+        *("loss", "margin"),
     ],
 }
+
+
+#: What stands in the ledger for a sample of which nothing was noted, by column.
+UNKNOWN: Mapping[str, float] = {"loss": float("nan"), "margin": float("nan"), "prediction": -1}
+_TYPES = {"loss": torch.float32, "margin": torch.float32, "prediction": torch.int32}
 
 
 class SelectionLog(Callback):
@@ -49,7 +55,9 @@ class SelectionLog(Callback):
             are lists with a value per class. Where selections have them, ``log_odds`` stands beside
             ``p_clean``. Where a method suspects a class in each sample, its
             number is in ``suspected``; where two networks judge, what each keeps is in
-            ``kept_first`` and ``kept_second``.
+            ``kept_first`` and ``kept_second``. Of methods that classify, ``loss``, ``margin`` (own
+            logit less the largest other one) and ``prediction`` stand beside these for every
+            sample, whatever the selector.
     """
 
     def __init__(self, file: str) -> None:
@@ -72,7 +80,7 @@ class SelectionLog(Callback):
             }
             if selection.log_odds is not None:
                 judged["log_odds"] = selection.log_odds.to(torch.float32)
-            self._seen.append({**judged, **selection.extras})
+            self._seen.append({**judged, **selection.extras, **outputs.get("facts", {})})
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score and store the epoch."""
@@ -176,15 +184,24 @@ def _schema(part: Path) -> pa.Schema:
 
 
 def _column(part: Mapping[str, Tensor], name: str) -> Tensor:
-    """A column of a batch's judgements; log-odds that were not computed are NaN."""
-    if name == "log_odds" and name not in part:
+    """A column of a batch's judgements; what was not computed is NaN, a prediction -1."""
+    if name in part:
+        return part[name]
+    if name == "log_odds":
         return torch.full_like(part["p_clean"], torch.nan)
-    return part[name]
+    return torch.full((len(part["index"]),), UNKNOWN[name], dtype=_TYPES[name])
 
 
 def _whole(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A table with all columns of a schema; log-odds that were not computed are NaN."""
-    if "log_odds" in schema.names and "log_odds" not in table.column_names:
-        unknown = np.full_like(from_column(table["p_clean"]), np.nan)
-        table = table.append_column("log_odds", to_column(unknown))
+    """A table with all columns of a schema; what was not computed is NaN, a prediction -1."""
+    for name in schema.names:
+        if name in table.column_names:
+            continue
+        if name == "log_odds":
+            unknown = np.full_like(from_column(table["p_clean"]), np.nan)
+        else:
+            unknown = np.full(
+                len(table), UNKNOWN[name], dtype=schema.field(name).type.to_pandas_dtype()
+            )
+        table = table.append_column(name, to_column(unknown))
     return table.select(schema.names)

@@ -13,6 +13,7 @@ from hydra.utils import get_class
 
 from noisyml.conformance.recipes import Recipe
 from noisyml.runs.folder import RunFolder
+from noisyml.runs.metric_names import COSTS
 
 
 def weights(run: Path) -> dict[str, Any]:
@@ -88,7 +89,7 @@ def assert_equal(one: Path, two: Path, recipe: Recipe) -> None:
         assert all(judges), "no judgements were written: training_step returns no `outcome`"
         judged = [pd.read_parquet(run / "selection.parquet") for run in (one, two)]
         assert len(judged[0]) >= steps * 20
-        scores = {"p_clean", "log_odds"} & set(judged[0])
+        scores = {"p_clean", "log_odds", "loss", "margin"} & set(judged[0])
         for column in set(judged[0]) - scores:
             # A judgement of entries is a list.
             said = [np.stack(list(rows[column])) for rows in judged]
@@ -116,6 +117,6 @@ def assert_equal(one: Path, two: Path, recipe: Recipe) -> None:
     metrics = [json.loads((run / "metrics.json").read_text(encoding="utf-8")) for run in (one, two)]
     assert metrics[0].keys() == metrics[1].keys()
     for name, value in metrics[0].items():
-        if not name.startswith("time/") and value is not None:
+        if not name.startswith(COSTS) and value is not None:
             found = metrics[1][name]
             assert abs(found - value) < 1e-6, f"{name} is {found} on two processes, {value} on one"

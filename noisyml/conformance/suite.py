@@ -30,6 +30,7 @@ from noisyml.errors import UserError
 from noisyml.methods.base import Method
 from noisyml.noise.manifest import NoiseManifest
 from noisyml.runs.folder import RunFolder
+from noisyml.runs.metric_names import COSTS
 from noisyml.runs.processes import free_port
 
 #: Runs ``noisyml VERB ...`` in this process and returns its exit status; must pickle.
@@ -180,7 +181,7 @@ class Suite:
         assert_same_state(weights(whole.path), weights(run.path))
         assert_same_judgements(whole.path, run.path)
         metrics = [
-            {k: str(v) for k, v in r.metrics().items() if not k.startswith("time/")}
+            {k: str(v) for k, v in r.metrics().items() if not k.startswith(COSTS)}
             for r in (whole, run)
         ]
         assert metrics[0] == metrics[1]

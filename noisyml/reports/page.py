@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from noisyml.reports.provenance import Fact
-from noisyml.reports.sections.base import Detail, Picture, RunLine
+from noisyml.reports.sections.base import Detail, Picture, RunLine, TextTable
 from noisyml.reports.settings import decides_data
 from noisyml.reports.tables import SIGNIFICANCE, Column, ResultTable
 
@@ -32,6 +32,7 @@ class Report:
     trust: tuple[Picture, ...]
     details: tuple[Detail, ...]
     details_note: str
+    comparisons: tuple[TextTable, ...]
     runs: tuple[RunLine, ...]
     run_columns: tuple[Column, ...]
     commands: tuple[str, ...]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from noisyml import __version__
 from noisyml.reports import plots
-from noisyml.reports.formats import markdown_table
+from noisyml.reports.formats import escape_markdown, markdown_row, markdown_table
 from noisyml.reports.page import LEGEND, Report
 
 
@@ -35,6 +35,11 @@ def render_markdown(report: Report) -> str:
         parts.append(_one_line(report.shared))
     parts.append(markdown_table(report.table).rstrip())
     parts.append(LEGEND)
+    for table in report.comparisons:
+        lines = [markdown_row(["---"] * len(table.headings))]
+        lines += [markdown_row(list(map(escape_markdown, row))) for row in table.rows]
+        parts.append(f"## {escape_markdown(table.title)}\n\n{escape_markdown(table.caption)}")
+        parts.append("\n".join([markdown_row(list(map(escape_markdown, table.headings))), *lines]))
     if report.unfinished:
         lines = [f"- {_one_line(f'{r.name}: {r.state}. {r.problem}')}" for r in report.unfinished]
         parts.append("## Runs without a result\n\n" + "\n".join(lines))

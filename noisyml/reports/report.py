@@ -16,7 +16,9 @@ from noisyml.reports.provenance import environment_facts, rerun_commands
 from noisyml.reports.render import render_html, render_markdown
 from noisyml.reports.sections.across import across
 from noisyml.reports.sections.base import ReportedRuns
+from noisyml.reports.sections.comparisons import comparisons
 from noisyml.reports.sections.details import details
+from noisyml.reports.sections.memorisation import memorisation
 from noisyml.reports.sections.notices import notices
 from noisyml.reports.sections.overview import (
     default_title,
@@ -64,7 +66,7 @@ def build_report(
     """
     frame = load_runs(paths, by)
     runs = ReportedRuns(frame, result_table(frame, metrics))
-    figures = across(runs), training(runs), trust_over_epochs(runs)
+    figures = across(runs), training(runs), [*trust_over_epochs(runs), *memorisation(runs)]
     shown, note = details(runs)
     facts = environment_facts([runs.read(read_environment, run) or {} for run in runs.folders])
     lines = run_lines(runs)
@@ -81,6 +83,7 @@ def build_report(
         trust=tuple(figures[2]),
         details=tuple(shown),
         details_note=note,
+        comparisons=tuple(comparisons(runs)),
         runs=tuple(lines),
         run_columns=runs.table.columns,
         commands=tuple(_commands(runs)),

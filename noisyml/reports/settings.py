@@ -29,7 +29,7 @@ ABSENT = "–"
 DESCRIBING = ("method", "dataset", "noise", "selector", "loss")
 
 #: Settings that may differ between two runs of the same configuration.
-_OF_ONE_FOLDER = re.compile(r"^(run_dir|name|report|resume|paths\.output)$|^(hydra|logger)([./]|$)")
+OF_ONE_FOLDER = re.compile(r"^(run_dir|name|report|resume|paths\.output)$|^(hydra|logger)([./]|$)")
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def same_runs(settings: Sequence[Settings]) -> list[int]:
     What only says where a run lies or what it is called counts for nothing.
     """
     contents = [
-        frozenset((k, v) for k, v in one.leaves.items() if not _OF_ONE_FOLDER.search(k))
+        frozenset((k, v) for k, v in one.leaves.items() if not OF_ONE_FOLDER.search(k))
         for one in settings
     ]
     numbers = {content: number for number, content in enumerate(dict.fromkeys(contents))}

@@ -29,7 +29,7 @@ from noisyml.reports.settings import (
     varied_keys,
 )
 from noisyml.runs.folder import RunFolder, find_runs
-from noisyml.runs.metric_names import MetricNames
+from noisyml.runs.metric_names import COSTS, MetricNames
 from noisyml.storage.reading import DamagedFileError, reading
 
 FINISHED = "finished"
@@ -38,7 +38,7 @@ FINISHED = "finished"
 FACTS = ("run", "state", "problem", "seed")
 
 _METRIC = re.compile(
-    r"(?:(?P<choice>.+)/)?(?P<split>test|val|train|selection|time|noise)/(?P<name>.+)"
+    r"(?:(?P<choice>.+)/)?(?P<split>test|val|train|selection|time|memory|noise)/(?P<name>.+)"
 )
 
 #: How a checkpoint was chosen (the prefix of a metric's name), in words.
@@ -90,12 +90,17 @@ _OTHER_LABELS = {
     "selection/precision_at_100": "wrong: of the first 100",
     "time/step_seconds": "s / step",
     "time/train_seconds": "training s",
+    "time/processor_seconds": "processor s",
+    "time/samples_per_second": "samples / s",
+    "memory/peak_mib": "peak MiB",
+    "memory/peak_device_mib": "peak MiB, GPU",
 }
 
 _SECTIONS = {
     "noise": "Noise rate",
     "selection": "Kept set",
     "time": "Time",
+    "memory": "Memory",
     "val": "Validation",
     "train": "Training",
 }
@@ -144,7 +149,8 @@ class Column:
             section = f"{section}, {CHOICES.get(choice, choice)}"
         measure = name.rpartition("/")[2]
         error = "loss" in measure or measure.startswith("fnr_")
-        lower = split == "time" or error or measure in names.lower_is_better
+        cost = split in ("time", "memory") and not measure.endswith("per_second")
+        lower = cost or error or measure in names.lower_is_better
         return cls(metric, section, label, lower)
 
     @property
@@ -166,7 +172,7 @@ class Column:
             return ABSENT
         if self.metric.endswith("/epoch"):
             return f"{value:.0f}"
-        if self.metric.startswith("time/"):
+        if self.metric.startswith(COSTS):
             return f"{value:.0f}" if abs(value) >= 100 else f"{value:#.3g}"
         if self.metric.startswith(("noise/", "selection/")):
             return f"{value:.3f}"
@@ -243,7 +249,9 @@ class ResultTable:
         return spans
 
 
-def load_runs(paths: Sequence[Path], by: Sequence[str] | None = None) -> pd.DataFrame:
+def load_runs(
+    paths: Path | str | Sequence[Path | str], by: Sequence[str] | None = None
+) -> pd.DataFrame:
     """One row per run found at or below `paths`.
 
     Columns: ``run`` (folder), ``state``, ``problem`` (why there are no figures, or empty),
@@ -254,14 +262,15 @@ def load_runs(paths: Sequence[Path], by: Sequence[str] | None = None) -> pd.Data
     ``attrs["names"]`` has the short names of test metrics.
 
     Args:
-        paths: folders of runs or of sweeps.
+        paths: folders of runs or of sweeps, or a single one.
         by: settings (dotted keys) to group by in place of those found to differ.
 
     Raises:
         UserError: a folder is missing or holds no run, a config cannot be read, or no run has a
             setting named in `by`.
     """
-    folders = find_runs([Path(path) for path in paths])
+    several = [paths] if isinstance(paths, Path | str) else paths
+    folders = find_runs([Path(path) for path in several])
     settings = [_settings(run) for run in folders]
     outcomes = [_outcome(run) for run in folders]
     kept = _newest(folders, settings, [state for state, _, _ in outcomes])
@@ -363,7 +372,8 @@ def choose_columns(runs: pd.DataFrame, metrics: Sequence[str] | None = None) -> 
     noise = ["noise/actual_rate"] if varies_rate else ["noise/nominal_rate", "noise/actual_rate"]
     noise += ["noise/added_rate", "noise/removed_rate"]
     selection = [f"selection/{name}" for name in ("kept", "precision", "recall", "auroc")]
-    wanted = [*noise, *default_test_metrics(present, names), *selection, "time/step_seconds"]
+    costs = ["time/step_seconds", "time/processor_seconds", "memory/peak_mib"]
+    wanted = [*noise, *default_test_metrics(present, names), *selection, *costs]
     return [Column.of(name, names) for name in wanted if name in present]
 
 

@@ -10,8 +10,9 @@ Layout of ``outputs/<verb>/<name>/<timestamp or sweep number>/``:
 ``metrics.json``         final metrics, flat (``test/precision_at_1``), fractions of 1
 ``history.csv``          one row per logged step: ``step, epoch`` and one column per metric
 ``noise.parquet``        the noise manifest of the training split
-``selection.parquet``    ``index, p_clean, kept, epoch``: every judgement of the selector, and what
-                         else the method says, see `noisyml.callbacks.selection_log`
+``selection.parquet``    the ledger of training: ``index, p_clean, kept, epoch`` of every sample at
+                         every visit, with ``loss, margin, prediction`` of methods that classify,
+                         see `noisyml.callbacks.selection_log`
 ``suspects.csv``         judged samples with label and mean p_clean, the least trusted first
 ``selection_by_class.csv``  kept, precision and recall of each class in the last epoch
 ``not_finite.npz``       the batch at which the loss became infinite or no number, if it did

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from noisyml.storage.files import write_atomically
 
+#: First parts of the names of metrics that tell what a run cost, which no two runs have alike.
+COSTS = ("time/", "memory/")
+
 
 @dataclass(frozen=True)
 class MetricNames:

@@ -28,6 +28,32 @@ def logit_margin(logits: Tensor, labels: Tensor) -> Tensor:
     return own - logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
 
 
+@torch.no_grad()
+def training_facts(logits: Tensor, labels: Tensor, sample_loss: Tensor) -> dict[str, Tensor]:
+    """The entry of each sample of a batch in the ledger of a run.
+
+    Args:
+        logits: [B, C].
+        labels: [B] int64, below 0 where there is none.
+        sample_loss: [B].
+
+    Returns:
+        ``loss`` [B] float32, ``margin`` [B] float32 (NaN without a label, or of one class),
+        ``prediction`` [B] int32.
+    """
+    known = labels >= 0
+    if logits.shape[1] < 2:
+        margin = torch.full_like(sample_loss, torch.nan)
+    else:
+        margin = logit_margin(logits.float(), labels.clamp(min=0))
+        margin = torch.where(known, margin, torch.nan)
+    return {
+        "loss": sample_loss.detach().float(),
+        "margin": margin.float(),
+        "prediction": logits.argmax(dim=1).to(torch.int32),
+    }
+
+
 @dataclass
 class Dynamics:
     """Running counts of every sample of a training split.

@@ -16,6 +16,7 @@ from lightning import Callback
 from support.shell import TINY
 from torch.distributed import TCPStore
 
+from noisyml.runs.metric_names import COSTS
 from noisyml.runs.processes import free_port
 
 ENDLESS = [*TINY, "trainer.max_epochs=100000", "callbacks.checkpoint.every_n_steps=5"]
@@ -36,7 +37,7 @@ class KillRank(Callback):
 
 def timeless(run):
     metrics = json.loads((run / "metrics.json").read_text())
-    return {k: v for k, v in metrics.items() if not k.startswith("time/")}
+    return {k: v for k, v in metrics.items() if not k.startswith(COSTS)}
 
 
 def status(run):

@@ -10,6 +10,8 @@ import torch
 import yaml
 from support.shell import TINY
 
+from noisyml.runs.metric_names import COSTS
+
 SETTINGS = [
     *TINY,
     "callbacks.checkpoint.every_n_steps=7",
@@ -27,7 +29,7 @@ def weights(run):
 
 def timeless(run):
     metrics = json.loads((run / "metrics.json").read_text())
-    return {k: v for k, v in metrics.items() if not k.startswith("time/")}
+    return {k: v for k, v in metrics.items() if not k.startswith(COSTS)}
 
 
 @pytest.mark.parametrize(

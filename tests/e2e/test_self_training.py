@@ -12,6 +12,7 @@ from PIL import Image
 
 from noisyml.data.datasets.embedded.digits import Digits
 from noisyml.runs.folder import RunFolder
+from noisyml.runs.metric_names import COSTS
 
 DIGITS = [
     *("train", "method=self_training", "dataset=digits", "backbone=mlp"),
@@ -103,7 +104,7 @@ def test_killed_in_training_labelling_and_choosing_it_ends_with_the_same_bits(
             if isinstance(tensor, torch.Tensor):
                 assert torch.equal(tensor, found[name]), name
     metrics = [
-        {k: v for k, v in RunFolder(run).metrics().items() if not k.startswith("time/")}
+        {k: v for k, v in RunFolder(run).metrics().items() if not k.startswith(COSTS)}
         for run in (whole, broken)
     ]
     assert str(metrics[0]) == str(metrics[1])

@@ -14,7 +14,7 @@ from noisyml.runs.artefacts import Artefact, save_artefacts
 
 def test_sections_come_in_the_order_of_the_page_and_share_no_file():
     sections = run_sections()
-    assert [section.place for section in sections] == [10, 20, 21, 30, 40, 50, 52]
+    assert [section.place for section in sections] == [10, 15, 20, 21, 30, 40, 50, 52]
     files = [file for section in sections for file in section.files]
     assert sorted(files) == [
         "class_maps.npz",

@@ -32,6 +32,7 @@ from noisyml.runs.artefacts import Artefact
 from noisyml.selectors.bare import label_log_odds
 from noisyml.selectors.base import Evidence, Selection
 from noisyml.selectors.keep_all import KeepAll
+from noisyml.selectors.training_dynamics import training_facts
 from noisyml.targets import labels_of
 
 if TYPE_CHECKING:
@@ -97,6 +98,7 @@ class Classification(Method):
         self.class_names = list(parts.sizes.class_names)
         self.classifier = nn.Linear(self.encoder.out_features, len(self.class_names))
         self._judged: tuple[Evidence, Selection] | None = None
+        self._facts: Mapping[str, Tensor] = {}
 
     # -- the step ----------------------------------------------------------------------------
 
@@ -130,7 +132,12 @@ class Classification(Method):
     def sample_loss(self, seen: Classified) -> Tensor:
         """The loss [B] of each sample of a global batch."""
         losses: Tensor = self.loss(seen.logits, seen.labels, seen.index, self.current_epoch)
+        self._facts = self.facts(seen, losses)
         return losses
+
+    def facts(self, seen: Classified, sample_loss: Tensor) -> Mapping[str, Tensor]:
+        """The ledger's entries for a global batch with losses [B]: [B] each, by column."""
+        return training_facts(seen.logits.detach(), seen.labels, sample_loss.detach())
 
     def mean_loss(self, sample_loss: Tensor, selection: Selection) -> Tensor:
         """Mean of the losses [B] over what teaches: what is kept, or see `on_empty`."""
@@ -192,7 +199,14 @@ class Classification(Method):
         """
         terms = {**self.loss.last_terms, **(terms or {})}
         parts = {name: term.detach() for name, term in terms.items()}
-        return {"loss": loss, "selection": selection, "index": index, "terms": parts}
+        facts, self._facts = self._facts, {}
+        return {
+            "loss": loss,
+            "selection": selection,
+            "index": index,
+            "terms": parts,
+            "facts": facts,
+        }
 
     def after_backward(self) -> None:
         """The selector learns from what it has judged."""

@@ -108,4 +108,6 @@ class EAC(Classification):
             seen.index.repeat(2),
             self.current_epoch,
         )
-        return losses.unflatten(0, (2, -1)).mean(dim=0)
+        mean: Tensor = losses.unflatten(0, (2, -1)).mean(dim=0)
+        self._facts = self.facts(seen, mean)
+        return mean

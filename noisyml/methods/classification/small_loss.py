@@ -14,6 +14,7 @@ from noisyml.methods.parts import Parts
 from noisyml.methods.two_networks import Predict, Seen, TwoNetworks
 from noisyml.selectors.base import Selection
 from noisyml.selectors.small_loss import forget_rate, trust_of_losses
+from noisyml.selectors.training_dynamics import training_facts
 
 
 def mean_log_probability(first: Tensor, second: Tensor) -> Tensor:
@@ -76,4 +77,5 @@ class SmallLoss(TwoNetworks):
         """
         p_clean, log_odds = trust_of_losses(judged_by)
         selection = Selection(keep, p_clean, log_odds=log_odds)
-        return {"loss": loss, "selection": selection, "index": seen.index}
+        facts = training_facts(seen.first.logits.detach(), seen.labels, judged_by.detach())
+        return {"loss": loss, "selection": selection, "index": seen.index, "facts": facts}

@@ -54,6 +54,8 @@ class MultiLabel(Classification):
         """One step: classify, judge, learn from the trusted."""
         seen = self.classify_globally(batch)
         entry_loss = self.loss(seen.logits, seen.labels, seen.index, self.current_epoch)
-        selection = self.judge(seen, self.loss.per_sample(entry_loss), entry_loss)
+        sample_loss = self.loss.per_sample(entry_loss)
+        self._facts = {"loss": sample_loss.detach().float()}
+        selection = self.judge(seen, sample_loss, entry_loss)
         loss = self.loss.reduce(entry_loss, selection.keep)
         return self.outcome(loss, selection, seen.index)
