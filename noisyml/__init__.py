@@ -15,6 +15,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from noisyml.api import compare as compare
+    from noisyml.api import train as train
     from noisyml.embeddings.store import EmbeddingStore as EmbeddingStore
     from noisyml.estimators.labels import LabelAuditor as LabelAuditor
     from noisyml.estimators.labels import NoisyLabelClassifier as NoisyLabelClassifier
@@ -50,6 +52,7 @@ __version__ = "0.1.0"
 
 #: Public names by the module that has them.
 _NAMES = {
+    "noisyml.api": ("compare", "train"),
     "noisyml.embeddings.store": ("EmbeddingStore",),
     "noisyml.estimators.labels": ("LabelAuditor", "NoisyLabelClassifier"),
     "noisyml.estimators.tldr": ("TLDR",),

@@ -1,8 +1,9 @@
 """The ``noisyml`` command: finds the verb, imports it, and turns user errors into one sentence.
 
-A verb is a module of ``noisyml/apps`` with a docstring, whose first line is its help text, and a
-function ``main(arguments: list[str]) -> int``. Nothing else announces it. This module imports only
-the standard library, so that ``noisyml --help`` and a misspelt verb answer at once.
+A verb is a module of ``noisyml/apps``, or of a folder in it, with a docstring, whose first line is
+its help text, and a function ``main(arguments: list[str]) -> int``. Nothing else announces it. This
+module imports only the standard library, so that ``noisyml --help`` and a misspelt verb answer at
+once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,20 @@ from noisyml.errors import EXIT_USER_ERROR, TRUST, UserError, did_you_mean
 
 EXIT_INTERRUPTED = 130
 #: Verbs whose libraries take seconds to load.
-SLOW_TO_START = frozenset({"train", "evaluate", "embed", "knn", "data", "contract", "clean"})
+SLOW_TO_START = frozenset(
+    {
+        "train",
+        "evaluate",
+        "embed",
+        "knn",
+        "data",
+        "contract",
+        "clean",
+        "reproduce",
+        "export",
+        "replay",
+    }
+)
 #: Options that ask for a text and not for work.
 _ASKING = frozenset({"-h", "--help", "--hydra-help", "--version", "--cfg", "-c", "--info", "-i"})
 
@@ -26,11 +40,23 @@ _ASKING = frozenset({"-h", "--help", "--hydra-help", "--version", "--cfg", "-c",
 def verbs() -> dict[str, str]:
     """Every verb with its one-line help, read from the sources without importing them."""
     found = {}
-    for path in sorted(Path(__file__).with_name("apps").glob("*.py")):
-        if not path.name.startswith("_"):
-            docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-            found[path.stem] = docstring.partition("\n")[0]
+    for verb, path in _modules().items():
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        found[verb] = docstring.partition("\n")[0]
     return found
+
+
+def _modules() -> dict[str, Path]:
+    """The file of every verb."""
+    apps = Path(__file__).with_name("apps")
+    files = [*apps.glob("[!_]*.py"), *apps.glob("[!_]*/[!_]*.py")]
+    return {path.stem: path for path in sorted(files, key=lambda path: path.stem)}
+
+
+def module_name(verb: str) -> str:
+    """The import path of a verb's module."""
+    path = _modules()[verb].relative_to(Path(__file__).parent).with_suffix("")
+    return ".".join(["noisyml", *path.parts])
 
 
 def help_text() -> str:
@@ -86,7 +112,7 @@ def run(arguments: list[str]) -> int:
     if trusted:
         os.environ[TRUST] = ",".join(filter(None, [before, *trusted]))
     try:
-        return int(importlib.import_module(f"noisyml.apps.{verb}").main(rest))
+        return int(importlib.import_module(module_name(verb)).main(rest))
     finally:
         if trusted:
             os.environ.pop(TRUST)

@@ -42,7 +42,7 @@ def test_every_verb_is_one_file_with_a_main():
     import importlib
 
     for verb in cli.verbs():
-        assert callable(importlib.import_module(f"noisyml.apps.{verb}").main)
+        assert callable(importlib.import_module(cli.module_name(verb)).main)
 
 
 def test_a_command_on_a_terminal_is_answered_before_anything_is_loaded(monkeypatch, capsys):

@@ -33,6 +33,7 @@ from noisyml.storage.files import write_atomically
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from noisyml.command.hydra import Outcome
     from noisyml.command.words import Word
     from noisyml.runs.processes import Followers
 
@@ -153,7 +154,6 @@ class ResumableVerb(ABC):
 
     def main(self, arguments: list[str]) -> int:
         """Run ``noisyml VERB [overrides]`` or ``noisyml VERB resume=DIR [overrides]``."""
-        from noisyml.command.hydra import run_jobs
         from noisyml.command.words import as_typed, last_given, overrides_in, words_in
         from noisyml.runs.processes import Followers, follow, is_main_process, started_elsewhere
 
@@ -165,13 +165,25 @@ class ResumableVerb(ABC):
             if (resume := last_given(words, "resume")) is not None:
                 others = [word for word in words if word.key != "resume"]
                 return self.resume(Path(resume), others, followers)
-            settings = self.foreign(words)
-            own = [argument for argument in arguments if argument not in settings]
-            task = partial(self.job, settings=settings, followers=followers)
-            outcome = run_jobs(task, self.verb, self.verb, own)
+            outcome = self.start(arguments, followers)
             if outcome.home is not None and outcome.folders and is_main_process():
                 self.conclude(outcome.home, outcome.folders)
             return outcome.status
+
+    def start(self, arguments: list[str], followers: Followers) -> Outcome:
+        """Run what was typed, without ``resume=``: one job or a sweep.
+
+        Args:
+            arguments: after the verb.
+            followers: the ranks that wait for a run.
+        """
+        from noisyml.command.hydra import run_jobs
+        from noisyml.command.words import overrides_in, words_in
+
+        settings = self.foreign(words_in(overrides_in(arguments)))
+        own = [argument for argument in arguments if argument not in settings]
+        task = partial(self.job, settings=settings, followers=followers)
+        return run_jobs(task, self.verb, self.verb, own)
 
     def job(
         self, config: DictConfig, settings: list[str], followers: Followers
