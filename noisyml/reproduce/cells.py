@@ -9,7 +9,7 @@
     then: [...]                                # in every cell, last
     images: {CUB: 5864}                        # training images, for estimates
     asks: {ResNet-50: backbone.weights}        # what the user gives, by value of a setting
-    desk: {...}                                # the same on embedded data; its axes go first
+    desk: {...}                                # on embedded data: own words, and axes that go first
 
 An axis that is a text with ``{}`` stands for one word with the value in it; null leaves the
 setting without words; a text in the place of words says why such a cell is not run. ``not_a_run``
@@ -140,7 +140,7 @@ def _words(
     if "not_a_run" in entry:
         return [], str(entry["not_a_run"])
     desk = entry.get("desk", {}) if scale == "desk" else {}
-    source = {**entry, **desk} if desk else entry
+    source = {**entry, "then": [], **desk} if desk else entry
     axes = {**entry.get("axes", {}), **desk.get("axes", {})}
     words = list(source.get("words", []))
     for key in [*axes, *(key for key in setting if key not in axes)]:
