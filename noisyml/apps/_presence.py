@@ -41,6 +41,6 @@ def missing_weights(config: DictConfig) -> str | None:
 
 
 def missing(config: DictConfig) -> str | None:
-    """What a run lacks on this machine, in words; None if it could start."""
+    """Everything that a run lacks on this machine, in words; None if it could start."""
     found = [text for text in (missing_data(config), missing_weights(config)) if text]
     return "; ".join(found) or None

@@ -46,14 +46,14 @@ def _said(able: int, total: int, reasons: Sequence[str], desk: Sequence[Cell]) -
 
 
 def _missing(cell: Cell, known: dict[tuple[str, ...], str | None]) -> str | None:
-    """What a cell's run lacks here; asked once for each data set with its network."""
+    """Reason why a cell cannot run here; asked once for each data set with its network."""
     from noisyml.apps._presence import missing
     from noisyml.reproduce.jobs import composed, composing
 
     asked = [word.partition("=")[0] for word in cell.words if word.endswith("=???")]
     if asked:
         return f"give {asked[0]}=..."
-    of_data = ("dataset", "backbone", "experiment", "noise")
+    of_data = ("dataset", "backbone", "experiment")
     key = tuple(w for w in cell.words if w.partition("=")[0].partition(".")[0] in of_data)
     if key not in known:
         with composing():

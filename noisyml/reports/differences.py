@@ -15,7 +15,7 @@ Difference: TypeAlias = tuple[str, str, str]
 
 
 def differences(first: RunFolder, second: RunFolder) -> dict[str, list[Difference]]:
-    """What differs, by part: ``settings``, ``data``, ``environment``, ``results``.
+    """Differences by part: ``settings``, ``data``, ``environment``, ``results``.
 
     ``data`` compares hashes of the training split's true labels (``labels``) and of those that were
     observed (``noise``), which tell other data and other noise apart whatever the settings say. Of

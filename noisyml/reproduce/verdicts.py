@@ -47,13 +47,36 @@ class Stored:
 
 
 def markdown(trials: Sequence[Trial]) -> str:
-    """A table, a line per claim, and under it what is known about verdicts against the paper."""
+    """A table, a line per claim."""
     lines = [
         markdown_row(list(HEADINGS)),
         markdown_row(["---"] * 3 + ["---:"] * 4 + ["---"]),
         *(markdown_row([escape_markdown(text) for text in _row(trial)]) for trial in trials),
     ]
     return "\n".join(lines) + "\n"
+
+
+def short_markdown(trials: Sequence[Trial]) -> str:
+    """The same without the places in the papers and the figures of both arms."""
+    chosen = [HEADINGS.index(name) for name in ("claim", "effect", "95 % interval", "verdict")]
+    lines = [
+        markdown_row(["paper", *(HEADINGS[column] for column in chosen)]),
+        markdown_row(["---", "---", "---:", "---:", "---"]),
+    ]
+    for trial in trials:
+        row = _row(trial)
+        texts = [trial.claim.paper, *(row[column] for column in chosen)]
+        lines.append(markdown_row([escape_markdown(text) for text in texts]))
+    return "\n".join(lines) + "\n"
+
+
+def explanations(trials: Sequence[Trial]) -> str:
+    """Known reasons of verdicts that are not the paper's, a line each."""
+    return "".join(
+        f"- {trial.claim.name}: {trial.claim.explanation}\n"
+        for trial in trials
+        if trial.verdict != "holds" and trial.claim.explanation
+    )
 
 
 def _row(trial: Trial) -> list[str]:

@@ -46,7 +46,10 @@ def write(found: Reproduction, folder: Path) -> Written:
     """Write all files of a reproduction into a folder, by the table's name."""
     name = found.table.name
     written = Written(
-        *(folder / f"{name}.{ending}" for ending in ("md", "tex", "csv", "html")),
+        markdown=folder / f"{name}.md",
+        latex=folder / f"{name}.tex",
+        csv=folder / f"{name}.csv",
+        html=folder / f"{name}.html",
         plot=folder / f"{name}.png" if _drawn(found) else None,
     )
     write_atomically(written.markdown, markdown(found))
@@ -60,7 +63,7 @@ def write(found: Reproduction, folder: Path) -> Written:
 
 
 def summary(found: Reproduction) -> str:
-    """How much of the table was repeated, and what a reader must know, in sentences."""
+    """The share of the table that was repeated, and what a reader must know, in sentences."""
     measured = [line for line in found.lines if line.measured is not None]
     parts = [f"{len(measured)} of {len(found.lines)} figures measured"]
     if found.scale == "desk":

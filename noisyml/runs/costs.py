@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import resource
-import sys
+import re
 import time
+from pathlib import Path
 
-#: Bytes of the unit in which the system tells the largest memory of a process.
-_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+import psutil
+
 _MIB = 2**20
+#: Where Linux tells what a process has held.
+_STATUS = Path("/proc/self/status")
 
 
 class Meter:
@@ -17,26 +19,23 @@ class Meter:
     def __init__(self) -> None:
         import torch
 
-        self._cuda = torch.cuda.is_initialized()
-        if self._cuda:
+        if torch.cuda.is_initialized():
             torch.cuda.reset_peak_memory_stats()
         self._wall, self._processor = time.perf_counter(), _processor_seconds()
 
     def read(self) -> dict[str, float]:
         """Metrics by name.
 
-        ``time/train_seconds`` of wall time, ``time/processor_seconds`` of all threads and ended
-        children, ``memory/peak_mib``: the most that this process has held since its start, and
-        ``memory/peak_device_mib`` on a GPU since the construction.
+        ``time/train_seconds`` of wall time, ``time/processor_seconds`` of all threads and (on
+        POSIX) ended children, ``memory/peak_mib``: the most that this process has held since its
+        start (macOS: holds), and ``memory/peak_device_mib`` on a GPU since the construction.
         """
         import torch
 
         found = {
             "time/train_seconds": time.perf_counter() - self._wall,
             "time/processor_seconds": _processor_seconds() - self._processor,
-            "memory/peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            * _RSS_UNIT
-            / _MIB,
+            "memory/peak_mib": _peak_bytes() / _MIB,
         }
         if torch.cuda.is_available() and torch.cuda.is_initialized():
             found["memory/peak_device_mib"] = torch.cuda.max_memory_allocated() / _MIB
@@ -44,7 +43,15 @@ class Meter:
 
 
 def _processor_seconds() -> float:
-    own, children = (
-        resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
-    return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+    times = psutil.Process().cpu_times()
+    return float(times.user + times.system + times.children_user + times.children_system)
+
+
+def _peak_bytes() -> float:
+    """The most that this process has held, where the system keeps that; else what it holds."""
+    if _STATUS.is_file():
+        found = re.search(r"VmHWM:\s*(\d+) kB", _STATUS.read_text(encoding="utf-8"))
+        if found:
+            return 1024.0 * int(found[1])
+    held = psutil.Process().memory_info()
+    return float(getattr(held, "peak_wset", held.rss))

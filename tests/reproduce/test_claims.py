@@ -4,10 +4,16 @@ from collections import Counter
 
 import pytest
 import yaml
+from support import paths
 
 from noisyml.reports.statistics import bootstrap_interval, mean_interval, paired_difference
 from noisyml.reproduce.claims import CLAIMS_FILE, Trial, load_claims
-from noisyml.reproduce.verdicts import markdown, stored_results
+from noisyml.reproduce.verdicts import (
+    markdown,
+    short_markdown,
+    stored_results,
+    stored_trials,
+)
 
 
 def test_every_paper_has_two_claims_at_least():
@@ -67,3 +73,10 @@ def test_kept_results_agree_with_themselves():
     for name, stored in stored_results().items():
         assert Trial(claims[name], stored.first, stored.second).verdict == stored.verdict
         assert len(stored.first) == len(stored.second) >= 2
+
+
+def test_readme_and_page_show_what_is_kept():
+    trials = stored_trials(load_claims())
+    assert short_markdown(trials) in (paths.ROOT / "README.md").read_text(encoding="utf-8")
+    page = (paths.ROOT / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    assert markdown(trials) in page

@@ -105,7 +105,7 @@ class Exported:
         return list(self.network(self.inputs))
 
     def convention(self) -> dict[str, Any]:
-        """What the network takes and gives."""
+        """Inputs and outputs of the network."""
         key = self.network.key
         return {
             "input": key,
