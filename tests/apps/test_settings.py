@@ -37,6 +37,7 @@ ELSEWHERE = {"knn": {"k", "metric", "precision", "index", "recall_queries", "dev
                      "memory_budget_bytes", "csv"},
              "clean": {"neighbours", "folds", "rounds", "planted_errors", "relabel_above",
                        "drop_above", "duplicates_above", "unlike_deviations", "look_at_images",
+                       "scores", "head_epochs", "rank_by", "search",
                        "gallery_rows", "export", "seed", "transform"}}  # fmt: skip
 
 
