@@ -17,7 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from noisyml.errors import UserError
-from noisyml.targets.base import Labels, Target, TargetKind
+from noisyml.targets.base import Labels, TargetKind
+from noisyml.targets.objects import Objects
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,7 +83,7 @@ def pixel_counts(content: bytes) -> tuple[tuple[int, int], ...]:
     return tuple((number, count) for number, count in pairs if number != IGNORE)
 
 
-class Masks(Target):
+class Masks(Objects):
     """One mask per image: PNG contents, an array [N] of objects that are `bytes`.
 
     A true mask that is unknown is the empty content.
@@ -91,9 +92,8 @@ class Masks(Target):
     name: ClassVar[TargetKind] = "masks"
     words: ClassVar[str] = "a mask per image"
     field: ClassVar[str] = "mask"
-    dtype: ClassVar[type[np.generic]] = np.object_
-    clean_dtype: ClassVar[type[np.generic]] = np.object_
-    exclusive: ClassVar[bool] = False
+    object_type: ClassVar[type] = bytes
+    nobody_knows: ClassVar[bytes] = UNKNOWN_MASK
     beside_image: ClassVar[bool] = True
     example_method: ClassVar[str] = "segmentation"
     example_noise: ClassVar[str] = "mask_boundary"
@@ -134,14 +134,17 @@ class Masks(Target):
         num_clean_classes: int,
         replaces: bool,
     ) -> None:
-        """Check that masks stand where masks must; see `Target.check_record`."""
-        if not observed.shape == clean.shape == changed.shape:
-            raise ValueError("observed and clean masks and their marks differ in number")
+        """Check that masks stand where masks must, of the same classes."""
+        super().check_record(
+            observed,
+            clean,
+            changed,
+            num_classes=num_classes,
+            num_clean_classes=num_clean_classes,
+            replaces=replaces,
+        )
         if num_clean_classes != num_classes:
             raise ValueError("noise of masks keeps the classes as they are")
-        for name, masks in (("observed", observed), ("clean", clean)):
-            if not all(isinstance(content, bytes) for content in masks):
-                raise ValueError(f"a {name} mask is no content of a file")
 
     def tensor(self, labels: Labels) -> Tensor:
         """Masks uint8 [b, H, W] as they stand; all of one size."""
@@ -187,10 +190,6 @@ class Masks(Target):
         """The hash of each mask's content."""
         return b"".join(hashlib.sha256(content).digest() for content in labels)
 
-    def digest(self, observed: Labels, clean: Labels) -> bytes:
-        """Both as `content`, marked as masks."""
-        return b"masks" + self.content(observed) + self.content(clean)
-
     def to_column(self, labels: Labels) -> Any:
         """A column of file contents."""
         import pyarrow as pa
@@ -208,34 +207,6 @@ class Masks(Target):
         import pyarrow as pa
 
         return pa.array(self.texts(labels, class_names), pa.string())
-
-    def cells(self, labels: Labels) -> Any:
-        """The array itself."""
-        return labels
-
-    def per_sample(self, marks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """The marks themselves."""
-        return marks
-
-    def unknown(self, clean: Labels, changed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Samples whose true mask is unknown and that are not known to be wrong."""
-        return np.asarray((clean == UNKNOWN_MASK) & ~changed, dtype=bool)
-
-    def unknown_truth(self, observed: Labels) -> Labels:
-        """Empty contents."""
-        return np.full(observed.shape, UNKNOWN_MASK, dtype=object)
-
-    def truth(self, observed: Labels, known: Labels) -> tuple[Labels, NDArray[np.bool_]]:
-        """The known masks, and marks of the observed ones that differ from them."""
-        return known, np.asarray((known != UNKNOWN_MASK) & (known != observed), dtype=bool)
-
-    def changed(self, observed: Labels, clean: Labels) -> NDArray[np.bool_]:
-        """Marks of the masks that differ from the true ones."""
-        return np.asarray(observed != clean, dtype=bool)
-
-    def differing(self, clean: Labels, labels: Labels) -> NDArray[np.int64]:
-        """Positions of the samples whose true mask is known and is not the one in `labels`."""
-        return np.flatnonzero((clean != UNKNOWN_MASK) & (clean != labels))
 
     def count_matrix(
         self, observed: Labels, clean: Labels, num_classes: int, num_clean_classes: int
@@ -282,16 +253,6 @@ class Masks(Target):
     def present(self, labels: Labels) -> NDArray[np.int64]:
         """The classes that any pixel has, ascending."""
         return np.flatnonzero(self.class_counts(labels, IGNORE))
-
-    def among_present(
-        self, labels: Labels, class_names: Sequence[str]
-    ) -> tuple[Labels, Sequence[str]]:
-        """Masks and names as they are."""
-        return labels, list(class_names)
-
-    def strata(self, labels: Labels) -> NDArray[np.int64]:
-        """One group of all samples."""
-        return np.zeros(len(labels), dtype=np.int64)
 
     def labelled(self, labels: Labels) -> NDArray[np.bool_]:
         """Samples with a pixel that has a class."""

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from noisyml.errors import UserError
-from noisyml.targets.base import Labels, Target, TargetKind
+from noisyml.targets.base import Labels, TargetKind
+from noisyml.targets.objects import Objects
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 UNKNOWN_CAPTION = ""
 
 
-class Pairs(Target):
+class Pairs(Objects):
     """One caption per image: texts, an array [N] of objects that are `str`.
 
     There are no classes: images of one caption belong together, others may all the same. A true
@@ -28,9 +29,8 @@ class Pairs(Target):
     name: ClassVar[TargetKind] = "pairs"
     words: ClassVar[str] = "a caption per image"
     field: ClassVar[str] = "caption"
-    dtype: ClassVar[type[np.generic]] = np.object_
-    clean_dtype: ClassVar[type[np.generic]] = np.object_
-    exclusive: ClassVar[bool] = False
+    object_type: ClassVar[type] = str
+    nobody_knows: ClassVar[str] = UNKNOWN_CAPTION
     example_method: ClassVar[str] = "otter"
     example_noise: ClassVar[str] = "caption_shuffle"
     noise_words: ClassVar[str] = "changes the captions of images"
@@ -61,23 +61,6 @@ class Pairs(Target):
         # Texts of NumPy are texts, and are kept as plain ones.
         return np.array([str(text) for text in array], dtype=object)
 
-    def check_record(
-        self,
-        observed: Labels,
-        clean: Labels,
-        changed: NDArray[np.bool_],
-        *,
-        num_classes: int,
-        num_clean_classes: int,
-        replaces: bool,
-    ) -> None:
-        """Check that texts stand where texts must; see `Target.check_record`."""
-        if not observed.shape == clean.shape == changed.shape:
-            raise ValueError("observed and clean captions and their marks differ in number")
-        for name, texts in (("observed", observed), ("clean", clean)):
-            if not all(isinstance(text, str) for text in texts):
-                raise ValueError(f"a {name} caption is no text")
-
     def tensor(self, labels: Labels) -> Tensor:
         """Captions as bytes of UTF-8: uint8 [b, longest], filled up with zeros; see `texts_of`."""
         import torch
@@ -107,10 +90,6 @@ class Pairs(Target):
         """The captions in UTF-8, each ended by a zero."""
         return b"".join(text.encode() + b"\0" for text in labels)
 
-    def digest(self, observed: Labels, clean: Labels) -> bytes:
-        """Both as `content`, marked as captions."""
-        return b"pairs" + self.content(observed) + self.content(clean)
-
     def to_column(self, labels: Labels) -> Any:
         """A column of texts."""
         import pyarrow as pa
@@ -120,34 +99,6 @@ class Pairs(Target):
     def text_column(self, labels: Labels, class_names: Sequence[str]) -> Any:
         """The captions again."""
         return self.to_column(labels)
-
-    def cells(self, labels: Labels) -> Any:
-        """The array itself."""
-        return labels
-
-    def per_sample(self, marks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """The marks themselves."""
-        return marks
-
-    def unknown(self, clean: Labels, changed: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Samples whose true caption is unknown and that are not known to be wrong."""
-        return np.asarray((clean == UNKNOWN_CAPTION) & ~changed, dtype=bool)
-
-    def unknown_truth(self, observed: Labels) -> Labels:
-        """Empty texts."""
-        return np.full(observed.shape, UNKNOWN_CAPTION, dtype=object)
-
-    def truth(self, observed: Labels, known: Labels) -> tuple[Labels, NDArray[np.bool_]]:
-        """The known captions, and marks of the observed ones that differ from them."""
-        return known, np.asarray((known != UNKNOWN_CAPTION) & (known != observed), dtype=bool)
-
-    def changed(self, observed: Labels, clean: Labels) -> NDArray[np.bool_]:
-        """Marks of the captions that differ from the true ones."""
-        return np.asarray(observed != clean, dtype=bool)
-
-    def differing(self, clean: Labels, labels: Labels) -> NDArray[np.int64]:
-        """Positions of the samples whose true caption is known and is not the one in `labels`."""
-        return np.flatnonzero((clean != UNKNOWN_CAPTION) & (clean != labels))
 
     def count_matrix(
         self, observed: Labels, clean: Labels, num_classes: int, num_clean_classes: int
@@ -170,16 +121,6 @@ class Pairs(Target):
     def present(self, labels: Labels) -> NDArray[np.int64]:
         """None."""
         return np.empty(0, dtype=np.int64)
-
-    def among_present(
-        self, labels: Labels, class_names: Sequence[str]
-    ) -> tuple[Labels, Sequence[str]]:
-        """Captions and names as they are."""
-        return labels, list(class_names)
-
-    def strata(self, labels: Labels) -> NDArray[np.int64]:
-        """One group of all samples."""
-        return np.zeros(len(labels), dtype=np.int64)
 
     def labelled(self, labels: Labels) -> NDArray[np.bool_]:
         """Samples whose caption is not empty."""
