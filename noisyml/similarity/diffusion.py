@@ -26,7 +26,15 @@ from noisyml.similarity.graph import (
     knn_graph,
     transpose,
 )
-from noisyml.similarity.sparse import EntryBudget, add, csr, entries_within, multiply, row_blocks
+from noisyml.similarity.sparse import (
+    EntryBudget,
+    FactoredWalk,
+    add,
+    csr,
+    entries_within,
+    multiply,
+    row_blocks,
+)
 
 #: Bins of the histogram that locates an order statistic.
 _BINS = 2**16
@@ -212,6 +220,7 @@ def affinity_graph(
     counts = consensus(neighbours, memory_budget_bytes=memory_budget_bytes)
     return affinity_of_counts(
         counts,
+        neighbours=neighbours,
         quantile=quantile,
         steps=steps,
         exclude_diagonal=exclude_diagonal,
@@ -223,6 +232,7 @@ def affinity_graph(
 def affinity_of_counts(
     counts: Graph,
     *,
+    neighbours: Graph | None = None,
     quantile: Share,
     steps: WholeNonNegative = 1,
     exclude_diagonal: bool = False,
@@ -232,14 +242,18 @@ def affinity_of_counts(
 
     Args:
         counts: see `consensus`.
+        neighbours: what they were counted from, where they are just that; faster where the diffused
+            matrix is dense, and equal up to rounding (some 1e-15).
         quantile: see `affinity_graph`.
         steps: see `affinity_graph`.
         exclude_diagonal: see `affinity_graph`.
         memory_budget_bytes: of the diffused matrix.
     """
     walk = transition(counts)
-    if _is_dense(walk, steps, memory_budget_bytes):
-        return _dense_affinity(walk, quantile, steps, exclude_diagonal)
+    factored = None if neighbours is None else _factored(neighbours, counts, steps)
+    entries = len(walk.columns) if factored is None else 2 * factored.neighbours.values().numel()
+    if _is_dense(walk, entries, steps, memory_budget_bytes):
+        return _dense_affinity(walk, factored, quantile, steps, exclude_diagonal)
     diffusion = _Diffusion(walk, steps, memory_budget_bytes)
 
     def counted() -> Iterator[_Block]:
@@ -361,6 +375,7 @@ def query_affinity(
         counts = _linked(counts, labels, k + 1)
     found = affinity_of_counts(
         counts,
+        neighbours=closed if labels is None else None,
         quantile=quantile,
         steps=steps,
         exclude_diagonal=exclude_diagonal,
@@ -403,11 +418,35 @@ _FEW_ROWS = 512
 _SAMPLED_ROWS = 128
 
 
-def _is_dense(walk: Graph, steps: int, memory_budget_bytes: int) -> bool:
+#: Products of transition probabilities below this are not told from rounding.
+_SMALLEST_PRODUCT = 1e-10
+
+
+def _factored(
+    neighbours: Graph, counts: Graph, steps: int, eps: float = 1e-10
+) -> FactoredWalk | None:
+    """The walk by its factors, where these are cheaper and leave no doubt about what is 0."""
+    if 4 * len(neighbours.columns) > len(counts.columns):
+        return None
+    ones = replace(neighbours, weights=torch.ones_like(neighbours.weights))
+    held = counts.weights.new_zeros(counts.n_rows)
+    sums = held.index_add(0, counts.rows(), counts.weights) + eps
+    held.index_add_(0, ones.columns, ones.weights.to(held))
+    found = FactoredWalk(csr_rows(ones), csr_rows(transpose(ones)), held, sums)
+    return found if found.least(2 * steps + 1) > _SMALLEST_PRODUCT else None
+
+
+def _is_dense(walk: Graph, entries: int, steps: int, memory_budget_bytes: int) -> bool:
     """True if dense matrices are the faster way, and fit into the budget.
 
     Nodes that are neighbours of many (hubs) fill the diffused matrix. What sparse products would
     cost is estimated from a sample of rows.
+
+    Args:
+        walk: P.
+        entries: multiplications of a product with a dense matrix, over its columns.
+        steps: of the diffusion.
+        memory_budget_bytes: for the dense matrices.
     """
     n = walk.n_rows
     if steps == 0 or n < _FEW_ROWS or _DENSE_MATRICES * 8 * n * n > memory_budget_bytes:
@@ -420,17 +459,29 @@ def _is_dense(walk: Graph, steps: int, memory_budget_bytes: int) -> bool:
         reached = multiply(csr_rows(walk, start, start + part), matrix)
         work += float(lengths[reached.col_indices()].sum())
     sparse = _SPARSE_COST * work * n / (4 * part)
-    return sparse > 2.0 * float(lengths.sum()) * n + _SPARSE_COST * float(n) * n
+    return sparse > 2.0 * entries * n + _SPARSE_COST * float(n) * n
 
 
-def _dense_affinity(walk: Graph, quantile: float, steps: int, exclude_diagonal: bool) -> Affinity:
-    """`affinity_of_counts` with products of a sparse and a dense matrix."""
+def _dense_affinity(
+    walk: Graph,
+    factored: FactoredWalk | None,
+    quantile: float,
+    steps: int,
+    exclude_diagonal: bool,
+) -> Affinity:
+    """`affinity_of_counts` with products of sparse matrices and a dense one."""
     n, matrix = walk.n_rows, csr_rows(walk)
     diffused = walk.dense()
+
+    def walked(dense: Tensor) -> Tensor:
+        return torch.sparse.mm(matrix, dense) if factored is None else factored.times(dense)
+
     for _ in range(steps):
         # (P (P Q)^T)^T = P Q P^T.
-        diffused = torch.sparse.mm(matrix, torch.sparse.mm(matrix, diffused).T.contiguous()).T
+        diffused = walked(walked(diffused).T.contiguous()).T
         diffused.diagonal().add_(1)
+    if factored is not None:
+        diffused.masked_fill_(diffused < factored.least(2 * steps + 1) / 2, 0.0)
     diagonal = diffused.diagonal().clone()
     if exclude_diagonal:
         diffused.diagonal().zero_()

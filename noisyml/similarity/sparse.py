@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import numpy as np
 import scipy.sparse
@@ -75,3 +75,31 @@ def row_blocks(entries: Tensor, budget: int) -> list[tuple[int, int]]:
 def entries_within(memory_budget_bytes: EntryBudget) -> int:
     """Number of stored entries of a product that the budget holds."""
     return memory_budget_bytes // _ENTRY_BYTES
+
+
+class FactoredWalk(NamedTuple):
+    """The random walk on consensus counts, ``P = diag(1 / s) (O^T O - diag(c))``, by its factors.
+
+    A product with O and one with its transpose cost a fraction of one with P, whose rows have the
+    neighbours of neighbours.
+
+    Attributes:
+        neighbours: O, neighbourhoods as sparse CSR rows of ones [N, N].
+        reverse: its transpose.
+        diagonal: c [N], the neighbourhoods that hold a node.
+        sums: s [N], positive.
+    """
+
+    neighbours: Tensor
+    reverse: Tensor
+    diagonal: Tensor
+    sums: Tensor
+
+    def times(self, dense: Tensor) -> Tensor:
+        """P with a dense matrix [N, M]; what is 0 without rounding may be some 1e-16 here."""
+        found = torch.sparse.mm(self.reverse, torch.sparse.mm(self.neighbours, dense))
+        return found.addcmul_(self.diagonal[:, None], dense, value=-1).div_(self.sums[:, None])
+
+    def least(self, factors: int) -> float:
+        """A bound below which no product of so many of P's non-zero entries lies."""
+        return float(self.sums.max()) ** -factors if len(self.sums) else 1.0

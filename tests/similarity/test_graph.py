@@ -39,12 +39,14 @@ CASES = ("graph_a.npz", "graph_b.npz", "graph_c.npz", "graph_d.npz")
 load = functools.partial(vectors.arrays, GOLDEN)
 
 
-def neighbours(n: int, k: int, seed: int = 0, clusters: int = 4) -> tuple[Tensor, Tensor]:
+def neighbours(
+    n: int, k: int, seed: int = 0, clusters: int = 4, width: int = 6
+) -> tuple[Tensor, Tensor]:
     """Neighbour lists [n, k] and their cosines, of clustered rows."""
     generator = torch.Generator().manual_seed(seed)
-    centres = torch.randn(clusters, 6, generator=generator, dtype=torch.float64)
+    centres = torch.randn(clusters, width, generator=generator, dtype=torch.float64)
     x = centres[torch.arange(n) % clusters]
-    x = x + torch.randn(n, 6, generator=generator, dtype=torch.float64)
+    x = x + torch.randn(n, width, generator=generator, dtype=torch.float64)
     x = torch.nn.functional.normalize(x, dim=1)
     scores = (x @ x.T).fill_diagonal_(-torch.inf)
     found = scores.topk(k)
@@ -266,26 +268,56 @@ def test_mistakes_are_named() -> None:
 def test_the_dense_way_cuts_the_same_edges(
     steps: int, exclude_diagonal: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    index, _ = neighbours(120, 6, seed=3)
-    counts = consensus(knn_graph(index, self_loops=True))
-    found = []
-    for dense in (False, True):
-        monkeypatch.setattr(diffusion, "_is_dense", lambda *_, dense=dense: dense)
-        found.append(
-            affinity_of_counts(counts, quantile=0.6, steps=steps, exclude_diagonal=exclude_diagonal)
+    index, _ = neighbours(160, 6, seed=3, clusters=1, width=40)
+    closed = knn_graph(index, self_loops=True)
+    counts = consensus(closed)
+    monkeypatch.setattr(diffusion, "_SMALLEST_PRODUCT", 0.0 if steps == 1 else 1e-14)
+    factors = diffusion._factored(closed, counts, steps)
+    assert factors is not None
+    assert factors.least(2 * steps + 1) > 1e-13
+
+    def by(dense: bool, given: Graph | None) -> diffusion.Affinity:
+        monkeypatch.setattr(diffusion, "_is_dense", lambda *_: dense)
+        return affinity_of_counts(
+            counts,
+            neighbours=given,
+            quantile=0.6,
+            steps=steps,
+            exclude_diagonal=exclude_diagonal,
         )
-    assert found[1].mean_nonzero == pytest.approx(found[0].mean_nonzero, rel=1e-12)
-    assert found[1].threshold == pytest.approx(found[0].threshold, rel=1e-12)
-    assert torch.equal(found[1].graph.columns, found[0].graph.columns)
-    assert torch.equal(found[1].graph.offsets, found[0].graph.offsets)
-    close(found[1].graph.weights, found[0].graph.weights)
+
+    expected = by(False, None)
+    for found in (by(True, None), by(True, closed)):
+        # The mean tells entries that are 0 from those that are rounding.
+        assert found.mean_nonzero == pytest.approx(expected.mean_nonzero, rel=1e-12)
+        assert found.threshold == pytest.approx(expected.threshold, rel=1e-12)
+        assert torch.equal(found.graph.columns, expected.graph.columns)
+        assert torch.equal(found.graph.offsets, expected.graph.offsets)
+        close(found.graph.weights, expected.graph.weights)
+
+
+def test_factors_of_the_walk_are_used_where_zero_is_told_from_rounding() -> None:
+    index, _ = neighbours(600, 8, clusters=1, width=50)
+    closed = knn_graph(index, self_loops=True)
+    counts = consensus(closed)
+    factors = diffusion._factored(closed, counts, 1)
+    assert factors is not None
+    rows = torch.rand(600, 5, dtype=torch.float64)
+    torch.testing.assert_close(factors.times(rows), transition(counts).dense() @ rows)
+    # More steps make entries too small, and neighbourhoods that hardly overlap are dearer.
+    assert diffusion._factored(closed, counts, 6) is None
+    index, _ = neighbours(600, 3, clusters=150)
+    few = knn_graph(index, self_loops=True)
+    assert diffusion._factored(few, consensus(few), 1) is None
 
 
 def test_hubs_are_diffused_densely_where_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
     index, _ = neighbours(600, 40, clusters=1)
     walk = transition(consensus(knn_graph(index, self_loops=True)))
-    assert diffusion._is_dense(walk, 1, 2**29)
-    assert not diffusion._is_dense(walk, 1, 2**20)
-    assert not diffusion._is_dense(walk, 0, 2**29)
+    entries = len(walk.columns)
+    assert diffusion._is_dense(walk, entries, 1, 2**29)
+    assert not diffusion._is_dense(walk, entries, 1, 2**20)
+    assert not diffusion._is_dense(walk, entries, 0, 2**29)
     index, _ = neighbours(600, 3, clusters=150)
-    assert not diffusion._is_dense(transition(consensus(knn_graph(index))), 1, 2**29)
+    walk = transition(consensus(knn_graph(index)))
+    assert not diffusion._is_dense(walk, len(walk.columns), 1, 2**29)
