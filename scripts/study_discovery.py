@@ -437,19 +437,23 @@ def table(folder: Path) -> None:
     """Print means over the seeds, and paired differences with their intervals."""
     for (name, labels), arms in read(folder).items():
         seeds = max((len(values) for values in arms.values()), default=0)
-        print(f"\n{name}, {labels}, {seeds} seeds\n\n| | All | Old | New |\n|---|---:|---:|---:|")
+        words = f"{seeds} seeds" if seeds > 1 else "one seed"
+        print(f"\n{name}, {labels}, {words}\n\n| | All | Old | New |\n|---|---:|---:|---:|")
         for arm, values in arms.items():
-            cells = (
-                f"{mean:.1f} ± {spread:.1f}"
-                for mean, spread in zip(values.mean(0), values.std(0, ddof=seeds > 1), strict=True)
-            )
+            spread = values.std(axis=0, ddof=1) if seeds > 1 else np.full(3, math.nan)
+            cells = (_with(*pair) for pair in zip(values.mean(axis=0), spread, strict=True))
             print(f"| {ARMS[arm]} | {' | '.join(cells)} |")
         print()
         for one, other in PAIRS:
             if one in arms and other in arms:
                 parts = (interval(arms[one][:, i] - arms[other][:, i]) for i in range(3))
-                said = " / ".join(f"{mean:+.1f} ± {half:.1f}" for mean, half in parts)
+                said = " / ".join(_with(mean, half, "+") for mean, half in parts)
                 print(f"{one} - {other}: {said}")
+
+
+def _with(value: float, around: float, sign: str = "") -> str:
+    """A number and what may be added to or taken from it, where that is known."""
+    return f"{value:{sign}.1f}" + ("" if math.isnan(around) else f" ± {around:.1f}")
 
 
 def plot(folder: Path, file: Path) -> None:

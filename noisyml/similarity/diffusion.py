@@ -418,22 +418,23 @@ _FEW_ROWS = 512
 _SAMPLED_ROWS = 128
 
 
-#: Products of transition probabilities below this are not told from rounding.
-_SMALLEST_PRODUCT = 1e-10
+#: Least entry that is told from rounding, in units of double precision of the longest sum.
+_ABOVE_ROUNDING = 200.0
 
 
 def _factored(
     neighbours: Graph, counts: Graph, steps: int, eps: float = 1e-10
 ) -> FactoredWalk | None:
     """The walk by its factors, where these are cheaper and leave no doubt about what is 0."""
-    if 4 * len(neighbours.columns) > len(counts.columns):
+    if 4 * len(neighbours.columns) >= len(counts.columns):
         return None
     ones = replace(neighbours, weights=torch.ones_like(neighbours.weights))
     held = counts.weights.new_zeros(counts.n_rows)
     sums = held.index_add(0, counts.rows(), counts.weights) + eps
     held.index_add_(0, ones.columns, ones.weights.to(held))
     found = FactoredWalk(csr_rows(ones), csr_rows(transpose(ones)), held, sums)
-    return found if found.least(2 * steps + 1) > _SMALLEST_PRODUCT else None
+    rounding = torch.finfo(held.dtype).eps * float(held.max())
+    return found if found.least(2 * steps + 1) > _ABOVE_ROUNDING * rounding else None
 
 
 def _is_dense(walk: Graph, entries: int, steps: int, memory_budget_bytes: int) -> bool:

@@ -32,7 +32,7 @@ def test_classes_are_found_for_images_read_in_blocks(bench):
 
 def test_kmeans_and_its_peers_find_like_clusters(bench):
     pytest.importorskip("faiss")
-    found = bench("bench_kmeans", "--sizes", "400x16x4", "--iterations", "8")["results"]
+    found = bench("bench_kmeans", "--sizes", "400x64x4", "--iterations", "8")["results"]
     assert len(found) >= 4
     inertia = {line["contender"]: line["inertia"] for line in found}
     assert inertia["semi-supervised, torch"] == pytest.approx(

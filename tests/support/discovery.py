@@ -80,7 +80,7 @@ def released(case, kind=GCD, **settings):
     )
 
     def projection(in_features):
-        return ProjectionHead(in_features, hp["out"], hp["hid"], hp["bot"])
+        return ProjectionHead(in_features, hp["out"], hp["hid"], hp["bot"], layers=3)
 
     method = kind(
         parts,

@@ -90,6 +90,7 @@ def check_weights(case, method, prefix=""):
             len(found.last_layer.weight),
             found.mlp[0].out_features,
             found.last_layer.weight.shape[1],
+            layers=3,
         ).double()
         discovery.load_head(wanted, discovery.strip(case, f"final/{prefix}{head}/"))
         for one, other in zip(found.parameters(), wanted.parameters(), strict=True):
@@ -240,7 +241,9 @@ def test_the_second_stage_takes_encoder_and_class_head_of_the_first(tmp_path):
 
 def test_prompts_need_a_backbone_that_has_them():
     encoder = Encoder(mlp(8, hidden_features=[4]), IdentityHead(4))
-    head = functools.partial(ProjectionHead, out_features=3, hidden_features=4, bottleneck=2)
+    head = functools.partial(
+        ProjectionHead, out_features=3, hidden_features=4, bottleneck=2, layers=3
+    )
     with pytest.raises(UserError, match=r"0 of the backbone: choose backbone=prompted_vit"):
         GCD(parts_for(encoder), projection=head, prompt_weight=0.1, supervised_prompts=2)
     with pytest.raises(UserError, match="names none"):

@@ -27,6 +27,7 @@ def released_head(state, **sizes):
         len(state["last_layer.weight_v"]),
         hidden_features=shapes[0][0],
         bottleneck=shapes[2][0],
+        layers=3,
     ).double()
     own = {name: tensor for name, tensor in state.items() if name.startswith("mlp.")}
     assert (state["last_layer.weight_g"] == 1).all()
