@@ -388,9 +388,10 @@ def plot(records: list[dict[str, Any]], path: Path) -> None:
         axis.set_xticks(ticks, [str(t) for t in ticks])
         axis.minorticks_off()
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][-1].legend(frameon=False, fontsize=8)
+    beside = {"loc": "center left", "bbox_to_anchor": (1.02, 0.5)}
+    axes[0][-1].legend(frameon=False, fontsize=8, **beside)
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
 def main() -> None:
