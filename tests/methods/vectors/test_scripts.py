@@ -51,6 +51,9 @@ def test_reducers_are_compared_and_shown(script, monkeypatch, tmp_path, capsys):
            "--plot", str(tmp_path / "p.png"))  # fmt: skip
     assert "| TLDR |" in capsys.readouterr().out
     assert (tmp_path / "p.png").stat().st_size > 1000
+    monkeypatch.setattr(module, "measured", None)  # nothing is measured twice
+    assert script("compare_reducers", *few) == records
+    (tmp_path / "compare_reducers.json").unlink()
     wrong = script("compare_reducers", "--wrong", "0.4", "--dims", "4", "--seeds", "0")
     everything, chosen = wrong
     assert everything["wrong_among_kept"] == pytest.approx(0.4, abs=0.01)
