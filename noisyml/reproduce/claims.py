@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 CLAIMS_FILE = HERE / "claims.yaml"
 RESULTS_FILE = HERE / "claims_results.json"
 
-Verdict = Literal["holds", "does not show", "contradicted"]
+Verdict = Literal["holds", "does not show", "contradicted", "open"]
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,10 @@ class Trial:
 
     @property
     def verdict(self) -> Verdict:
-        """``holds`` or ``contradicted`` if the interval is on one side of zero."""
+        """``holds`` or ``contradicted``: the interval lies beside zero; ``open``: a single pair."""
         found = self.difference
+        if found.count < 2:
+            return "open"
         if found.low > 0:
             return "holds"
         return "contradicted" if found.high < 0 else "does not show"
@@ -168,14 +170,14 @@ def claim_jobs(claims: Sequence[Claim], extra: Sequence[str] = ()) -> dict[str, 
 
 
 def tried(claim: Claim, arms: Sequence[Sequence[Job]], runs: Path) -> Trial | None:
-    """The trial of a claim by those of its pairs that are finished; None with fewer than two."""
+    """The trial of a claim by those of its pairs that are finished; None without one."""
     pairs = [
         (one.folder(runs).metrics(), other.folder(runs).metrics())
         for one, other in zip(*arms, strict=True)
         if one.is_finished(runs) and other.is_finished(runs)
     ]
     values = [(one[claim.metric], other[claim.metric]) for one, other in pairs]
-    if len(values) < 2 or not all(math.isfinite(x) for pair in values for x in pair):
+    if not values or not all(math.isfinite(x) for pair in values for x in pair):
         return None
     first, second = zip(*values, strict=True)
     return Trial(claim, first, second)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from noisyml.reports.formats import escape_markdown, markdown_row
+from noisyml.reports.settings import ABSENT
 from noisyml.reports.statistics import Difference, paired_difference
 from noisyml.reproduce.claims import RESULTS_FILE, Claim, Trial
 from noisyml.reproduce.jobs import Job
@@ -88,8 +89,8 @@ def _row(trial: Trial) -> list[str]:
         f"{sum(trial.first) / len(trial.first):.3f}",
         f"{sum(trial.second) / len(trial.second):.3f}",
         f"{found.mean:+.3f}",
-        f"{found.low:+.3f} to {found.high:+.3f}",
-        f"{trial.verdict} ({found.count} pairs)",
+        f"{found.low:+.3f} to {found.high:+.3f}" if found.count > 1 else ABSENT,
+        f"{trial.verdict} ({found.count} pair{'s' * (found.count > 1)})",
     ]
 
 
@@ -128,8 +129,8 @@ def _as_data(trial: Trial, runs: Path, arms: Sequence[Sequence[Job]]) -> dict[st
     return {
         "verdict": trial.verdict,
         "effect": round(found.mean, 6),
-        "low": round(found.low, 6),
-        "high": round(found.high, 6),
+        "low": round(found.low, 6) if found.count > 1 else None,
+        "high": round(found.high, 6) if found.count > 1 else None,
         "metric": trial.claim.metric,
         "lower_is_better": trial.claim.lower_is_better,
         "first": [round(x, 6) for x in trial.first],
