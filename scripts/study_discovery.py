@@ -485,7 +485,7 @@ def plot(folder: Path, file: Path) -> None:
         panel.set_xticks(range(len(ARMS)), list(ARMS), rotation=60, ha="right", fontsize=8)
         panel.set_title(name, fontsize=10)
         panel.grid(axis="y", alpha=0.3)
-    panels[0][0].set_ylabel("accuracy on all unlabelled images, %")
+    panels[0][0].set_ylabel("All, %")
     panels[0][0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(file, dpi=130)

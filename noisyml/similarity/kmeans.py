@@ -28,6 +28,8 @@ Array = Tensor | NDArray[np.floating]
 
 #: Centroids that share one minimum: the minimum of groups is several times faster than an argmin.
 _GROUP = 64
+#: From so many clusters on products are faster than the search of faiss.
+_MANY_CLUSTERS = 32
 #: Rows of a block: large enough for a full-speed product, small enough to stay in the cache.
 _BLOCK_ROWS = {"cpu": 1024, "cuda": 2**16}
 #: Rows read at once where no product with all centroids is formed.
@@ -455,8 +457,8 @@ def kmeans(
             squared units of the rows (the rule and the default of the released GCD code).
         seed: of all draws.
         backend: what finds the nearest centroid. ``faiss`` needs rows of at most float32 on a CPU;
-            ``auto`` takes it there if it is installed (up to twice as fast for few clusters), else
-            ``torch``.
+            ``auto`` takes it there for fewer than 32 clusters if it is installed, else ``torch``,
+            which is up to twice as fast for many (scripts/bench_kmeans.py).
         sharded: every rank holds its part of the rows (any number, also none), in rank order; a
             collective call that gives the clustering of all rows.
         device: where to compute; None for that of the rows.
@@ -490,7 +492,7 @@ def kmeans(
             f"{n_new} clusters cannot be started among {n_allowed} rows: lower the number of "
             "clusters or give more rows."
         )
-    engine = _engine(backend, rows)
+    engine = _engine(backend, rows, n_clusters)
     assigner = _Assigner(rows, pinned, n_clusters, engine, memory_budget_bytes)
     best: tuple[Tensor, Tensor, float, int] | None = None
     for start in _starts(rows, allowed, fixed, init, n_clusters, n_init, seed):
@@ -502,12 +504,14 @@ def kmeans(
     return KMeans(best[0], centroids, inertia=best[2], n_iterations=best[3])
 
 
-def _engine(backend: Literal["auto", "torch", "faiss"], rows: _Rows) -> Literal["torch", "faiss"]:
+def _engine(
+    backend: Literal["auto", "torch", "faiss"], rows: _Rows, n_clusters: int
+) -> Literal["torch", "faiss"]:
     fits = rows.device.type == "cpu" and rows.dtype == torch.float32
     if backend == "faiss" and not fits:
         raise ValueError("backend='faiss' needs float32 rows on a CPU: use 'auto' or 'torch'")
     if backend == "auto":
-        return "faiss" if fits and has_faiss() else "torch"
+        return "faiss" if fits and n_clusters < _MANY_CLUSTERS and has_faiss() else "torch"
     if backend == "faiss":
         require_faiss("A k-means with backend=faiss", "backend=torch does without it")
     return backend

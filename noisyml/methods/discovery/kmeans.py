@@ -36,6 +36,7 @@ class FeaturesAsTheyAre(Method):
 
     def __init__(self, parts: Parts) -> None:
         super().__init__(parts)
+        self.encoder.requires_grad_(False)
         #: What the optimiser of the run has to hold.
         self.nothing = nn.Parameter(torch.zeros(()))
 
