@@ -44,6 +44,8 @@ def keep_composed(load):
     composed = {}
 
     def load_configuration(self, config_name, overrides, run_mode, **settings):
+        if "searchpath" in " ".join(overrides):  # files in folders that are not known yet
+            return load(self, config_name, overrides, run_mode, **settings)
         sources = [(source.provider, source.path) for source in self.repository.get_sources()]
         words = (config_name, *overrides, run_mode, *sorted(settings.items()))
         key = (words, *sources, *map(versions, folders_of(self)), os.getcwd())
