@@ -54,7 +54,7 @@ def assemble(config: DictConfig, *, training: bool = True, **data_settings: Any)
 
     encoder = with_head(config, backbone)
     method: type[Method] = declared(config.method)
-    data.pool = method.pool(settings(config.method))
+    data.pool = ask(method.pool, config.method)
     sizes = Sizes(
         num_classes=data.num_classes,
         embedding_size=encoder.out_features,

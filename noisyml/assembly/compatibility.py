@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 from omegaconf import DictConfig
 
-from noisyml.assembly.nodes import declared, nodes_of, settings
+from noisyml.assembly.nodes import ask, declared, nodes_of, settings
 from noisyml.data.base import Split
 from noisyml.data.datamodule import DataModule
 from noisyml.errors import UserError
@@ -135,7 +135,7 @@ def _check_loss(method: type[Method], config: DictConfig) -> frozenset[str]:
         )
     if not issubclass(loss, EmbeddingLoss):
         return frozenset()
-    declares = loss.declares(settings(node))
+    declares = ask(loss.declares, node)
     if "memory" in declares.needs - method.needs_parts:
         raise UserError(
             f"{loss.__name__} reads a memory, and {name} keeps none: choose another loss=..."
@@ -173,7 +173,7 @@ def _check_selector(method: type[Method], given: set[str], config: DictConfig) -
 
 def _check_views(method: type[Method], config: DictConfig) -> None:
     transform = declared(config.transform)
-    possible = method.views_of(settings(config.method))
+    possible = ask(method.views_of, config.method)
     if transform.n_views in possible:
         return
     wanted = next(iter(possible))
