@@ -58,9 +58,11 @@ def ask(function: Callable[..., Any], node: DictConfig, *args: Any) -> Any:
         ArgumentError: a setting that the signature of the class does not allow.
         UserError: what else is wrong with them.
     """
-    own = {str(key): _value(node, key, {}) for key in node if key not in _DIRECTIVES}
-    _call(check_arguments, _key(node), _target(node), own)
-    return _call(function, _key(node), *args, settings(node))
+    own = settings(node)
+    # Nodes inside are checked by who builds them, or asks them in turn.
+    plain = {key: value for key, value in own.items() if not _has_node(value)}
+    _call(check_arguments, _key(node), _target(node), plain)
+    return _call(function, _key(node), *args, own)
 
 
 def build_optional(node: DictConfig | None, **available: Any) -> Any:
@@ -94,6 +96,13 @@ def settings(node: DictConfig) -> dict[str, Any]:
     plain = OmegaConf.to_container(node, resolve=True)
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items() if key not in _DIRECTIVES}
+
+
+def _has_node(value: Any) -> bool:
+    """True for a node, or for a list or mapping with one."""
+    if isinstance(value, dict):
+        return "_target_" in value or any(map(_has_node, value.values()))
+    return isinstance(value, list) and any(map(_has_node, value))
 
 
 def _value(parent: DictConfig | ListConfig, key: Any, available: Mapping[str, Any]) -> Any:

@@ -33,6 +33,11 @@ def test_terms_are_composed_trained_and_logged(shell):
     [
         (["loss=sum", "selector=prism_proxy"], "EmbeddingSum has none: choose e.g. loss=proxy_nca"),
         (["loss=sum", "+loss.weights.cmbl=1"], "'cmbl' it does not have: use cbml, auxiliary. Did"),
+        (["loss=fast_ap", "loss.params=0x10"], "loss.params=0x10 must be a mapping"),
+        (
+            ["loss=sum", "+loss@loss.terms.proxies=proxy_nca", "loss.terms.proxies.params=0x10"],
+            "loss.terms.proxies.params=0x10 must be a mapping",
+        ),
         (["loss=classification_sum"], "and ClassificationSum is none"),
     ],
 )
