@@ -43,8 +43,8 @@ from lightning import Callback, LightningModule
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from noisyml.apps._quiet import quiet
-from noisyml.apps._trainer import leave_out_idle_hooks, make_trainer
+from noisyml.apps._common.quiet import quiet
+from noisyml.apps._common.trainer import leave_out_idle_hooks, make_trainer
 from noisyml.assembly.build import Assembly, assemble
 from noisyml.assembly.nodes import build
 from noisyml.command.config import compose

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisyml.apps._folder import refuse_foreign
-from noisyml.apps._resumable import ResumableVerb
-from noisyml.apps._settings import CleanSettings, read_settings
+from noisyml.apps._common.folder import refuse_foreign
+from noisyml.apps._common.resumable import ResumableVerb
+from noisyml.apps._common.settings import CleanSettings, read_settings
 from noisyml.errors import UserError, did_you_mean
 from noisyml.runs.folder import RunFolder
 
@@ -188,7 +188,7 @@ def own_settings(config: DictConfig) -> AuditSettings:
 
 def clean(config: DictConfig, folder: RunFolder) -> dict[str, float]:
     """Judge all rows of the configured data and write the files of the audit; its metrics."""
-    from noisyml.apps._quiet import quiet
+    from noisyml.apps._common.quiet import quiet
     from noisyml.audit.gallery import write_gallery
     from noisyml.audit.outside import read_probabilities, read_trained
     from noisyml.audit.report import audit, read_reviews, write_audit

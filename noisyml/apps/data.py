@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from noisyml.apps._settings import DataSettings, read_settings
+from noisyml.apps._common.settings import DataSettings, read_settings
 from noisyml.errors import UserError
 from noisyml.storage.files import write_atomically
 

@@ -19,9 +19,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from noisyml.apps._folder import refuse_foreign
-from noisyml.apps._resumable import ResumableVerb, write_changes
-from noisyml.apps._settings import EmbedSettings, read_settings
+from noisyml.apps._common.folder import refuse_foreign
+from noisyml.apps._common.resumable import ResumableVerb, write_changes
+from noisyml.apps._common.settings import EmbedSettings, read_settings
 from noisyml.assembly.saved import saved_config
 from noisyml.errors import UserError, did_you_mean
 from noisyml.runs.folder import RunFolder, locate_checkpoint, locate_run
@@ -205,8 +205,8 @@ def extract(config: DictConfig, folder: RunFolder) -> dict[str, float]:
     import lightning
     from lightning.pytorch.callbacks import LambdaCallback
 
-    from noisyml.apps._quiet import quiet
-    from noisyml.apps._trainer import make_trainer
+    from noisyml.apps._common.quiet import quiet
+    from noisyml.apps._common.trainer import make_trainer
     from noisyml.embeddings.extraction import Extractor, ShardLoaders, ShardWriting, observed_labels
     from noisyml.runs.processes import cluster_environment, handle_termination, is_main_process
 

@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from noisyml.apps._settings import EvaluateSettings, read_settings
-from noisyml.apps._stages import check_values
+from noisyml.apps._common.settings import EvaluateSettings, read_settings
+from noisyml.apps._common.stages import check_values
 from noisyml.assembly.saved import saved_config
 from noisyml.errors import UserError
 from noisyml.runs.folder import RunFolder, locate_checkpoint, locate_run
@@ -74,7 +74,7 @@ def job(config: DictConfig, settings: list[str]) -> dict[str, float]:
     if own.images is None:
         metrics = evaluate(changed, file)
     else:
-        from noisyml.apps._naming import name_images
+        from noisyml.apps._common.naming import name_images
 
         metrics = name_images(changed, file, own, output)
     write_atomically(output.config_file, as_yaml(OmegaConf.create(resolved(changed))))
@@ -109,8 +109,8 @@ def evaluate(config: DictConfig, checkpoint: Path) -> dict[str, float]:
     """
     import lightning
 
-    from noisyml.apps._quiet import quiet
-    from noisyml.apps._trainer import make_trainer
+    from noisyml.apps._common.quiet import quiet
+    from noisyml.apps._common.trainer import make_trainer
     from noisyml.assembly.build import assemble
     from noisyml.callbacks.broken_images import BrokenImages
     from noisyml.runs.progress import announce

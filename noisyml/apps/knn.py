@@ -12,9 +12,9 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from noisyml.apps._folder import is_made_by, recorded, refuse_foreign, write_inputs
-from noisyml.apps._resumable import first_difference
-from noisyml.apps._settings import KnnSettings, read_settings
+from noisyml.apps._common.folder import is_made_by, recorded, refuse_foreign, write_inputs
+from noisyml.apps._common.resumable import first_difference
+from noisyml.apps._common.settings import KnnSettings, read_settings
 from noisyml.errors import UserError
 from noisyml.runs.folder import RunFolder
 from noisyml.storage.reading import read_npy

@@ -71,9 +71,9 @@ def main(arguments: list[str]) -> int:
 def entries(group: str) -> list[dict[str, Any]]:
     """Name and description of each choice; for data sets also ``files``: present or missing."""
     if group in ON_REQUEST:
-        from noisyml.apps import _published
+        from noisyml.apps._common import published
 
-        return _published.claims() if group == "claims" else _published.tables()
+        return published.claims() if group == "claims" else published.tables()
     from noisyml.command.config import options
 
     rows: list[dict[str, Any]] = []

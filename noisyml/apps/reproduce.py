@@ -68,7 +68,7 @@ def main(arguments: list[str]) -> int:
     """
     typed = _typed(arguments)
     if typed.names[0] == CLAIMS:
-        from noisyml.apps._claims import reproduce_claims
+        from noisyml.apps._common.claims import reproduce_claims
 
         return reproduce_claims(typed)
     from noisyml.reproduce.figures import find_table
@@ -105,7 +105,7 @@ def planned(
     found: Sequence[Cell], typed: Typed
 ) -> tuple[dict[int, list[Job]], dict[int, str], dict[int, float]]:
     """The jobs of each cell by its number, why others have none here, and the images of each."""
-    from noisyml.apps._presence import missing
+    from noisyml.apps._common.presence import missing
     from noisyml.command.words import words_in
     from noisyml.reproduce.jobs import composed, composing, repeated
 

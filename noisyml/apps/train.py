@@ -12,9 +12,9 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisyml.apps._adopted import adopted, save_stage_table
-from noisyml.apps._resumable import ResumableVerb, first_difference
-from noisyml.apps._stages import begin_stages, check_values, resolve, resumed_stages
+from noisyml.apps._common.adopted import adopted, save_stage_table
+from noisyml.apps._common.resumable import ResumableVerb, first_difference
+from noisyml.apps._common.stages import begin_stages, check_values, resolve, resumed_stages
 from noisyml.assembly.saved import saved_config
 from noisyml.assembly.trusted import check_places
 from noisyml.errors import UserError
@@ -131,8 +131,8 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     import lightning
     from lightning.pytorch.callbacks import LambdaCallback
 
-    from noisyml.apps._quiet import quiet
-    from noisyml.apps._trainer import leave_out_idle_hooks, make_trainer
+    from noisyml.apps._common.quiet import quiet
+    from noisyml.apps._common.trainer import leave_out_idle_hooks, make_trainer
     from noisyml.assembly.build import assemble
     from noisyml.assembly.nodes import build
     from noisyml.callbacks.checkpoint import AtomicCheckpointIO, RunCheckpoints
@@ -251,7 +251,7 @@ def _concluded(
         config: of the run.
         metrics: so far.
         steps: of training.
-        adopt: stages whose models it took over, see `noisyml.apps._adopted`; none of most runs.
+        adopt: stages whose models it took over (`noisyml.apps._common.adopted`); none of most runs.
     """
     from noisyml.audit.trust import trust_metrics
     from noisyml.callbacks.artefacts import describe_run

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from noisyml.apps._folder import is_made_by
+from noisyml.apps._common.folder import is_made_by
 from noisyml.assembly.saved import saved_config
 from noisyml.command.config import compose, top_level_keys
 from noisyml.errors import UserError

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from omegaconf import OmegaConf
 
-from noisyml.apps._folder import write_inputs
-from noisyml.apps._settings import (
+from noisyml.apps._common.folder import write_inputs
+from noisyml.apps._common.settings import (
     CleanSettings,
     DataSettings,
     EmbedSettings,

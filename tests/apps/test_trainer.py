@@ -7,7 +7,7 @@ from lightning import Callback, LightningModule
 from lightning.pytorch.profilers import SimpleProfiler
 from omegaconf import OmegaConf
 
-from noisyml.apps._trainer import BATCH_HOOKS, NoProfiler, leave_out_idle_hooks, make_trainer
+from noisyml.apps._common.trainer import BATCH_HOOKS, NoProfiler, leave_out_idle_hooks, make_trainer
 
 NODE = OmegaConf.create(
     {"_target_": "lightning.Trainer", "accelerator": "cpu", "devices": 1, "max_epochs": 1}

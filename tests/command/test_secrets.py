@@ -7,8 +7,8 @@ from omegaconf import OmegaConf
 from support.shell import TINY
 from support.shell import shell as shell
 
-from noisyml.apps._folder import write_inputs
-from noisyml.apps._resumable import write_changes
+from noisyml.apps._common.folder import write_inputs
+from noisyml.apps._common.resumable import write_changes
 from noisyml.command.hydra import run_jobs
 from noisyml.command.overrides import apply_overrides
 from noisyml.command.secrets import as_yaml, is_secret, masked_words, resolved, still_masked

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from noisyml.apps._naming import fitting
+from noisyml.apps._common.naming import fitting
 from noisyml.cli import run as command
 from noisyml.data.checks import sheet_font
 from noisyml.data.datasets.embedded.glyphs import Glyphs

@@ -76,7 +76,7 @@ class Exported:
         """Build the network of a run and load its weights."""
         import lightning
 
-        from noisyml.apps._quiet import quiet
+        from noisyml.apps._common.quiet import quiet
         from noisyml.assembly.build import assemble
         from noisyml.assembly.trusted import admit, admitting
 

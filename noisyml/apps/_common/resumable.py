@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from noisyml.apps._folder import (
+from noisyml.apps._common.folder import (
     is_made_by,
     record_death,
     recorded,

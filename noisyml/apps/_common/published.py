@@ -47,7 +47,7 @@ def _said(able: int, total: int, reasons: Sequence[str], desk: Sequence[Cell]) -
 
 def _missing(cell: Cell, known: dict[tuple[str, ...], str | None]) -> str | None:
     """Reason why a cell cannot run here; asked once for each data set with its network."""
-    from noisyml.apps._presence import missing
+    from noisyml.apps._common.presence import missing
     from noisyml.reproduce.jobs import composed, composing
 
     asked = [word.partition("=")[0] for word in cell.words if word.endswith("=???")]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from PIL.ImageFont import FreeTypeFont as Font
 
-    from noisyml.apps._settings import EvaluateSettings
+    from noisyml.apps._common.settings import EvaluateSettings
     from noisyml.data.base import Split
     from noisyml.data.transforms.image import ViewMaker
     from noisyml.methods.image_text.base import ImageText

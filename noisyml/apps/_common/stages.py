@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from noisyml.apps._folder import write_inputs
-from noisyml.apps._settings import PlacesOnly, TrainSettings, read_settings
+from noisyml.apps._common.folder import write_inputs
+from noisyml.apps._common.settings import PlacesOnly, TrainSettings, read_settings
 from noisyml.assembly.trusted import admit, check_composed
 from noisyml.command.secrets import as_yaml, resolved
 from noisyml.errors import UserError
