@@ -25,12 +25,15 @@ STAND_INS = {
 def tiny(words):
     """The words on embedded data and without weights of other places; the same for many cells."""
     data = next((new for word, new in STAND_INS.items() if word in words), ["dataset=digits"])
+    # Weights are elsewhere, and so are the classes that a map of confusions names.
+    new = {"backbone.weights": "backbone.weights=null", "noise.map": "noise.map={0:1}"}
     kept = [
-        "backbone.weights=null" if word.key == "backbone.weights" else word.text
+        new.get(word.key, word.text)
         for word in words_in(list(words))
         if not word.is_below("dataset", "data")
     ]
-    weights = ["backbone.weights=null"] if any("=gist" in word for word in kept) else []
+    brings_weights = any("=gist" in word or word == "backbone=prompted_vit" for word in kept)
+    weights = ["backbone.weights=null"] if brings_weights else []
     return (*kept, *data, *weights)
 
 
