@@ -58,11 +58,8 @@ def ask(function: Callable[..., Any], node: DictConfig, *args: Any) -> Any:
         ArgumentError: a setting that the signature of the class does not allow.
         UserError: what else is wrong with them.
     """
-    own = settings(node)
-    # Nodes inside are checked by who builds them, or asks them in turn.
-    plain = {key: value for key, value in own.items() if not _has_node(value)}
-    _call(check_arguments, _key(node), _target(node), plain)
-    return _call(function, _key(node), *args, own)
+    _check(node)
+    return _call(function, _key(node), *args, settings(node))
 
 
 def build_optional(node: DictConfig | None, **available: Any) -> Any:
@@ -98,11 +95,23 @@ def settings(node: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in plain.items() if key not in _DIRECTIVES}
 
 
+def _check(node: DictConfig) -> None:
+    """Compare the settings of a node, and of the nodes inside it, with their signatures."""
+    inside = {str(key): node[key] for key in node if _has_node(node[key])}
+    plain = {key: value for key, value in settings(node).items() if key not in inside}
+    if "_target_" in node:
+        _call(check_arguments, _key(node), _target(node), plain)
+    for value in inside.values():
+        for part in value if isinstance(value, ListConfig) else [value]:
+            if isinstance(part, DictConfig):
+                _check(part)
+
+
 def _has_node(value: Any) -> bool:
     """True for a node, or for a list or mapping with one."""
-    if isinstance(value, dict):
-        return "_target_" in value or any(map(_has_node, value.values()))
-    return isinstance(value, list) and any(map(_has_node, value))
+    if isinstance(value, DictConfig):
+        return "_target_" in value or any(_has_node(value[key]) for key in value)
+    return isinstance(value, ListConfig) and any(_has_node(part) for part in value)
 
 
 def _value(parent: DictConfig | ListConfig, key: Any, available: Mapping[str, Any]) -> Any:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from noisyml.checks import ArgumentError, check_arguments
 from noisyml.errors import UserError, did_you_mean
 from noisyml.losses.base import Declared, EmbeddingLoss, Loss, ScoreLoss
 from noisyml.losses.classification.base import ClassificationLoss
@@ -55,20 +54,12 @@ class LossSum(Loss):
 
     @classmethod
     def declares(cls, settings: Mapping[str, Any]) -> Declared:
-        """The union over the terms that count.
-
-        Raises:
-            UserError: a term that is no loss, or whose settings are wrong.
-        """
+        """The union over the terms that count."""
         terms = settings.get("terms") or {}
-        declared = []
-        for name in _counting(terms, settings.get("weights")):
-            term = _class_of(name, terms[name])
-            try:
-                check_arguments(term, terms[name])
-            except ArgumentError as error:
-                raise error.below(f"terms.{name}") from error
-            declared.append(term.declares(terms[name]))
+        declared = [
+            _class_of(name, terms[name]).declares(terms[name])
+            for name in _counting(terms, settings.get("weights"))
+        ]
         return Declared(
             frozenset().union(*(one.needs for one in declared)),
             frozenset().union(*(one.gives for one in declared)),

@@ -226,7 +226,8 @@ def test_angle_equals_its_definition(n, dims, seed, block_bytes):
         return
     expected, expected_gradient = differentiated(angle_by_definition, student, teacher)
     close(value, expected)
-    close(gradient, expected_gradient, rtol=1e-7)
+    # On a line all angles are flat or none, and a gradient of zero is a difference of large terms.
+    close(gradient, expected_gradient, rtol=1e-7, atol=1e-7 if 1 in dims else 1e-11)
 
 
 @settings(max_examples=15, deadline=None)
