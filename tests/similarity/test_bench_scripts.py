@@ -27,7 +27,10 @@ def test_classes_are_found_for_images_read_in_blocks(bench):
     sizes = ["--classes", "50", "--images", "300", "--width", "64", "--block", "128"]
     found = bench("bench_zero_shot", *sizes)
     assert found["images"] == 300
-    assert 0.2 < found["fh_at_1"] <= found["fh_at_10"] <= 1
+    mine, product = (found["results"][name] for name in ("ours", "product"))
+    assert 0.2 < mine["fh_at_1"] <= mine["fh_at_10"] <= 1
+    assert all(mine[name] == product[name] for name in mine if name.startswith("fh_at"))
+    assert found["product_over_ours"] > 0
 
 
 def test_kmeans_and_its_peers_find_like_clusters(bench):

@@ -1,7 +1,8 @@
 """Images that lie one after the other in a few large files, with captions beside them.
 
-The places of the records are found in one pass, which is kept; after that every image is read on
-its own, so that batches, resuming and processes work as with single files.
+The files lie on a disk or on a web server. The places of the records are found in one pass, which
+is kept; after that every image is read on its own, so that batches, resuming and processes work as
+with single files.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,8 +25,11 @@ from PIL import Image
 from noisyml.data.base import Split
 from noisyml.data.inputs import BrokenImage, InputKind, as_seen
 from noisyml.data.readers.partition import carve_samples
+from noisyml.data.readers.places import Facts, ServerFailed, facts_of, is_remote, read_at
 from noisyml.errors import UserError
 from noisyml.storage import caches
+
+log = logging.getLogger(__name__)
 
 #: Raise when the meaning of a kept index changes.
 FORMAT = 1
@@ -51,7 +56,7 @@ class RecordImages:
     """Images read from records.
 
     Attributes:
-        files: the large files.
+        files: paths or addresses of the large files.
         file: [N], which of them.
         offset, size: [N] int64, of each record.
         keys: N names, for messages.
@@ -72,16 +77,20 @@ class RecordImages:
 
     def content(self, index: int) -> bytes:
         """The encoded image at `index`."""
-        with open(self.files[int(self.file[index])], "rb") as file:
-            file.seek(int(self.offset[index]))
-            return self.unpack(file.read(int(self.size[index])))
+        place = self.files[int(self.file[index])]
+        return self.unpack(read_at(place, int(self.offset[index]), int(self.size[index])))
 
     def load(self, index: int) -> Image.Image:
-        """The image at `index`, RGB as a viewer shows it; raises `BrokenImage` naming it."""
+        """The image at `index`, RGB as a viewer shows it.
+
+        Raises:
+            BrokenImage: it is damaged; with its name.
+            ServerFailed: the server of its file does not give it.
+        """
         try:
             with Image.open(io.BytesIO(self.content(index))) as image:
                 return as_seen(image)
-        except MemoryError:
+        except (MemoryError, ServerFailed):
             raise
         except Exception as error:
             path = self.files[int(self.file[index])]
@@ -89,8 +98,8 @@ class RecordImages:
 
 
 def record_splits(
-    files: Sequence[Path],
-    read: Callable[[Path], Iterator[Record]],
+    files: Sequence[str],
+    read: Callable[[str], Iterator[Record]],
     unpack: Callable[[bytes], bytes],
     fractions: tuple[float, float],
     seed: int,
@@ -99,7 +108,7 @@ def record_splits(
     """``train``, ``val`` (if its share is not 0) and ``test`` of records, by shares of the names.
 
     Args:
-        files: the large files.
+        files: paths or addresses of the large files.
         read: finds the records of one.
         unpack: see `RecordImages`.
         fractions: shares for ``val`` and ``test``.
@@ -108,48 +117,50 @@ def record_splits(
 
     Raises:
         UserError: no records, or a name that occurs twice.
+        ServerFailed: a server does not give a file.
     """
-    found = [_index(file, read, cache_dir) for file in files]
-    keys = [f"{file.name}/{r.key}" for file, rows in zip(files, found, strict=True) for r in rows]
+    facts = [facts_of(file) for file in files]
+    found = [_index(file, fact, read, cache_dir) for file, fact in zip(files, facts, strict=True)]
+    keys = [f"{fact.name}/{r.key}" for fact, rows in zip(facts, found, strict=True) for r in rows]
+    folder = files[0].rpartition("/")[0]
     if not keys:
-        raise UserError(f"{files[0].parent} holds no image with a caption; check the files.")
+        raise UserError(f"{folder} holds no image with a caption; check the files.")
     if len(set(keys)) != len(keys):
         twice = next(key for key, number in Counter(keys).items() if number > 1)
-        raise UserError(f"{twice} occurs twice in {files[0].parent}; remove one of the two.")
+        raise UserError(f"{twice} occurs twice in {folder}; remove one of the two.")
     records = [record for rows in found for record in rows]
     number = np.repeat(np.arange(len(files)), [len(rows) for rows in found])
     captions = np.array([record.caption for record in records], dtype=object)
     offset, size = (np.array([r[i] for r in records], dtype=np.int64) for i in (2, 3))
     parts = carve_samples(np.zeros(len(keys), dtype=np.int64), keys, *fractions, seed)
     digest = hashlib.sha256()
-    for file in files:
-        facts = file.stat()
-        digest.update(f"{file.name}\0{facts.st_size}\0{facts.st_mtime_ns}\0".encode())
+    for fact in facts:
+        digest.update(f"{fact.name}\0{fact.size}\0{fact.version}\0".encode())
     splits = {}
     for part, name in enumerate(("train", "val", "test")):
         rows = np.flatnonzero(parts == part)
         if not len(rows):
             continue
         own = [keys[row] for row in rows.tolist()]
-        inputs = RecordImages(
-            [str(file) for file in files], number[rows], offset[rows], size[rows], own, unpack
-        )
+        inputs = RecordImages(list(files), number[rows], offset[rows], size[rows], own, unpack)
         fingerprint = f"{digest.hexdigest()}[{name} of {fractions} by {seed}]"
         splits[name] = Split(name, inputs, captions[rows], [], own, fingerprint)
     return splits
 
 
 def _index(
-    file: Path, read: Callable[[Path], Iterator[Record]], cache_dir: Path | None
+    file: str, facts: Facts, read: Callable[[str], Iterator[Record]], cache_dir: Path | None
 ) -> list[Record]:
     """The records of a file, found in a pass over it or kept from an earlier one."""
     if cache_dir is None:
         return list(read(file))
-    facts = file.stat()
-    name = f"{FORMAT} {read.__qualname__} {file.resolve()} {facts.st_size} {facts.st_mtime_ns}"
+    address = file if is_remote(file) else Path(file).resolve()
+    name = f"{FORMAT} {read.__qualname__} {address} {facts.size} {facts.version}"
     kept = cache_dir / "records" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):
         return [Record(*row) for row in json.loads(kept.read_bytes())]
+    if is_remote(file):
+        log.info("looking for images in %s (%.0f MB)", file, facts.size / 1e6)
     rows = list(read(file))
     caches.write(kept, json.dumps(rows).encode())
     return rows

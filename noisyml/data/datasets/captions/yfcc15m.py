@@ -59,7 +59,7 @@ class YFCC15M(DatasetSource):
             UserError: no records, or the library msgpack is not installed.
         """
         require_files(self, "yfcc15m")
-        files = sorted(self.root.glob("*.msgpack"))
+        files = [str(path) for path in sorted(self.root.glob("*.msgpack"))]
         return record_splits(
             files, msgpack_records, image_of, self.fractions, self.seed, self.cache_dir
         )
@@ -75,13 +75,13 @@ def _library() -> Any:
     return msgpack
 
 
-def msgpack_records(file: Path) -> Iterator[Record]:
+def msgpack_records(file: str) -> Iterator[Record]:
     """Places and captions of the records of a file, named by their number.
 
     Raises:
         UserError: it holds something else.
     """
-    with file.open("rb") as stream:
+    with open(file, "rb") as stream:
         unpacker = _library().Unpacker(stream, raw=False, max_buffer_size=0)
         begin, number = 0, 0
         try:

@@ -1,13 +1,9 @@
 """Data sets of images and captions, on small trees of the published form."""
 
-import io
-import tarfile
-
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image
-from torch.utils.data import DataLoader
+from support.shards import drawn_from, encoded, write_shard
 
 from noisyml.data.datasets.captions.cc3m import CC3M, WIT
 from noisyml.data.datasets.captions.composed import ComposedCaptions
@@ -16,19 +12,10 @@ from noisyml.data.datasets.captions.yfcc15m import YFCC15M
 from noisyml.data.datasets.embedded.digits import Digits
 from noisyml.data.datasets.own.csv_table import CsvTable
 from noisyml.data.inputs import BrokenImage
-from noisyml.data.samplers.plans import PlannedBatches, Shuffle
-from noisyml.data.transforms.image import ImageTransform
-from noisyml.data.views import TrainingView, whole
 from noisyml.errors import UserError
-from noisyml.targets import PAIRS, texts_of
+from noisyml.targets import PAIRS
 
 NUMBER = 40
-
-
-def encoded(grey, kind="PNG"):
-    content = io.BytesIO()
-    Image.new("RGB", (4, 3), (grey, grey, grey)).save(content, kind)
-    return content.getvalue()
 
 
 @pytest.fixture
@@ -105,17 +92,6 @@ def test_yfcc_records_are_read_one_by_one(tmp_path, monkeypatch):
         source.splits()
 
 
-def write_shard(path, numbers, captions="txt"):
-    with tarfile.open(path, "w") as shard:
-        for i in numbers:
-            texts = {"txt": f"shot {i}", "json": f'{{"caption": "shot {i}"}}'}
-            members = {"png": encoded(i), captions: texts[captions].encode()}
-            for suffix, content in members.items():
-                member = tarfile.TarInfo(f"folder/{i:04d}.{suffix}")
-                member.size = len(content)
-                shard.addfile(member, io.BytesIO(content))
-
-
 def test_shards_of_webdataset(tmp_path):
     write_shard(tmp_path / "0.tar", range(25))
     write_shard(tmp_path / "1.tar", range(25, NUMBER), "json")
@@ -133,19 +109,6 @@ def test_shards_of_webdataset(tmp_path):
     (tmp_path / "2.tar").write_bytes(b"nothing")
     with pytest.raises(UserError, match=r"2\.tar cannot be read"):
         source.splits()
-
-
-def drawn_from(split, rank=0, world_size=1, start=0, workers=0):
-    """Captions and greys of the batches of an epoch, as training reads them."""
-    batches = PlannedBatches(
-        Shuffle(split.labels, seed=0, batch_size=8), 0, rank, world_size, 3, start
-    )
-    view = TrainingView(split, split.labels, ImageTransform())
-    loader = DataLoader(view, batch_sampler=batches, collate_fn=whole, num_workers=workers)
-    return [
-        list(zip(texts_of(b["caption"]), b["image"][:, 0, 0, 0].tolist(), strict=True))
-        for b in loader
-    ]
 
 
 def test_shards_are_shared_by_ranks_and_workers_and_go_on_at_any_batch(tmp_path):
