@@ -30,6 +30,9 @@ class Handler(http.server.SimpleHTTPRequestHandler):
         server.asked.append(self.path)
         if server.failures:
             kind = server.failures.pop(0)
+            if kind == "gone":
+                self.close_connection = True
+                return
             if isinstance(kind, int):
                 self.send_error(kind)
                 return
@@ -119,7 +122,7 @@ def test_ranks_and_workers_share_a_server_s_shards_and_go_on_at_any_batch(server
     assert drawn_from(split, start=1, workers=2) == whole_epoch[1:]
 
 
-@pytest.mark.parametrize("failure", [503, 429, "half"])
+@pytest.mark.parametrize("failure", [503, 429, "half", "gone"])
 def test_a_failure_in_passing_costs_another_request(server, failure):
     split = source(server).splits()["train"]
     whole_epoch = drawn_from(split)
@@ -144,8 +147,7 @@ def test_a_server_that_fails_is_named_with_its_shard(server, failure, sentence):
 
 def test_a_server_that_goes_away_ends_workers_in_one_sentence(server):
     split = source(server).splits()["train"]
-    server.shutdown()
-    server.server_close()
+    server.failures += ["gone"] * 3
     try:
         drawn_from(split)
     except UserError:
