@@ -17,9 +17,11 @@ from noisyml.apps._common.resumable import ResumableVerb, first_difference
 from noisyml.apps._common.stages import begin_stages, check_values, resolve, resumed_stages
 from noisyml.assembly.saved import saved_config
 from noisyml.assembly.trusted import check_places
+from noisyml.command.sweeps import current_trial
 from noisyml.errors import UserError
 from noisyml.runs.artefacts import list_artefacts
 from noisyml.runs.folder import CONFIG_FILE, STAGES_FOLDER, RunFolder, locate_checkpoint
+from noisyml.runs.trials import TRIAL_FILE, Trial
 from noisyml.stages.controller import possible_handovers
 from noisyml.stages.plan import Handover
 from noisyml.storage.reading import reason_of
@@ -66,6 +68,12 @@ class Training(ResumableVerb):
             begin_stages(config, folder, typed, choices)
         super().begin(config, folder, typed, choices)
 
+    def go_on(self, config: DictConfig, folder: RunFolder, typed: Sequence[str]) -> None:
+        """Write the configuration; a run that is changed is no trial of its search any more."""
+        super().go_on(config, folder, typed)
+        if typed:
+            (folder.path / TRIAL_FILE).unlink(missing_ok=True)
+
     def changed(self, composed: DictConfig, config: DictConfig, folder: RunFolder) -> str | None:
         """The first setting that differs, whatever stages may have given the run."""
         found = [
@@ -88,6 +96,8 @@ class Training(ResumableVerb):
 
         if is_main_process():
             _say_what_is_assumed(config, folder)
+            if (trial := current_trial(folder.path)) is not None:
+                trial.write(folder.path)
         # Ranks that rank 0 starts are told a stage's own folder, and the run's in its turn.
         if config.get("stages") and is_main_process():
             for stage in resumed_stages(config, folder).pending():
@@ -111,9 +121,11 @@ class Training(ResumableVerb):
             report_verb.main([str(home)])
         for run in runs:
             if not report:
+                state = run.status().get("state")
                 shown = {k: v for k, v in run.metrics().items() if k.startswith("test/")}
                 print(
                     f"run    {run.path}  " + "  ".join(f"{k} {figure(v)}" for k, v in shown.items())
+                    + (f"  {state}" if state != "finished" else "")
                 )
             if run.suspects_file.is_file() and len(runs) == 1:
                 print(f"labels to check, least trusted first: {run.suspects_file}")
@@ -140,6 +152,7 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     from noisyml.callbacks.loggers import announce_run
     from noisyml.callbacks.progress import LiveProgress
     from noisyml.callbacks.selection_log import SelectionLog
+    from noisyml.callbacks.trial import TrialReports
     from noisyml.command.secrets import masked, resolved
     from noisyml.methods.self_training import SelfTraining
     from noisyml.runs.costs import Meter
@@ -182,9 +195,11 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
         handle_termination()
 
     signals = LambdaCallback(on_train_start=begin, on_test_start=handle_termination)
+    trial = Trial.read(folder.path)
+    reports = [] if trial is None else [TrialReports(folder.path, trial)]
     trainer = make_trainer(
         config.trainer,
-        callbacks=[*callbacks, signals],
+        callbacks=[*callbacks, signals, *reports],
         logger=loggers if is_main_process() else False,
         plugins=[AtomicCheckpointIO(), cluster_environment()],
         default_root_dir=str(folder.path),
@@ -224,6 +239,8 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     if SelectionLog in by_type:
         metrics |= by_type[SelectionLog].last_metrics
     metrics |= {f"noise/{name}": rate for name, rate in manifest.rates().items()}
+    if reports and reports[0].pruned:
+        return _recorded(trainer, method, folder, config, metrics, steps)
     checkpoints = by_type.get(RunCheckpoints)
     metrics |= _test_all(trainer, method, data, checkpoints, list(config.model_choice))
     if isinstance(method, SelfTraining):
@@ -255,9 +272,6 @@ def _concluded(
     """
     from noisyml.audit.trust import trust_metrics
     from noisyml.callbacks.artefacts import describe_run
-    from noisyml.callbacks.loggers import announce_results
-    from noisyml.command.secrets import masked, resolved
-    from noisyml.metrics.base import metric_names
     from noisyml.runs.processes import is_main_process
 
     if is_main_process():
@@ -267,6 +281,33 @@ def _concluded(
             save_stage_table(folder, adopt)
         if folder.selection_file.is_file():
             metrics |= trust_metrics(data, folder.selection_file, ranking)
+    return _recorded(trainer, method, folder, config, metrics, steps)
+
+
+def _recorded(
+    trainer: Any,
+    method: Any,
+    folder: RunFolder,
+    config: DictConfig,
+    metrics: dict[str, float],
+    steps: int,
+) -> dict[str, float]:
+    """Write a run's metrics and tell its loggers; the metrics.
+
+    Args:
+        trainer: of the run.
+        method: trained.
+        folder: of the run.
+        config: of the run.
+        metrics: of the run.
+        steps: of training.
+    """
+    from noisyml.callbacks.loggers import announce_results
+    from noisyml.command.secrets import masked, resolved
+    from noisyml.metrics.base import metric_names
+    from noisyml.runs.processes import is_main_process
+
+    if is_main_process():
         metric_names(method.evaluators).write(folder.metric_names_file)
         folder.write_metrics(metrics)
         settings: Any = masked(resolved(config))

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,11 +18,21 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, open_dict
 
-from noisyml.checks import Count, Seed, check_arguments
+from noisyml.checks import Count, Seed, WholeNonNegative, check_arguments
 from noisyml.command.secrets import as_yaml, masked_words
+from noisyml.command.studies import (
+    BEST_FILE,
+    distribution,
+    example,
+    missing_trials,
+    sampler,
+    write_best,
+    write_results,
+)
 from noisyml.command.sweeps import OBJECTIVE, Sweep, lacking_key, objective_of, objective_value
 from noisyml.command.words import Word, words_in
 from noisyml.errors import UserError
+from noisyml.runs.trials import JOURNAL_FILE, PRUNED, STUDY_NAME, PrunerName, Search, open_journal
 from noisyml.storage.files import write_atomically
 from noisyml.storage.reading import read_json
 
@@ -35,8 +45,6 @@ if TYPE_CHECKING:
 
 #: Where Hydra looks for plugins.
 NAMESPACE = "hydra_plugins"
-#: Values of a search and how it went so far, in the folder of the sweep.
-JOURNAL_FILE, BEST_FILE = "study.journal", "best.json"
 
 
 def say(sentence: str) -> None:
@@ -205,15 +213,23 @@ class StudySweeper(_OwnSweeper):
 
     Each job is a trial whose number names its folder. A trial depends on the seed, its number and
     the trials that had ended, so that a search that was killed goes on as if it had not been:
-    ``study.journal`` in the sweep's folder keeps it, and the trial under way is gone on with.
+    ``study.journal`` in the sweep's folder keeps it, and the trial under way is gone on with. A
+    trial reports its objective after each validation, and is stopped where it is hopeless
+    (`noisyml.runs.trials.Search`).
 
     Args:
         n_trials: jobs in all.
         n_jobs: jobs at a time, for launchers that run them beside each other.
         seed: of the search.
         method: ``tpe`` (tree-structured Parzen estimator) or ``random``.
-        objective: metric to go by; ``headline`` stands for that of the first evaluator.
+        objective: metric to go by, on validation data; ``headline`` stands for that of the first
+            evaluator.
         direction: ``maximize``, ``minimize``, or null: as the metric's evaluator says.
+        on_test: True if the objective may be another metric than a ``val/...``; the report then
+            says that the values were chosen on it.
+        pruner: rule by which trials are stopped: ``median``, ``halving`` or ``none``.
+        startup_trials: with ``median``, trials that must have finished before one is stopped.
+        warmup_epochs: epochs in which no trial is stopped.
         params: what the configuration brings to search.
     """
 
@@ -225,6 +241,10 @@ class StudySweeper(_OwnSweeper):
         method: Literal["tpe", "random"] = "tpe",
         objective: str = OBJECTIVE,
         direction: Literal["maximize", "minimize"] | None = None,
+        on_test: bool = False,
+        pruner: PrunerName = "median",
+        startup_trials: WholeNonNegative = 5,
+        warmup_epochs: WholeNonNegative = 1,
         params: Mapping[str, str] | None = None,
     ) -> None:
         given = {
@@ -234,15 +254,20 @@ class StudySweeper(_OwnSweeper):
             "method": method,
             "objective": objective,
             "direction": direction,
+            "on_test": on_test,
+            "pruner": pruner,
+            "startup_trials": startup_trials,
+            "warmup_epochs": warmup_epochs,
         }
         check_arguments(type(self).__init__, given)
         self.n_trials, self.n_jobs, self.seed, self.method = n_trials, n_jobs, seed, method
-        self.wanted, self.direction = objective, direction
+        self.wanted, self.direction, self.on_test = objective, direction, on_test
+        self.rule = Search(objective, pruner, startup_trials, warmup_epochs)
 
     def sweep(self, arguments: list[str]) -> float | None:
         """Run the trials that are missing; the best value, or None if no job ended well."""
         words = self.words()
-        space = {word.target: _distribution(word) for word in words if word.swept}
+        space = {word.target: distribution(word) for word in words if word.swept}
         if not space:
             raise UserError(
                 "There is nothing to search: give a setting several values or an interval, e.g. "
@@ -250,33 +275,49 @@ class StudySweeper(_OwnSweeper):
             )
         fixed = [word.text for word in words if not word.swept]
         self._refusals: dict[str, Exception] = {}
-        first = [f"{key}={_example(values)}" for key, values in space.items()]
+        first = [f"{key}={example(values)}" for key, values in space.items()]
         lacking = self.lacking([*fixed, *first])
         composed = self.context.config_loader.load_sweep_config(
             self.composed, [w.text for w in words_in([*fixed, *first]) if w.key not in lacking]
         )
-        self.objective, lower = objective_of(composed, self.wanted)
-        if not self.objective.startswith("val/"):
-            say(f"the search goes by {self.objective}: its best value is no test result.")
+        objective, lower = objective_of(composed, self.wanted)
+        self.rule = self._permitted(objective)
         direction = self.direction or ("minimize" if lower else "maximize")
         self.record()
         self.plan.jobs = self.n_trials
+        if self.rule.pruner != "none":
+            self.plan.search = self.rule
         study = self._study(direction)
         while batch := self._next(study, space):
             self._run(study, batch, fixed)
         return self._conclude(study)
 
+    def _permitted(self, objective: str) -> Search:
+        """The rule of the search with its objective by name.
+
+        Raises:
+            UserError: the values would be chosen on test data, and nobody has said so.
+        """
+        if objective.startswith("val/"):
+            return replace(self.rule, objective=objective)
+        if not self.on_test:
+            raise UserError(
+                f"hydra.sweeper.objective={objective} is no metric of validation data: what is "
+                f"chosen on it looks better than it is. Go by a val/... metric, or say "
+                f"hydra.sweeper.on_test=true, which labels the result so."
+            )
+        say(f"values are CHOSEN ON {objective}: its best value is no test result.")
+        # It is known only when a run has ended.
+        return replace(self.rule, objective=objective, pruner="none")
+
     def _study(self, direction: Literal["maximize", "minimize"]) -> Study:
         """The study in the sweep's folder, new or begun."""
-        import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-
-        optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.plan.home.mkdir(parents=True, exist_ok=True)
-        storage = JournalStorage(JournalFileBackend(str(self.plan.home / JOURNAL_FILE)))
+        storage = open_journal(self.plan.home / JOURNAL_FILE)
+        import optuna
+
         study = optuna.create_study(
-            storage=storage, study_name="noisyml", direction=direction, load_if_exists=True
+            storage=storage, study_name=STUDY_NAME, direction=direction, load_if_exists=True
         )
         if study.direction.name.lower() != direction:
             raise UserError(
@@ -287,27 +328,13 @@ class StudySweeper(_OwnSweeper):
 
     def _next(self, study: Study, space: Mapping[str, BaseDistribution]) -> list[FrozenTrial]:
         """Trials to run now: those that a kill left under way, or new ones; none at the end."""
-        import optuna
-        from optuna.trial import TrialState
-
-        trials = study.get_trials(deepcopy=False)
-        begun = [t for t in trials if t.state == TrialState.RUNNING]
-        for trial in begun:
-            if trial.params.keys() != space.keys():
-                # Killed while it was being drawn, or typed with another space.
-                study.tell(trial.number, state=TrialState.FAIL)
-        begun = [t for t in begun if t.params.keys() == space.keys()]
+        begun = missing_trials(study, space)
         if begun:
             return begun[: self.n_jobs]
+        done = len(study.get_trials(deepcopy=False))
         drawn: list[Trial] = []
-        for number in range(len(trials), min(len(trials) + self.n_jobs, self.n_trials)):
-            samplers = optuna.samplers
-            seed = self.seed + 1_000_003 * number
-            study.sampler = (
-                samplers.TPESampler(seed=seed % 2**32)
-                if self.method == "tpe"
-                else samplers.RandomSampler(seed=seed % 2**32)
-            )
+        for number in range(done, min(done + self.n_jobs, self.n_trials)):
+            study.sampler = sampler(self.method, self.seed + 1_000_003 * number)
             drawn.append(study.ask(dict(space)))
         return [study.get_trials(deepcopy=False)[trial.number] for trial in drawn]
 
@@ -325,78 +352,41 @@ class StudySweeper(_OwnSweeper):
             results = self.starter.launch(jobs, initial_job_idx=together[0].number)
             for trial, result in zip(together, results, strict=True):
                 metrics = result.return_value
-                value = None if metrics is None else objective_value(metrics, self.objective)
+                value = None if metrics is None else objective_value(metrics, self.rule.objective)
+                reported = study.get_trials(deepcopy=False)[trial.number]
                 if value is None or value != value:
                     study.tell(trial.number, state=TrialState.FAIL)
+                elif PRUNED in reported.user_attrs:
+                    study.tell(trial.number, state=TrialState.PRUNED)
                 else:
                     study.tell(trial.number, value)
-                self._write_best(study)
+                write_best(self.plan.home, study, self.rule.objective)
+            write_results(self.plan.home, study, self._facts())
 
-    def _write_best(self, study: Study) -> dict[str, Any] | None:
-        """Write the best trial so far; None if none has a value."""
-        from optuna.trial import TrialState
-
-        done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-        if not done:
-            return None
-        best = study.best_trial
-        facts = {
-            "objective": self.objective,
-            "direction": study.direction.name.lower(),
-            "value": best.value,
-            "job": best.number,
-            "params": best.params,
-            "trials": len(done),
+    def _facts(self) -> dict[str, Any]:
+        """What the search is, for its results."""
+        return {
+            "objective": self.rule.objective,
+            "on_test": self.on_test and not self.rule.objective.startswith("val/"),
+            "sampler": self.method,
+            "seed": self.seed,
+            "pruner": self.rule.pruner,
+            "n_trials": self.n_trials,
         }
-        write_atomically(self.plan.home / BEST_FILE, json.dumps(facts, indent=2) + "\n")
-        return facts
 
     def _conclude(self, study: Study) -> float | None:
-        facts = self._write_best(study)
+        """Write and say what came out."""
+        write_results(self.plan.home, study, self._facts(), importance=True)
+        facts = write_best(self.plan.home, study, self.rule.objective)
         if facts is None:
             return None
         listed = " ".join(f"{key}={value}" for key, value in facts["params"].items())
+        pruned = f" ({facts['pruned']} more were stopped early)" if facts["pruned"] else ""
         print(
-            f"best {facts['objective']} {facts['value']:.4f} of {facts['trials']} jobs, in job "
-            f"{facts['job']}: {listed}\nbest {self.plan.home / BEST_FILE}"
+            f"best {facts['objective']} {facts['value']:.4f} of {facts['trials']} jobs{pruned}, in "
+            f"job {facts['job']}: {listed}\nbest {self.plan.home / BEST_FILE}"
         )
         return float(facts["value"])
-
-
-def _distribution(word: Word) -> BaseDistribution:
-    """The values that a word lets a search choose from."""
-    from hydra.core.override_parser.types import IntervalSweep, RangeSweep
-    from optuna.distributions import (
-        CategoricalDistribution,
-        FloatDistribution,
-        IntDistribution,
-    )
-
-    sweep = word.sweep()
-    log = "log" in getattr(sweep, "tags", ())
-    if isinstance(sweep, IntervalSweep):
-        low, high = sweep.start or 0, sweep.end or 0
-        if not low < high or (log and low <= 0):
-            raise UserError(f"{word.text}: an interval runs from low to high, with log above 0.")
-        if isinstance(low, int) and isinstance(high, int):
-            return IntDistribution(low, high, log=log)
-        return FloatDistribution(float(low), float(high), log=log)
-    if isinstance(sweep, RangeSweep) and all(
-        isinstance(number, int) for number in (sweep.start, sweep.stop, sweep.step)
-    ):
-        values = [int(value) for value in word.values()]
-        if len(values) > 1 and values[0] < values[-1]:
-            return IntDistribution(values[0], values[-1], step=values[1] - values[0])
-    return CategoricalDistribution(word.values())
-
-
-def _example(values: BaseDistribution) -> Any:
-    """One of the values of a distribution."""
-    from optuna.distributions import CategoricalDistribution
-
-    if isinstance(values, CategoricalDistribution):
-        return values.choices[0]
-    return values.low  # type: ignore[attr-defined]
 
 
 _KINDS = (JobSweeper, StudySweeper, ListSweeper)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from noisyml.command.config import chosen_by, conf_dir, options, sweep_values_of
 from noisyml.command.words import Word, options_of, quoted, split_line, words_in
 from noisyml.errors import UserError, causes
+from noisyml.runs.trials import Search, Trial
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -40,6 +41,8 @@ class Sweep:
         shared: choices that all jobs have in common, and Hydra's own settings.
         params: what the configuration brings to vary beside what was typed.
         jobs: how many jobs there are; 0 while nobody knows.
+        search: what a search asks of its jobs while they train; None of other sweeps, and of a
+            search that stops none.
     """
 
     home: Path
@@ -49,6 +52,7 @@ class Sweep:
     shared: list[str]
     params: dict[str, str]
     jobs: int = 0
+    search: Search | None = None
 
     @property
     def is_ours(self) -> bool:
@@ -77,6 +81,20 @@ def under_way(sweep: Sweep | None) -> Iterator[None]:
 def current_sweep() -> Sweep | None:
     """The sweep that the job under way belongs to; None outside one."""
     return _UNDER_WAY.get()
+
+
+def current_trial(folder: Path) -> Trial | None:
+    """The trial of a search that the job under way is; None if it is none.
+
+    Args:
+        folder: of its run.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    sweep = current_sweep()
+    if sweep is None or sweep.search is None:
+        return None
+    return Trial.of(folder, sweep.home, HydraConfig.get().job.num, sweep.search)
 
 
 def sweep_settings(root: str, arguments: list[str], say: Callable[[str], None]) -> Sweep:

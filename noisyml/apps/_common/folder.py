@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from noisyml.errors import UserError
 from noisyml.runs.folder import RunFolder
+from noisyml.runs.trials import PRUNED_STATE, Trial
 from noisyml.storage.files import write_atomically
 
 if TYPE_CHECKING:
@@ -99,7 +100,11 @@ def recorded(folder: RunFolder, go_on: str) -> Iterator[None]:
                 f"data.on_broken=skip leaves them out."
             ) from error
         raise
-    folder.write_status("finished", began=began, ended=time.time())
+    trial = Trial.read(folder.path)
+    if trial is None or trial.pruned is None:
+        folder.write_status("finished", began=began, ended=time.time())
+    else:
+        folder.write_status(PRUNED_STATE, began=began, ended=time.time(), reason=trial.why)
 
 
 def record_death(folder: RunFolder, sentence: str) -> None:

@@ -28,6 +28,7 @@ from noisyml.assembly.saved import saved_config
 from noisyml.assembly.trusted import admit, admitting
 from noisyml.errors import SweepError, UserError
 from noisyml.runs.folder import RunFolder
+from noisyml.runs.trials import PRUNED_STATE
 from noisyml.storage.files import write_atomically
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class ResumableVerb(ABC):
 
     def is_finished(self, folder: RunFolder) -> bool:
         """True if there is nothing left to do in the folder."""
-        return folder.status().get("state") == "finished"
+        return folder.status().get("state") in ("finished", PRUNED_STATE)
 
     def begin(
         self, config: DictConfig, folder: RunFolder, typed: list[str], choices: dict[str, str]
@@ -286,7 +287,7 @@ class ResumableVerb(ABC):
                 page = (
                     f"; its report is {folder.report_file}" if folder.report_file.is_file() else ""
                 )
-                print(f"{path} is finished already{page}.")
+                print(f"{path} is {folder.status()['state']} already{page}.")
                 return 0
             if typed:
                 self.go_on(config, folder, typed)
