@@ -124,7 +124,8 @@ class Training(ResumableVerb):
                 state = run.status().get("state")
                 shown = {k: v for k, v in run.metrics().items() if k.startswith("test/")}
                 print(
-                    f"run    {run.path}  " + "  ".join(f"{k} {figure(v)}" for k, v in shown.items())
+                    f"run    {run.path}  "
+                    + "  ".join(f"{k} {figure(v)}" for k, v in shown.items())
                     + (f"  {state}" if state != "finished" else "")
                 )
             if run.suspects_file.is_file() and len(runs) == 1:

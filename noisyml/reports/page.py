@@ -35,6 +35,7 @@ class Report:
     comparisons: tuple[TextTable, ...]
     runs: tuple[RunLine, ...]
     run_columns: tuple[Column, ...]
+    searches: tuple[Detail, ...]
     commands: tuple[str, ...]
     environment: tuple[Fact, ...]
     other_metrics: tuple[tuple[str, str], ...] = ()
@@ -44,7 +45,8 @@ class Report:
     def pictures(self) -> list[Picture]:
         """All figures in the order of the page."""
         detailed = [picture for detail in self.details for picture in detail.pictures]
-        return [*self.across, *self.training, *self.trust, *detailed]
+        searched = [picture for search in self.searches for picture in search.pictures]
+        return [*searched, *self.across, *self.training, *self.trust, *detailed]
 
     @property
     def cards(self) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from noisyml import __version__
@@ -35,7 +36,10 @@ def render_markdown(report: Report) -> str:
         parts.append(_one_line(report.shared))
     parts.append(markdown_table(report.table).rstrip())
     parts.append(LEGEND)
-    for table in report.comparisons:
+    searched = [
+        replace(t, title=f"{s.title}: {t.title}") for s in report.searches for t in s.tables
+    ]
+    for table in (*searched, *report.comparisons):
         lines = [markdown_row(["---"] * len(table.headings))]
         lines += [markdown_row(list(map(escape_markdown, row))) for row in table.rows]
         parts.append(f"## {escape_markdown(table.title)}\n\n{escape_markdown(table.caption)}")

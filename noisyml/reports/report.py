@@ -27,9 +27,11 @@ from noisyml.reports.sections.overview import (
     run_lines,
     summary,
 )
+from noisyml.reports.sections.search import searches
 from noisyml.reports.sections.training import training
 from noisyml.reports.sections.trust import trust_over_epochs
 from noisyml.reports.tables import FINISHED, load_runs, result_table
+from noisyml.runs.trials import PRUNED_STATE
 from noisyml.storage.files import write_atomically
 
 COMMANDS_SHOWN = 50
@@ -65,19 +67,24 @@ def build_report(
         UserError: a folder is missing or holds no run, or `by` or `metrics` names nothing known.
     """
     frame = load_runs(paths, by)
-    runs = ReportedRuns(frame, result_table(frame, metrics))
+    # What a search stopped early has no result to compare.
+    pruned = frame["state"] == PRUNED_STATE
+    compared = frame if pruned.all() else frame[~pruned]
+    runs = ReportedRuns(compared, result_table(compared, metrics))
+    everything = ReportedRuns(frame, runs.table)
     figures = across(runs), training(runs), [*trust_over_epochs(runs), *memorisation(runs)]
     shown, note = details(runs)
+    searched = searches(everything.folders, runs.unreadable)
     facts = environment_facts([runs.read(read_environment, run) or {} for run in runs.folders])
-    lines = run_lines(runs)
+    lines = run_lines(everything)
     return Report(
-        title=title or default_title(runs),
-        summary=summary(runs),
+        title=title or default_title(everything),
+        summary=summary(everything),
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         notices=tuple(notices(runs, facts)),
-        unfinished=tuple(line for line in lines if line.state != FINISHED),
+        unfinished=tuple(line for line in lines if line.state not in (FINISHED, PRUNED_STATE)),
         table=runs.table,
-        csv=csv_table(frame, runs.table),
+        csv=csv_table(compared, runs.table),
         across=tuple(figures[0]),
         training=tuple(figures[1]),
         trust=tuple(figures[2]),
@@ -86,7 +93,8 @@ def build_report(
         comparisons=tuple(comparisons(runs)),
         runs=tuple(lines),
         run_columns=runs.table.columns,
-        commands=tuple(_commands(runs)),
+        searches=tuple(searched),
+        commands=tuple(_commands(everything)),
         environment=tuple(facts),
         other_metrics=other_metrics(runs) if runs.single else (),
         config=runs.folders[0].config_file.read_text(encoding="utf-8") if runs.single else "",
