@@ -149,8 +149,8 @@ def recipe(config: DictConfig, folder: RunFolder, title: str) -> dict[str, float
     from noisyml.assembly.build import assemble
     from noisyml.assembly.nodes import build
     from noisyml.callbacks.checkpoint import AtomicCheckpointIO, RunCheckpoints
+    from noisyml.callbacks.dashboards.base import announce_run
     from noisyml.callbacks.history import History
-    from noisyml.callbacks.loggers import announce_run
     from noisyml.callbacks.progress import LiveProgress
     from noisyml.callbacks.selection_log import SelectionLog
     from noisyml.callbacks.trial import TrialReports
@@ -303,7 +303,7 @@ def _recorded(
         metrics: of the run.
         steps: of training.
     """
-    from noisyml.callbacks.loggers import announce_results
+    from noisyml.callbacks.dashboards.base import announce_results
     from noisyml.command.secrets import masked, resolved
     from noisyml.metrics.base import metric_names
     from noisyml.runs.processes import is_main_process
@@ -312,7 +312,7 @@ def _recorded(
         metric_names(method.evaluators).write(folder.metric_names_file)
         folder.write_metrics(metrics)
         settings: Any = masked(resolved(config))
-        announce_results(trainer.loggers, settings, metrics, steps)
+        announce_results(trainer.loggers, folder, settings, metrics, steps)
     trainer.strategy.barrier()
     trainer.strategy.teardown()
     return metrics

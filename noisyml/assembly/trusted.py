@@ -380,4 +380,6 @@ def _own_interpolations() -> frozenset[str]:
 
 def _is_place(key: str, value: str) -> bool:
     parts = Path(value).parts
+    if value.startswith(("file:", "sqlite:")):
+        return True
     return key.rpartition(".")[2] in _PLACES or value[:1] in ("/", "~") or ".." in parts

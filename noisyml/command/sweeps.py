@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from noisyml.command.config import chosen_by, conf_dir, options, sweep_values_of
 from noisyml.command.words import Word, options_of, quoted, split_line, words_in
 from noisyml.errors import UserError, causes
-from noisyml.runs.trials import Search, Trial
+from noisyml.runs.trials import NEEDS_OPTUNA, Search, Trial
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -107,6 +107,9 @@ def sweep_settings(root: str, arguments: list[str], say: Callable[[str], None]) 
         root: name of the root YAML.
         arguments: what was typed after the verb.
         say: called with a sentence about what is varied, or left out, though it was not typed.
+
+    Raises:
+        UserError: a search without Optuna.
     """
     from hydra import initialize_config_dir
     from hydra._internal.utils import get_args_parser
@@ -140,6 +143,8 @@ def sweep_settings(root: str, arguments: list[str], say: Callable[[str], None]) 
             config.hydra.runtime.choices[group] = several
     HydraConfig.instance().set_config(config)
     sweeper = str(config.hydra.sweeper["_target_"])
+    if sweeper == STUDY_SWEEPER and not importlib.util.find_spec("optuna"):
+        raise UserError(NEEDS_OPTUNA)
     params = {str(k): str(v) for k, v in (config.hydra.sweeper.get("params") or {}).items()}
     return Sweep(
         home=Path(config.hydra.sweep.dir).absolute(),
@@ -241,7 +246,7 @@ def _fixed_by(key: str, chosen: Mapping[str, Sequence[str]], folders: Sequence[P
 
 
 def check_launcher(words: Sequence[Word]) -> None:
-    """Refuse a launcher or sweeper whose package is not installed.
+    """Refuse a launcher whose package is not installed.
 
     Raises:
         UserError: such a one.
@@ -258,12 +263,6 @@ def check_launcher(words: Sequence[Word]) -> None:
                 f"hydra/launcher={word.value} needs the package {package.replace('_', '-')}: "
                 f"pip install 'noisyml[launchers]'."
             )
-        if (
-            word.key == "hydra/sweeper"
-            and word.value == "optuna"
-            and not importlib.util.find_spec("optuna")
-        ):
-            raise UserError("hydra/sweeper=optuna needs optuna: pip install 'noisyml[search]'.")
 
 
 def swept_keys(typed: Sequence[str], params: Mapping[str, Any]) -> dict[str, int]:

@@ -31,7 +31,8 @@ Layout of ``outputs/<verb>/<name>/<timestamp or sweep number>/``:
 ``plots/*.png``          pictures
 ``report.html``          the page made of all this; ``report.md .tex .csv`` its table
 ``train.log``            messages; ``tensorboard/`` and ``wandb/`` if these loggers were asked for
-``status.json``          state: running, finished, interrupted or failed
+``trial.json``           of a run that is a trial of a search, see `noisyml.runs.trials`
+``status.json``          state: running, finished, pruned, interrupted or failed
 =======================  =========================================================================
 """
 
@@ -128,7 +129,7 @@ class RunFolder:
 
     @property
     def status_file(self) -> Path:
-        """State of the run: running, finished, interrupted or failed (JSON)."""
+        """State of the run: running, finished, pruned, interrupted or failed (JSON)."""
         return self.path / "status.json"
 
     @property

@@ -37,6 +37,7 @@ PRUNED_STATE = "pruned"
 #: Rules by which a search stops trials.
 PrunerName = Literal["median", "halving", "none"]
 
+NEEDS_OPTUNA = "A search needs optuna: pip install 'noisyml[search]'."
 #: A study lies in the folder of the run, or in one above it.
 _JOURNAL = re.compile(rf"(\.\./)*{re.escape(JOURNAL_FILE)}")
 _ADVICE = "remove it, and the run is no trial any more"
@@ -204,7 +205,7 @@ def open_journal(file: Path) -> JournalStorage:
     try:
         import optuna
     except ImportError as error:
-        raise UserError("A search needs optuna: pip install 'noisyml[search]'.") from error
+        raise UserError(NEEDS_OPTUNA) from error
     from optuna.storages.journal import JournalFileBackend
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -19,13 +19,13 @@ def jobs(tmp_path, monkeypatch, capsys):
     """Run a command with a task that only notes what each job is; the notes and what was said."""
     monkeypatch.chdir(tmp_path)
 
-    def run(*typed, value=lambda config: 0.0):
+    def run(*typed, value=lambda config: 0.0, key="val/map_at_r"):
         seen = []
 
         def task(config):
             overrides = list(HydraConfig.get().overrides.task)
             seen.append((overrides, OmegaConf.to_container(config, resolve=False)))
-            return {"val/map_at_r": value(config)}
+            return {key: value(config)}
 
         outcome = run_jobs(task, "train", "train", list(typed))
         captured = capsys.readouterr()
@@ -163,6 +163,37 @@ def test_a_search_finds_the_best_value_and_goes_on_after_a_kill(jobs, tmp_path):
     assert [overrides for overrides, _ in rest] == [overrides for overrides, _ in seen[3:]]
     again = json.loads((tmp_path / "again" / "best.json").read_text())
     assert again == best
+
+
+def test_a_search_without_optuna_names_the_extra(jobs, monkeypatch):
+    import importlib.util
+
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == "optuna" else found(name, *a)
+    )
+    with pytest.raises(UserError, match=r"A search needs optuna: pip install 'noisyml\[search\]'"):
+        jobs(*SEARCH[:4])
+
+
+def test_a_search_chooses_nothing_on_test_data_unless_that_is_said(jobs, tmp_path):
+    pytest.importorskip("optuna")
+    typed = [*SEARCH, "hydra.sweeper.objective=test/map_at_r", "hydra.sweeper.n_trials=2"]
+    with pytest.raises(UserError, match="test/map_at_r is no metric of validation data"):
+        jobs(*typed, key="test/map_at_r")
+    _, said = jobs(*typed, "hydra.sweeper.on_test=true", value=peak, key="test/map_at_r")
+    assert "CHOSEN ON test/map_at_r" in said
+    assert json.loads((tmp_path / "search" / "search.json").read_text())["on_test"] is True
+
+
+def test_a_search_of_errors_looks_for_the_lowest(jobs, tmp_path):
+    pytest.importorskip("optuna")
+    typed = [*SEARCH, "recipe=cross_entropy", "hydra.sweeper.objective=val/nll"]
+    jobs(*typed, "hydra.sweeper.n_trials=2", value=peak, key="val/nll")
+    results = json.loads((tmp_path / "search" / "search.json").read_text())
+    best = json.loads((tmp_path / "search" / "best.json").read_text())
+    assert results["direction"] == best["direction"] == "minimize"
+    assert best["value"] == min(trial["value"] for trial in results["trials"])
 
 
 def test_a_search_goes_by_a_metric_of_the_jobs(jobs):

@@ -1,10 +1,10 @@
 """A method, a data set and their YAML files outside the package, loggers, and `noisyml list`."""
 
 import json
-import struct
 
 import pytest
 from support.shell import TINY
+from support.wandb_records import records_of_wandb
 
 METHOD = '''
 """A method of one page: the plain loss."""
@@ -107,20 +107,16 @@ def test_wandb_without_a_key_records_each_run_with_settings_and_final_metrics_of
     assert len(runs) == 2
     for seed, run in enumerate(runs):
         metrics = json.loads((run / "metrics.json").read_text())
-        config, summary = recorded_by_wandb(run)
+        config, summary = config_and_summary(run)
         assert (config["seed"], config["noise.rate"]) == (seed, 0.3)
         assert (config["init_from"], config["model_choice"]) == ("null", "['last', 'best']")
         assert summary["test/map_at_r"] == pytest.approx(metrics["test/map_at_r"])
 
 
-def recorded_by_wandb(run):
-    """Configuration and last values of an offline run, from the messages that wandb stores."""
-    from wandb.proto import wandb_internal_pb2 as messages
-
-    (file,) = [f for f in (run / "wandb").rglob("run-*.wandb") if not f.parent.is_symlink()]
+def config_and_summary(run):
+    """Configuration and last values of an offline run."""
     config, summary = {}, {}
-    for data in records_of_a_log(file.read_bytes(), start=7):
-        record = messages.Record.FromString(data)
+    for record in records_of_wandb(run):
         for kept, updates in (
             (config, [*record.run.config.update, *record.config.update]),
             (summary, [*record.summary.update, *record.history.item]),
@@ -128,21 +124,6 @@ def recorded_by_wandb(run):
             for item in updates:
                 kept[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
     return config, summary
-
-
-def records_of_a_log(content, start, block=2**15):
-    """Records of a log in LevelDB's format: in one piece (kind 1), or in several (2, 3 ..., 4)."""
-    place, whole = start, b""
-    while place + 7 <= len(content):
-        _, size, kind = struct.unpack_from("<IHB", content, place)
-        if block - place % block < 7 or kind == 0:
-            place += block - place % block
-            continue
-        whole += content[place + 7 : place + 7 + size]
-        place += 7 + size
-        if kind in (1, 4):
-            yield whole
-            whole = b""
 
 
 EVALUATOR = '''
