@@ -364,7 +364,7 @@ class StudySweeper(_OwnSweeper):
             write_results(self.plan.home, study, self._facts())
 
     def _facts(self) -> dict[str, Any]:
-        """What the search is, for its results."""
+        """Settings of the search, for its results."""
         return {
             "objective": self.rule.objective,
             "on_test": self.on_test and not self.rule.objective.startswith("val/"),

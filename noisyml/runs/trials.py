@@ -141,7 +141,7 @@ class Trial:
 
 
 class Reports:
-    """What a trial tells the study of its search, and what the study says to it.
+    """Reports of a trial to the study of its search, and the answers.
 
     Args:
         folder: of the run.

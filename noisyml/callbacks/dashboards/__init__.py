@@ -1,1 +1,1 @@
-"""Dashboards: what a run shows in Weights & Biases, TensorBoard, MLflow and Trackio."""
+"""Loggers of runs: Weights & Biases, TensorBoard, MLflow and Trackio."""

@@ -1,4 +1,4 @@
-"""What a run shows, decided once; each dashboard says how.
+"""Dashboards: the parts of a run they show are decided here, each of them says how.
 
 A dashboard is a logger of Lightning that can show more than parameters and metrics. Any other
 logger of Lightning is given these two.

@@ -100,7 +100,7 @@ def _text(value: Any) -> str:
 
 
 def searches(folders: Sequence[RunFolder], unreadable: list[str]) -> list[Detail]:
-    """What each search found whose trials are among several runs; nothing for a single run.
+    """Results of the searches whose trials are among several runs; none for a single run.
 
     Args:
         folders: of the runs.
