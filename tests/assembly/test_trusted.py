@@ -254,6 +254,16 @@ def test_a_run_writes_into_its_own_folder(foreign, tmp_path):
         check_places(saved_config(foreign, "train"), foreign.path)
 
 
+@pytest.mark.parametrize("uri", ["sqlite:////elsewhere/x.db", "file:///elsewhere", "/elsewhere"])
+def test_a_saved_logger_names_no_database_outside_of_the_folder(tmp_path, uri):
+    config = OmegaConf.create({"logger": {"mlflow": {"tracking_uri": uri}}})
+    with pytest.raises(UserError, match="lies outside of it"):
+        check_places(config, tmp_path)
+    check_places(config, tmp_path, typed=["logger.mlflow.tracking_uri"])
+    config.logger.mlflow = {"tracking_uri": "https://my.server", "store": "outputs"}
+    check_places(config, tmp_path)
+
+
 def test_a_folder_that_was_moved_writes_where_it_lies_now(foreign, tmp_path):
     moved = foreign.path.rename(tmp_path / "elsewhere")
     config = saved_config(RunFolder(moved), "train")

@@ -6,9 +6,11 @@ import time
 import pytest
 from support.shell import TINY
 
+#: With which a trial is stopped, and one after it is not.
+SEED = 11
 SEARCH = [
-    *("train", "-m", *TINY, "method=classification", "trainer.max_epochs=4"),
-    *("hydra/sweeper=optuna", "hydra.sweeper.n_trials=6", "hydra.sweeper.seed=1"),
+    *("train", "-m", *TINY, "method=classification", "trainer.max_epochs=3"),
+    *("hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", f"hydra.sweeper.seed={SEED}"),
     *("hydra.sweeper.startup_trials=1", "hydra.sweeper.warmup_epochs=0"),
     "optimizer.lr=tag(log,interval(1e-5,1e-1))",
 ]
@@ -19,7 +21,7 @@ def results(shell, name):
 
 
 def states(shell, name):
-    files = [shell.folder / name / str(number) / "status.json" for number in range(6)]
+    files = [shell.folder / name / str(number) / "status.json" for number in range(4)]
     return [json.loads(file.read_text())["state"] for file in files]
 
 
@@ -56,6 +58,6 @@ def test_a_killed_search_goes_on_to_the_same_end(shell):
     status, said = shell("train", f"resume={pruned}")
     assert status == 0
     assert "is pruned already" in said
-    status, said = shell("train", f"resume={pruned}", "trainer.max_epochs=5")
+    status, said = shell("train", f"resume={pruned}", "trainer.max_epochs=4")
     assert status == 0, said
     assert json.loads((pruned / "status.json").read_text())["state"] == "finished"
