@@ -5,12 +5,13 @@ import torch
 import torch.nn.functional as F
 from support import paths, vectors
 from support.parts import parts_for
+from support.ranks import run_ranks
 from torch import nn
 
 from noisyml.losses.image_text.contrastive import logit_scale
 from noisyml.losses.image_text.otter import Sides, matching_scores
 from noisyml.methods.image_text.base import Place
-from noisyml.methods.image_text.otter import Otter
+from noisyml.methods.image_text.otter import Otter, gathered
 from noisyml.metrics.zero_shot_evaluator import ZeroShotEvaluator
 from noisyml.models.ema import EMATeacher
 from noisyml.optim import cosine
@@ -193,6 +194,41 @@ def test_by_default_ranks_together_equal_one_process():
     (0.5 * terms.contrastive + 0.5 * terms.distillation).mean().backward()
     vectors.close(raw[0].grad, case["single_process_grad_img"])
     vectors.close(raw[1].grad, case["single_process_grad_txt"])
+
+
+def _on_a_rank(rank, world, out):
+    """Gradients of a rank by its own raw embeddings, gathered with gradient and without."""
+    case = vectors.tensors(GOLDEN, "distributed_w2")
+    found = {}
+    for name, settings in {"none": UNDER_DDP, "full": {}}.items():
+        method = otter(**settings)
+        rows = slice(4 * rank, 4 * rank + 4)
+        raw, own = sides(case, "student", rows, grad=True)
+        _, taught = sides(case, "teacher", rows)
+        place = method.place({"index": torch.arange(rows.start, rows.stop)})
+        terms = method.pair_losses(own, gathered(own), taught, gathered(taught), place)
+        losses = 0.5 * terms.contrastive + 0.5 * terms.distillation
+        losses.mean().backward()
+        found[name] = (losses.mean().detach(), raw[0].grad, raw[1].grad)
+    torch.save(found, f"{out}/{rank}.pt")
+
+
+@pytest.mark.processes
+def test_two_processes_gather_with_gradient_or_without(tmp_path):
+    run_ranks(_on_a_rank, 2, tmp_path, str(tmp_path))
+    case = vectors.tensors(GOLDEN, "distributed_w2")
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    for rank, found in enumerate(ranks):
+        loss, image, text = found["none"]
+        name = "global_removediag__"
+        released = [case[f"{name}loss_{term}"][rank] for term in ("contrastive", "distill")]
+        vectors.close(loss, 0.5 * released[0] + 0.5 * released[1])
+        vectors.close(image, case[f"{name}grad_img"][rank])
+        vectors.close(text, case[f"{name}grad_txt"][rank])
+    # With gradient, and averaged over the processes, it is that of one process.
+    for side, name in ((1, "img"), (2, "txt")):
+        whole = torch.cat([found["full"][side] for found in ranks]) / 2
+        vectors.close(whole, case[f"single_process_grad_{name}"])
 
 
 PLACE = Place([16], 0)
