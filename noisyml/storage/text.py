@@ -174,7 +174,9 @@ def _rows(
     numbers: list[int] = []
     blank: list[int] = []
     shift = 1 if told else 0
+    begun, ended = 0, reader.line_num + shift if header else shift
     for row in reader if header else itertools.chain([first], reader):
+        begun, ended = ended, reader.line_num + shift
         if not any(cell.strip() for cell in row):
             blank.append(reader.line_num + shift)
             continue
@@ -187,7 +189,20 @@ def _rows(
             row = row[: len(names)] + [""] * (len(names) - len(row))
         rows.append(row)
         numbers.append(reader.line_num + shift)
+    if _ends_in_quotation(text, begun, separator):
+        raise ValueError(f"a quotation mark of line {begun + 1} is never closed")
     return TextTable(names, rows, numbers, blank)
+
+
+def _ends_in_quotation(text: str, begun: int, separator: str) -> bool:
+    """True if the row that begins after so many lines, the last one, lacks a quotation mark."""
+    last = itertools.islice(io.StringIO(text, newline=""), begun, None)
+    try:
+        for _ in csv.reader(last, delimiter=separator, strict=True):
+            pass
+    except csv.Error as error:
+        return "unexpected end" in str(error)
+    return False
 
 
 def _separator(text: str, separators: Sequence[str], wanted: Collection[str]) -> str:

@@ -77,6 +77,8 @@ def test_tables_without_a_header(tmp_path):
         ("\n\n", "it is empty"),
         ("a,a\n1,2\n", "the column 'a' occurs twice"),
         ("a,b\n1,2\n1,2,3\n", "line 3 has 3 cells where the header has 2"),
+        ('a,b\n1,2\n3,"x\n4,5\n6,7\n', "a quotation mark of line 3 is never closed"),
+        ('sep=;\na;b\n1;2\n3;"4', "a quotation mark of line 4 is never closed"),
     ],
 )
 def test_tables_that_are_none(tmp_path, content, reason):
