@@ -381,7 +381,7 @@ class StudySweeper(_OwnSweeper):
         if facts is None:
             return None
         listed = " ".join(f"{key}={value}" for key, value in facts["params"].items())
-        pruned = f" ({facts['pruned']} more were stopped early)" if facts["pruned"] else ""
+        pruned = f" ({facts['pruned']} more stopped early)" if facts["pruned"] else ""
         print(
             f"best {facts['objective']} {facts['value']:.4f} of {facts['trials']} jobs{pruned}, in "
             f"job {facts['job']}: {listed}\nbest {self.plan.home / BEST_FILE}"

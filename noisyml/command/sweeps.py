@@ -152,7 +152,7 @@ def sweep_settings(root: str, arguments: list[str], say: Callable[[str], None]) 
         sweeper=JOB_SWEEPER if sweeper == BASIC_SWEEPER else sweeper,
         typed=[word.text for word in words if not word.is_below("hydra")],
         shared=[w.text for w in words if not w.swept and (w.chooses or w.is_below("hydra"))],
-        params=_brought(params, words, folders, say),
+        params=_brought(params, words, folders, say, searched=sweeper == STUDY_SWEEPER),
     )
 
 
@@ -183,6 +183,7 @@ def _brought(
     words: Sequence[Word],
     folders: Sequence[Path],
     say: Callable[[str], None],
+    searched: bool,
 ) -> dict[str, str]:
     """The values that the configuration brings and that stay, with what is typed, worth running.
 
@@ -217,7 +218,11 @@ def _brought(
             continue
         kept[key] = values
     varied = swept_keys([], kept)
-    if varied and any(not word.is_below("hydra", "experiment") for word in words):
+    told = any(not word.is_below("hydra", "experiment") for word in words)
+    if varied and searched and told:
+        first = next(iter(varied))
+        say(f"The configuration searches {', '.join(varied)} too; type {first}=ONE to choose.")
+    elif varied and told:
         listed = ", ".join(f"{key} ({n} values)" for key, n in varied.items())
         say(
             f"The configuration brings values for {listed}, which are all run; type "
