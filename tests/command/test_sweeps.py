@@ -165,6 +165,18 @@ def test_a_search_finds_the_best_value_and_goes_on_after_a_kill(jobs, tmp_path):
     assert again == best
 
 
+@pytest.mark.parametrize("name", ["search_metric_learning", "search_noisy_labels"])
+@pytest.mark.long
+def test_experiments_that_search_draw_from_what_they_say(jobs, name):
+    pytest.importorskip("optuna")
+    typed = [f"experiment={name}", "hydra.sweeper.n_trials=1", "seed=3", "hydra.sweep.dir=x"]
+    key = "val/map_at_r" if name == "search_metric_learning" else "val/accuracy"
+    ((overrides, config),), said = jobs("-m", *typed, key=key)
+    assert "The configuration searches optimizer.lr, loss." in said
+    assert 1e-4 <= config["optimizer"]["lr"] <= 1e-1
+    assert len(overrides) == 2 + 4
+
+
 def test_a_search_without_optuna_names_the_extra(jobs, monkeypatch):
     import importlib.util
 
