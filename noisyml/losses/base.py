@@ -112,6 +112,16 @@ class EmbeddingLoss(Loss):
             Scalar tensor attached to the graph.
         """
 
+    @torch.no_grad()
+    def per_sample(self, embeddings: Tensor, labels: Tensor) -> Tensor | None:
+        """Loss of each sample [B]; None where a sample has none, as with a loss on pairs.
+
+        Args:
+            embeddings: [B, D] float, unit norm.
+            labels: [B] int64, observed.
+        """
+        return None
+
     @property
     def has_proxies(self) -> bool:
         """True if `proxies` gives one vector per class."""

@@ -116,6 +116,18 @@ class EmbeddingSum(LossSum, EmbeddingLoss):
             }
         )
 
+    @torch.no_grad()
+    def per_sample(self, embeddings: Tensor, labels: Tensor) -> Tensor | None:
+        """The weighted sum of the terms' losses [B]; None if a term has none."""
+        total = embeddings.new_zeros(len(embeddings))
+        for name, term in self.terms.items():
+            assert isinstance(term, EmbeddingLoss)
+            losses = term.per_sample(embeddings, labels)
+            if losses is None:
+                return None
+            total = total + self.weights[name] * losses
+        return total
+
     def proxies(self) -> Tensor:
         """Class proxies [C, D] of the first term that has them, unit norm, detached."""
         for term in self.terms.values():

@@ -30,6 +30,8 @@ def batch_margin(embeddings: Tensor, labels: Tensor) -> Tensor:
         [1.0, 1.0, 1.0, 1.0]
     """
     rows = embeddings.float()
+    if not len(rows):
+        return rows.new_empty(0)
     cosine = rows @ rows.T
     same = labels[:, None] == labels[None, :]
     count = same.sum(dim=1)

@@ -48,10 +48,46 @@ def training_facts(logits: Tensor, labels: Tensor, sample_loss: Tensor) -> dict[
         margin = logit_margin(logits.float(), labels.clamp(min=0))
         margin = torch.where(known, margin, torch.nan)
     return {
-        "loss": sample_loss.detach().float(),
+        "loss": sample_loss.float(),
         "margin": margin.float(),
         "prediction": logits.argmax(dim=1).to(torch.int32),
     }
+
+
+def entry_margin(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The least margin among the entries of each multi-label sample [B], and its class [B] int64.
+
+    The margin of an entry is the logit of its class where that is present, else the negative one:
+    all entries are right where the least margin is positive.
+
+    Args:
+        logits: [B, C].
+        labels: [B, C], above 0 where a class is present.
+
+    Example:
+        >>> margin, entry = entry_margin(torch.tensor([[2.0, 1.0]]), torch.tensor([[1, 0]]))
+        >>> margin.tolist(), entry.tolist()
+        ([-1.0], [1])
+    """
+    found = torch.where(labels > 0, logits, -logits).min(dim=1)
+    return found.values, found.indices
+
+
+@torch.no_grad()
+def entry_facts(logits: Tensor, labels: Tensor, sample_loss: Tensor) -> dict[str, Tensor]:
+    """The entry of each multi-label sample of a batch in the ledger of a run.
+
+    Args:
+        logits: [B, C].
+        labels: [B, C], above 0 where a class is present.
+        sample_loss: [B].
+
+    Returns:
+        ``loss`` [B] float32, ``margin`` [B] float32, see `entry_margin`. A set of classes is no
+        number, so there is no ``prediction``.
+    """
+    margin, _ = entry_margin(logits.float(), labels)
+    return {"loss": sample_loss.float(), "margin": margin}
 
 
 @dataclass

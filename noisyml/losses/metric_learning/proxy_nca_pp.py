@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -79,7 +79,7 @@ def proxynca_pp_loss(
             labels,
             2 * scale**2,
             denominator == "negatives",
-            max(1, block_bytes // max(1, rows.element_size() * len(rows))),
+            _classes_at_once(rows, block_bytes),
         )
         return total / max(1, len(rows))
 
@@ -159,6 +159,21 @@ class ProxyNCAPPLoss(EmbeddingLoss):
             block_bytes=self.block_bytes,
         )
 
+    @torch.no_grad()
+    def per_sample(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """The softmax's cross-entropy [B] of each sample; see `EmbeddingLoss.per_sample`."""
+        with torch.autocast(embeddings.device.type, enabled=False):
+            rows = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32))
+            sums = _softmax_sums(
+                F.normalize(rows, dim=1, eps=_SMALLEST_NORM),
+                self.weight.to(rows.dtype),
+                labels,
+                2 * self.scale**2,
+                self.denominator == "negatives",
+                _classes_at_once(rows, self.block_bytes),
+            )
+        return sums.logsumexp - sums.own
+
     def proxies(self) -> Tensor:
         """Class proxies [C, D], unit norm, detached."""
         return F.normalize(self.weight.detach(), dim=1, eps=_SMALLEST_NORM)
@@ -181,17 +196,9 @@ class _ProxySoftmax(torch.autograd.Function):
         negatives_only: bool,
         block: int,
     ) -> Tensor:
-        own = rows.new_zeros(len(rows))
-        logsumexp = rows.new_full((len(rows),), -torch.inf)
-        cosines = rows.new_empty(0)
-        for part in _parts(len(proxies), block):
-            cosines = _cosines(rows, proxies[part])
-            mine = _OwnColumn(labels, part)
-            logits = _logits(cosines, proxies[part], sharpness)
-            own += mine.read(logits)
-            if negatives_only:
-                mine.write(logits, torch.full_like(own, -torch.inf))
-            logsumexp = torch.logaddexp(logsumexp, logits.logsumexp(dim=1))
+        own, logsumexp, cosines = _softmax_sums(
+            rows, proxies, labels, sharpness, negatives_only, block
+        )
         ctx.sharpness, ctx.negatives_only, ctx.block = sharpness, negatives_only, block
         fits = len(proxies) <= block
         ctx.save_for_backward(rows, proxies, labels, logsumexp, cosines if fits else None)
@@ -228,6 +235,37 @@ class _ProxySoftmax(torch.autograd.Function):
         return for_rows, for_proxies, None, None, None, None
 
 
+class _SoftmaxSums(NamedTuple):
+    """Own logits [B], logsumexp over the denominator [B], cosines of the last block [B, c]."""
+
+    own: Tensor
+    logsumexp: Tensor
+    cosines: Tensor
+
+
+def _softmax_sums(
+    rows: Tensor,
+    proxies: Tensor,
+    labels: Tensor,
+    sharpness: float,
+    negatives_only: bool,
+    block: int,
+) -> _SoftmaxSums:
+    """Both sides of each sample's cross-entropy, `block` classes at a time."""
+    own = rows.new_zeros(len(rows))
+    logsumexp = rows.new_full((len(rows),), -torch.inf)
+    cosines = rows.new_empty(0)
+    for part in _parts(len(proxies), block):
+        cosines = _cosines(rows, proxies[part])
+        mine = _OwnColumn(labels, part)
+        logits = _logits(cosines, proxies[part], sharpness)
+        own += mine.read(logits)
+        if negatives_only:
+            mine.write(logits, torch.full_like(own, -torch.inf))
+        logsumexp = torch.logaddexp(logsumexp, logits.logsumexp(dim=1))
+    return _SoftmaxSums(own, logsumexp, cosines)
+
+
 def _plain_softmax(
     labels: Tensor, sharpness: float, negatives_only: bool, rows: Tensor, proxies: Tensor
 ) -> Tensor:
@@ -259,6 +297,11 @@ class _OwnColumn:
 
 def _parts(classes: int, block: int) -> Iterator[slice]:
     return (slice(at, min(at + block, classes)) for at in range(0, classes, block))
+
+
+def _classes_at_once(rows: Tensor, block_bytes: int) -> int:
+    """Classes of a block whose logits for `rows` take at most so many bytes; 1 at least."""
+    return max(1, block_bytes // max(1, rows.element_size() * len(rows)))
 
 
 def _norms(proxies: Tensor) -> Tensor:

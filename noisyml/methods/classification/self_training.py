@@ -76,7 +76,7 @@ class SelfTrainedClassifier(SelfTraining, Classification):
             given = _rows(seen, human)
             losses = self.sample_loss(given)
             selection = self.judge(given, losses)
-            judged = {"selection": selection, "index": given.index}
+            judged = {"selection": selection, "index": given.index, "facts": self._facts}
             terms["human"] = self.mean_loss(losses, selection)
         if self.alpha > 0:
             terms["pseudo"] = self._pseudo_loss(_rows(seen, ~human))

@@ -26,7 +26,8 @@ from noisyml.models.encoder import Encoder
 from noisyml.models.heads import unit_norm
 from noisyml.models.projection import supervised_prompt
 from noisyml.selectors.base import Evidence, Selection
-from noisyml.selectors.keep_all import KeepAll
+from noisyml.selectors.keep_all import KeepAll, batch_margin
+from noisyml.selectors.training_dynamics import training_facts
 from noisyml.targets import TargetKind, labels_of
 from noisyml.targets.partial import NO_LABEL
 
@@ -97,6 +98,7 @@ class Discovery(Method):
         self.selector = KeepAll() if parts.selector is None else parts.selector
         self.supervised_prompts = supervised_prompts
         self._judged: tuple[Evidence, Selection] | None = None
+        self._facts: Mapping[str, Tensor] = {}
         self._apart: Tensor | None = None
         backbone = self.encoder.backbone
         if backbone.takes != "images" or backbone.frozen:
@@ -147,19 +149,30 @@ class Discovery(Method):
     def judge(self, seen: TwoViews, row_loss: Tensor, logits: Tensor | None = None) -> Selection:
         """The selector's answer for the labelled images of a global batch.
 
+        Their losses enter the ledger, with their margins: by the class scores of the first view or,
+        where there are none, by its embeddings, see `batch_margin`.
+
         Args:
             seen: the batch.
             row_loss: supervised loss [2B] of each view.
             logits: class scores [2B, K], where there are any.
         """
         known = (seen.labels[: seen.images] >= 0).nonzero().flatten()
-        embeddings = unit_norm(seen.tokens["class"].detach()[: seen.images])
+        labels = seen.labels[known]
+        embeddings = unit_norm(seen.tokens["class"].detach()[: seen.images])[known]
+        sample_loss = row_loss.detach().unflatten(0, (2, seen.images)).mean(dim=0)[known]
+        scores = None if logits is None else logits.detach()[: seen.images][known]
+        if scores is None:
+            margin = batch_margin(embeddings, labels)
+            self._facts = {"loss": sample_loss.float(), "margin": margin}
+        else:
+            self._facts = training_facts(scores, labels, sample_loss)
         evidence = Evidence(
-            labels=seen.labels[known],
+            labels=labels,
             index=seen.index[known],
-            embeddings=embeddings[known],
-            sample_loss=row_loss.detach().unflatten(0, (2, seen.images)).mean(dim=0)[known],
-            logits=None if logits is None else logits.detach()[: seen.images][known],
+            embeddings=embeddings,
+            sample_loss=sample_loss,
+            logits=scores,
             step=self.global_step,
             epoch=self.current_epoch,
         )
@@ -181,8 +194,13 @@ class Discovery(Method):
             terms: scalars to log by name.
         """
         index = seen.index[seen.labels[: seen.images] >= 0]
-        shown = {name: term.detach() for name, term in terms.items()}
-        return {"loss": loss, "selection": selection, "index": index, "terms": shown}
+        return {
+            "loss": loss,
+            "selection": selection,
+            "index": index,
+            "terms": {name: term.detach() for name, term in terms.items()},
+            "facts": self._facts,
+        }
 
     def watch(self, projected: Tensor) -> None:
         """Keep how far apart the projections [2B, K] of a step lie, unit norm."""

@@ -176,7 +176,12 @@ class ImageText(Method):
         return mine + (value - mine.detach())
 
     def outcome(
-        self, loss: Tensor, selection: Selection, index: Tensor, terms: Mapping[str, Tensor]
+        self,
+        loss: Tensor,
+        selection: Selection,
+        index: Tensor,
+        sample_loss: Tensor,
+        terms: Mapping[str, Tensor],
     ) -> dict[str, Any]:
         """Result of `training_step`, which the logs read.
 
@@ -184,10 +189,16 @@ class ImageText(Method):
             loss: scalar with gradient.
             selection: of the global batch.
             index: [n], its positions in the training split.
+            sample_loss: loss of each pair [n], for the ledger.
             terms: scalars that the loss is made of, by name.
         """
-        parts = {name: term.detach() for name, term in terms.items()}
-        return {"loss": loss, "selection": selection, "index": index, "terms": parts}
+        return {
+            "loss": loss,
+            "selection": selection,
+            "index": index,
+            "terms": {name: term.detach() for name, term in terms.items()},
+            "facts": {"loss": sample_loss.detach().float()},
+        }
 
     def after_backward(self) -> None:
         """The selector learns from what it has judged."""

@@ -175,7 +175,7 @@ class Otter(ImageText):
             for name, term in terms._asdict().items()
             if term is not None
         }
-        return self.outcome(loss, selection, index, shown)
+        return self.outcome(loss, selection, index, sample_loss, shown)
 
     @torch.no_grad()
     def taught_sides(self, batch: Batch, own: Sides, everyone: Sides) -> tuple[Sides, Sides]:

@@ -49,6 +49,7 @@ class MetricLearning(Method):
         self._memory_is_read = "memory" in self.loss.needs | self.selector.needs
         self._judged: tuple[Evidence, Selection] | None = None
         self._newcomers: tuple[Tensor, Tensor, Tensor] | None = None
+        self._facts: Mapping[str, Tensor] = {}
 
     @classmethod
     def adapt_sizes(cls, sizes: Sizes, settings: Mapping[str, Any]) -> Sizes:
@@ -119,11 +120,28 @@ class MetricLearning(Method):
             )
             selection = self.selector.select(evidence)
             self._judged = (evidence, selection)
+        if self.pseudo_labels is not None:
+            # Clusters are nobody's claim about a sample: there is no right or wrong to note.
+            return selection
+        self._facts = self.facts(embeddings.detach(), labels)
         if not self.selector.gives_scores:
             # Suspects of a run without a selector that scores: what lies far from its class.
-            margin = batch_margin(embeddings.detach(), labels)
+            margin = self._facts["margin"]
             selection = replace(selection, p_clean=margin.sigmoid(), log_odds=margin)
         return selection
+
+    def facts(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The ledger's entries for a global batch of unit-norm embeddings [B, D].
+
+        Returns:
+            ``margin`` [B]: mean similarity to the other samples of the own class in the batch, less
+            that to the nearest other class in it, see `batch_margin`; a label counts as learnt
+            where it is positive. ``loss`` [B] where the loss is one of samples and not of pairs
+            among them, see `EmbeddingLoss.per_sample`.
+        """
+        found = {"margin": batch_margin(embeddings, labels)}
+        losses = self.loss.per_sample(embeddings, labels)
+        return found if losses is None else {**found, "loss": losses.float()}
 
     def trusted(
         self, embeddings: Tensor, labels: Tensor, index: Tensor, selection: Selection
@@ -150,7 +168,7 @@ class MetricLearning(Method):
     ) -> dict[str, Any]:
         """Result of `training_step`, which the log of judgements reads.
 
-        Clusters are nobody's claim about a sample, so there is no right or wrong to log for them.
+        With pseudo-labels there is nothing to log but the loss.
 
         Args:
             loss: scalar with gradient.
@@ -162,7 +180,13 @@ class MetricLearning(Method):
         terms = {**self.loss.last_terms, **(terms or {})}
         if self.pseudo_labels is not None:
             return {"loss": loss, "terms": terms}
-        return {"loss": loss, "selection": selection, "index": index, "terms": terms}
+        return {
+            "loss": loss,
+            "selection": selection,
+            "index": index,
+            "terms": terms,
+            "facts": self._facts,
+        }
 
     def after_backward(self) -> None:
         """The memory takes the trusted embeddings, after the loss has read it."""

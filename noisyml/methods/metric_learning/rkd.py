@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from noisyml import distributed
 from noisyml.checks import NonNegative
 from noisyml.data.views import Batch
@@ -20,6 +22,7 @@ from noisyml.methods.metric_learning.base import MetricLearning
 from noisyml.methods.parts import Parts
 from noisyml.methods.students import Student, TeacherFactory, gathered_maps, teacher_of
 from noisyml.models.heads import unit_norm
+from noisyml.selectors.keep_all import batch_margin
 
 
 class RKD(Student, MetricLearning):
@@ -78,6 +81,12 @@ class RKD(Student, MetricLearning):
             loss = loss + self.task_weight * task
         self.remember(unit, labels, index, selection)
         return self.outcome(loss, selection, index, self.distillation.last_terms)
+
+    def facts(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """See `MetricLearning.facts`; there is no loss of samples where no labels teach."""
+        if self.task_weight == 0:
+            return {"margin": batch_margin(embeddings, labels)}
+        return super().facts(embeddings, labels)
 
     def student_features(self, batch: Batch) -> Features:
         """The student's outputs [B, ...] for the global batch; maps only if a loss reads them."""

@@ -7,9 +7,11 @@ Methods that weigh, correct or exchange samples or entries start from it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from noisyml.data.views import Batch
 from noisyml.losses.base import Loss
@@ -17,6 +19,7 @@ from noisyml.losses.multilabel.base import MultiLabelLoss
 from noisyml.methods.classification.base import Classification, Classified
 from noisyml.methods.parts import Parts
 from noisyml.selectors.base import Selection
+from noisyml.selectors.training_dynamics import entry_facts, entry_margin
 from noisyml.targets import TargetKind
 
 
@@ -44,18 +47,21 @@ class MultiLabel(Classification):
     @torch.no_grad()
     def own_trust(self, seen: Classified, selection: Selection) -> Selection:
         """See `Classification.own_trust`; a sample counts by its entry of the smallest margin."""
-        margins = torch.where(seen.labels > 0, seen.logits, -seen.logits)
-        margin, suspected = margins.min(dim=1)
+        margin, suspected = entry_margin(seen.logits, seen.labels)
         return Selection(
             selection.keep, margin.sigmoid(), {"suspected": suspected}, log_odds=margin
         )
+
+    def facts(self, seen: Classified, sample_loss: Tensor) -> Mapping[str, Tensor]:
+        """See `Classification.facts`; the margin is that of the entry that has the least."""
+        return entry_facts(seen.logits.detach(), seen.labels, sample_loss.detach())
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One step: classify, judge, learn from the trusted."""
         seen = self.classify_globally(batch)
         entry_loss = self.loss(seen.logits, seen.labels, seen.index, self.current_epoch)
         sample_loss = self.loss.per_sample(entry_loss)
-        self._facts = {"loss": sample_loss.detach().float()}
+        self._facts = self.facts(seen, sample_loss)
         selection = self.judge(seen, sample_loss, entry_loss)
         loss = self.loss.reduce(entry_loss, selection.keep)
         return self.outcome(loss, selection, seen.index)

@@ -26,6 +26,7 @@ from noisyml.methods.parts import Parts
 from noisyml.methods.two_networks import Predict
 from noisyml.selectors.base import Selection
 from noisyml.selectors.small_loss import trust_of_losses
+from noisyml.selectors.training_dynamics import entry_facts
 
 
 class JoCoRMultiLabel(MultiLabelTwoNetworks):
@@ -76,4 +77,6 @@ class JoCoRMultiLabel(MultiLabelTwoNetworks):
             judged, kept = losses.mean(dim=1), keep[:, 0]
         p_clean, log_odds = trust_of_losses(judged)
         selection = Selection(kept, p_clean, log_odds=log_odds)
-        return {"loss": jocor_loss(losses, keep), "selection": selection, "index": seen.index}
+        facts = entry_facts(seen.first.logits.detach(), seen.labels, losses.detach().mean(dim=1))
+        loss = jocor_loss(losses, keep)
+        return {"loss": loss, "selection": selection, "index": seen.index, "facts": facts}

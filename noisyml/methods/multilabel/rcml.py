@@ -36,6 +36,7 @@ from noisyml.methods.parts import Parts
 from noisyml.methods.two_networks import NETWORKS, Predict, Seen
 from noisyml.selectors.base import Selection
 from noisyml.selectors.small_loss import small_loss
+from noisyml.selectors.training_dynamics import entry_facts
 
 
 class Exchange(NamedTuple):
@@ -49,6 +50,7 @@ class Exchange(NamedTuple):
         keep: [B] bool for each network: what *it* trusts, and without a swap learns from.
         rankings: of each network.
         labels: [B, C] that teach, corrected by CCML.
+        losses: [B] of each network, of every sample under these labels, detached.
     """
 
     loss: Tensor
@@ -58,6 +60,7 @@ class Exchange(NamedTuple):
     keep: tuple[Tensor, Tensor]
     rankings: tuple[Ranking, Ranking]
     labels: Tensor
+    losses: tuple[Tensor, Tensor]
 
 
 class RCML(MultiLabelTwoNetworks):
@@ -211,7 +214,13 @@ class RCML(MultiLabelTwoNetworks):
         # One backward pass through this sum is one through each network's own loss, to its own
         # parameters: the shared terms stand in both and must not be counted twice.
         loss = first + second + consistency - disparity
-        return Exchange(loss, (first, second), disparity, consistency, keep, rankings, labels)
+        losses = (
+            self.loss.per_sample(entries[0].detach()),
+            self.loss.per_sample(entries[1].detach()),
+        )
+        return Exchange(
+            loss, (first, second), disparity, consistency, keep, rankings, labels, losses
+        )
 
     @torch.no_grad()
     def rank(self, seen: Seen, labels: Tensor) -> tuple[Ranking, Ranking]:
@@ -263,6 +272,7 @@ class RCML(MultiLabelTwoNetworks):
                 **{f"kept_{name}": keep for name, keep in zip(NETWORKS, found.keep, strict=True)},
             },
         )
+        logits = (seen.first, seen.second)[judge].logits.detach()
         names = (*NETWORKS, "disparity", "consistency")
         terms = zip(names, (*found.taught, found.disparity, found.consistency), strict=True)
         return {
@@ -270,4 +280,5 @@ class RCML(MultiLabelTwoNetworks):
             "selection": selection,
             "index": seen.index,
             "terms": {name: term.detach() for name, term in terms},
+            "facts": entry_facts(logits, seen.labels, found.losses[judge]),
         }
