@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,7 @@ from noisyml.metrics.label_trust import (
 )
 from noisyml.noise.manifest import NoiseManifest, SampleState
 from noisyml.runs.folder import ADVICE
+from noisyml.selectors.base import Facts, Selection
 from noisyml.storage.files import atomic
 from noisyml.storage.parquet import from_column, to_column
 from noisyml.storage.reading import reading
@@ -42,6 +44,38 @@ STORED: dict[str, Any] = {
 UNKNOWN: Mapping[str, float] = {"loss": float("nan"), "margin": float("nan"), "prediction": -1}
 _TYPES = {"loss": torch.float32, "margin": torch.float32, "prediction": torch.int32}
 
+#: So many numbers of batches wait until they are made columns of: 4 MiB.
+AT_ONCE = 2**20
+
+log = logging.getLogger(__name__)
+
+
+class _Judged(NamedTuple):
+    """What training said of a batch of samples.
+
+    Attributes:
+        index: positions in the training split [B].
+        selection: of these.
+        facts: of these, if the method notes any.
+    """
+
+    index: Tensor
+    selection: Selection
+    facts: Facts | None
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """Equal for batches of which columns can be made together."""
+        selection, facts = self.selection, self.facts
+        named = None if facts is None else (facts.then, *facts.rows)
+        return selection.log_odds is None, tuple(selection.extras), named
+
+    @property
+    def numbers(self) -> int:
+        """Numbers that it holds."""
+        rows = [] if self.facts is None else self.facts.rows.values()
+        return 3 * self.selection.keep.numel() + sum(row.numel() for row in rows)
+
 
 class SelectionLog(Callback):
     """Writes ``selection.parquet`` and logs ``selection/*`` once per epoch.
@@ -55,15 +89,19 @@ class SelectionLog(Callback):
             are lists with a value per class. Where selections have them, ``log_odds`` stands beside
             ``p_clean``. Where a method suspects a class in each sample, its
             number is in ``suspected``; where two networks judge, what each keeps is in
-            ``kept_first`` and ``kept_second``. Of methods that classify, ``loss``, ``margin`` (own
-            logit less the largest other one) and ``prediction`` stand beside these for every
-            sample, whatever the selector.
+            ``kept_first`` and ``kept_second``. What a method notes of every sample, whatever the
+            selector, stands beside these, see `Facts`: ``loss``; ``margin`` (of class scores the
+            own one less the largest other one, of several labels that of the entry which has the
+            least, of embeddings see `batch_margin`); ``prediction`` of methods that classify. A
+            method that judges no label has no such file.
     """
 
     def __init__(self, file: str) -> None:
         self.file = Path(file)
         self.parts = self.file.with_name(f".{self.file.stem}.parts")
         self.manifest: NoiseManifest | None = None
+        self._waiting: list[_Judged] = []
+        self._numbers = 0
         self._seen: list[dict[str, Tensor]] = []
         self.last_metrics: dict[str, float] = {}
 
@@ -71,25 +109,32 @@ class SelectionLog(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Keep the judgement of the batch (on its device; it is read once per epoch)."""
-        if "selection" in outputs:
-            selection = outputs["selection"]
-            judged = {
-                "index": outputs["index"],
-                "p_clean": selection.p_clean.to(torch.float32),
-                "kept": selection.keep,
-            }
-            if selection.log_odds is not None:
-                judged["log_odds"] = selection.log_odds.to(torch.float32)
-            self._seen.append({**judged, **selection.extras, **outputs.get("facts", {})})
+        if "selection" not in outputs or not len(outputs["index"]):
+            return
+        judged = _Judged(outputs["index"], outputs["selection"], outputs.get("facts"))
+        if self._waiting and self._waiting[-1].kind != judged.kind:
+            self._work_out()
+        self._waiting.append(judged)
+        self._numbers += judged.numbers
+        if self._numbers >= AT_ONCE:
+            self._work_out()
+
+    def _work_out(self) -> None:
+        """Make columns of the batches that wait, all in one go."""
+        if self._waiting:
+            self._seen.append(_columns(self._waiting))
+        self._waiting, self._numbers = [], 0
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score and store the epoch."""
+        self._work_out()
         if not self._seen:
             return
         # What a checkpoint brought back lies on the host, what came since on the device.
+        device = self._seen[-1]["index"].device
         judged = {
-            name: torch.cat([_column(part, name).to(newest.device) for part in self._seen]).cpu()
-            for name, newest in self._seen[-1].items()
+            name: torch.cat([_column(part, name).to(device) for part in self._seen]).cpu()
+            for name in dict.fromkeys(name for part in self._seen for name in part)
         }
         self._seen = []
         self.last_metrics = self._metrics(judged)
@@ -102,7 +147,14 @@ class SelectionLog(Callback):
             part = self.parts / f"{trainer.current_epoch:06d}.parquet"
             table = pa.table({**columns, "epoch": epoch})
             with atomic(part, sole_writer=True) as temporary:
-                pq.write_table(table, temporary, row_group_size=len(table), **STORED)
+                # Read once more, when the epochs are joined: compression comes then.
+                pq.write_table(
+                    table,
+                    temporary,
+                    row_group_size=len(table),
+                    compression="none",
+                    use_dictionary=False,
+                )
 
     def _metrics(self, judged: Mapping[str, Tensor]) -> dict[str, float]:
         kept = {"selection/kept": float(judged["kept"].double().mean())}
@@ -138,7 +190,14 @@ class SelectionLog(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Join the epochs into one file."""
-        if not (trainer.is_global_zero and self.parts.is_dir()):
+        if not trainer.is_global_zero:
+            return
+        if not self.parts.is_dir():
+            if not self.file.is_file():
+                log.info(
+                    "%s judges no label, so there is no ledger of its samples",
+                    type(pl_module).__name__,
+                )
             return
         parts = sorted(self.parts.glob("*.parquet"))
         # Epochs of a warm-up alone have no log-odds; the last one has all columns there are.
@@ -167,6 +226,7 @@ class SelectionLog(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The judgements of the epoch under way, and the scores of the last one."""
+        self._work_out()
         return {
             "seen": [{name: t.cpu() for name, t in judged.items()} for judged in self._seen],
             "last_metrics": dict(self.last_metrics),
@@ -176,6 +236,24 @@ class SelectionLog(Callback):
         """Continue the epoch under way."""
         self._seen = [dict(judged) for judged in state_dict["seen"]]
         self.last_metrics = dict(state_dict["last_metrics"])
+
+
+@torch.no_grad()
+def _columns(batches: Sequence[_Judged]) -> dict[str, Tensor]:
+    """The columns of batches of one kind."""
+    selections = [judged.selection for judged in batches]
+    columns = {
+        "index": torch.cat([judged.index for judged in batches]).to(torch.int32),
+        "p_clean": torch.cat([selection.p_clean for selection in selections]).to(torch.float32),
+        "kept": torch.cat([selection.keep for selection in selections]),
+    }
+    odds = [selection.log_odds for selection in selections if selection.log_odds is not None]
+    if odds:
+        columns["log_odds"] = torch.cat(odds).to(torch.float32)
+    for name in selections[0].extras:
+        columns[name] = torch.cat([selection.extras[name] for selection in selections])
+    facts = [judged.facts for judged in batches if judged.facts is not None]
+    return columns | Facts.columns(facts) if facts else columns
 
 
 def _schema(part: Path) -> pa.Schema:
@@ -204,4 +282,4 @@ def _whole(table: pa.Table, schema: pa.Schema) -> pa.Table:
                 len(table), UNKNOWN[name], dtype=schema.field(name).type.to_pandas_dtype()
             )
         table = table.append_column(name, to_column(unknown))
-    return table.select(schema.names)
+    return table.select(schema.names).cast(schema)

@@ -15,6 +15,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 
 from noisyml.conformance import forked
@@ -173,6 +174,12 @@ class Suite:
             assert moved, "no weight of the encoder moves"
         else:
             assert not moved, f"it says that it does not learn, and {moved[0]} moves"
+        if run.selection_file.is_file():
+            noted = {"loss", "margin"} & set(pq.read_schema(run.selection_file).names)
+            assert noted, (
+                "the ledger has neither a loss nor a margin of a sample: what training_step "
+                "returns has no `facts`"
+            )
 
     def check_resumes(self, name: str) -> None:
         """Killed and resumed, it ends where the uninterrupted run ends, to the bit."""

@@ -28,9 +28,8 @@ def logit_margin(logits: Tensor, labels: Tensor) -> Tensor:
     return own - logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
 
 
-@torch.no_grad()
 def training_facts(logits: Tensor, labels: Tensor, sample_loss: Tensor) -> dict[str, Tensor]:
-    """The entry of each sample of a batch in the ledger of a run.
+    """The entry of each sample in the ledger of a run that classifies, see `Facts`.
 
     Args:
         logits: [B, C].
@@ -41,17 +40,40 @@ def training_facts(logits: Tensor, labels: Tensor, sample_loss: Tensor) -> dict[
         ``loss`` [B] float32, ``margin`` [B] float32 (NaN without a label, or of one class),
         ``prediction`` [B] int32.
     """
-    known = labels >= 0
-    if logits.shape[1] < 2:
-        margin = torch.full_like(sample_loss, torch.nan)
-    else:
-        margin = logit_margin(logits.float(), labels.clamp(min=0))
-        margin = torch.where(known, margin, torch.nan)
-    return {
+    return _compared(logits, labels, sample_loss)[0]
+
+
+def scored_facts(logits: Tensor, labels: Tensor, sample_loss: Tensor) -> dict[str, Tensor]:
+    """The same where no selector scores: what the classifier itself says of the given labels.
+
+    Suspects are then the labels with the smallest soft margin, as `label_log_odds` has it.
+
+    Returns:
+        ``p_clean`` and ``log_odds`` [B] float32 beside those of `training_facts`.
+    """
+    found, own, rest = _compared(logits, labels, sample_loss)
+    odds = own - rest.logsumexp(dim=1)
+    return {**found, "p_clean": odds.sigmoid(), "log_odds": odds}
+
+
+def _compared(
+    logits: Tensor, labels: Tensor, sample_loss: Tensor
+) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """See `training_facts`; with them each own logit [B], and all others [B, C] with -inf for it.
+
+    Each logit is looked at as seldom as can be: this is most of the ledger's work.
+    """
+    scores, at = logits.float(), labels.clamp(min=0)
+    own = scores.gather(1, at[:, None]).squeeze(1)
+    rest = scores.scatter(1, at[:, None], -torch.inf)
+    largest, rival = rest.max(dim=1)
+    margin = own - largest
+    columns = {
         "loss": sample_loss.float(),
-        "margin": margin.float(),
-        "prediction": logits.argmax(dim=1).to(torch.int32),
+        "margin": torch.where((labels >= 0) & largest.isfinite(), margin, torch.nan),
+        "prediction": torch.where(margin >= 0, at, rival).to(torch.int32),
     }
+    return columns, own, rest
 
 
 def entry_margin(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,9 +95,8 @@ def entry_margin(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return found.values, found.indices
 
 
-@torch.no_grad()
 def entry_facts(logits: Tensor, labels: Tensor, sample_loss: Tensor) -> dict[str, Tensor]:
-    """The entry of each multi-label sample of a batch in the ledger of a run.
+    """The entry of each multi-label sample in the ledger of a run, see `Facts`.
 
     Args:
         logits: [B, C].
@@ -88,6 +109,18 @@ def entry_facts(logits: Tensor, labels: Tensor, sample_loss: Tensor) -> dict[str
     """
     margin, _ = entry_margin(logits.float(), labels)
     return {"loss": sample_loss.float(), "margin": margin}
+
+
+def scored_entry_facts(logits: Tensor, labels: Tensor, sample_loss: Tensor) -> dict[str, Tensor]:
+    """The same where no selector scores: a sample counts by its entry of the smallest margin.
+
+    Returns:
+        ``p_clean`` and ``log_odds`` [B] float32 and ``suspected`` [B] int64, the class of that
+        entry, beside those of `entry_facts`.
+    """
+    margin, suspected = entry_margin(logits.float(), labels)
+    scores = {"p_clean": margin.sigmoid(), "log_odds": margin, "suspected": suspected}
+    return {"loss": sample_loss.float(), "margin": margin, **scores}
 
 
 @dataclass

@@ -7,10 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from noisyml.callbacks import selection_log
 from noisyml.callbacks.selection_log import SelectionLog
 from noisyml.noise import MultiLabelMixed, NoNoise
 from noisyml.noise.manifest import NoiseManifest
-from noisyml.selectors.base import Selection
+from noisyml.selectors.base import Facts, Selection
+from noisyml.selectors.training_dynamics import logit_margin, scored_facts
 from noisyml.storage.parquet import last_epoch, row_groups
 
 
@@ -137,3 +139,69 @@ def test_what_each_of_two_networks_leaves_out_is_stored_and_scored(tmp_path):
         assert found[f"selection/excluded_recall_{name}"] == pytest.approx(recall)
     for metric in ("excluded_precision", "excluded_recall"):
         assert found[f"selection/{metric}"] == found[f"selection/{metric}_second"]
+
+
+def told_batches(classes, labels, facts=scored_facts):
+    """Outputs of steps of 64 samples that are classified, positions in a random order."""
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(labels), generator=generator)
+    logits = torch.randn(len(labels), classes, generator=generator)
+    losses = torch.rand(len(labels), generator=generator)
+    outputs = []
+    for rows in order.split(64):
+        noted = {"logits": logits[rows], "labels": labels[rows], "sample_loss": losses[rows]}
+        selection = Selection.keep_everything(labels[rows])
+        outputs.append({"index": rows, "selection": selection, "facts": Facts(noted, facts)})
+    return outputs, logits, losses
+
+
+@pytest.mark.parametrize("at_once", [1, 10_000, 2**40])
+def test_what_is_noted_of_a_sample_does_not_depend_on_its_batch(tmp_path, monkeypatch, at_once):
+    monkeypatch.setattr(selection_log, "AT_ONCE", at_once)
+    labels = torch.arange(500) % 7
+    outputs, logits, losses = told_batches(7, labels)
+    log = SelectionLog(str(tmp_path / "selection.parquet"))
+    trainer = SimpleNamespace(callbacks=[], is_global_zero=True, current_epoch=0)
+    for number, output in enumerate(outputs):
+        log.on_train_batch_end(trainer, None, output, None, number)
+        if number == 3:
+            # A checkpoint within the epoch.
+            log.load_state_dict(log.state_dict())
+    log.on_train_epoch_end(trainer, None)
+    log.on_train_end(trainer, None)
+    stored = pq.read_table(tmp_path / "selection.parquet").to_pandas()
+    assert stored["index"].tolist() == torch.cat([o["index"] for o in outputs]).tolist()
+    stored = stored.sort_values("index")
+    probability = logits.softmax(dim=1)[torch.arange(500), labels]
+    np.testing.assert_allclose(stored["p_clean"], probability, rtol=1e-5)
+    np.testing.assert_allclose(stored["margin"], logit_margin(logits, labels))
+    np.testing.assert_array_equal(stored["loss"], losses)
+    np.testing.assert_array_equal(stored["prediction"], logits.argmax(dim=1))
+
+
+def test_a_batch_of_nothing_and_a_batch_of_another_kind_join_the_rest(tmp_path):
+    log = SelectionLog(str(tmp_path / "selection.parquet"))
+    trainer = SimpleNamespace(callbacks=[], is_global_zero=True, current_epoch=0)
+    index, none = torch.arange(4), torch.empty(0, dtype=torch.int64)
+    facts = Facts({"loss": torch.rand(4), "margin": torch.rand(4)})
+    first = {"index": index, "selection": Selection.keep_everything(index), "facts": facts}
+    empty = {"index": none, "selection": Selection.keep_everything(none), "facts": None}
+    later = {"index": index + 4, "selection": Selection.keep_everything(index)}
+    for output in (first, empty, later):
+        log.on_train_batch_end(trainer, None, output, None, 0)
+    log.on_train_epoch_end(trainer, None)
+    log.on_train_end(trainer, None)
+    stored = pq.read_table(tmp_path / "selection.parquet").to_pandas()
+    assert stored["index"].tolist() == list(range(8))
+    assert stored["loss"].isna().tolist() == [False] * 4 + [True] * 4
+
+
+def test_a_method_that_judges_nothing_says_so(tmp_path, caplog):
+    log = SelectionLog(str(tmp_path / "selection.parquet"))
+    trainer = SimpleNamespace(callbacks=[], is_global_zero=True, current_epoch=0)
+    log.on_train_batch_end(trainer, None, {"loss": torch.zeros(())}, None, 0)
+    log.on_train_epoch_end(trainer, None)
+    with caplog.at_level("INFO"):
+        log.on_train_end(trainer, SimpleNamespace())
+    assert "judges no label, so there is no ledger" in caplog.text
+    assert not log.file.exists()

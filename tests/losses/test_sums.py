@@ -172,3 +172,16 @@ def test_terms_are_nodes_of_the_group(name, monkeypatch):
     assert set(config.loss.weights) == set(config.loss.terms)
     more = compose("train", [f"loss={name}", f"+loss@loss.terms.more={other}"])
     assert set(more.loss.terms) == {*config.loss.terms, "more"}
+
+
+def test_a_sum_has_losses_of_samples_where_all_its_terms_do():
+    embeddings, labels = batch()
+    proxies = {
+        name: ProxyNCAPPLoss(CLASSES, DIM, denominator=name) for name in ("all", "negatives")
+    }
+    loss = EmbeddingSum(proxies, {"negatives": 0.5})
+    losses = loss.per_sample(embeddings, labels)
+    torch.testing.assert_close(losses.mean(), loss(embeddings, labels).detach())
+    assert (
+        EmbeddingSum({**proxies, "pairs": ContrastiveLoss()}).per_sample(embeddings, labels) is None
+    )

@@ -1,11 +1,15 @@
 import numpy as np
 import torch
 
+from noisyml.selectors.bare import label_log_odds
 from noisyml.selectors.training_dynamics import (
     Dynamics,
     area_under_margin,
     logit_margin,
     mislabelled_by_threshold_samples,
+    scored_entry_facts,
+    scored_facts,
+    training_facts,
 )
 
 
@@ -42,3 +46,32 @@ def test_samples_below_the_threshold_samples_are_mislabelled():
     threshold[[2, 4]] = True
     found = mislabelled_by_threshold_samples(area, threshold)
     assert found.nonzero().flatten().tolist() == [0, 1, 3]
+
+
+def test_facts_of_a_sample_compare_its_label_with_all_other_classes():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(50, 6, generator=generator)
+    labels = torch.arange(50) % 6
+    labels[7] = -1
+    losses = torch.rand(50, generator=generator)
+    found = scored_facts(logits, labels, losses)
+    known = labels >= 0
+    assert found["margin"].isnan().nonzero().flatten().tolist() == [7]
+    torch.testing.assert_close(found["margin"][known], logit_margin(logits[known], labels[known]))
+    odds = label_log_odds(logits[known], labels[known])
+    torch.testing.assert_close(found["log_odds"][known], odds)
+    torch.testing.assert_close(found["p_clean"][known], odds.sigmoid())
+    assert torch.equal(found["prediction"], logits.argmax(dim=1).int())
+    assert torch.equal(found["loss"], losses)
+    plain = training_facts(logits, labels, losses)
+    assert list(plain) == ["loss", "margin", "prediction"]
+    assert all(torch.equal(plain[name], found[name]) or name == "margin" for name in plain)
+    assert training_facts(logits[:, :1], labels.clamp(max=0), losses)["margin"].isnan().all()
+
+
+def test_a_sample_of_several_labels_counts_by_its_worst_entry():
+    logits = torch.tensor([[2.0, -3.0, 1.0], [2.0, 0.5, -1.0]])
+    labels = torch.tensor([[1.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+    found = scored_entry_facts(logits, labels, torch.zeros(2))
+    assert found["margin"].tolist() == found["log_odds"].tolist() == [1.0, -0.5]
+    assert found["suspected"].tolist() == [2, 1]

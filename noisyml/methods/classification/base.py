@@ -29,10 +29,9 @@ from noisyml.methods.passes import batches_on, evaluation_mode
 from noisyml.models.class_maps import obstacle_to_class_maps
 from noisyml.models.heads import class_scores, unit_norm
 from noisyml.runs.artefacts import Artefact
-from noisyml.selectors.bare import label_log_odds
-from noisyml.selectors.base import Evidence, Selection
+from noisyml.selectors.base import Evidence, Facts, Selection
 from noisyml.selectors.keep_all import KeepAll
-from noisyml.selectors.training_dynamics import training_facts
+from noisyml.selectors.training_dynamics import scored_facts, training_facts
 from noisyml.targets import labels_of
 
 if TYPE_CHECKING:
@@ -90,6 +89,10 @@ class Classification(Method):
     gives: ClassVar[frozenset[str]] = frozenset({"embeddings", "logits"})
     loss: ScoreLoss
 
+    #: Make the ledger's columns, see `Facts.then`; the second where a selector gives no scores.
+    noted = staticmethod(training_facts)
+    noted_with_scores = staticmethod(scored_facts)
+
     def __init__(self, parts: Parts, *, on_empty: OnEmpty = "skip") -> None:
         super().__init__(parts)
         self.loss = CrossEntropy() if parts.loss is None else parts.need("loss", ScoreLoss)
@@ -98,7 +101,7 @@ class Classification(Method):
         self.class_names = list(parts.sizes.class_names)
         self.classifier = nn.Linear(self.encoder.out_features, len(self.class_names))
         self._judged: tuple[Evidence, Selection] | None = None
-        self._facts: Mapping[str, Tensor] = {}
+        self._facts: Facts | None = None
 
     # -- the step ----------------------------------------------------------------------------
 
@@ -135,9 +138,14 @@ class Classification(Method):
         self._facts = self.facts(seen, losses)
         return losses
 
-    def facts(self, seen: Classified, sample_loss: Tensor) -> Mapping[str, Tensor]:
-        """The ledger's entries for a global batch with losses [B]: [B] each, by column."""
-        return training_facts(seen.logits.detach(), seen.labels, sample_loss.detach())
+    def facts(self, seen: Classified, sample_loss: Tensor) -> Facts:
+        """What the ledger notes of a global batch with losses [B]."""
+        rows = {
+            "logits": seen.logits.detach(),
+            "labels": seen.labels,
+            "sample_loss": sample_loss.detach(),
+        }
+        return Facts(rows, self.noted)
 
     def mean_loss(self, sample_loss: Tensor, selection: Selection) -> Tensor:
         """Mean of the losses [B] over what teaches: what is kept, or see `on_empty`."""
@@ -149,7 +157,15 @@ class Classification(Method):
     def judge(
         self, seen: Classified, sample_loss: Tensor, entry_loss: Tensor | None = None
     ) -> Selection:
-        """The selector's answer for a global batch with losses [B] and, multi-label, [B, C]."""
+        """The selector's answer for a global batch with losses [B] and, multi-label, [B, C].
+
+        Where it gives no scores, the ledger has those of the classifier itself.
+        """
+        if self._facts is not None and not self.selector.gives_scores:
+            self._facts = replace(self._facts, then=self.noted_with_scores)
+        if isinstance(self.selector, KeepAll):
+            # There is nothing to ask, and a step's number costs a walk through the trainer.
+            return Selection.keep_everything(seen.labels)
         evidence = Evidence(
             labels=seen.labels,
             index=seen.index,
@@ -162,24 +178,8 @@ class Classification(Method):
             epoch=self.current_epoch,
         )
         selection = self.selector.select(evidence)
-        if not self.selector.gives_scores:
-            selection = self.own_trust(seen, selection)
         self._judged = (evidence, selection)
         return selection
-
-    @torch.no_grad()
-    def own_trust(self, seen: Classified, selection: Selection) -> Selection:
-        """The selection, scored by what the classifier itself says of the given labels.
-
-        Without a selector that scores, suspects are the labels with the smallest margin: the
-        classifier's score of the label against all other classes.
-
-        Args:
-            seen: the global batch.
-            selection: of it, without scores.
-        """
-        margin = label_log_odds(seen.logits, seen.labels)
-        return replace(selection, p_clean=margin.sigmoid(), log_odds=margin)
 
     def outcome(
         self,
@@ -199,7 +199,7 @@ class Classification(Method):
         """
         terms = {**self.loss.last_terms, **(terms or {})}
         parts = {name: term.detach() for name, term in terms.items()}
-        facts, self._facts = self._facts, {}
+        facts, self._facts = self._facts, None
         return {
             "loss": loss,
             "selection": selection,

@@ -12,7 +12,7 @@ from noisyml.checks import Count, OpenShare, Positive
 from noisyml.errors import UserError
 from noisyml.methods.parts import Parts
 from noisyml.methods.two_networks import Predict, Seen, TwoNetworks
-from noisyml.selectors.base import Selection
+from noisyml.selectors.base import Facts, Selection
 from noisyml.selectors.small_loss import forget_rate, trust_of_losses
 from noisyml.selectors.training_dynamics import training_facts
 
@@ -77,5 +77,10 @@ class SmallLoss(TwoNetworks):
         """
         p_clean, log_odds = trust_of_losses(judged_by)
         selection = Selection(keep, p_clean, log_odds=log_odds)
-        facts = training_facts(seen.first.logits.detach(), seen.labels, judged_by.detach())
+        rows = {
+            "logits": seen.first.logits.detach(),
+            "labels": seen.labels,
+            "sample_loss": judged_by.detach(),
+        }
+        facts = Facts(rows, training_facts)
         return {"loss": loss, "selection": selection, "index": seen.index, "facts": facts}

@@ -25,7 +25,7 @@ from noisyml.models.backbones.prompted import PromptedBackbone
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import unit_norm
 from noisyml.models.projection import supervised_prompt
-from noisyml.selectors.base import Evidence, Selection
+from noisyml.selectors.base import Evidence, Facts, Selection
 from noisyml.selectors.keep_all import KeepAll, batch_margin
 from noisyml.selectors.training_dynamics import training_facts
 from noisyml.targets import TargetKind, labels_of
@@ -98,7 +98,7 @@ class Discovery(Method):
         self.selector = KeepAll() if parts.selector is None else parts.selector
         self.supervised_prompts = supervised_prompts
         self._judged: tuple[Evidence, Selection] | None = None
-        self._facts: Mapping[str, Tensor] = {}
+        self._facts: Facts | None = None
         self._apart: Tensor | None = None
         backbone = self.encoder.backbone
         if backbone.takes != "images" or backbone.frozen:
@@ -164,9 +164,10 @@ class Discovery(Method):
         scores = None if logits is None else logits.detach()[: seen.images][known]
         if scores is None:
             margin = batch_margin(embeddings, labels)
-            self._facts = {"loss": sample_loss.float(), "margin": margin}
+            self._facts = Facts({"loss": sample_loss.float(), "margin": margin})
         else:
-            self._facts = training_facts(scores, labels, sample_loss)
+            rows = {"logits": scores, "labels": labels, "sample_loss": sample_loss}
+            self._facts = Facts(rows, training_facts)
         evidence = Evidence(
             labels=labels,
             index=seen.index[known],

@@ -23,7 +23,7 @@ from noisyml.metrics.zero_shot_evaluator import ZeroShotEvaluator
 from noisyml.models.heads import unit_norm
 from noisyml.models.text.encoder import TEXTS_AT_ONCE, TextEncoder
 from noisyml.runs.progress import announce
-from noisyml.selectors.base import Evidence, Selection
+from noisyml.selectors.base import Evidence, Facts, Selection
 from noisyml.selectors.keep_all import KeepAll
 from noisyml.targets import TargetKind, texts_of
 
@@ -197,7 +197,7 @@ class ImageText(Method):
             "selection": selection,
             "index": index,
             "terms": {name: term.detach() for name, term in terms.items()},
-            "facts": {"loss": sample_loss.detach().float()},
+            "facts": Facts({"loss": sample_loss.detach().float()}),
         }
 
     def after_backward(self) -> None:

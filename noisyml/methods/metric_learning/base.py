@@ -15,7 +15,7 @@ from noisyml.losses.base import EmbeddingLoss
 from noisyml.methods.base import Method
 from noisyml.methods.metric_learning.pseudo_labels import PseudoLabels, check_clusters
 from noisyml.methods.parts import Parts, Sizes
-from noisyml.selectors.base import Evidence, Selection, Selector
+from noisyml.selectors.base import Evidence, Facts, Selection, Selector
 from noisyml.selectors.keep_all import KeepAll, batch_margin
 from noisyml.similarity.memory_bank import MemoryBank
 
@@ -49,7 +49,7 @@ class MetricLearning(Method):
         self._memory_is_read = "memory" in self.loss.needs | self.selector.needs
         self._judged: tuple[Evidence, Selection] | None = None
         self._newcomers: tuple[Tensor, Tensor, Tensor] | None = None
-        self._facts: Mapping[str, Tensor] = {}
+        self._facts: Facts | None = None
 
     @classmethod
     def adapt_sizes(cls, sizes: Sizes, settings: Mapping[str, Any]) -> Sizes:
@@ -123,10 +123,11 @@ class MetricLearning(Method):
         if self.pseudo_labels is not None:
             # Clusters are nobody's claim about a sample: there is no right or wrong to note.
             return selection
-        self._facts = self.facts(embeddings.detach(), labels)
+        noted = self.facts(embeddings.detach(), labels)
+        self._facts = Facts(noted)
         if not self.selector.gives_scores:
             # Suspects of a run without a selector that scores: what lies far from its class.
-            margin = self._facts["margin"]
+            margin = noted["margin"]
             selection = replace(selection, p_clean=margin.sigmoid(), log_odds=margin)
         return selection
 

@@ -7,19 +7,14 @@ Methods that weigh, correct or exchange samples or entries start from it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
-
-import torch
-from torch import Tensor
 
 from noisyml.data.views import Batch
 from noisyml.losses.base import Loss
 from noisyml.losses.multilabel.base import MultiLabelLoss
-from noisyml.methods.classification.base import Classification, Classified
+from noisyml.methods.classification.base import Classification
 from noisyml.methods.parts import Parts
-from noisyml.selectors.base import Selection
-from noisyml.selectors.training_dynamics import entry_facts, entry_margin
+from noisyml.selectors.training_dynamics import entry_facts, scored_entry_facts
 from noisyml.targets import TargetKind
 
 
@@ -39,22 +34,12 @@ class MultiLabel(Classification):
     target_kinds: ClassVar[frozenset[TargetKind]] = frozenset({"multi"})
     evidence: ClassVar[frozenset[str]] = Classification.evidence | {"entry_loss"}
     loss: MultiLabelLoss
+    noted = staticmethod(entry_facts)
+    noted_with_scores = staticmethod(scored_entry_facts)
 
     def __init__(self, parts: Parts) -> None:
         parts.need("loss", MultiLabelLoss)
         super().__init__(parts)
-
-    @torch.no_grad()
-    def own_trust(self, seen: Classified, selection: Selection) -> Selection:
-        """See `Classification.own_trust`; a sample counts by its entry of the smallest margin."""
-        margin, suspected = entry_margin(seen.logits, seen.labels)
-        return Selection(
-            selection.keep, margin.sigmoid(), {"suspected": suspected}, log_odds=margin
-        )
-
-    def facts(self, seen: Classified, sample_loss: Tensor) -> Mapping[str, Tensor]:
-        """See `Classification.facts`; the margin is that of the entry that has the least."""
-        return entry_facts(seen.logits.detach(), seen.labels, sample_loss.detach())
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """One step: classify, judge, learn from the trusted."""

@@ -24,7 +24,7 @@ from noisyml.losses.multilabel.jocor import (
 from noisyml.methods.multilabel.two_networks import MultiLabelTwoNetworks
 from noisyml.methods.parts import Parts
 from noisyml.methods.two_networks import Predict
-from noisyml.selectors.base import Selection
+from noisyml.selectors.base import Facts, Selection
 from noisyml.selectors.small_loss import trust_of_losses
 from noisyml.selectors.training_dynamics import entry_facts
 
@@ -77,6 +77,11 @@ class JoCoRMultiLabel(MultiLabelTwoNetworks):
             judged, kept = losses.mean(dim=1), keep[:, 0]
         p_clean, log_odds = trust_of_losses(judged)
         selection = Selection(kept, p_clean, log_odds=log_odds)
-        facts = entry_facts(seen.first.logits.detach(), seen.labels, losses.detach().mean(dim=1))
+        rows = {
+            "logits": seen.first.logits.detach(),
+            "labels": seen.labels,
+            "sample_loss": losses.detach().mean(dim=1),
+        }
+        facts = Facts(rows, entry_facts)
         loss = jocor_loss(losses, keep)
         return {"loss": loss, "selection": selection, "index": seen.index, "facts": facts}

@@ -34,7 +34,7 @@ from noisyml.losses.multilabel.rcml import (
 from noisyml.methods.multilabel.two_networks import MultiLabelTwoNetworks
 from noisyml.methods.parts import Parts
 from noisyml.methods.two_networks import NETWORKS, Predict, Seen
-from noisyml.selectors.base import Selection
+from noisyml.selectors.base import Facts, Selection
 from noisyml.selectors.small_loss import small_loss
 from noisyml.selectors.training_dynamics import entry_facts
 
@@ -272,7 +272,11 @@ class RCML(MultiLabelTwoNetworks):
                 **{f"kept_{name}": keep for name, keep in zip(NETWORKS, found.keep, strict=True)},
             },
         )
-        logits = (seen.first, seen.second)[judge].logits.detach()
+        rows = {
+            "logits": (seen.first, seen.second)[judge].logits.detach(),
+            "labels": seen.labels,
+            "sample_loss": found.losses[judge],
+        }
         names = (*NETWORKS, "disparity", "consistency")
         terms = zip(names, (*found.taught, found.disparity, found.consistency), strict=True)
         return {
@@ -280,5 +284,5 @@ class RCML(MultiLabelTwoNetworks):
             "selection": selection,
             "index": seen.index,
             "terms": {name: term.detach() for name, term in terms},
-            "facts": entry_facts(logits, seen.labels, found.losses[judge]),
+            "facts": Facts(rows, entry_facts),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,15 @@ from noisyml.reports.artefacts import read_manifest, reading
 from noisyml.runs.folder import RunFolder
 from noisyml.storage.parquet import row_groups
 
-_COLUMNS = ("index", "epoch", "loss", "margin", "prediction")
+#: Columns of which a ledger has one at least, beside ``index`` and ``epoch``.
+_NOTED = ("loss", "margin", "prediction")
+
+#: The margin of a sample, by what it was measured on.
+MARGINS = {
+    "scores": "own logit less the largest other one",
+    "entries": "the least margin among its classes, positive where all of them are right",
+    "embeddings": "mean similarity to its class in the batch less that to the nearest other class",
+}
 
 
 @dataclass(frozen=True)
@@ -22,18 +31,22 @@ class Ledger:
 
     Attributes:
         by_epoch: per ``epoch`` the shares ``right_learnt`` and ``wrong_learnt`` of the right and of
-            the wrong labels that the network predicts, and ``wrong_corrected``, of the wrong ones
-            for which it predicts the true class. Without a known truth ``right_learnt`` counts all
-            labels and the others are missing.
-        loss: of every sample at its last visit [n].
-        margin: mean of its margins over all visits [n], the area under the margin.
+            the wrong labels that the network predicts or, where it predicts no single class, whose
+            margin is positive; missing without margins. ``wrong_corrected``: of the wrong ones,
+            those for which it predicts the true class; missing without predictions. Without a known
+            truth ``right_learnt`` counts all labels and the others are missing.
+        loss: of every sample at its last visit [n]; NaN where the method has none.
+        margin: mean of its margins over all visits [n], the area under the margin; NaN where there
+            is none.
         wrong: [n] True where the label is wrong; None if that is not known.
+        measured_on: key of `MARGINS`.
     """
 
     by_epoch: pd.DataFrame
     loss: NDArray[np.float64]
     margin: NDArray[np.float64]
     wrong: NDArray[np.bool_] | None
+    measured_on: str
 
 
 def read_ledger(run: RunFolder) -> Ledger | None:
@@ -43,50 +56,82 @@ def read_ledger(run: RunFolder) -> Ledger | None:
         Unreadable: a file is there and broken.
     """
     file = run.selection_file
-    if not file.is_file():
+    manifest = read_manifest(run) if file.is_file() else None
+    if manifest is None or not len(manifest):
         return None
     with reading(file):
-        if not set(_COLUMNS) <= set(pq.read_schema(file).names):
-            return None
-    manifest = read_manifest(run)
-    if manifest is None or manifest["observed"].dtype == object:
+        noted = [name for name in _NOTED if name in pq.read_schema(file).names]
+    if not noted:
         return None
     size = int(manifest["index"].max()) + 1
-    observed, clean = np.full(size, -1), np.full(size, -1)
-    observed[manifest["index"]], clean[manifest["index"]] = manifest["observed"], manifest["clean"]
     changed = np.zeros(size, dtype=bool)
     changed[manifest["index"]] = manifest["changed"]
     known = bool(changed.any() and not manifest["unknown"].any())
-    loss, margin = np.full(size, np.nan), np.zeros(size)
-    visits = np.zeros(size, dtype=np.int64)
-    counts: dict[int, NDArray[np.int64]] = {}
+    single = manifest["observed"].dtype != object
+    labels = {name: np.full(size, -1) for name in ("observed", "clean")}
+    if single:
+        for name, values in labels.items():
+            values[manifest["index"]] = manifest[name]
+    loss = np.full(size, np.nan)
+    margin, measured, visits = np.zeros(size), np.zeros(size), np.zeros(size, dtype=np.int64)
+    counts: list[pd.DataFrame] = []
     with reading(file):
-        for part in row_groups(file, list(_COLUMNS)):
+        for part in row_groups(file, ["index", "epoch", *noted]):
             index = part["index"]
-            loss[index] = part["loss"]
-            np.add.at(margin, index, part["margin"])
-            np.add.at(visits, index, 1)
-            wrong = changed[index] & known
-            learnt = part["prediction"] == observed[index]
-            corrected = wrong & (part["prediction"] == clean[index])
-            for epoch in np.unique(part["epoch"]):
-                here = part["epoch"] == epoch
-                found = [here & ~wrong, here & ~wrong & learnt]
-                found += [here & wrong, here & wrong & learnt, here & corrected]
-                sums = np.array([marks.sum() for marks in found])
-                counts[int(epoch)] = counts.get(int(epoch), np.zeros(5, dtype=np.int64)) + sums
-    if not counts:
-        return None
-    rows = []
-    for epoch, (right, right_learnt, bad, bad_learnt, corrected) in sorted(counts.items()):
-        row = {"epoch": epoch, "right_learnt": right_learnt / max(right, 1)}
-        if bad:
-            row |= {"wrong_learnt": bad_learnt / bad, "wrong_corrected": corrected / bad}
-        rows.append(row)
+            visits += np.bincount(index, minlength=size)
+            if "loss" in part:
+                loss[index] = part["loss"]
+            if "margin" in part:
+                there = np.isfinite(part["margin"])
+                at = index[there]
+                margin += np.bincount(at, part["margin"][there].astype(float), minlength=size)
+                measured += np.bincount(at, minlength=size)
+            counts.append(_learnt(part, changed & known, labels))
     seen = visits > 0
+    if not seen.any():
+        return None
+    with np.errstate(invalid="ignore"):
+        area = margin / measured
     return Ledger(
-        by_epoch=pd.DataFrame(rows),
+        by_epoch=_shares(pd.concat(counts).groupby("epoch").sum(), "prediction" in noted),
         loss=loss[seen],
-        margin=margin[seen] / visits[seen],
+        margin=area[seen],
         wrong=changed[seen] if known else None,
+        measured_on="scores" if "prediction" in noted else "embeddings" if single else "entries",
     )
+
+
+def _learnt(
+    part: dict[str, NDArray[Any]], wrong: NDArray[np.bool_], labels: dict[str, NDArray[np.int64]]
+) -> pd.DataFrame:
+    """Numbers of right and wrong labels, and of those learnt, in each ``epoch`` of a row group."""
+    index = part["index"]
+    bad = wrong[index]
+    told = np.ones(len(index), dtype=bool)
+    learnt = corrected = np.zeros(len(index), dtype=bool)
+    if "prediction" in part:
+        learnt = part["prediction"] == labels["observed"][index]
+        corrected = part["prediction"] == labels["clean"][index]
+    elif "margin" in part:
+        learnt, told = part["margin"] > 0, np.isfinite(part["margin"])
+    else:
+        told = ~told
+    marks = {
+        "right": told & ~bad,
+        "right_learnt": told & ~bad & learnt,
+        "wrong": told & bad,
+        "wrong_learnt": told & bad & learnt,
+        "wrong_corrected": told & bad & corrected,
+    }
+    return pd.DataFrame({"epoch": part["epoch"], **marks}).groupby("epoch").sum().reset_index()
+
+
+def _shares(sums: pd.DataFrame, predicted: bool) -> pd.DataFrame:
+    """See `Ledger.by_epoch`."""
+    shares = {"right_learnt": sums["right_learnt"] / sums["right"].where(sums["right"] > 0)}
+    bad = sums["wrong"].where(sums["wrong"] > 0)
+    shares["wrong_learnt"] = sums["wrong_learnt"] / bad
+    if predicted:
+        shares["wrong_corrected"] = sums["wrong_corrected"] / bad
+    frame = pd.DataFrame(shares).dropna(axis="columns", how="all")
+    return frame.reset_index()

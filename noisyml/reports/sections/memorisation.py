@@ -26,6 +26,7 @@ def memorisation(runs: ReportedRuns) -> list[Picture]:
         return []
     caption = (
         "What training has learnt by heart: the network predicts the given label of so many "
-        "samples, at the visit in which it learns from them."
+        "samples (or, of embeddings and of several labels, their margin is positive), at the visit "
+        "in which it learns from them."
     )
     return curves(runs, LABELS, "epoch", frames, "memorisation", caption)

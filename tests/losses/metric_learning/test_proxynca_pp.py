@@ -389,3 +389,14 @@ def test_config_states_the_defaults_of_the_code():
     for key in ("scale", "denominator", "block_bytes"):
         assert getattr(written, key) == getattr(built, key)
     assert node.proxy_init_std == 0.125
+
+
+@pytest.mark.parametrize("denominator", ["all", "negatives"])
+@pytest.mark.parametrize("block_bytes", [2**28, 1])
+def test_the_loss_is_the_mean_of_those_of_the_samples(denominator, block_bytes):
+    settings = {"denominator": denominator, "block_bytes": block_bytes}
+    loss = ProxyNCAPPLoss(num_classes=5, embedding_size=3, **settings)
+    rows, labels, _, keep = batch(12, 5, 3, seed=1, dtype=torch.float32)
+    losses = loss.per_sample(rows.requires_grad_(), labels)
+    assert not losses.requires_grad
+    torch.testing.assert_close(losses[keep].mean(), loss(rows, labels, keep=keep).detach())

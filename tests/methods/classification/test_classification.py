@@ -20,7 +20,7 @@ from noisyml.models.backbones.small import mlp, small_cnn
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import IdentityHead
 from noisyml.models.teacher import Teacher
-from noisyml.selectors.base import Selection, Selector
+from noisyml.selectors.base import Facts, Selection, Selector
 
 NAMES = ["ant", "bee", "cat"]
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -74,9 +74,11 @@ def test_without_a_selector_labels_are_judged_by_their_own_margin():
     assert selection.keep.all()
     probabilities = seen.logits.softmax(dim=1)
     own = probabilities[torch.arange(6), LABELS]
-    torch.testing.assert_close(selection.p_clean, own.detach())
-    torch.testing.assert_close(selection.log_odds, torch.logit(own).detach(), rtol=1e-4, atol=1e-5)
-    assert not selection.p_clean.requires_grad
+    facts = method.outcome(seen.logits.sum(), selection, seen.index)["facts"]
+    noted = Facts.columns([facts])
+    torch.testing.assert_close(noted["p_clean"], own.detach())
+    torch.testing.assert_close(noted["log_odds"], torch.logit(own).detach(), rtol=1e-4, atol=1e-5)
+    assert not noted["p_clean"].requires_grad
     # A selector that scores has the word.
     assert method_with_selector_scores().tolist() == [1.0, 0.0, 1.0, 1.0, 0.0, 0.0]
 

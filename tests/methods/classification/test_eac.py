@@ -125,13 +125,13 @@ def test_two_epochs_are_the_released_ones():
         for batch_number in range(3):
             x1, x2, y = (golden[f"batch{batch_number}/{key}"] for key in ("x1", "x2", "y"))
             given = {"views": 255 * torch.stack([x1, x2], 1), "label": y, "index": torch.arange(6)}
-            loss = method.training_step(given, 0)["loss"]
-            evidence, _ = method._judged
-            ce = evidence.sample_loss.mean()
+            outcome = method.training_step(given, 0)
+            loss, rows = outcome["loss"], outcome["facts"].rows
+            ce = rows["sample_loss"].mean()
             consistency = (loss.detach() - ce) / golden["lam"]
             torch.testing.assert_close(ce.double(), golden["step_ce"][number], **close)
             torch.testing.assert_close(consistency, golden["step_consistency"][number], **close)
-            right += int((evidence.logits.argmax(1) == y).sum())
+            right += int((rows["logits"].argmax(1) == y).sum())
             losses.append(float(loss.detach()))
             adam.zero_grad()
             loss.backward()

@@ -13,7 +13,7 @@ from noisyml.metrics.multilabel import MultiLabelEvaluator
 from noisyml.models.backbones.small import mlp
 from noisyml.models.encoder import Encoder
 from noisyml.models.heads import IdentityHead
-from noisyml.selectors.base import Selection, Selector
+from noisyml.selectors.base import Facts, Selection, Selector
 from noisyml.selectors.keep_all import KeepAll
 
 NAMES = ["ant", "bee", "cat"]
@@ -115,7 +115,11 @@ def test_without_a_selector_a_sample_counts_by_its_least_likely_entry():
     trained = method(KeepAll())
     seen = trained.classify_globally(batch())
     entry_loss = trained.loss(seen.logits, seen.labels, seen.index, 0)
-    selection = trained.judge(seen, trained.loss.per_sample(entry_loss), entry_loss)
-    assert selection.keep.shape == selection.p_clean.shape == seen.index.shape
-    torch.testing.assert_close(selection.p_clean, (-entry_loss).exp().amin(dim=1).detach())
-    assert torch.equal(selection.extras["suspected"], entry_loss.argmax(dim=1))
+    outcome = trained.training_step(batch(), 0)
+    assert outcome["selection"].keep.shape == seen.index.shape
+    noted = Facts.columns([outcome["facts"]])
+    torch.testing.assert_close(noted["loss"], trained.loss.per_sample(entry_loss).detach())
+    torch.testing.assert_close(noted["p_clean"], (-entry_loss).exp().amin(dim=1).detach())
+    assert torch.equal(noted["suspected"], entry_loss.argmax(dim=1))
+    right = ((seen.logits > 0) == (seen.labels > 0)).all(dim=1)
+    assert torch.equal(noted["margin"] > 0, right)

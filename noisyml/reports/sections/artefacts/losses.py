@@ -7,37 +7,50 @@ from collections.abc import Iterator
 
 import numpy as np
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from noisyml.reports import plots
 from noisyml.reports.sections.base import Element, Picture, RunSection
-from noisyml.reports.sections.ledger import Ledger, read_ledger
+from noisyml.reports.sections.ledger import MARGINS, Ledger, read_ledger
 from noisyml.runs.folder import RunFolder
 
 #: Share of samples at either end that the axes leave out.
 TAIL = 0.002
 
+AREA = "area under the margin"
+
 
 def show(run: RunFolder, alone: bool) -> Iterator[Element]:
-    """Two histograms, where the run has a ledger."""
+    """Histograms of what the run's ledger has: losses, areas under the margin, or both."""
     ledger = read_ledger(run)
-    if ledger is not None and np.isfinite(ledger.loss).any():
-        yield Picture(
-            "losses",
-            functools.partial(losses_figure, ledger),
-            "Left: loss of every training sample at its last visit. Right: its margin, own logit "
-            "less the largest other one, averaged over all visits (area under the margin).",
-        )
+    if ledger is None:
+        return
+    shown = _shown(ledger)
+    said = {
+        "loss": "Loss of every training sample at its last visit.",
+        AREA: "Area under the margin: the mean over all visits of a sample's margin, "
+        f"{MARGINS[ledger.measured_on]}.",
+    }
+    if shown:
+        caption = " ".join(said[title] for title in shown)
+        yield Picture("losses", functools.partial(losses_figure, ledger), caption)
+
+
+def _shown(ledger: Ledger) -> dict[str, NDArray[np.float64]]:
+    """The quantities of which a ledger has any value, by title."""
+    quantities = {"loss": ledger.loss, AREA: ledger.margin}
+    return {title: values for title, values in quantities.items() if np.isfinite(values).any()}
 
 
 def losses_figure(ledger: Ledger, *, narrow: bool = False) -> Figure:
     """Histograms of loss and area under the margin, right and wrong labels apart."""
-    columns = 1 if narrow else 2
-    size = (plots.NARROW, 5.0) if narrow else (0.72 * plots.WIDTH, 2.8)
+    shown = _shown(ledger)
+    number = len(shown)
+    rows, columns = (number, 1) if narrow else (1, number)
+    size = (plots.NARROW, 2.5 * number) if narrow else (0.36 * plots.WIDTH * number, 2.8)
     figure = plots.new_figure(*size)
-    grid = figure.subplots(2 // columns, columns, squeeze=False).ravel()
-    for axes, values, title in zip(
-        grid, (ledger.loss, ledger.margin), ("loss", "area under the margin"), strict=True
-    ):
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, (title, values) in zip(grid, shown.items(), strict=True):
         finite = np.isfinite(values)
         low, high = np.quantile(values[finite], [TAIL, 1 - TAIL])
         parts = [(finite, "all labels", plots.FAINT)]
