@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from noisyml.reports.provenance import Fact
-from noisyml.reports.sections.base import Detail, Picture, RunLine, TextTable
+from noisyml.reports.sections.base import CellNote, Detail, Picture, RunLine, TextTable
 from noisyml.reports.settings import decides_data
 from noisyml.reports.tables import SIGNIFICANCE, Column, ResultTable
 
@@ -26,6 +26,7 @@ class Report:
     notices: tuple[str, ...]
     unfinished: tuple[RunLine, ...]
     table: ResultTable
+    notes: tuple[tuple[CellNote, ...], ...]
     csv: str
     across: tuple[Picture, ...]
     training: tuple[Picture, ...]
@@ -33,6 +34,7 @@ class Report:
     details: tuple[Detail, ...]
     details_note: str
     comparisons: tuple[TextTable, ...]
+    configurations: tuple[TextTable, ...]
     runs: tuple[RunLine, ...]
     run_columns: tuple[Column, ...]
     searches: tuple[Detail, ...]

@@ -7,6 +7,7 @@ colours of text and grid follow the page.
 from __future__ import annotations
 
 import io
+import json
 import re
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -351,8 +352,58 @@ def save_png(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure).print_png(path)
 
 
+def hover_text(panels: Sequence[Panel], order: Sequence[str]) -> str:
+    """Curves as JSON, for a page that tells the values under the pointer; empty if there are none.
+
+    Args:
+        panels: in the order of their axes.
+        order: as the figure was drawn with.
+    """
+    if not any(panel.lines for panel in panels):
+        return ""
+
+    def shown(values: NDArray[np.floating]) -> list[float | None]:
+        return [float(f"{value:.5g}") if np.isfinite(value) else None for value in values]
+
+    told = [
+        {
+            "x": panel.x_label,
+            "y": panel.y_label,
+            "lines": [
+                {
+                    "label": line.label,
+                    "colour": PALETTE[order.index(line.label) % len(PALETTE)],
+                    "points": list(
+                        zip(shown(line.x), shown(line.mean), shown(line.std), strict=True)
+                    ),
+                }
+                for line in panel.lines
+            ],
+        }
+        for panel in panels
+    ]
+    return json.dumps(told, separators=(",", ":"))
+
+
+def _axes_text(figure: Figure) -> str:
+    """Place and limits of each of the axes as JSON: left, top, right, bottom, x and y limits.
+
+    Places are in the units of the SVG, y growing downwards as there.
+    """
+    wide, high = 72 * figure.get_size_inches()
+    found = []
+    for axes in figure.axes:
+        box = axes.get_position()
+        place = [wide * box.x0, high * (1 - box.y1), wide * box.x1, high * (1 - box.y0)]
+        limits = [*axes.get_xlim(), *axes.get_ylim()]
+        found.append([float(f"{number:.7g}") for number in [*place, *limits]])
+    return json.dumps(found, separators=(",", ":"))
+
+
 def inline_svg(figure: Figure, description: str, *, narrow: bool = False) -> Markup:
     """The figure as an ``<svg>`` element for the page: no external reference, theme colours.
+
+    ``data-axes`` tells the page's script where the axes lie.
 
     Args:
         figure: to be written.
@@ -381,9 +432,10 @@ def inline_svg(figure: Figure, description: str, *, narrow: bool = False) -> Mar
     for drawn, themed in _THEME.items():
         svg = svg.replace(drawn, themed)
     full = NARROW if narrow else WIDTH
-    opening = Markup('<svg class="{}" role="img" aria-label="{}" style="width:{}%"').format(
-        salt, description, round(100 * float(figure.get_figwidth()) / full, 1)
-    )
+    share = round(100 * float(figure.get_figwidth()) / full, 1)
+    opening = Markup(
+        '<svg class="{}" role="img" aria-label="{}" data-axes="{}" style="width:{}%"'
+    ).format(salt, description, _axes_text(figure), share)
     svg = re.sub(r'^<svg width="[^"]*" height="[^"]*"', lambda _: str(opening), svg, count=1)
     return Markup(svg)  # matplotlib escapes every text it writes
 

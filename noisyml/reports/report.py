@@ -17,10 +17,12 @@ from noisyml.reports.render import render_html, render_markdown
 from noisyml.reports.sections.across import across
 from noisyml.reports.sections.base import ReportedRuns
 from noisyml.reports.sections.comparisons import comparisons
+from noisyml.reports.sections.configurations import configurations
 from noisyml.reports.sections.details import details
 from noisyml.reports.sections.memorisation import memorisation
 from noisyml.reports.sections.notices import notices
 from noisyml.reports.sections.overview import (
+    cell_notes,
     default_title,
     home,
     other_metrics,
@@ -84,6 +86,7 @@ def build_report(
         notices=tuple(notices(runs, facts)),
         unfinished=tuple(line for line in lines if line.state not in (FINISHED, PRUNED_STATE)),
         table=runs.table,
+        notes=tuple(cell_notes(runs)),
         csv=csv_table(compared, runs.table),
         across=tuple(figures[0]),
         training=tuple(figures[1]),
@@ -91,6 +94,7 @@ def build_report(
         details=tuple(shown),
         details_note=note,
         comparisons=tuple(comparisons(runs)),
+        configurations=tuple(configurations(runs)),
         runs=tuple(lines),
         run_columns=runs.table.columns,
         searches=tuple(searched),

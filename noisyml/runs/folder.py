@@ -11,7 +11,7 @@ Layout of ``outputs/<verb>/<name>/<timestamp or sweep number>/``:
 ``history.csv``          one row per logged step: ``step, epoch`` and one column per metric
 ``noise.parquet``        the noise manifest of the training split
 ``selection.parquet``    the ledger of training: ``index, p_clean, kept, epoch`` of every sample at
-                         every visit, with ``loss, margin, prediction`` of methods that classify,
+                         every visit, with ``loss, margin, prediction`` where the method has them,
                          see `noisyml.callbacks.selection_log`
 ``suspects.csv``         judged samples with label and mean p_clean, the least trusted first
 ``selection_by_class.csv``  kept, precision and recall of each class in the last epoch

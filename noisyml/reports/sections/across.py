@@ -104,12 +104,14 @@ def _by_rate(
     name = f"{what}_by_noise_rate"
     if not crowded:
         draw = partial(plots.lines_figure, grid, order, markers=True, faceted=False)
-        return [Picture(name, draw, caption)]
+        told = plots.hover_text([panel for row in grid for panel in row], order)
+        return [Picture(name, draw, caption, told)]
     return [
         Picture(
             f"{name}_{column.metric.rpartition('/')[2]}",
             partial(plots.multiples_figure, [row[c] for row in grid], order, PANELS_PER_ROW),
             f"{column.heading}. {caption}",
+            plots.hover_text([row[c] for row in grid], order),
         )
         for c, column in enumerate(columns)
     ]

@@ -36,11 +36,14 @@ class Picture:
         name: of its PNG file.
         draw: makes it; with ``narrow=True`` for a narrow screen.
         caption: what it shows.
+        curves: what the page tells about the point under the pointer, see `plots.hover_text`; empty
+            for pictures of something else than curves.
     """
 
     name: str
     draw: Callable[..., Figure]
     caption: str
+    curves: str = ""
 
     @functools.cached_property
     def _numbers(self) -> dict[str, int]:
@@ -162,8 +165,21 @@ class Detail:
 
 
 @dataclass(frozen=True)
+class CellNote:
+    """What a figure of a table says beyond its printed digits.
+
+    Attributes:
+        exact: the number in full, by which rows are sorted; empty where there is none.
+        text: shown where the pointer rests, in lines.
+    """
+
+    exact: str
+    text: str
+
+
+@dataclass(frozen=True)
 class RunLine:
-    """One run in the list of all runs."""
+    """One run in the list of all runs; `notes` are those of `figures`."""
 
     name: str
     state: str
@@ -171,6 +187,7 @@ class RunLine:
     seed: str
     values: tuple[str, ...]
     figures: tuple[str, ...]
+    notes: tuple[CellNote, ...]
 
 
 @dataclass
@@ -292,7 +309,8 @@ def curves(
         part = [row[start : start + PANELS_PER_ROW] for row in grid]
         draw = functools.partial(plots.lines_figure, part, order, markers=False, faceted=faceted)
         suffix = f"_{number}" if len(starts) > 1 else ""
-        pictures.append(Picture(f"{name}{suffix}", draw, caption))
+        told = plots.hover_text([panel for row in part for panel in row], order)
+        pictures.append(Picture(f"{name}{suffix}", draw, caption, told))
     return pictures
 
 

@@ -7,9 +7,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from noisyml.reports.sections.base import ReportedRuns, RunLine, run_name
+from noisyml.reports.sections.base import CellNote, Group, ReportedRuns, RunLine, run_name
 from noisyml.reports.settings import ABSENT, DESCRIBING, Settings, text_of, values_of
+from noisyml.reports.statistics import CONFIDENCE, mean_interval
 from noisyml.reports.tables import Column, metric_names
+
+#: Seeds whose figures stand beside a mean.
+SEEDS_SHOWN = 12
 
 
 def summary(runs: ReportedRuns) -> str:
@@ -48,19 +52,54 @@ def other_metrics(runs: ReportedRuns) -> tuple[tuple[str, str], ...]:
 
 def run_lines(runs: ReportedRuns) -> list[RunLine]:
     """One line per run."""
+    columns = runs.table.columns
     common = home([folder.path for folder in runs.folders])
     lines = []
     for position, (folder, group) in enumerate(zip(runs.folders, runs.group_of, strict=True)):
         row = runs.frame.iloc[position]
         inside = folder.path.resolve().relative_to(common.resolve())
         name = str(inside) if len(runs.folders) > 1 else run_name(folder.path)
-        figures = tuple(
-            c.text(float(row[c.metric])) if c.metric in row else ABSENT for c in runs.table.columns
-        )
+        numbers = [float(row[c.metric]) if c.metric in row else math.nan for c in columns]
+        figures = tuple(c.text(value) for c, value in zip(columns, numbers, strict=True))
+        notes = tuple(CellNote(exact, exact) for exact in map(_exact, numbers))
         seed = row["seed"] or ABSENT
         values = tuple(text_of(value) for value in group)
-        lines.append(RunLine(name, str(row["state"]), str(row["problem"]), seed, values, figures))
+        state, problem = str(row["state"]), str(row["problem"])
+        lines.append(RunLine(name, state, problem, seed, values, figures, notes))
     return lines
+
+
+def cell_notes(runs: ReportedRuns) -> list[tuple[CellNote, ...]]:
+    """Of every figure of the table of results the mean in full, its interval, and each seed's."""
+    return [
+        tuple(_note(runs, group, column) for column in runs.table.columns) for group in runs.groups
+    ]
+
+
+def _note(runs: ReportedRuns, group: Group, column: Column) -> CellNote:
+    if column.metric not in runs.frame:
+        return CellNote("", "no run has it")
+    told = zip(runs.group_of, runs.finished, strict=True)
+    mine = [own == group and finished for own, finished in told]
+    values = runs.frame.loc[mine, ["seed", column.metric]].dropna()
+    if values.empty:
+        return CellNote("", "no run has it")
+    numbers = values[column.metric].astype(float)
+    lines = [f"{column.heading} ({column.metric})", f"mean {_exact(numbers.mean())}"]
+    if len(numbers) > 1:
+        found = mean_interval(numbers.to_numpy())
+        ends = f"{_exact(found.low)} to {_exact(found.high)}"
+        lines.append(f"{CONFIDENCE:.0%} interval {ends} (Student's t, {len(numbers)} runs)")
+    shown = list(zip(values["seed"], numbers, strict=True))[:SEEDS_SHOWN]
+    lines += [f"seed {seed or ABSENT}: {_exact(value)}" for seed, value in shown]
+    if len(numbers) > SEEDS_SHOWN:
+        lines.append(f"and {len(numbers) - SEEDS_SHOWN} more")
+    return CellNote(_exact(numbers.mean()), "\n".join(lines))
+
+
+def _exact(value: float) -> str:
+    """A number with all the digits that could matter; empty for none."""
+    return f"{value:.6g}" if math.isfinite(value) else ""
 
 
 def default_title(runs: ReportedRuns) -> str:
