@@ -4,9 +4,9 @@ A run of `noisyml train` over `--samples` vectors of 64 random values with rando
 perceptron 64-256-256-10 and `selector=keep_all`. All that the ledger does lies in one callback,
 whose calls are timed: keeping each batch, the columns of many batches at once, their file at the
 end of an epoch, and the files joined in the end; with `--rate` also the metrics of each epoch that
-compare judgements with the truth (AUROC, precision, recall). What it adds to the step itself, a few references
-to tensors, is not. A network that reads photographs takes many times longer for a step, and the
-ledger the same.
+compare judgements with the truth (AUROC, precision, recall). What it adds to the step itself, a few
+references to tensors, is not timed. A network that reads photographs takes many times longer for a
+step, and the ledger the same.
 
     python scripts/bench_ledger.py --samples 1000000
 """

@@ -19,7 +19,7 @@ from noisyml.reports.sections.base import ReportedRuns
 from noisyml.reports.sections.comparisons import comparisons
 from noisyml.reports.sections.configurations import configurations
 from noisyml.reports.sections.details import details
-from noisyml.reports.sections.memorisation import memorisation
+from noisyml.reports.sections.ledger import memorisation
 from noisyml.reports.sections.notices import notices
 from noisyml.reports.sections.overview import (
     cell_notes,

@@ -58,7 +58,7 @@ def test_artefacts_without_a_section_are_shown_by_their_kind(run):
     html = write_report([run.path]).html.read_text()
     assert "<h3>Segmentation</h3>" in html
     assert "tile 0 &lt;i&gt;" in html
-    assert "<th>class &lt;b&gt;</th>" in html
+    assert '<th scope="col">class &lt;b&gt;</th>' in html
     assert "for_a_spreadsheet" not in html
 
 

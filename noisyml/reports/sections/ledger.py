@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from noisyml.reports.artefacts import read_manifest, reading
+from noisyml.reports.sections.base import Picture, ReportedRuns, curves
 from noisyml.runs.folder import RunFolder
 from noisyml.storage.parquet import row_groups
 
@@ -22,6 +23,14 @@ MARGINS = {
     "scores": "own logit less the largest other one",
     "entries": "the least margin among its classes, positive where all of them are right",
     "embeddings": "mean similarity to its class in the batch less that to the nearest other class",
+}
+
+
+#: Axes of the curves by column of `Ledger.by_epoch`.
+_CURVES = {
+    "right_learnt": "right labels learnt (fraction)",
+    "wrong_learnt": "wrong labels learnt (fraction)",
+    "wrong_corrected": "wrong labels, true class predicted (fraction)",
 }
 
 
@@ -135,3 +144,23 @@ def _shares(sums: pd.DataFrame, predicted: bool) -> pd.DataFrame:
         shares["wrong_corrected"] = sums["wrong_corrected"] / bad
     frame = pd.DataFrame(shares).dropna(axis="columns", how="all")
     return frame.reset_index()
+
+
+def memorisation(runs: ReportedRuns) -> list[Picture]:
+    """Curves over epochs, where runs have a ledger and wrong labels that are known."""
+    frames = {}
+    for group in runs.groups:
+        read = [runs.read(read_ledger, run) for run in runs.members(group)]
+        frames[group] = [
+            ledger.by_epoch.rename(columns={"epoch": "step"})
+            for ledger in read
+            if ledger is not None and ledger.wrong is not None
+        ]
+    if not any(frames.values()):
+        return []
+    caption = (
+        "What training has learnt by heart: the network predicts the given label of so many "
+        "samples (or, of embeddings and of several labels, their margin is positive), at the visit "
+        "in which it learns from them."
+    )
+    return curves(runs, _CURVES, "epoch", frames, "memorisation", caption)
