@@ -51,7 +51,7 @@ log = logging.getLogger(__name__)
 
 
 class _Judged(NamedTuple):
-    """What training said of a batch of samples.
+    """Selection and facts of a batch of samples.
 
     Attributes:
         index: positions in the training split [B].

@@ -92,7 +92,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Facts:
-    """What the ledger of a run notes of the samples of a batch beside their selection.
+    """Entries of a run's ledger for the samples of a batch, beside their selection.
 
     Training keeps `rows` as they are; columns are worked out for many batches at once, since for a
     small network a dozen operations on every batch would be a tenth of a step.

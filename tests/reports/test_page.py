@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,8 +18,9 @@ from support.synthetic_runs import RunMaker
 
 from noisyml.apps.report import _terminal_tables, main
 from noisyml.errors import UserError
-from noisyml.reports import load_runs, render_html, result_table, write_report
+from noisyml.reports import load_runs, plots, render_html, result_table, write_report
 from noisyml.reports.report import build_report
+from noisyml.reports.sections.base import Picture
 from noisyml.runs.artefacts import Artefact, save_artefacts
 
 EVIL = "<script>alert(1)</script>"
@@ -442,3 +444,52 @@ def test_metrics_that_nobody_could_compute_are_dashes(maker: RunMaker) -> None:
     ]
     one = build_report([maker.root / "s" / "0"])
     assert one.cards == [("Test, last checkpoint", [("MAP@R", "–")])]
+
+
+def test_figures_tell_their_seeds_and_groups_their_settings(sweep: Path, maker: RunMaker) -> None:
+    report = build_report([sweep])
+    column = [c.metric for c in report.table.columns].index("test/precision_at_1")
+    note = report.notes[0][column]
+    runs = load_runs([sweep])
+    keep_all = runs[(runs["selector"] == "keep_all") & (runs["noise.rate"] == 0.3)]
+    mean = keep_all["test/precision_at_1"].mean()
+    assert note.exact == f"{mean:.6g}"
+    heading, told, interval, *seeds = note.text.splitlines()
+    assert heading == "P@1 (last) (test/precision_at_1)"
+    assert told == f"mean {mean:.6g}"
+    low, _, high = interval.removeprefix("95% interval ").partition(" (")[0].partition(" to ")
+    assert float(low) < mean < float(high)
+    assert [line[:8] for line in seeds] == ["seed 0: ", "seed 1: ", "seed 2: "]
+    assert report.runs[0].notes[column].exact == f"{keep_all['test/precision_at_1'].iloc[0]:.6g}"
+
+    (table,) = report.configurations
+    assert len(table.headings) == 1 + 4
+    rows = {row[0]: row[1:] for row in table.rows}
+    assert rows["noise.rate"] == ("0.3", "0.3", "0.5", "0.5")
+    assert rows["selector.warmup"] == ("0", "5", "0", "5")
+    assert not any("seed" in key or "dir" in key for key in rows)
+    for number, rate in enumerate((0.1, 0.2)):
+        maker.run(f"demo/more{number}", "prism_vmf", rate, files=False)
+        maker.run(f"demo/again{number}", "keep_all", rate, files=False)
+    (table,) = build_report([sweep]).configurations
+    assert ("selector.warmup", "0 (4); 7 (2); 5 (2)") in table.rows
+
+
+def test_curves_are_told_with_the_names_and_digits_of_their_lines(sweep: Path) -> None:
+    (first, *_) = build_report([sweep]).across
+    panels = json.loads(first.curves)
+    assert [line["label"] for line in panels[0]["lines"]] == ["keep_all", "prism_avg"]
+    assert panels[0]["x"] == "nominal noise rate"
+    point = panels[0]["lines"][0]["points"][0]
+    assert point[0] == 0.3
+    assert 0 < point[1] < 1
+    axes = json.loads(re.search(r'data-axes="([^"]*)"', render_svg(first))[1])
+    assert len(axes) == len(panels)
+    left, top, right, bottom, low, high, *_ = axes[0]
+    assert 0 < left < right
+    assert 0 < top < bottom
+    assert low < 0.3 < 0.5 < high
+
+
+def render_svg(picture: Picture) -> str:
+    return str(plots.inline_svg(picture.figure, picture.caption))

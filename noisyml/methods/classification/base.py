@@ -139,7 +139,7 @@ class Classification(Method):
         return losses
 
     def facts(self, seen: Classified, sample_loss: Tensor) -> Facts:
-        """What the ledger notes of a global batch with losses [B]."""
+        """Entries of the ledger for a global batch with losses [B]."""
         rows = {
             "logits": seen.logits.detach(),
             "labels": seen.labels,

@@ -166,7 +166,7 @@ class Detail:
 
 @dataclass(frozen=True)
 class CellNote:
-    """What a figure of a table says beyond its printed digits.
+    """A figure of a table beyond its printed digits.
 
     Attributes:
         exact: the number in full, by which rows are sorted; empty where there is none.
