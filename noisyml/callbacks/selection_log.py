@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -50,7 +51,8 @@ AT_ONCE = 2**20
 log = logging.getLogger(__name__)
 
 
-class _Judged(NamedTuple):
+@dataclass(frozen=True)
+class _Judged:
     """Selection and facts of a batch of samples.
 
     Attributes:
