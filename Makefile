@@ -4,11 +4,12 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TOOLS  := build/tools
+SITE   := build/docs
 PYTHONS ?= 3.12 3.13
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-full test test-fast test-slow test-pythons test-lowest test-newest \
-	lint format bench wheels lock clean
+	lint format bench docs notebooks wheels lock clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +65,19 @@ bench: $(READY)  ## ratios against named peers, as JSON in outputs/bench
 	$(BIN)/python scripts/bench_prism.py --out outputs/bench/prism.json
 	$(BIN)/python scripts/bench_noise.py --out outputs/bench/noise.json
 	$(BIN)/python scripts/bench_sinkhorn.py --out outputs/bench/sinkhorn.json
+
+$(SITE)/tools/.ready:
+	$(PYTHON) -m venv $(SITE)/tools
+	$(SITE)/tools/bin/python -m pip install --quiet 'zensical>=0.0.60'
+	touch $@
+
+docs: $(READY) $(SITE)/tools/.ready  ## build/docs/site: the documentation as pages; broken links fail
+	$(BIN)/python -m scripts.docs_site $(SITE)
+	$(SITE)/tools/bin/zensical build --strict --clean --config-file $(SITE)/mkdocs.yml
+	$(BIN)/python -m scripts.docs_site.check $(SITE)/site
+
+notebooks: $(READY)  ## execute docs/notebooks/*.py and write the notebooks
+	$(BIN)/python -m scripts.docs_site.notebooks
 
 $(TOOLS)/.ready:
 	$(PYTHON) -m venv $(TOOLS)

@@ -66,6 +66,7 @@ __all__ = [
     "Share",
     "Unbounded",
     "WholeNonNegative",
+    "allowed_values",
     "check_arguments",
     "check_fields",
     "checked",
@@ -174,6 +175,23 @@ def allows(function: Callable[..., Any], name: str, value: Any) -> bool:
         return False
     target = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
     return name in _rules(inspect.unwrap(cast(Callable[..., Any], target)))
+
+
+def allowed_values(function: Callable[..., Any], name: str) -> str:
+    """Values that a signature allows for an argument, in words; empty where it allows any.
+
+    Args:
+        function: a function or class.
+        name: one of its arguments, or another word.
+
+    Example:
+        >>> def draw(rate: Share) -> None: ...
+        >>> allowed_values(draw, "rate")
+        'a number from 0 to 1'
+    """
+    target = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
+    rules = _rules(inspect.unwrap(cast(Callable[..., Any], target)))
+    return _described(rules[name].annotation) if name in rules else ""
 
 
 def check_fields(instance: Any) -> None:

@@ -1,6 +1,7 @@
 """Self-training of a classifier: human labels, pseudo-labels or a mixture, in stages (GIST, RIST).
 
-The stages and what decides about them are those of segmentation; here whole samples have labels.
+The stages and what decides about them are those of segmentation; here whole samples have labels
+(Teh et al., CRV 2022, arXiv 2103.17105).
 """
 
 from __future__ import annotations

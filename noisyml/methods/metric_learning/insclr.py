@@ -1,11 +1,11 @@
 """InsCLR: instance retrieval from unlabelled images by mining neighbours.
 
-Deng et al., "InsCLR: Improving Instance Retrieval with Self-Supervision", AAAI 2022. Every image is
-a class of its own at first. A batch holds anchors and the nearest neighbours of each, found before
-training; neighbours that look wrong are rejected, and the others are positives of their anchor. A
-bank with the last embedding of every image adds negatives (``bank=negatives``, the ``base`` stages)
-or mined positives as well (``bank=mining``, the ``impr`` stage). Labels of the data set are never
-read in training.
+Deng et al., "InsCLR: Improving Instance Retrieval with Self-Supervision", AAAI 2022 (arXiv
+2112.01390). Every image is a class of its own at first. A batch holds anchors and the nearest
+neighbours of each, found before training; neighbours that look wrong are rejected, and the others
+are positives of their anchor. A bank with the last embedding of every image adds negatives
+(``bank=negatives``, the ``base`` stages) or mined positives as well (``bank=mining``, the ``impr``
+stage). Labels of the data set are never read in training.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Semantic segmentation: cross-entropy of pixels, and stages of self-training (GIST, RIST)."""
+"""Semantic segmentation: cross-entropy of pixels, and stages of self-training (GIST, RIST).
+
+Teh et al., "The GIST and RIST of Iterative Self-Training for Semi-Supervised Segmentation", CRV
+2022 (arXiv 2103.17105), for the stages.
+"""
 
 from __future__ import annotations
 
