@@ -2,7 +2,8 @@
 
 Zhang et al., "PromptCAL: Contrastive Affinity Learning via Auxiliary Prompts for Generalized Novel
 Category Discovery", CVPR 2023 (arXiv 2212.05590). Begin with a run of
-method=promptcal_contrast, the first stage: ``stages=promptcal`` trains both, ``init_from=RUN_DIR`` takes one that is there.
+method=promptcal_contrast, the first stage: ``stages=promptcal`` trains both,
+``init_from=RUN_DIR`` takes one that is there.
 """
 
 from __future__ import annotations
