@@ -67,12 +67,17 @@ def executed(notebook: Any) -> Any:
         notebook = client.execute()
     for cell in notebook.cells:
         cell.metadata = {}
-        # What is said on the way has times and folders in it.
-        kept = [o for o in cell.get("outputs", []) if o.get("name") != "stderr"]
         if cell.cell_type == "code":
-            cell.outputs = kept
+            cell.outputs = [output for output in cell.outputs if not _is_log(output)]
     notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"]}
     return notebook
+
+
+def _is_log(output: Any) -> bool:
+    """True for what is said on the way, which has times and folders in it."""
+    lines = output.get("text", "").splitlines()
+    told = all(re.match(r"\[\d{4}-", line) for line in lines if line)
+    return output.get("name") == "stderr" or (output.get("name") == "stdout" and told)
 
 
 def page(file: Path) -> str:
@@ -100,7 +105,8 @@ def page(file: Path) -> str:
 def _table(html: str) -> str:
     """The table of a data frame, without the style around it."""
     found = re.search(r"<table.*</table>", html, flags=re.DOTALL)
-    return f'<div class="frame">\n{found[0] if found else html}\n</div>'
+    plain = re.sub(r"<table[^>]*>", "<table>", found[0] if found else html)
+    return f'<div class="frame">\n{plain}\n</div>'
 
 
 def _picture(file: Path, cell: int, output: int) -> str:
