@@ -255,7 +255,10 @@ def composed(root, words):
     """The configuration of a command, of a sweep that of its first job; its other values exist."""
     overrides = []
     for word in words_in(split_line(as_typed(words))[1]):
-        first, *others = word.values() if word.swept and "-m" in words else [word.value]
+        swept = word.swept and "-m" in words
+        # Of an interval to search in, its lower end.
+        values = word.values() or re.findall(r"\d[\d.e+-]*", word.value) if swept else [word.value]
+        first, *others = values
         overrides.append(word.text if first == word.value else f"{word.target}={first}")
         if word.chooses:
             known = {option.name for option in options(word.key)}
