@@ -1,0 +1,5 @@
+"""Commands as a reader types them."""
+
+from support.shell import shell
+
+__all__ = ["shell"]
