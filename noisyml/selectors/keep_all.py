@@ -33,14 +33,15 @@ def batch_margin(embeddings: Tensor, labels: Tensor) -> Tensor:
     if not len(rows):
         return rows.new_empty(0)
     cosine = rows @ rows.T
-    same = labels[:, None] == labels[None, :]
-    count = same.sum(dim=1)
-    # Column j: the mean cosine to the class of sample j.
-    near = cosine @ same.float() / count
-    own = (near.diagonal() * count - cosine.diagonal()) / (count - 1)
-    other = near.masked_fill(same, -torch.inf).amax(dim=1)
+    same = labels[:, None] == labels
+    weights = same.float()
+    count = weights.sum(dim=1)
+    # Column j: the sum of cosines to the class of sample j.
+    sums = cosine @ weights
+    own = (sums.diagonal() - cosine.diagonal()) / (count - 1)
+    other = sums.div_(count).masked_fill_(same, -torch.inf).amax(dim=1)
     margin = own - other
-    return torch.where(margin.isfinite(), margin, torch.nan)
+    return margin.masked_fill_(~margin.isfinite(), torch.nan)
 
 
 class KeepAll(Selector):

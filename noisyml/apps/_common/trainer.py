@@ -15,6 +15,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig
 
+from noisyml.apps._common.direct_steps import DirectEpochLoop
 from noisyml.assembly.nodes import build
 
 #: Hooks that a trainer calls once a batch of training; those of evaluation must be functions.
@@ -45,6 +46,8 @@ def make_trainer(node: DictConfig, callbacks: Iterable[Callback], **settings: An
     if node.get("profiler") is None:
         settings["profiler"] = NoProfiler()
     trainer: Trainer = build(node, callbacks=list(callbacks), **settings)
+    loop = trainer.fit_loop.epoch_loop
+    trainer.fit_loop.epoch_loop = DirectEpochLoop(trainer, loop.min_steps, loop.max_steps)
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         leave_out_idle_hooks(callback)
     return trainer

@@ -16,7 +16,7 @@ from noisyml.methods.base import Method
 from noisyml.methods.metric_learning.pseudo_labels import PseudoLabels, check_clusters
 from noisyml.methods.parts import Parts, Sizes
 from noisyml.selectors.base import Evidence, Facts, Selection, Selector
-from noisyml.selectors.keep_all import KeepAll, batch_margin
+from noisyml.selectors.keep_all import batch_margin
 from noisyml.similarity.memory_bank import MemoryBank
 
 
@@ -105,21 +105,17 @@ class MetricLearning(Method):
 
     def judge(self, embeddings: Tensor, labels: Tensor, index: Tensor) -> Selection:
         """The selector's answer for a global batch of unit-norm embeddings [B, D]."""
-        if isinstance(self.selector, KeepAll):
-            # There is nothing to ask, and a step's number costs a walk through the trainer.
-            selection = Selection.keep_everything(labels)
-        else:
-            evidence = Evidence(
-                labels=labels,
-                index=index,
-                embeddings=embeddings.detach(),
-                memory=self.memory,
-                proxies=self.loss.proxies() if self.loss.has_proxies else None,
-                step=self.global_step,
-                epoch=self.current_epoch,
-            )
-            selection = self.selector.select(evidence)
-            self._judged = (evidence, selection)
+        evidence = Evidence(
+            labels=labels,
+            index=index,
+            embeddings=embeddings.detach(),
+            memory=self.memory,
+            proxies=self.loss.proxies() if self.loss.has_proxies else None,
+            step=self.global_step,
+            epoch=self.current_epoch,
+        )
+        selection = self.selector.select(evidence)
+        self._judged = (evidence, selection)
         if self.pseudo_labels is not None:
             # Clusters are nobody's claim about a sample: there is no right or wrong to note.
             return selection
