@@ -24,6 +24,7 @@ import pandas as pd
 import yaml
 from scipy import stats
 
+from noisyml.command.words import Word
 from noisyml.reports.plots import Line, Panel, lines_figure, save_png
 
 ARMS = {
@@ -44,10 +45,9 @@ ARMS = {
 def setting(run: Path, key: str) -> Any:
     """What a run was told about a key or a group."""
     typed = yaml.safe_load((run / "overrides.yaml").read_text())
-    for word in typed:
-        name, _, value = word.partition("=")
-        if name == key:
-            return yaml.safe_load(value) if not value.startswith("[") else value
+    for word in map(Word.parse, typed):
+        if word.key == key and word.value is not None:
+            return word.value if word.value.startswith("[") else yaml.safe_load(word.value)
     choices = yaml.safe_load((run / "choices.yaml").read_text())
     if key in choices:
         return choices[key]

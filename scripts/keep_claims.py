@@ -1,7 +1,7 @@
 """Keep the results of `noisyml reproduce claims` in the package, and their tables in the pages.
 
-    noisyml reproduce claims seeds=3
-    python scripts/keep_claims.py outputs/reproduce/claims.json
+noisyml reproduce claims seeds=3
+python scripts/keep_claims.py outputs/reproduce/claims.json
 """
 
 from __future__ import annotations

@@ -62,17 +62,17 @@ def apply(arguments: list[str]) -> int:
         UserError: words that are not understood, or files that do not fit.
     """
     from noisyml.audit.report import apply_reviews
+    from noisyml.command.words import Word
 
     known = ("decisions", "run", "out")
     given: dict[str, str] = {}
-    for word in arguments:
-        key, equals, value = word.partition("=")
-        if not equals or key not in known:
+    for word in map(Word.parse, arguments):
+        if word.value is None or word.target not in known:
             raise UserError(
-                f"noisyml clean apply does not know '{word}'.{did_you_mean(key, known)} Write "
-                f"noisyml clean apply decisions=FILE run=DIR [out=FILE]."
+                f"noisyml clean apply does not know '{word.text}'.{did_you_mean(word.key, known)} "
+                f"Write noisyml clean apply decisions=FILE run=DIR [out=FILE]."
             )
-        given[key] = value
+        given[word.key] = word.value
     if "decisions" not in given:
         raise UserError("noisyml clean apply needs decisions=FILE, which the gallery saved.")
     decisions = Path(given["decisions"])

@@ -94,9 +94,11 @@ def check_spelling(settings: list[str], trained: DictConfig) -> None:
     """
     from difflib import get_close_matches
 
-    for text in settings:
-        key = text.partition("=")[0].lstrip("+~")
-        known = "." in key or "@" in key or key in trained
+    from noisyml.command.words import Word
+
+    for word in map(Word.parse, settings):
+        key = word.key
+        known = "." in key or word.package is not None or key in trained
         close = [] if known else get_close_matches(key, OWN, n=1, cutoff=0.75)
         if close:
             raise UserError(f"There is no setting '{key}'. Did you mean '{close[0]}'?")

@@ -106,7 +106,8 @@ def planned(
 ) -> tuple[dict[int, list[Job]], dict[int, str], dict[int, float]]:
     """The jobs of each cell by its number, why others have none here, and the images of each."""
     from noisyml.apps._common.presence import missing
-    from noisyml.command.words import words_in
+    from noisyml.command.words import Word, words_in
+    from noisyml.reproduce.cells import asked_of_the_user
     from noisyml.reproduce.jobs import composed, composing, repeated
 
     jobs: dict[int, list[Job]] = {}
@@ -118,9 +119,8 @@ def planned(
         for cell in found:
             if cell.lacking:
                 continue
-            words = [w for w in cell.words if w.partition("=")[0] not in given]
-            asked = [w.partition("=")[0] for w in words if w.endswith("=???")]
-            if asked:
+            words = [word.text for word in map(Word.parse, cell.words) if word.key not in given]
+            if asked := asked_of_the_user(words):
                 lacking[cell.number] = f"give {asked[0]}=..."
                 words = [w for w in words if not w.endswith("=???")] + [f"{asked[0]}=null"]
             key = (*words, *typed.extra)
@@ -164,6 +164,7 @@ def run_jobs(jobs: Sequence[Job], typed: Typed) -> int:
 
 
 def _typed(arguments: Sequence[str]) -> Typed:
+    from noisyml.command.words import Word
     from noisyml.reproduce.cells import Scale
 
     parser = argparse.ArgumentParser(
@@ -182,11 +183,10 @@ def _typed(arguments: Sequence[str]) -> Typed:
     names = [word for word in options.words if "=" not in word]
     settings = [word for word in options.words if "=" in word]
     own = dict(OWN)
-    for word in list(settings):
-        key, _, value = word.partition("=")
-        if key in own:
-            own[key] = value
-            settings.remove(word)
+    for word in map(Word.parse, list(settings)):
+        if word.target in own:
+            own[word.key] = word.value or ""
+            settings.remove(word.text)
     if not names:
         raise UserError("Name a table (`noisyml list tables`), or type: noisyml reproduce claims.")
     if own["scale"] not in get_args(Scale):

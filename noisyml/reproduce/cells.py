@@ -26,7 +26,7 @@ from typing import Any, Literal
 
 import yaml
 
-from noisyml.command.words import words_in
+from noisyml.command.words import Word, words_in
 from noisyml.errors import UserError
 from noisyml.reproduce.figures import Figure, PublishedTable
 
@@ -158,7 +158,7 @@ def _words(
         if _matches(case["match"], setting):
             words += [word.format(**setting) for word in case.get("words", [])]
             without = case.get("without", [])
-            words = [word for word in words if word.partition("=")[0] not in without]
+            words = [word.text for word in words_in(words) if word.key not in without]
     if desk and "when" not in desk:
         # Those that only hand a value on hold everywhere.
         for case in entry.get("when", []):
@@ -204,3 +204,8 @@ def last_of_each(words: Iterable[str]) -> list[str]:
     """
     found = {f"{word.key}@{word.package}": word for word in words_in(list(words))}
     return [word.text for word in sorted(found.values(), key=lambda word: not word.chooses)]
+
+
+def asked_of_the_user(words: Iterable[str]) -> list[str]:
+    """Keys of the words of a cell whose values only the user can give (``key=???``)."""
+    return [word.key for word in map(Word.parse, words) if word.value == "???"]

@@ -165,7 +165,7 @@ class DirectEpochLoop(_TrainingEpochLoop):
 
 
 def steps_can_be_direct(trainer: Trainer) -> bool:
-    """Whether a step calls nothing but the method, the gradients and the optimiser."""
+    """True if a step calls nothing but the method, the gradients and the optimiser."""
     module = trainer.lightning_module
     return (
         type(trainer.strategy) is SingleDeviceStrategy
@@ -185,7 +185,7 @@ def steps_can_be_direct(trainer: Trainer) -> bool:
 
 
 def batches_are_moved_only(trainer: Trainer) -> bool:
-    """Whether nothing happens to a batch between the loader and the step but the move."""
+    """True if nothing happens to a batch between the loader and the step but the move."""
     return all(
         _is_unfilled(trainer.lightning_module, hook, LightningModule)
         and (
@@ -197,7 +197,7 @@ def batches_are_moved_only(trainer: Trainer) -> bool:
 
 
 def schedules_are_by_step(trainer: Trainer) -> bool:
-    """Whether every schedule moves on after every step, by nothing but its own count."""
+    """True if every schedule moves on after every step, by nothing but its own count."""
     return _is_unfilled(trainer.lightning_module, "lr_scheduler_step", LightningModule) and all(
         config.interval == "step" and config.frequency == 1 and not config.reduce_on_plateau
         for config in trainer.lr_scheduler_configs
@@ -205,6 +205,6 @@ def schedules_are_by_step(trainer: Trainer) -> bool:
 
 
 def _is_unfilled(part: object, hook: str, base: type) -> bool:
-    """Whether a hook is `base`'s own, or None."""
+    """True if a hook is `base`'s own, or None."""
     own = getattr(part, hook)
     return own is None or getattr(own, "__func__", None) is getattr(base, hook)

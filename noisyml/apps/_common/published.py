@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from noisyml.reproduce.cells import Cell, cells
+from noisyml.command.words import Word
+from noisyml.reproduce.cells import Cell, asked_of_the_user, cells
 from noisyml.reproduce.claims import load_claims
 from noisyml.reproduce.figures import published_tables
 from noisyml.reproduce.verdicts import stored_results
@@ -50,11 +51,10 @@ def _missing(cell: Cell, known: dict[tuple[str, ...], str | None]) -> str | None
     from noisyml.apps._common.presence import missing
     from noisyml.reproduce.jobs import composed, composing
 
-    asked = [word.partition("=")[0] for word in cell.words if word.endswith("=???")]
-    if asked:
+    if asked := asked_of_the_user(cell.words):
         return f"give {asked[0]}=..."
     of_data = ("dataset", "backbone", "experiment")
-    key = tuple(w for w in cell.words if w.partition("=")[0].partition(".")[0] in of_data)
+    key = tuple(word.text for word in map(Word.parse, cell.words) if word.is_below(*of_data))
     if key not in known:
         with composing():
             known[key] = missing(composed(cell.words))
