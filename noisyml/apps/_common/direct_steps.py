@@ -9,6 +9,7 @@ the same to the bit; where a hook is filled in, the walk is made as Lightning ma
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from inspect import signature
 from typing import Any
 
@@ -68,14 +69,14 @@ class DirectSteps(_AutomaticOptimization):
         def closure() -> Tensor:
             module._current_fx_name = "training_step"  # what `self.log` wants to know
             found = module.training_step(*kwargs.values())
-            output.update({"loss": found} if isinstance(found, Tensor) else found)
+            output.update({"loss": found} if isinstance(found, Tensor) else found or {})
             loss: Tensor = output["loss"]
             output["loss"] = loss.detach()
             progress.zero_grad.increment_ready()
             progress.zero_grad.increment_started()
             optimizer.zero_grad()
             progress.zero_grad.increment_completed()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             if module.on_after_backward is not None:
                 module._current_fx_name = "on_after_backward"
                 module.on_after_backward()
@@ -99,14 +100,14 @@ class DirectEpochLoop(_TrainingEpochLoop):
 
     def __init__(self, trainer: Trainer, min_steps: int | None, max_steps: int) -> None:
         super().__init__(trainer, min_steps, max_steps)
-        self.automatic_optimization = DirectSteps(trainer)
+        self.automatic_optimization = self._steps = DirectSteps(trainer)
         self._moves_only = self._schedules_by_step = False
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Look once an epoch whether hooks are filled in."""
         super().on_run_start(data_fetcher)
-        self.automatic_optimization.is_direct = steps_can_be_direct(self.trainer)
-        self._moves_only = self.automatic_optimization.is_direct and (
+        self._steps.is_direct = steps_can_be_direct(self.trainer)
+        self._moves_only = self._steps.is_direct and (
             isinstance(data_fetcher, _PrefetchDataFetcher) and batches_are_moved_only(self.trainer)
         )
         self._schedules_by_step = self._moves_only and schedules_are_by_step(self.trainer)
@@ -126,8 +127,8 @@ class DirectEpochLoop(_TrainingEpochLoop):
         progress.increment_ready()
         trainer._logger_connector.on_batch_start(batch)
         progress.increment_started()
-        arguments = {"batch": batch, "batch_idx": number}
-        output = self.automatic_optimization.run(trainer.optimizers[0], number, arguments)
+        arguments = OrderedDict(batch=batch, batch_idx=number)
+        output = self._steps.run(trainer.optimizers[0], number, arguments)
         progress.increment_processed()
         self.update_lr_schedulers("step", update_plateau_schedulers=False)
         if self._num_ready_batches_reached():
@@ -160,7 +161,7 @@ class DirectEpochLoop(_TrainingEpochLoop):
         elif interval == "step" and not update_plateau_schedulers:
             for config in self.trainer.lr_scheduler_configs:
                 self.scheduler_progress.increment_ready()
-                config.scheduler.step()
+                config.scheduler.step()  # type: ignore[call-arg]
                 self.scheduler_progress.increment_completed()
 
 
@@ -170,7 +171,7 @@ def steps_can_be_direct(trainer: Trainer) -> bool:
     return (
         type(trainer.strategy) is SingleDeviceStrategy
         and type(trainer.precision_plugin) is Precision
-        and isinstance(trainer.profiler, PassThroughProfiler)
+        and isinstance(trainer.profiler, PassThroughProfiler)  # type: ignore[attr-defined]
         and trainer.accumulate_grad_batches == 1
         and trainer.gradient_clip_val is None
         and module.automatic_optimization
