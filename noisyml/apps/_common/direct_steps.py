@@ -100,8 +100,14 @@ class DirectEpochLoop(_TrainingEpochLoop):
 
     def __init__(self, trainer: Trainer, min_steps: int | None, max_steps: int) -> None:
         super().__init__(trainer, min_steps, max_steps)
-        self.automatic_optimization = self._steps = DirectSteps(trainer)
+        self.automatic_optimization = DirectSteps(trainer)
         self._moves_only = self._schedules_by_step = False
+
+    @property
+    def _steps(self) -> DirectSteps:
+        # A second attribute would be saved as a loop of its own.
+        assert isinstance(self.automatic_optimization, DirectSteps)
+        return self.automatic_optimization
 
     def on_run_start(self, data_fetcher: _DataFetcher) -> None:
         """Look once an epoch whether hooks are filled in."""
