@@ -63,6 +63,8 @@ def filled_in(words, shell):
         found.append(word.replace("RUN_DIR", str(runs[-1])) if runs else word)
     if found[0] == "train" and not any(word.startswith("resume=") for word in found):
         found += SHORT
+        # The reader's data are a few hundred rows here.
+        found += ["sampler.batch_size=64"] if "method=tldr" in found else []
     return found
 
 
