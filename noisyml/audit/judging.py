@@ -18,19 +18,22 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.optimize import minimize
 from scipy.special import expit
 
 from noisyml.audit.scores.channel import (
     CHOSEN_ON,
     Channel,
-    choose_exponents,
+    counted,
     fit_channel,
     product_of_sources,
+    weigh_sources,
 )
-from noisyml.audit.scores.crossed import FEWEST, PRIOR_VOTES, crossed_views
-from noisyml.audit.scores.folds import out_of_fold_probabilities, projected_rows
+from noisyml.audit.scores.crossed import FEWEST, crossed_views, log_sources
+from noisyml.audit.scores.density import class_cosines
+from noisyml.audit.scores.folds import chosen_strength, out_of_fold_probabilities, projected_rows
 from noisyml.audit.scores.labels import label_margin, own_share, ranks
-from noisyml.audit.scores.neighbours import BLOCK, neighbour_votes
+from noisyml.audit.scores.neighbours import BLOCK
 from noisyml.checks import Count, Ge, Seed, checked
 from noisyml.errors import UserError
 from noisyml.similarity.approximate import approximate_topk, has_faiss
@@ -149,27 +152,26 @@ def judge_labels(
     index, similarity = found["index"], found["similarity"]
     rows_in_short = projected_rows(features, seed=seed)
     foreign = probabilities
-    first_views: tuple[NDArray[np.float32], NDArray[np.float32]] | None = None
     given = labels if known is None else np.where(known >= 0, known, labels)
-    targets: NDArray[np.float32] | None = None
-    channels: list[Channel] = []
+    targets = np.zeros((n, num_classes), dtype=np.float32)
+    targets[np.arange(n), given] = 1
+    strength = chosen_strength(rows_in_short, targets, seed=seed)
+    concentration: float | None = None
+    wrong: list[NDArray[np.float64]] = []
+    total = np.zeros((n, num_classes), dtype=np.float32)
     for number in range(rounds):
         what = f"round {number + 1} of {rounds}"
-        votes = (
-            neighbour_votes(index, given, num_classes)
-            if targets is None
-            else mean_of_neighbours(index, targets)
-        )
 
-        def fit(what: str = what, targets: NDArray[np.float32] | None = targets) -> Arrays:
+        def fit(what: str = what, targets: NDArray[np.float32] = targets) -> Arrays:
             found = out_of_fold_probabilities(
                 rows_in_short,
                 given,
                 num_classes,
                 folds=min(folds, n),
+                strength=strength,
                 targets=targets,
                 seed=seed,
-                progress=lambda done, total: tell(what, done / total),
+                progress=lambda done, of: tell(what, done / of),
             )
             return {"probabilities": found}
 
@@ -177,15 +179,19 @@ def judge_labels(
             probabilities = np.asarray(foreign, dtype=np.float32)
         else:
             probabilities = keep(f"round_{number + 1}", fit)["probabilities"]
-        first_views = first_views or (votes, probabilities)
-        sources = [np.log(probabilities + 1e-6), np.log(votes * k + PRIOR_VOTES)]
-        exponents = choose_exponents(sources, labels, known, seed)
-        classes = product_of_sources(sources, exponents)
-        channels.append(fit_channel(classes, labels, known=known))
+        votes = mean_of_neighbours(index, targets)
+        sources = log_sources(probabilities, votes * k, class_cosines(rows_in_short, targets))
+        weighing = weigh_sources(sources, labels, known, concentration, seed)
+        concentration = weighing.concentration
+        classes = product_of_sources(sources, weighing.exponents)
+        channel = fit_channel(classes, labels, known=known, concentration=concentration)
         if number == 0:
-            level = classes
-        targets = channels[-1].posterior
-    assert first_views is not None
+            level, first_votes, first_probabilities = classes, votes, probabilities
+            first = channel
+        targets = channel.posterior
+        wrong.append(1 - own_share(targets, labels).astype(np.float64))
+        total += targets
+    assert concentration is not None
     if rounds > 1 and n >= FEWEST:
 
         def cross() -> Arrays:
@@ -195,36 +201,35 @@ def judge_labels(
                 index,
                 num_classes,
                 known,
+                concentration,
+                strength,
                 seed,
                 lambda done, total: tell("crossed views", done / total),
             )
 
         views = keep("crossed", cross)
-        sources = [np.log(views["probabilities"] + 1e-6), np.log(views["votes"] + PRIOR_VOTES)]
-        level = product_of_sources(sources, choose_exponents(sources, labels, known, seed))
-        channels.insert(0, fit_channel(level, labels, known=known))
-    first = channels[0]
+        sources = log_sources(views["probabilities"], views["votes"], views["cosines"])
+        weighing = weigh_sources(sources, labels, known, concentration, seed)
+        level = product_of_sources(sources, weighing.exponents)
+        first = fit_channel(level, labels, known=known, concentration=concentration)
+        wrong.insert(0, 1 - own_share(first.posterior, labels).astype(np.float64))
+        total += first.posterior
     rows = np.arange(n)
-    p_wrong = combined([1 - own_share(c.posterior, labels).astype(np.float64) for c in channels])
+    p_wrong = combined(wrong)
     if known is not None:
         p_wrong = np.where(known >= 0, (known != labels).astype(np.float64), p_wrong)
-    posterior: NDArray[np.float32] = np.asarray(
-        np.mean([c.posterior for c in channels], axis=0, dtype=np.float32)
-    )
-    others = posterior.copy()
-    others[rows, labels] = 0
-    suggested = others.argmax(axis=1)
-    likely = others[rows, suggested] / np.maximum(others.sum(axis=1), 1e-12)
-    posterior = others / np.maximum(others.sum(axis=1, keepdims=True), 1e-12)
-    posterior *= p_wrong[:, None].astype(np.float32)
-    posterior[rows, labels] = 1 - p_wrong
-    rate, confusion = _intervals(level, labels, first, known, replicates, seed, tell)
-    first_votes, first_probabilities = first_views
+    total[rows, labels] = 0
+    suggested = total.argmax(axis=1)
+    total /= np.maximum(total.sum(axis=1, keepdims=True), 1e-12)
+    likely = total[rows, suggested]
+    total *= p_wrong[:, None].astype(np.float32)
+    total[rows, labels] = 1 - p_wrong
+    rate, confusion = _intervals(level, labels, first, known, concentration, replicates, seed, tell)
     return Judgements(
         p_wrong=p_wrong,
         suggested=suggested,
         p_suggested=p_wrong * likely,
-        posterior=posterior,
+        posterior=total,
         transition=first.transition,
         noise_rate=rate,
         confusion=confusion,
@@ -257,16 +262,24 @@ def combined(rounds: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """
     clipped = [p.clip(1e-7, 1 - 1e-7) for p in rounds]
     score = np.mean([np.log(p / (1 - p)) for p in clipped], axis=0)
-    aim, slope, offset = clipped[0], 1.0, 0.0
-    for _ in range(50):
-        p = expit(slope * score + offset)
-        power = np.maximum(p * (1 - p), 1e-12)
-        design = np.stack([score, np.ones_like(score)])
-        change = np.linalg.lstsq((design * power) @ design.T, design @ (aim - p), rcond=None)[0]
-        slope, offset = slope + change[0], offset + change[1]
-        if np.abs(change).max() < 1e-8:
-            break
-    return np.asarray(expit(max(slope, 1e-3) * score + offset))
+    aim = clipped[0]
+
+    def value(line: NDArray[Any]) -> tuple[float, NDArray[np.float64]]:
+        z = line[0] * score + line[1]
+        error = expit(z) - aim
+        return float((np.logaddexp(0, z) - aim * z).mean()), np.array(
+            [(error * score).mean(), error.mean()]
+        )
+
+    found = minimize(
+        value,
+        np.array([1.0, 0.0]),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(1e-3, None), (None, None)],
+        options={"ftol": 1e-12, "gtol": 1e-9},
+    )
+    return np.asarray(expit(found.x[0] * score + found.x[1]))
 
 
 def mean_rank_of_margins(
@@ -347,6 +360,7 @@ def _intervals(
     labels: NDArray[Any],
     channel: Channel,
     known: NDArray[Any] | None,
+    concentration: float,
     replicates: int,
     seed: int,
     tell: Progress,
@@ -360,14 +374,12 @@ def _intervals(
     rates, tables = np.empty(replicates), np.empty((replicates, count, count))
     for replicate in range(replicates):
         weights = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows))).astype(float)
-        drawn = fit_channel(q, given, iterations=8, weights=weights, known=told)
-        table = np.zeros((count, count))
-        np.add.at(table.T, given, drawn.posterior * weights[:, None])
+        drawn = fit_channel(q, given, 8, weights, told, concentration)
+        table = counted(drawn.posterior, given, weights)
         tables[replicate] = table
         rates[replicate] = 1 - table.trace() / table.sum()
         tell("intervals", (replicate + 1) / replicates)
-    whole = np.zeros((count, count))
-    np.add.at(whole.T, labels, channel.posterior.astype(np.float64))
+    whole = counted(channel.posterior, labels)
     value = 1 - whole.trace() / whole.sum()
     # A sample of the rows varies more than all of them do.
     shrink = np.sqrt(len(rows) / n)

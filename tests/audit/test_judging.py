@@ -88,6 +88,7 @@ def test_crossed_views_do_not_know_the_label_of_their_row(digits):
     after = crossed_views(short, labels, index, 10, known=np.where(np.arange(500) == 7, 3, -1))
     np.testing.assert_array_equal(before["probabilities"][7], after["probabilities"][7])
     np.testing.assert_array_equal(before["votes"][7], after["votes"][7])
+    np.testing.assert_array_equal(before["cosines"][7], after["cosines"][7])
     assert (before["probabilities"] != after["probabilities"]).any()
     marks = np.eye(10, dtype=np.float32)[labels]
     allowed = np.arange(500) % 2 == 0

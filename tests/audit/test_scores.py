@@ -7,8 +7,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from support.paths import GOLDEN
 
 from noisyml.audit.scores import confident, folds, neighbours
-from noisyml.audit.scores.channel import choose_exponents, fit_channel, product_of_sources
-from noisyml.audit.scores.density import density_log_odds
+from noisyml.audit.scores.channel import fit_channel, product_of_sources, weigh_sources
+from noisyml.audit.scores.density import class_cosines, density_log_odds
 from noisyml.audit.scores.labels import best_other, label_margin, own_share, ranks
 from noisyml.errors import UserError
 from noisyml.similarity.search import self_topk
@@ -190,6 +190,20 @@ def test_densities_leave_the_row_itself_out(blobs):
     assert (found[nearer < -0.2] < 0).all()
 
 
+def test_cosines_leave_the_row_itself_out():
+    rng = np.random.default_rng(5)
+    rows = torch.from_numpy(rng.normal(size=(60, 4)).astype(np.float32))
+    share = rng.dirichlet(np.ones(3), 60).astype(np.float32)
+    found = class_cosines(rows, share)
+    unit = folds.unit_rows(rows.numpy())
+    for row in (0, 17):
+        others = np.delete(np.arange(60), row)
+        means = share[others].T @ unit[others]
+        expected = means @ unit[row] / np.linalg.norm(means, axis=1)
+        np.testing.assert_allclose(found[row], expected, atol=1e-5)
+    np.testing.assert_array_equal(class_cosines(rows, share, np.array([17])), found[17:18])
+
+
 def test_the_channel_finds_how_classes_are_mistaken():
     rng = np.random.default_rng(2)
     q = np.full((4000, 3), 0.04)
@@ -204,14 +218,50 @@ def test_the_channel_finds_how_classes_are_mistaken():
     known = np.where(np.arange(4000) < 50, true, -1)
     seen = fit_channel(q, labels, known=known)
     assert (seen.posterior[:50].argmax(axis=1) == true[:50]).all()
-    # A source that says nothing is not listened to, one that exaggerates is toned down.
+    # A source that says nothing is not listened to, one that exaggerates is toned down. How much,
+    # labels tell where some rows are surer than others.
+    q = rng.dirichlet(np.ones(3) * 0.2, 4000) * 0.97 + 0.01
+    true = np.array([rng.choice(3, p=row) for row in q])
+    labels = np.array([rng.choice(3, p=flip[c]) for c in true])
     loud = np.log(q) * 3
     noise = np.log(rng.dirichlet(np.ones(3), 4000))
-    exponents = choose_exponents([loud, noise], labels)
+    exponents = weigh_sources([loud, noise], labels).exponents
     assert exponents[0] == pytest.approx(1 / 3, abs=0.1)
     assert exponents[1] < 0.1
     again = product_of_sources([loud], np.array([1 / 3]))
     np.testing.assert_allclose(again, q, atol=1e-5)
+
+
+def test_lines_of_the_channel_are_as_even_as_labels_allow():
+    rng = np.random.default_rng(3)
+    q = rng.dirichlet(np.ones(5) * 0.2, 1500) * 0.95 + 0.01
+    true = np.array([rng.choice(5, p=row) for row in q])
+    wrong = rng.random(1500) < 0.3
+    evenly = np.where(wrong, (true + rng.integers(1, 5, 1500)) % 5, true)
+    to_the_next = np.where(wrong, (true + 1) % 5, true)
+    even, pair = (weigh_sources([np.log(q)], given) for given in (evenly, to_the_next))
+    assert even.concentration == 1000
+    assert pair.concentration < 100
+    for weighing, given in ((even, evenly), (pair, to_the_next)):
+        shown = product_of_sources([np.log(q)], weighing.exponents)
+        channel = fit_channel(shown, given, concentration=weighing.concentration)
+        rate = 1 - own_share(channel.posterior, given).mean()
+        assert rate == pytest.approx(wrong.mean(), abs=0.03)
+
+
+def test_wrong_labels_call_for_a_stronger_penalty():
+    rng = np.random.default_rng(4)
+    true = rng.integers(0, 3, 900)
+    rows = rng.normal(size=(900, 40)).astype(np.float32)
+    rows[:, :3] += 4 * np.eye(3, dtype=np.float32)[true]
+    labels = np.where(rng.random(900) < 0.4, rng.integers(0, 3, 900), true)
+    marks = np.eye(3, dtype=np.float32)
+    clean, noisy = (
+        folds.chosen_strength(torch.from_numpy(rows), marks[given]) for given in (true, labels)
+    )
+    assert clean > noisy
+    several = (rng.random((900, 2)) < 0.5).astype(np.float32)
+    assert folds.chosen_strength(torch.from_numpy(rows), several, exclusive=False) < clean
 
 
 def test_equal_scores_share_their_rank():

@@ -32,7 +32,7 @@ from noisyml.audit.scores.entries import (
     fit_entry_channels,
     product_of_log_odds,
 )
-from noisyml.audit.scores.folds import out_of_fold_probabilities
+from noisyml.audit.scores.folds import chosen_strength, out_of_fold_probabilities, projected_rows
 
 if TYPE_CHECKING:
     from noisyml.audit.report import AuditSettings
@@ -78,16 +78,19 @@ def judge_entries(
     given = np.asarray(labels, dtype=np.float32)
     if known is not None:
         given = np.where(known >= 0, known, given).astype(np.float32)
+    rows_in_short = projected_rows(features, seed=seed)
+    strength = chosen_strength(rows_in_short, given, exclusive=False, seed=seed)
     targets, first, wrong = given, None, []
     for number in range(rounds):
         what = f"round {number + 1} of {rounds}"
 
         def fit(targets: NDArray[Any] = targets, what: str = what) -> Arrays:
             shown = out_of_fold_probabilities(
-                features,
+                rows_in_short,
                 None,
                 labels.shape[1],
                 folds=min(folds, len(labels)),
+                strength=strength,
                 targets=targets,
                 exclusive=False,
                 seed=seed,

@@ -3,8 +3,12 @@
 Rows have probabilities ``q`` of their true class, from whatever sees them without their label, and
 a matrix ``T`` says how often a true class is given as another one. Given its label, a row has class
 c with probability proportional to ``q_c T_c,label``. `T` is estimated by expectation and
-maximisation (Dawid and Skene, Applied Statistics 1979, with one annotator and `q` for the prior),
-and how far the sources of `q` are to be trusted by the likelihood of the labels.
+maximisation (Dawid and Skene, Applied Statistics 1979, with one annotator and `q` for the prior).
+
+Classes that overlap and classes that are mistaken look alike to a matrix with a parameter for each
+pair. So its lines are shrunk towards mistakes that are spread evenly over all classes, at a rate
+that is estimated too. How strongly, the likelihood of labels decides that the matrix has not been
+fitted to; how far each source of `q` is to be trusted, the likelihood of all labels.
 """
 
 from __future__ import annotations
@@ -17,13 +21,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
+from scipy.sparse import csr_array
 
-#: Prior rows per class: right ones, and wrong ones spread over the other classes.
+from noisyml.audit.scores.folds import stratified_folds
+
+#: Prior rows with a right and with a wrong label, of all classes together.
 PRIOR_RIGHT, PRIOR_WRONG = 4.0, 1.0
-#: Rows on which the exponents of the sources are chosen, and bootstrap replicates are drawn.
-CHOSEN_ON = 20_000
+#: Rows that the prior of a line of the matrix may count for.
+CONCENTRATIONS = (1000.0, 100.0, 10.0, 1.0)
+#: Rows on which sources are weighed, and bootstrap replicates are drawn; and entries, rows times
+#: classes, that are held for it.
+CHOSEN_ON, CHOSEN_ENTRIES = 20_000, 4_000_000
 #: Rows and exponents with which the search for the exponents starts.
-STARTED_ON, STARTS = 4000, (0.0, 0.5, 1.0, 2.0, 4.0)
+STARTED_ON, STARTS = 4000, (0.5, 1.0, 2.0, 4.0)
+#: The largest exponent.
+LARGEST = 10.0
+#: Folds of the rows among which concentrations are compared, and standard errors that make one
+#: clearly worse (5 %, one-sided).
+FOLDS, SURE = 5, 1.64
+#: Entries that are held at a time.
+BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -41,12 +58,27 @@ class Channel:
     log_likelihood: float
 
 
+@dataclass(frozen=True)
+class Weighing:
+    """How sources are weighed.
+
+    Attributes:
+        exponents: of each source.
+        concentration: rows that the prior of a line of the matrix counts for.
+    """
+
+    exponents: NDArray[np.float64]
+    concentration: float
+
+
 def fit_channel(
     classes: NDArray[Any],
     labels: NDArray[Any],
     iterations: int = 50,
     weights: NDArray[Any] | None = None,
     known: NDArray[Any] | None = None,
+    concentration: float = CONCENTRATIONS[-1],
+    start: NDArray[Any] | None = None,
 ) -> Channel:
     """Posterior of the true classes and the transition matrix, by EM.
 
@@ -56,47 +88,87 @@ def fit_channel(
         iterations: of EM.
         weights: of the rows in the estimate of the matrix [N]; None: 1 each.
         known: true classes [N] int64 of rows that were looked at, -1 for others; None: none.
+        concentration: rows that the prior of each line counts for.
+        start: matrix [C, C] to begin with; None: a fifth of all labels is wrong.
 
     Example:
         >>> q = np.array([[0.99, 0.01]] * 9 + [[0.01, 0.99]] * 10)
         >>> channel = fit_channel(q, np.array([0] * 8 + [1] * 11))
-        >>> channel.posterior[8].round(1).tolist(), channel.posterior[0].round(1).tolist()
-        ([0.9, 0.1], [1.0, 0.0])
+        >>> channel.posterior[[8, 0, 18], 0].round(2).astype(str).tolist()
+        ['0.91', '1.0', '0.0']
     """
     n, count = classes.shape
-    spread = PRIOR_WRONG / max(1, count - 1)
-    prior = np.full((count, count), spread)
-    np.fill_diagonal(prior, PRIOR_RIGHT)
-    matrix = prior / prior.sum(axis=1, keepdims=True)
-    order = np.argsort(labels, kind="stable")
-    starts = np.flatnonzero(np.r_[True, np.diff(labels[order]) != 0]) if n else np.zeros(0, int)
-    present = labels[order[starts]]
+    rate = PRIOR_WRONG / (PRIOR_RIGHT + PRIOR_WRONG)
+    matrix = even_mistakes(rate, count) if start is None else start
     fixed = np.flatnonzero(known >= 0) if known is not None else np.zeros(0, dtype=np.int64)
     posterior = np.empty((n, count), dtype=np.float32)
     total = np.empty(n)
+    step = max(1, BLOCK // count)
+    blocks = [slice(begin, min(begin + step, n)) for begin in range(0, n, step)]
+    power = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
 
     def expect() -> None:
-        joint = classes * matrix.T[labels]
-        total[:] = joint.sum(axis=1)
-        posterior[:] = joint / np.maximum(total, 1e-300)[:, None]
+        columns = np.ascontiguousarray(matrix.T)
+        for block in blocks:
+            joint = classes[block] * columns[labels[block]]
+            total[block] = np.maximum(joint.sum(axis=1), 1e-300)
+            np.divide(joint, total[block, None], out=posterior[block], casting="same_kind")
         if len(fixed):
             posterior[fixed] = 0
             posterior[fixed, known[fixed]] = 1  # type: ignore[index]
 
     for _ in range(iterations):
         expect()
-        mass = posterior if weights is None else posterior * weights[:, None]
-        counts = prior.copy()
-        counts[:, present] += np.add.reduceat(mass[order], starts, axis=0, dtype=np.float64).T
-        updated = counts / counts.sum(axis=1, keepdims=True)
+        counts = counted(posterior, labels, power)
+        right = counts.trace() + PRIOR_RIGHT
+        rate = 1 - right / (counts.sum() + PRIOR_RIGHT + PRIOR_WRONG)
+        updated = counts + concentration * even_mistakes(rate, count)
+        updated /= updated.sum(axis=1, keepdims=True)
         done = np.abs(updated - matrix).max() < 1e-5
         matrix = updated
         if done:
             break
     expect()
-    weight = np.ones(n) if weights is None else weights
-    mean = float((weight * np.log(np.maximum(total, 1e-300))).sum() / weight.sum())
-    return Channel(posterior, matrix, mean)
+    return Channel(posterior, matrix, float((power * np.log(total)).sum() / power.sum()))
+
+
+def counted(
+    posterior: NDArray[np.float32], labels: NDArray[Any], weights: NDArray[Any] | None = None
+) -> NDArray[np.float64]:
+    """Rows by true class (first axis) and label [C, C].
+
+    Args:
+        posterior: probabilities of the true classes [N, C].
+        labels: [N] int64, observed.
+        weights: of the rows [N]; None: 1 each.
+
+    Example:
+        >>> counted(np.array([[0.5, 0.5], [1.0, 0.0]], dtype=np.float32), np.array([0, 1])).tolist()
+        [[0.5, 1.0], [0.5, 0.0]]
+    """
+    n, count = posterior.shape
+    power = np.ones(n) if weights is None else weights
+    found = np.zeros((count, count))
+    step = max(1, BLOCK // count)
+    for start in range(0, n, step):
+        part = labels[start : start + step]
+        marks = csr_array(
+            (power[start : start + step], (part, np.arange(len(part)))), shape=(count, len(part))
+        )
+        found += marks @ posterior[start : start + step]
+    return found.T
+
+
+def even_mistakes(rate: float, count: int) -> NDArray[np.float64]:
+    """The matrix [C, C] of labels that are wrong at a rate, as any other class alike.
+
+    Example:
+        >>> even_mistakes(0.5, 2).tolist()
+        [[0.5, 0.5], [0.5, 0.5]]
+    """
+    matrix = np.full((count, count), rate / max(1, count - 1))
+    np.fill_diagonal(matrix, 1 - rate)
+    return matrix
 
 
 def product_of_sources(
@@ -105,60 +177,112 @@ def product_of_sources(
     """Class probabilities [N, C] proportional to a product of powers.
 
     Args:
-        sources: log-probabilities [N, C] each.
+        sources: log-probabilities [N, C] each, up to a constant of the row.
         exponents: one for each.
     """
-    total = sum(e * s for e, s in zip(exponents, sources, strict=True))
-    total = np.asarray(total - np.max(total, axis=1, keepdims=True), dtype=np.float32)
+    total = np.zeros(sources[0].shape, dtype=np.float32)
+    for exponent, source in zip(exponents, sources, strict=True):
+        total += np.float32(exponent) * source
+    total -= total.max(axis=1, keepdims=True)
     np.exp(total, out=total)
     total /= total.sum(axis=1, keepdims=True)
     return total
 
 
-def choose_exponents(
+def weigh_sources(
     sources: Sequence[NDArray[Any]],
     labels: NDArray[Any],
     known: NDArray[Any] | None = None,
+    concentration: float | None = None,
     seed: int = 0,
-) -> NDArray[np.float64]:
+) -> Weighing:
     """Exponents of the sources under which the channel makes the labels likeliest.
 
     A source that is too sure of itself gets an exponent below 1, one that says nothing gets 0. The
     sources must not have seen the label of the row that they speak of.
 
     Args:
-        sources: log-probabilities [N, C] each, the best first.
+        sources: log-probabilities [N, C] each, up to a constant of the row.
         labels: [N] int64, observed.
         known: see `fit_channel`.
-        seed: of the rows it is chosen on, `CHOSEN_ON` at most.
+        concentration: see `fit_channel`; None: the largest of `CONCENTRATIONS` under which labels
+            that the matrix was not fitted to are not clearly less likely than under the best.
+        seed: of the rows it is chosen on, `CHOSEN_ON` at most, and of folds.
     """
-    n = len(labels)
-    rows = np.arange(n)
-    if n > CHOSEN_ON:
-        rows = np.sort(np.random.default_rng(seed).choice(n, CHOSEN_ON, replace=False))
-    some = [source[rows] for source in sources]
+    n, count = sources[0].shape
+    most = min(CHOSEN_ON, max(STARTED_ON, CHOSEN_ENTRIES // count))
+    rows = np.random.default_rng(seed).permutation(n)[:most]
+    some = [np.asarray(source[rows], dtype=np.float32) for source in sources]
     given, told = labels[rows], None if known is None else known[rows]
+    ways = CONCENTRATIONS if concentration is None else (concentration,)
+    found = [Weighing(_exponents(some, given, told, way), way) for way in ways]
+    if len(found) == 1:
+        return found[0]
+    told_of = [_held_out(some, given, told, one, seed) for one in found]
+    best = max(told_of, key=lambda one: float(one.mean()))
+    for one, likely in zip(found, told_of, strict=True):
+        behind = best - likely
+        if behind.mean() <= SURE * behind.std() / len(rows) ** 0.5:
+            return one
+    raise AssertionError("the best is as likely as itself")
 
-    def loss(exponents: NDArray[Any], rows: int | None = None) -> float:
-        q = product_of_sources([source[:rows] for source in some], np.abs(exponents))
-        seen = None if told is None else told[:rows]
-        return -fit_channel(q, given[:rows], iterations=15, known=seen).log_likelihood
+
+def _exponents(
+    sources: list[NDArray[np.float32]],
+    labels: NDArray[Any],
+    known: NDArray[Any] | None,
+    concentration: float,
+) -> NDArray[np.float64]:
+    """Exponents of the largest likelihood, by its gradient, from the best of several starts."""
+
+    def fit(
+        exponents: NDArray[Any], iterations: int, rows: int | None, start: NDArray[Any] | None
+    ) -> tuple[NDArray[np.float32], Channel]:
+        q = product_of_sources([source[:rows] for source in sources], exponents)
+        told = None if known is None else known[:rows]
+        return q, fit_channel(q, labels[:rows], iterations, None, told, concentration, start)
 
     # Soft probabilities and a channel without noise are a maximum too, and not always the largest.
-    few = np.random.default_rng(seed).permutation(len(rows))
-    some, given = [source[few] for source in some], given[few]
-    told = None if told is None else told[few]
-    starts = itertools.product(STARTS, repeat=len(sources))
-    start = min((np.array(e) for e in starts if any(e)), key=lambda e: loss(e, STARTED_ON))
-    best = minimize(
-        loss,
-        start,
-        method="Nelder-Mead",
-        options={
-            "maxiter": 40,
-            "xatol": 0.02,
-            "fatol": 1e-5,
-            "initial_simplex": [start, *(start + 0.4 * row for row in np.eye(len(start)))],
-        },
+    width = len(sources)
+    axes = [*np.eye(width), *([np.ones(width)] if width > 1 else [])]
+    starts = [power * axis for power, axis in itertools.product(STARTS, axes)]
+    best = max(starts, key=lambda start: fit(start, 10, STARTED_ON, None)[1].log_likelihood)
+    latest: NDArray[Any] | None = fit(best, 15, None, None)[1].transition
+
+    def value(exponents: NDArray[Any]) -> tuple[float, NDArray[np.float64]]:
+        nonlocal latest
+        q, channel = fit(exponents, 6, None, latest)
+        latest = channel.transition
+        error = channel.posterior - q
+        slope = [float(np.vdot(error, source)) / len(labels) for source in sources]
+        return -channel.log_likelihood, -np.array(slope)
+
+    found = minimize(
+        value,
+        best,
+        jac=True,
+        method="L-BFGS-B",
+        bounds=[(0, LARGEST)] * width,
+        options={"maxiter": 25, "ftol": 1e-6},
     )
-    return np.abs(best.x)
+    return np.asarray(found.x)
+
+
+def _held_out(
+    sources: list[NDArray[np.float32]],
+    labels: NDArray[Any],
+    known: NDArray[Any] | None,
+    weighing: Weighing,
+    seed: int,
+) -> NDArray[np.float64]:
+    """Log-probability of each label under the matrix fitted to those of the other folds [N]."""
+    q = product_of_sources(sources, weighing.exponents)
+    fold = stratified_folds(labels, FOLDS, seed)
+    found = np.empty(len(labels))
+    for number in range(FOLDS):
+        out = fold == number
+        matrix = fit_channel(
+            q, labels, 30, (~out).astype(float), known, weighing.concentration
+        ).transition
+        found[out] = np.log((q[out] * matrix.T[labels[out]]).sum(axis=1).clip(1e-300))
+    return found

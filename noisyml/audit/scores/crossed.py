@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noisyml.audit.scores.channel import choose_exponents, fit_channel, product_of_sources
+from noisyml.audit.scores.channel import fit_channel, product_of_sources, weigh_sources
+from noisyml.audit.scores.density import class_cosines
 from noisyml.audit.scores.folds import (
     Progress,
     logistic_regression,
@@ -34,6 +35,8 @@ FEWEST = 200
 MAX_ROWS = 50_000
 #: Votes that every class is given beforehand.
 PRIOR_VOTES = 0.3
+#: Concentration of the densities of classes, which exponents correct.
+CONCENTRATION = 10.0
 
 
 def neighbour_sums(
@@ -55,12 +58,21 @@ def neighbour_sums(
     return found
 
 
-def judged_by_channel(
-    sources: list[NDArray[Any]], labels: NDArray[Any], known: NDArray[Any] | None
-) -> NDArray[np.float32]:
-    """Posteriors of true classes [n, C] by one channel, see `noisyml.audit.scores.channel`."""
-    exponents = choose_exponents(sources, labels, known)
-    return fit_channel(product_of_sources(sources, exponents), labels, known=known).posterior
+def log_sources(
+    probabilities: NDArray[Any], votes: NDArray[Any], cosines: NDArray[Any]
+) -> list[NDArray[np.float32]]:
+    """Three views of rows as log-probabilities [N, C], up to a constant of the row.
+
+    Args:
+        probabilities: of a classifier [N, C].
+        votes: numbers of the neighbours' votes [N, C].
+        cosines: see `class_cosines` [N, C].
+    """
+    return [
+        np.log(probabilities + np.float32(1e-6)),
+        np.log(votes + np.float32(PRIOR_VOTES)),
+        cosines * np.float32(CONCENTRATION),
+    ]
 
 
 def crossed_views(
@@ -69,10 +81,12 @@ def crossed_views(
     index: NDArray[Any],
     num_classes: int,
     known: NDArray[Any] | None = None,
+    concentration: float | None = None,
+    strength: float = 1.0,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> dict[str, NDArray[np.float32]]:
-    """Two views of each row by what the judgements of the other parts teach.
+    """Three views of each row by what the judgements of the other parts teach.
 
     Args:
         rows: projected features [N, d].
@@ -80,40 +94,58 @@ def crossed_views(
         index: neighbours [N, k].
         num_classes: C.
         known: true classes [N] of rows that were looked at, -1 for others; None: none.
+        concentration: see `weigh_sources`.
+        strength: of the classifiers, see `out_of_fold_probabilities`.
         seed: of the parts.
         progress: called after each part.
 
     Returns:
-        ``probabilities`` [N, C] of a classifier, and ``votes`` [N, C]: sums over the neighbours in
-        other parts.
+        ``probabilities`` [N, C] of a classifier; ``votes`` [N, C]: sums over the neighbours in
+        other parts; ``cosines`` [N, C] with the classes' mean directions.
     """
     n = len(labels)
     given = labels if known is None else np.where(known >= 0, known, labels)
     marks = np.zeros((n, num_classes), dtype=np.float32)
-    marks[np.arange(n), given] = 1
     part = stratified_folds(labels, PARTS, seed + 17)
-    found = {name: np.empty((n, num_classes), np.float32) for name in ("probabilities", "votes")}
+    names = ("probabilities", "votes", "cosines")
+    found = {name: np.empty((n, num_classes), np.float32) for name in names}
     rng = np.random.default_rng(seed)
     for number in range(PARTS):
         allowed = part != number
         inside, out = np.flatnonzero(allowed), np.flatnonzero(~allowed)
-        shown = out_of_fold_probabilities(
-            rows[torch.from_numpy(inside)], given[inside], num_classes, folds=FOLDS, seed=seed
+        marks[:] = 0
+        marks[inside, given[inside]] = 1
+        sources = log_sources(
+            out_of_fold_probabilities(
+                rows[torch.from_numpy(inside)],
+                given[inside],
+                num_classes,
+                folds=FOLDS,
+                strength=strength,
+                seed=seed,
+            ),
+            neighbour_sums(index[inside], marks, allowed),
+            class_cosines(rows, marks, inside),
         )
-        votes = neighbour_sums(index[inside], marks, allowed)
-        sources = [np.log(shown + 1e-6), np.log(votes + PRIOR_VOTES)]
         told = None if known is None else known[inside]
-        posterior = np.zeros((n, num_classes), dtype=np.float32)
-        posterior[inside] = judged_by_channel(sources, labels[inside], told)
+        weighing = weigh_sources(sources, labels[inside], told, concentration, seed)
+        q = product_of_sources(sources, weighing.exponents)
+        marks[inside] = fit_channel(
+            q, labels[inside], known=told, concentration=weighing.concentration
+        ).posterior
         seen = inside
         if len(seen) > MAX_ROWS:
             seen = np.sort(rng.choice(seen, MAX_ROWS, replace=False))
-        target = torch.from_numpy(posterior[seen])
         matrix = logistic_regression(
-            rows[torch.from_numpy(seen)], target, num_classes, torch.ones(len(seen))
+            rows[torch.from_numpy(seen)],
+            torch.from_numpy(marks[seen]),
+            num_classes,
+            torch.ones(len(seen)),
+            strength,
         )
         found["probabilities"][out] = predicted(rows, out, matrix)
-        found["votes"][out] = neighbour_sums(index[out], posterior, allowed)
+        found["votes"][out] = neighbour_sums(index[out], marks, allowed)
+        found["cosines"][out] = class_cosines(rows, marks, out)
         if progress is not None:
             progress(number + 1, PARTS)
     return found

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from noisyml.audit.scores.folds import BLOCK, unit_rows
 from noisyml.checks import Positive, checked
@@ -75,4 +76,42 @@ def density_log_odds(
         similarity.scatter_(1, own[:, None], ((with_own - length) / left)[:, None])
         odds = vmf_log_odds(log_ratio + kappa * similarity, own, log_prior)
         found[block] = torch.where(torch.from_numpy(counts[labels[block]] > 1), odds, torch.nan)
+    return found
+
+
+def class_cosines(
+    rows: Tensor, targets: NDArray[np.float32], chosen: NDArray[Any] | None = None
+) -> NDArray[np.float32]:
+    """Cosine of rows with the mean direction of each class, to which they themselves do not add.
+
+    Up to a factor, the concentration, the log-density of a von Mises-Fisher distribution.
+
+    Args:
+        rows: projected features [N, d], centred.
+        targets: share of each row in each class [N, C].
+        chosen: numbers of the rows that are asked about [n]; None: all.
+
+    Returns:
+        [n, C] in [-1, 1]; 0 for a class without other rows.
+
+    Example:
+        >>> rows = torch.tensor([[1.0, 0.0], [0.0, 2.0], [0.0, 1.0]])
+        >>> class_cosines(rows, np.eye(2, dtype=np.float32)[[0, 1, 1]]).round(3).tolist()
+        [[0.0, 0.0], [0.0, 1.0], [0.0, 1.0]]
+    """
+    n, count = targets.shape
+    sums = torch.zeros(count, rows.shape[1], dtype=torch.float64)
+    for start in range(0, n, BLOCK):
+        unit = torch.nn.functional.normalize(rows[start : start + BLOCK], dim=1)
+        sums += torch.from_numpy(targets[start : start + BLOCK]).T @ unit
+    means, squares = sums.float(), sums.square().sum(dim=1).float()
+    asked = np.arange(n) if chosen is None else chosen
+    found = np.empty((len(asked), count), dtype=np.float32)
+    for start in range(0, len(asked), BLOCK):
+        part = asked[start : start + BLOCK]
+        share = torch.from_numpy(targets[part])
+        along = torch.nn.functional.normalize(rows[torch.from_numpy(part)], dim=1) @ means.T
+        length = squares - 2 * share * along + share.square()
+        cosine = (along - share) / length.clamp(min=1e-12).sqrt()
+        found[start : start + BLOCK] = torch.where(length > 1e-6, cosine, 0.0)
     return found

@@ -55,8 +55,8 @@ def fit_entry_channels(
     Example:
         >>> p = np.array([[0.99]] * 9 + [[0.01]] * 10)
         >>> found = fit_entry_channels(p, np.array([[1]] * 8 + [[0]] * 11))
-        >>> found.posterior[8].round(1).tolist(), found.posterior[18].round(1).tolist()
-        ([0.9], [0.0])
+        >>> found.posterior[[8, 18], 0].round(1).astype(str).tolist()
+        ['0.9', '0.0']
     """
     q = np.clip(np.asarray(present, dtype=np.float64), 1e-6, 1 - 1e-6)
     given = np.asarray(labels, dtype=bool)

@@ -17,6 +17,10 @@ from noisyml.errors import UserError
 
 #: Rows that are projected or classified at a time.
 BLOCK = 16_384
+#: Strengths of the data against the penalty that are tried, and rows and folds that they are tried
+#: on: as many folds as it takes to judge `TRIED_WITH` rows.
+STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+TRIED_ON, TRIED_WITH, TRIED_FOLDS = 10_000, 500, 5
 #: Called with (folds done, folds in all).
 Progress = Callable[[int, int], None]
 
@@ -87,7 +91,7 @@ def stratified_folds(labels: NDArray[Any], folds: int, seed: int = 0) -> NDArray
 
     Example:
         >>> stratified_folds(np.array([0, 0, 1, 1]), folds=2).tolist()
-        [1, 0, 0, 1]
+        [0, 1, 0, 1]
     """
     order = np.random.default_rng(seed).permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
@@ -177,6 +181,57 @@ def out_of_fold_probabilities(
     return found
 
 
+def chosen_strength(
+    rows: Tensor,
+    targets: NDArray[np.float32],
+    exclusive: bool = True,
+    seed: int = 0,
+) -> float:
+    """The strength of `STRENGTHS` under which a classifier best predicts labels of other rows.
+
+    Wrong labels call for more penalty than clean ones do: the more directions a classifier may use,
+    the more of them it learns by heart.
+
+    Args:
+        rows: projected features [N, d].
+        targets: probabilities of the classes [N, C], zeros and ones for labels.
+        exclusive: see `out_of_fold_probabilities`.
+        seed: of rows and folds.
+    """
+    some = np.random.default_rng(seed).permutation(len(rows))[:TRIED_ON]
+    rows, target = rows[torch.from_numpy(some)], torch.from_numpy(targets[some])
+    strata = targets[some].argmax(axis=1) if exclusive else np.zeros(len(some), dtype=np.int64)
+    folds = min(TRIED_FOLDS, len(some))
+    held = stratified_folds(strata, folds, seed)
+    used = min(folds, -(-TRIED_WITH * folds // len(some)))
+    starts: list[Tensor | None] = [None] * used
+    best, least = STRENGTHS[0], np.inf
+    for strength in STRENGTHS:
+        total = 0.0
+        for fold in range(used):
+            out = torch.from_numpy(held == fold)
+            matrix = logistic_regression(
+                rows[~out],
+                target[~out],
+                target.shape[1],
+                torch.ones(int((~out).sum())),
+                strength,
+                exclusive=exclusive,
+                start=starts[fold],
+            )
+            starts[fold] = matrix
+            scores = rows[out] @ matrix[:-1] + matrix[-1]
+            if exclusive:
+                total -= float((target[out] * scores.log_softmax(dim=1)).sum())
+            else:
+                softplus = torch.nn.functional.softplus(scores)
+                total += float((softplus - target[out] * scores).sum())
+        if total >= least:
+            break
+        best, least = strength, total
+    return best
+
+
 def projected_rows(features: Any, components: int = 256, seed: int = 0) -> Tensor:
     """All rows by `principal_projection`, float32 [N, d]."""
     project = principal_projection(features, components, seed=seed)
@@ -204,6 +259,7 @@ def logistic_regression(
     strength: float = 1.0,
     max_iterations: int = 100,
     exclusive: bool = True,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Weights [d + 1, C] of a logistic regression, multinomial or one a class; the biases last.
 
@@ -215,6 +271,7 @@ def logistic_regression(
         strength: see `out_of_fold_probabilities`; biases are not penalised.
         max_iterations: of L-BFGS.
         exclusive: False: `target` are probabilities of classes that do not exclude each other.
+        start: weights to begin with; None: zeros.
     """
     width = rows.shape[1]
     total = float(weights.sum()) or 1.0
@@ -225,9 +282,14 @@ def logistic_regression(
     mass = wanted.sum(dim=1)
     penalty = 1 / (strength * total)
     transposed = rows.T.contiguous()
+    # Principal directions are uncorrelated: at zero the curvature is a diagonal, by which the
+    # coordinates are scaled. A small fraction of the steps is then enough.
+    even = 1 / max(num_classes, 2) * (1 - 1 / max(num_classes, 2))
+    curvature = even * (rows.square() * share[:, None]).sum(dim=0) + penalty
+    scale = torch.cat([curvature, torch.tensor([even])]).double().rsqrt()[:, None].numpy()
 
     def value(flat: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-        matrix = torch.from_numpy(flat.reshape(width + 1, num_classes)).to(rows.dtype)
+        matrix = torch.from_numpy(flat.reshape(width + 1, num_classes) * scale).to(rows.dtype)
         scores = rows @ matrix[:-1] + matrix[-1]
         if exclusive:
             log_p = scores.log_softmax(dim=1)
@@ -239,14 +301,16 @@ def logistic_regression(
             error = scores.sigmoid() * share[:, None] - wanted
         slope = torch.cat([transposed @ error + penalty * matrix[:-1], error.sum(0)[None]])
         loss = loss + 0.5 * penalty * matrix[:-1].double().square().sum()
-        return float(loss), slope.double().numpy().ravel()
+        return float(loss), (slope.double().numpy() * scale).ravel()
 
-    start = np.zeros((width + 1) * num_classes)
+    begin = np.zeros((width + 1) * num_classes)
+    if start is not None:
+        begin = (start.double().numpy() / scale).ravel()
     best = minimize(
         value,
-        start,
+        begin,
         jac=True,
         method="L-BFGS-B",
         options={"maxiter": max_iterations, "ftol": 1e-7, "gtol": 1e-6, "maxcor": 20},
     )
-    return torch.from_numpy(best.x.reshape(width + 1, num_classes)).to(rows.dtype)
+    return torch.from_numpy(best.x.reshape(width + 1, num_classes) * scale).to(rows.dtype)
