@@ -60,7 +60,7 @@ class Channel:
 
 @dataclass(frozen=True)
 class Weighing:
-    """How sources are weighed.
+    """Weights of sources in a channel.
 
     Attributes:
         exponents: of each source.
