@@ -91,6 +91,21 @@ def test_a_folder_is_judged_reviewed_and_trained_on(shell, folder):
     assert not (again / "gallery.html").exists()
 
 
+def test_features_that_tell_nothing_are_warned_of(shell, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(160):
+        file = tmp_path / f"class_{i % 4}" / f"{i}.png"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (8, 8), dtype=np.uint8)).save(file)
+    run = shell.folder / "nothing"
+    command = ["clean", "dataset=image_folder", f"dataset.path={tmp_path}", *SMALL, "scores=null"]
+    status, out = shell(*command, f"hydra.run.dir={run}")
+    assert status == 0, out
+    assert "near chance: do not trust this list" in out
+    assert json.loads((run / "summary.json").read_text())["trustworthy"] is False
+    assert '"warn": true' in (run / "gallery.html").read_text()
+
+
 def test_a_killed_audit_goes_on(shell, folder, monkeypatch):
     run = shell.folder / "audit"
     command = ["clean", f"dataset.path={folder}", *SMALL, f"hydra.run.dir={run}"]
