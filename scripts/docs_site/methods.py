@@ -49,6 +49,8 @@ def command(name: str) -> str:
     recipe = TINY.get(name)
     parts = PARTS | dict(recipe.parts) if recipe else PARTS
     words = [f"method={name}", f"dataset={parts['dataset']}", f"backbone={parts['backbone']}"]
+    if family(name) != "vectors":  # which asks no labels
+        words.append(f"noise={parts['noise']}")
     if parts["dataset"] == "mosaic":
         words.append("backbone.image_size=[8,24]")
     if parts["dataset"] in ("glyphs", "glyphs_captions") and parts["backbone"] == "mlp":
