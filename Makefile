@@ -9,7 +9,7 @@ PYTHONS ?= 3.12 3.13
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-full test test-fast test-slow test-pythons test-lowest test-newest \
-	lint format bench docs notebooks wheels lock clean
+	lint format bench docs notebooks test-notebooks wheels lock clean
 
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -78,6 +78,9 @@ docs: $(READY) $(SITE)/tools/.ready  ## build/docs/site: the documentation as pa
 
 notebooks: $(READY)  ## execute docs/notebooks/*.py and write the notebooks
 	$(BIN)/python -m scripts.docs_site.notebooks
+
+test-notebooks: $(READY)  ## the notebooks run and give what stands in them; a minute
+	$(BIN)/python -m pytest -m slow tests/docs/test_notebooks.py
 
 $(TOOLS)/.ready:
 	$(PYTHON) -m venv $(TOOLS)

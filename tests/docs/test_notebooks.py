@@ -39,7 +39,7 @@ def test_a_notebook_is_small_and_names_no_folder_of_a_machine(source):
         assert place not in text
 
 
-@pytest.mark.long
+@pytest.mark.slow  # `make test-notebooks`, which CI runs
 @pytest.mark.parametrize("source", SOURCES, ids=lambda source: source.stem)
 def test_a_notebook_runs(source):
     found = notebooks.executed(notebooks.from_source(source.read_text(encoding="utf-8")))
