@@ -232,7 +232,7 @@ def test_the_channel_finds_how_classes_are_mistaken():
     np.testing.assert_allclose(again, q, atol=1e-5)
 
 
-def test_lines_of_the_channel_are_as_even_as_labels_allow():
+def test_lines_of_the_channel_are_even_where_labels_demand_it():
     rng = np.random.default_rng(3)
     q = rng.dirichlet(np.ones(5) * 0.2, 1500) * 0.95 + 0.01
     true = np.array([rng.choice(5, p=row) for row in q])
@@ -247,6 +247,15 @@ def test_lines_of_the_channel_are_as_even_as_labels_allow():
         channel = fit_channel(shown, given, concentration=weighing.concentration)
         rate = 1 - own_share(channel.posterior, given).mean()
         assert rate == pytest.approx(wrong.mean(), abs=0.03)
+
+
+def test_of_equally_likely_matrices_the_least_even_is_taken():
+    rng = np.random.default_rng(4)
+    q = rng.dirichlet(np.ones(5) * 0.2, 300) * 0.95 + 0.01
+    true = np.array([rng.choice(5, p=row) for row in q])
+    labels = np.where(rng.random(300) < 0.1, (true + 1) % 5, true)
+    # The likeliest is 10, by less than its standard error.
+    assert weigh_sources([np.log(q)], labels).concentration == 1
 
 
 def test_wrong_labels_call_for_a_stronger_penalty():

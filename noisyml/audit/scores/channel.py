@@ -8,7 +8,8 @@ maximisation (Dawid and Skene, Applied Statistics 1979, with one annotator and `
 Classes that overlap and classes that are mistaken look alike to a matrix with a parameter for each
 pair. So its lines are shrunk towards mistakes that are spread evenly over all classes, at a rate
 that is estimated too. How strongly, the likelihood of labels decides that the matrix has not been
-fitted to; how far each source of `q` is to be trusted, the likelihood of all labels.
+fitted to, and where it cannot tell, the weaker is taken; how far each source of `q` is to be
+trusted, the likelihood of all labels.
 """
 
 from __future__ import annotations
@@ -205,7 +206,7 @@ def weigh_sources(
         sources: log-probabilities [N, C] each, up to a constant of the row.
         labels: [N] int64, observed.
         known: see `fit_channel`.
-        concentration: see `fit_channel`; None: the largest of `CONCENTRATIONS` under which labels
+        concentration: see `fit_channel`; None: the smallest of `CONCENTRATIONS` under which labels
             that the matrix was not fitted to are not clearly less likely than under the best.
         seed: of the rows it is chosen on, `CHOSEN_ON` at most, and of folds.
     """
@@ -220,7 +221,8 @@ def weigh_sources(
         return found[0]
     told_of = [_held_out(some, given, told, one, seed) for one in found]
     best = max(told_of, key=lambda one: float(one.mean()))
-    for one, likely in zip(found, told_of, strict=True):
+    # Too even a matrix takes mistakes for overlap, which costs more than too uneven a one.
+    for one, likely in reversed(list(zip(found, told_of, strict=True))):
         behind = best - likely
         if behind.mean() <= SURE * behind.std() / len(rows) ** 0.5:
             return one
