@@ -180,7 +180,8 @@ TINY: dict[str, Recipe] = {
         {"dataset": "discovery_digits", "backbone": "tiny_vit"},
         {"method": {"projection": _HEAD}, **_PROMPTED},
     ),
-    # A memory that turns over, its affinity from the first epoch on, and few negatives.
+    # A memory that turns over, its affinity from the first epoch on, and few negatives. The rate is
+    # small: of projections that are all alike, rounding would choose the neighbours.
     "promptcal": Recipe(
         {"dataset": "discovery_digits", "backbone": "tiny_vit", "selector": "curriculum"},
         {
@@ -192,6 +193,7 @@ TINY: dict[str, Recipe] = {
                 "num_negatives": 64,
             },
             "selector": {"warmup_epochs": 1},
+            "optimizer": {"lr": 0.001},
             **_PROMPTED,
         },
     ),
