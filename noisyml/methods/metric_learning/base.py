@@ -20,6 +20,16 @@ from noisyml.selectors.keep_all import batch_margin
 from noisyml.similarity.memory_bank import MemoryBank
 
 
+def trust_by_margin(*, margin: Tensor, **others: Tensor) -> dict[str, Tensor]:
+    """Columns of the ledger where no selector scores: the margin [n] is the log-odds of a label.
+
+    Args:
+        margin: [n], see `batch_margin`.
+        **others: further columns, as they are.
+    """
+    return {**others, "margin": margin, "p_clean": margin.sigmoid(), "log_odds": margin}
+
+
 class MetricLearning(Method):
     """Base of methods that train a loss on embeddings of the samples a selector trusts.
 
@@ -119,12 +129,9 @@ class MetricLearning(Method):
         if self.pseudo_labels is not None:
             # Clusters are nobody's claim about a sample: there is no right or wrong to note.
             return selection
-        noted = self.facts(embeddings.detach(), labels)
-        self._facts = Facts(noted)
-        if not self.selector.gives_scores:
-            # Suspects of a run without a selector that scores: what lies far from its class.
-            margin = noted["margin"]
-            selection = replace(selection, p_clean=margin.sigmoid(), log_odds=margin)
+        # Suspects of a run without a selector that scores: what lies far from its class.
+        then = None if self.selector.gives_scores else trust_by_margin
+        self._facts = Facts(self.facts(embeddings.detach(), labels), then)
         return selection
 
     def facts(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
