@@ -89,6 +89,8 @@ def main() -> None:
         write_atomically(file, text)
     for name in ("images", "styles"):
         shutil.copytree(ROOT / "docs" / name, folder / "pages" / name)
+    for table in sorted((ROOT / "docs").glob("*.csv")):
+        shutil.copy(table, folder / "pages")
     notebooks.write_pictures(folder / "pages" / "notebooks")
     write_atomically(folder / "mkdocs.yml", yaml.safe_dump(configuration(), sort_keys=False))
 
