@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from bench_training import timed_trainer
 from lightning import Callback
 from omegaconf import OmegaConf
 
 from noisyml.apps._common.quiet import quiet
-from noisyml.apps._common.trainer import leave_out_idle_hooks, make_trainer
 from noisyml.assembly.build import assemble
 from noisyml.assembly.nodes import build
 from noisyml.callbacks.selection_log import SelectionLog
@@ -112,19 +112,7 @@ def trained(
         build(node) for name, node in config.callbacks.items() if node and name != "selection"
     ]
     clock = Clock()
-    leave_out_idle_hooks(assembly.method)
-    trainer = make_trainer(
-        config.trainer,
-        callbacks=[*others, log, clock],
-        logger=False,
-        default_root_dir=config.run_dir,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        limit_val_batches=0,
-        log_every_n_steps=1,
-        enable_model_summary=False,
-        enable_progress_bar=True,
-    )
+    trainer = timed_trainer(config, assembly.method, [*others, log, clock])
     trainer.fit(assembly.method, assembly.data)
     return log, clock.seconds
 

@@ -267,17 +267,12 @@ def by_lightning(assembly: Assembly, config: DictConfig, turns: Turns) -> nn.Mod
     return parts["encoder"]
 
 
-def by_noisyml(assembly: Assembly, config: DictConfig, turns: Turns) -> nn.Module:
-    """Our loop, with the callbacks of the default configuration."""
-    method = copy.deepcopy(assembly.method)
-    callbacks = [build(node) for node in config.callbacks.values() if node is not None]
-    for callback in callbacks:
-        if hasattr(callback, "manifest"):
-            callback.manifest = assembly.data.manifest
+def timed_trainer(config: DictConfig, method: Any, callbacks: list[Callback]) -> Any:
+    """The trainer of `noisyml train` without loggers and validation."""
     leave_out_idle_hooks(method)
-    trainer = make_trainer(
+    return make_trainer(
         config.trainer,
-        callbacks=[*callbacks, turns],
+        callbacks=callbacks,
         logger=False,
         default_root_dir=config.run_dir,
         use_distributed_sampler=False,
@@ -287,6 +282,16 @@ def by_noisyml(assembly: Assembly, config: DictConfig, turns: Turns) -> nn.Modul
         enable_model_summary=False,
         enable_progress_bar=True,
     )
+
+
+def by_noisyml(assembly: Assembly, config: DictConfig, turns: Turns) -> nn.Module:
+    """Our loop, with the callbacks of the default configuration."""
+    method = copy.deepcopy(assembly.method)
+    callbacks = [build(node) for node in config.callbacks.values() if node is not None]
+    for callback in callbacks:
+        if hasattr(callback, "manifest"):
+            callback.manifest = assembly.data.manifest
+    trainer = timed_trainer(config, method, [*callbacks, turns])
     trainer.fit(method, assembly.data)
     return method.encoder
 

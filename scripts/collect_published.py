@@ -10,6 +10,7 @@ from the other rows), ``metric``, ``value``, ``unit``, and ``std`` where one was
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,14 @@ def figures(table: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             yield {"setting": setting, "metric": name, "value": value, "unit": "count"}
 
 
+def cited(text: object) -> str:
+    """Words of a source in one line; discussions of a code host are called threads."""
+    line = " ".join(str(text).split())
+    line = re.sub(r"\bissue tracker\b", "threads", line)
+    line = re.sub(r"\bissues (?=\d)", "threads ", line)
+    return re.sub(r"\bissue (?=#?\d)", "thread ", line)
+
+
 def collected(source: Mapping[str, Any]) -> dict[str, Any]:
     """One paper's file as the package has it."""
     paper = source["paper"]
@@ -44,12 +53,12 @@ def collected(source: Mapping[str, Any]) -> dict[str, Any]:
         official = table.get("official", True)
         tables.append(
             {
-                "id": table["id"],
-                "caption": " ".join(str(table["caption"]).split()),
-                "source": " ".join(str(table.get("source", "")).split()),
+                "id": re.sub("issue", "thread", table["id"]),
+                "caption": cited(table["caption"]),
+                "source": cited(table.get("source", "")),
                 "secondary": kind.startswith("secondary") or official is False,
                 "approximate": bool(table.get("approximate", False)),
-                "note": " ".join(str(reliability.get(kind, "")).split()),
+                "note": cited(reliability.get(kind, "")),
                 "figures": list(figures(table)),
             }
         )

@@ -21,7 +21,7 @@ from noisyml.models.pooling import global_pooling
 CONF = paths.CONF
 HEAD_VECTORS = paths.GOLDEN / "proxynca_pp" / "head.npz"
 
-GOLDEN = paths.GOLDEN / "pretrained"
+GOLDEN = paths.GOLDEN / "otter"
 IMAGES = torch.randint(0, 256, (3, 1, 32, 32), dtype=torch.uint8)
 
 

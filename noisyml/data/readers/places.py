@@ -41,8 +41,8 @@ class ServerFailed(UserError):
         super().__init__(sentence_of(ServerFailed, message))
 
 
-class Facts(NamedTuple):
-    """Things that tell one state of a file from another.
+class FileState(NamedTuple):
+    """Properties that tell one state of a file from another.
 
     Attributes:
         name: last part of its path.
@@ -75,7 +75,7 @@ def is_remote(place: str | Path) -> bool:
     return str(place).lower().startswith(("http://", "https://"))
 
 
-def facts_of(place: str | Path) -> Facts:
+def state_of(place: str | Path) -> FileState:
     """Name, size and version of a file.
 
     Raises:
@@ -85,9 +85,9 @@ def facts_of(place: str | Path) -> Facts:
     if is_remote(place):
         answer = _ask(str(place), 0, 1)
         name = unquote(urlsplit(str(place)).path.rpartition("/")[2])
-        return Facts(name, answer.size, answer.version)
+        return FileState(name, answer.size, answer.version)
     status = Path(place).stat()
-    return Facts(Path(place).name, status.st_size, str(status.st_mtime_ns))
+    return FileState(Path(place).name, status.st_size, str(status.st_mtime_ns))
 
 
 def opened(place: str | Path) -> BinaryIO:
@@ -127,7 +127,7 @@ class _Remote(io.RawIOBase):
     def __init__(self, url: str) -> None:
         super().__init__()
         self._url = url
-        self._facts = facts_of(url)
+        self._state = state_of(url)
         self._at = 0
 
     def readable(self) -> bool:
@@ -137,7 +137,7 @@ class _Remote(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._facts.size}[whence]
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._state.size}[whence]
         self._at = base + offset
         return self._at
 
@@ -146,11 +146,11 @@ class _Remote(io.RawIOBase):
 
     def readinto(self, buffer: Buffer) -> int:
         view = memoryview(buffer).cast("B")
-        size = min(len(view), self._facts.size - self._at)
+        size = min(len(view), self._state.size - self._at)
         if size <= 0:
             return 0
         answer = _ask(self._url, self._at, size)
-        if (answer.size, answer.version) != self._facts[1:]:
+        if (answer.size, answer.version) != self._state[1:]:
             raise ServerFailed(f"{self._url} was changed while it was read; start again.")
         view[:size] = answer.content
         self._at += size

@@ -163,9 +163,6 @@ class Classification(Method):
         """
         if self._facts is not None and not self.selector.gives_scores:
             self._facts = replace(self._facts, then=self.noted_with_scores)
-        if isinstance(self.selector, KeepAll):
-            # There is nothing to ask, and a step's number costs a walk through the trainer.
-            return Selection.keep_everything(seen.labels)
         evidence = Evidence(
             labels=seen.labels,
             index=seen.index,

@@ -65,8 +65,8 @@ def pretrained():
 
 
 def test_minilm_equals_its_reference(pretrained):
-    golden = vectors.tensors(paths.GOLDEN / "pretrained", "pretrained_encoders")
-    texts = vectors.arrays(paths.GOLDEN / "pretrained", "pretrained_encoders")["sentences"].tolist()
+    golden = vectors.tensors(paths.GOLDEN / "otter", "pretrained_encoders")
+    texts = vectors.arrays(paths.GOLDEN / "otter", "pretrained_encoders")["sentences"].tolist()
     ids, mask = pretrained.tokenizer(texts)
     assert torch.equal(ids, golden["input_ids"])
     assert torch.equal(mask, golden["attention_mask"])

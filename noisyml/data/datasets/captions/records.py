@@ -25,7 +25,7 @@ from PIL import Image
 from noisyml.data.base import Split
 from noisyml.data.inputs import BrokenImage, InputKind, as_seen
 from noisyml.data.readers.partition import carve_samples
-from noisyml.data.readers.places import Facts, ServerFailed, facts_of, is_remote, read_at
+from noisyml.data.readers.places import FileState, ServerFailed, is_remote, read_at, state_of
 from noisyml.errors import UserError
 from noisyml.storage import caches
 
@@ -119,9 +119,9 @@ def record_splits(
         UserError: no records, or a name that occurs twice.
         ServerFailed: a server does not give a file.
     """
-    facts = [facts_of(file) for file in files]
-    found = [_index(file, fact, read, cache_dir) for file, fact in zip(files, facts, strict=True)]
-    keys = [f"{fact.name}/{r.key}" for fact, rows in zip(facts, found, strict=True) for r in rows]
+    states = [state_of(file) for file in files]
+    found = [_index(f, state, read, cache_dir) for f, state in zip(files, states, strict=True)]
+    keys = [f"{one.name}/{r.key}" for one, rows in zip(states, found, strict=True) for r in rows]
     folder = files[0].rpartition("/")[0]
     if not keys:
         raise UserError(f"{folder} holds no image with a caption; check the files.")
@@ -134,8 +134,8 @@ def record_splits(
     offset, size = (np.array([r[i] for r in records], dtype=np.int64) for i in (2, 3))
     parts = carve_samples(np.zeros(len(keys), dtype=np.int64), keys, *fractions, seed)
     digest = hashlib.sha256()
-    for fact in facts:
-        digest.update(f"{fact.name}\0{fact.size}\0{fact.version}\0".encode())
+    for state in states:
+        digest.update(f"{state.name}\0{state.size}\0{state.version}\0".encode())
     splits = {}
     for part, name in enumerate(("train", "val", "test")):
         rows = np.flatnonzero(parts == part)
@@ -149,18 +149,18 @@ def record_splits(
 
 
 def _index(
-    file: str, facts: Facts, read: Callable[[str], Iterator[Record]], cache_dir: Path | None
+    file: str, state: FileState, read: Callable[[str], Iterator[Record]], cache_dir: Path | None
 ) -> list[Record]:
     """The records of a file, found in a pass over it or kept from an earlier one."""
     if cache_dir is None:
         return list(read(file))
     address = file if is_remote(file) else Path(file).resolve()
-    name = f"{FORMAT} {read.__qualname__} {address} {facts.size} {facts.version}"
+    name = f"{FORMAT} {read.__qualname__} {address} {state.size} {state.version}"
     kept = cache_dir / "records" / f"{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, TypeError):
         return [Record(*row) for row in json.loads(kept.read_bytes())]
     if is_remote(file):
-        log.info("looking for images in %s (%.0f MB)", file, facts.size / 1e6)
+        log.info("looking for images in %s (%.0f MB)", file, state.size / 1e6)
     rows = list(read(file))
     caches.write(kept, json.dumps(rows).encode())
     return rows
