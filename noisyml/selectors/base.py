@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -90,6 +91,10 @@ class Selection:
         return None if self.keeps_all else self.keep
 
 
+#: Pairs of samples in a batch whose columns are worked out in one go: 16 MiB of numbers.
+MOST_PAIRS = 2**22
+
+
 @dataclass(frozen=True)
 class Facts:
     """Entries of a run's ledger for the samples of a batch, beside their selection.
@@ -101,10 +106,13 @@ class Facts:
         rows: tensors [B, ...] by name, detached.
         then: makes columns [n] or [n, C] of such rows of n samples, each for itself, given by name;
             None: the rows are the columns. Columns take the place of those of the selection.
+        by_batch: a sample's columns depend on its batch: `then` takes the rows [k, B, ...] of k
+            batches and makes columns [k, B].
     """
 
     rows: Mapping[str, Tensor]
     then: Callable[..., Mapping[str, Tensor]] | None = None
+    by_batch: bool = False
 
     @staticmethod
     @torch.no_grad()
@@ -115,8 +123,31 @@ class Facts:
             several: with rows of the same names and the same `then`; one at least.
         """
         first = several[0]
+        if first.then is not None and first.by_batch:
+            return _columns_by_batch(several, first.then)
         rows = {name: torch.cat([facts.rows[name] for facts in several]) for name in first.rows}
         return dict(rows if first.then is None else first.then(**rows))
+
+
+def _columns_by_batch(
+    several: Sequence[Facts], then: Callable[..., Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """See `Facts.columns`; batches of one size stand together, as many as `MOST_PAIRS` lets."""
+    made: list[Mapping[str, Tensor]] = []
+    for size, like in groupby(several, key=_batch_size):
+        alike = list(like)
+        together = max(1, MOST_PAIRS // max(1, size * size))
+        for start in range(0, len(alike), together):
+            part = alike[start : start + together]
+            rows = {
+                name: torch.stack([facts.rows[name] for facts in part]) for name in part[0].rows
+            }
+            made.append(then(**rows))
+    return {name: torch.cat([columns[name].flatten(0, 1) for columns in made]) for name in made[0]}
+
+
+def _batch_size(facts: Facts) -> int:
+    return len(next(iter(facts.rows.values())))
 
 
 class Selector(Checked, nn.Module):

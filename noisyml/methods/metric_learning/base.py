@@ -20,14 +20,27 @@ from noisyml.selectors.keep_all import batch_margin
 from noisyml.similarity.memory_bank import MemoryBank
 
 
-def trust_by_margin(*, margin: Tensor, **others: Tensor) -> dict[str, Tensor]:
-    """Columns of the ledger where no selector scores: the margin [n] is the log-odds of a label.
+def margin_facts(*, embeddings: Tensor, labels: Tensor, **others: Tensor) -> dict[str, Tensor]:
+    """Columns of the ledger for k batches, see `Facts.by_batch`.
 
     Args:
-        margin: [n], see `batch_margin`.
-        **others: further columns, as they are.
+        embeddings: unit-norm [k, B, D].
+        labels: [k, B].
+        **others: further columns [k, B], as they are.
+
+    Returns:
+        These, and ``margin`` [k, B]: mean similarity to the other samples of the own class in the
+        batch, less that to the nearest other class in it, see `batch_margin`; a label counts as
+        learnt where it is positive.
     """
-    return {**others, "margin": margin, "p_clean": margin.sigmoid(), "log_odds": margin}
+    return {**others, "margin": batch_margin(embeddings, labels)}
+
+
+def trust_by_margin(*, embeddings: Tensor, labels: Tensor, **others: Tensor) -> dict[str, Tensor]:
+    """As `margin_facts`, where no selector scores: the margin is the log-odds of a label."""
+    columns = margin_facts(embeddings=embeddings, labels=labels, **others)
+    margin = columns["margin"]
+    return {**columns, "p_clean": margin.sigmoid(), "log_odds": margin}
 
 
 class MetricLearning(Method):
@@ -130,22 +143,22 @@ class MetricLearning(Method):
             # Clusters are nobody's claim about a sample: there is no right or wrong to note.
             return selection
         # Suspects of a run without a selector that scores: what lies far from its class.
-        then = None if self.selector.gives_scores else trust_by_margin
-        self._facts = Facts(self.facts(embeddings.detach(), labels), then)
+        then = margin_facts if self.selector.gives_scores else trust_by_margin
+        rows = {"embeddings": embeddings.detach(), "labels": labels}
+        losses = self.sample_losses(**rows)
+        if losses is not None:
+            rows["loss"] = losses.float()
+        self._facts = Facts(rows, then, by_batch=True)
         return selection
 
-    def facts(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """The ledger's entries for a global batch of unit-norm embeddings [B, D].
+    def sample_losses(self, embeddings: Tensor, labels: Tensor) -> Tensor | None:
+        """Losses [B] of a global batch for the ledger; None where the loss is one of pairs.
 
-        Returns:
-            ``margin`` [B]: mean similarity to the other samples of the own class in the batch, less
-            that to the nearest other class in it, see `batch_margin`; a label counts as learnt
-            where it is positive. ``loss`` [B] where the loss is one of samples and not of pairs
-            among them, see `EmbeddingLoss.per_sample`.
+        Args:
+            embeddings: unit-norm [B, D], detached.
+            labels: [B].
         """
-        found = {"margin": batch_margin(embeddings, labels)}
-        losses = self.loss.per_sample(embeddings, labels)
-        return found if losses is None else {**found, "loss": losses.float()}
+        return self.loss.per_sample(embeddings, labels)
 
     def trusted(
         self, embeddings: Tensor, labels: Tensor, index: Tensor, selection: Selection

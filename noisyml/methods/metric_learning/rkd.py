@@ -22,7 +22,6 @@ from noisyml.methods.metric_learning.base import MetricLearning
 from noisyml.methods.parts import Parts
 from noisyml.methods.students import Student, TeacherFactory, gathered_maps, teacher_of
 from noisyml.models.heads import unit_norm
-from noisyml.selectors.keep_all import batch_margin
 
 
 class RKD(Student, MetricLearning):
@@ -82,11 +81,9 @@ class RKD(Student, MetricLearning):
         self.remember(unit, labels, index, selection)
         return self.outcome(loss, selection, index, self.distillation.last_terms)
 
-    def facts(self, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        """See `MetricLearning.facts`; there is no loss of samples where no labels teach."""
-        if self.task_weight == 0:
-            return {"margin": batch_margin(embeddings, labels)}
-        return super().facts(embeddings, labels)
+    def sample_losses(self, embeddings: Tensor, labels: Tensor) -> Tensor | None:
+        """See `MetricLearning.sample_losses`; there is none where no labels teach."""
+        return None if self.task_weight == 0 else super().sample_losses(embeddings, labels)
 
     def student_features(self, batch: Batch) -> Features:
         """The student's outputs [B, ...] for the global batch; maps only if a loss reads them."""
