@@ -1,7 +1,7 @@
 """Category discovery on three data sets, with and without wrong labels, in minutes.
 
 Half of the classes are old, half of their images labelled. ``digits``: pixels, views shifted by up
-to a pixel, a perceptron of two layers. ``fashion_mnist`` (2,000 images) and ``glyphs`` (100 classes
+to a pixel, a perceptron of two layers. ``fashion_mnist`` (10,000 images) and ``glyphs`` (100 classes
 of 20 images): features of a frozen EfficientNet-Lite0 on their 256 principal components, computed
 once for each image and three random views of it, and a perceptron of one layer on them. All are
 scored by semi-supervised k-means (SimGCD by its classifier) on the unlabelled images.
@@ -128,7 +128,7 @@ TASKS = {
         6,
         1024,
         10,
-        2000,
+        10_000,
         lambda: ImageTransform(size=28, crop="random", padding=3, horizontal_flip=0.5),
     ),
     "glyphs": Task(

@@ -61,7 +61,7 @@ def test_wandb_records_a_run_of_a_group_with_table_and_artifacts(run, monkeypatc
     monkeypatch.setenv("WANDB_API_KEY", "")
     monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
     told(wandb_dashboard.wandb_logger(str(run.path), "project", "demo"), run)
-    records = list(records_of_wandb(run.path))
+    records = records_of_wandb(run.path)
     (started,) = [r.run for r in records if r.HasField("run")]
     assert (started.run_group, started.display_name) == ("demo/now", "demo/3")
     kept = {r.request.log_artifact.artifact.type for r in records if r.HasField("request")}
