@@ -3,14 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from noisyml.targets.entries import entry_classes
 
 #: Figures of a search for wrong labels.
 FINDING = ("average_precision", "fnr_at_budget", "precision_at_100")
+
+
+class _Ranking(NamedTuple):
+    """Samples by rising trust, those of equal trust together: all that the figures of a search need.
+
+    Attributes:
+        size: samples of each distinct value [G] int64.
+        wrong: those of them with a wrong label [G] int64.
+        unscored: samples whose trust is NaN, and those of them with a wrong label.
+        ends_at_inf: whether the last value is infinite.
+    """
+
+    size: NDArray[np.int64]
+    wrong: NDArray[np.int64]
+    unscored: tuple[int, int]
+    ends_at_inf: bool
+
+    @classmethod
+    def of(cls, trust: Tensor, wrong: Tensor) -> _Ranking:
+        """One sort of trust [N] float with labels that are wrong or not [N] bool."""
+        # Not every type of number that tensors have is one of NumPy's.
+        values = (trust if trust.dtype == torch.float64 else trust.float()).cpu().numpy()
+        order = np.argsort(values)  # NaN comes last
+        values, hits = values[order], wrong.to(torch.bool).cpu().numpy()[order]
+        scored = len(values) - int(np.isnan(values).sum())
+        values = values[:scored]
+        starts = np.flatnonzero(np.append(scored > 0, values[1:] != values[:-1])[:scored])
+        ends = np.append(starts[1:], scored)[: len(starts)]
+        before = np.append(0, hits.cumsum(dtype=np.int64))
+        return cls(
+            size=ends - starts,
+            wrong=before[ends] - before[starts],
+            unscored=(len(hits) - scored, int(before[-1] - before[scored])),
+            ends_at_inf=bool(np.isposinf(values[-1:]).any()),
+        )
+
+    def auroc(self) -> float:
+        """See `auroc`; right labels are the positives."""
+        right = self.size - self.wrong
+        pairs = int(right.sum()) * int(self.wrong.sum())
+        below = self.wrong.cumsum() - self.wrong
+        return float((right * (below + self.wrong / 2)).sum()) / pairs if pairs else float("nan")
+
+    def average_precision(self) -> float:
+        """See `average_precision`."""
+        total = int(self.wrong.sum())
+        if not total:
+            return float("nan")
+        precision = self.wrong.cumsum() / self.size.cumsum()
+        return float((precision * self.wrong).sum()) / total
+
+    def precision_at_k(self, k: int) -> float:
+        """See `precision_at_k`."""
+        size, wrong = self.size, self.wrong
+        if self.unscored[0] and self.ends_at_inf:
+            size, wrong = size.copy(), wrong.copy()
+            size[-1] += self.unscored[0]
+            wrong[-1] += self.unscored[1]
+        elif self.unscored[0]:
+            size, wrong = np.append(size, self.unscored[0]), np.append(wrong, self.unscored[1])
+        reached = size.cumsum()
+        k = min(k, int(reached[-1])) if len(reached) else 0
+        if k < 1:
+            return float("nan")
+        border = int(np.searchsorted(reached, k))
+        room = k - int(reached[border] - size[border])
+        return (int(wrong[:border].sum()) + room * float(wrong[border] / size[border])) / k
+
+    def finding(self) -> dict[str, float]:
+        """See `finding`."""
+        if not len(self.size):
+            return dict.fromkeys(FINDING, float("nan"))
+        budget = int(self.wrong.sum()) + self.unscored[1]
+        return {
+            "average_precision": self.average_precision(),
+            "fnr_at_budget": 1 - self.precision_at_k(budget),
+            "precision_at_100": self.precision_at_k(100),
+        }
 
 
 def auroc(scores: Tensor, positive: Tensor) -> float:
@@ -37,16 +118,7 @@ def auroc(scores: Tensor, positive: Tensor) -> float:
         raise ValueError(
             f"scores {tuple(scores.shape)} and positive {tuple(positive.shape)} must both be [N]"
         )
-    scored = ~torch.isnan(scores)
-    scores, positive = scores[scored], positive[scored]
-    n_positive = int(positive.sum())
-    n_negative = len(positive) - n_positive
-    if n_positive == 0 or n_negative == 0:
-        return float("nan")
-    _, member, counts = scores.unique(return_inverse=True, return_counts=True)
-    middle = counts.cumsum(0).to(torch.float64) - (counts - 1).to(torch.float64) / 2
-    rank_sum = float(middle[member[positive]].sum())
-    return (rank_sum - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative)
+    return _Ranking.of(scores, ~positive).auroc()
 
 
 def fnr_at_budget(trust: Tensor, wrong: Tensor) -> float:
@@ -84,15 +156,7 @@ def precision_at_k(trust: Tensor, wrong: Tensor, k: int) -> float:
         >>> precision_at_k(trust, wrong, 2)
         0.75
     """
-    k = min(k, len(trust))
-    if k < 1:
-        return float("nan")
-    values = trust.double().nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
-    border = values.kthvalue(k).values
-    inside, tied = values < border, values == border
-    room = k - int(inside.sum())
-    share = float(wrong[tied].double().mean())
-    return (int(wrong[inside].sum()) + room * share) / k
+    return _Ranking.of(trust, wrong).precision_at_k(k)
 
 
 def average_precision(trust: Tensor, wrong: Tensor) -> float:
@@ -113,14 +177,7 @@ def average_precision(trust: Tensor, wrong: Tensor) -> float:
         >>> round(average_precision(trust, torch.tensor([True, False, True])), 4)
         0.8333
     """
-    scored = ~torch.isnan(trust)
-    trust, wrong = trust[scored], wrong[scored].to(torch.bool)
-    if not wrong.any():
-        return float("nan")
-    _, member, counts = trust.unique(return_inverse=True, return_counts=True)
-    hits = torch.bincount(member, weights=wrong.double(), minlength=len(counts))
-    precision = hits.cumsum(0) / counts.cumsum(0)
-    return float((precision * hits).sum() / hits.sum())
+    return _Ranking.of(trust, wrong).average_precision()
 
 
 def class_selection(
@@ -240,25 +297,20 @@ def selection_metrics(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str,
         )
     keep, clean = keep.to(torch.bool), ~wrong.to(torch.bool)
     kept_clean = int((keep & clean).sum())
+    ranking = _Ranking.of(p_clean, ~clean)
     return {
         "kept": _share(int(keep.sum()), len(keep)),
         "precision": _share(kept_clean, int(keep.sum())),
         "recall": _share(kept_clean, int(clean.sum())),
         **_exclusion(~keep, ~clean),
-        "auroc": auroc(p_clean, clean),
-        **finding(p_clean, ~clean),
+        "auroc": ranking.auroc(),
+        **ranking.finding(),
     }
 
 
 def finding(trust: Tensor, wrong: Tensor) -> dict[str, float]:
     """`FINDING` of a search for wrong labels [N] by trust [N]; NaN where nothing was scored."""
-    if torch.isnan(trust).all():
-        return dict.fromkeys(FINDING, float("nan"))
-    return {
-        "average_precision": average_precision(trust, wrong),
-        "fnr_at_budget": fnr_at_budget(trust, wrong),
-        "precision_at_100": precision_at_k(trust, wrong, 100),
-    }
+    return _Ranking.of(trust, wrong).finding()
 
 
 def selection_scores(keep: Tensor, p_clean: Tensor, wrong: Tensor) -> dict[str, float]:
