@@ -1,10 +1,10 @@
 """Category discovery on three data sets, with and without wrong labels, in minutes.
 
 Half of the classes are old, half of their images labelled. ``digits``: pixels, views shifted by up
-to a pixel, a perceptron of two layers. ``fashion_mnist`` (10,000 images) and ``glyphs`` (100 classes
-of 20 images): features of a frozen EfficientNet-Lite0 on their 256 principal components, computed
-once for each image and three random views of it, and a perceptron of one layer on them. All are
-scored by semi-supervised k-means (SimGCD by its classifier) on the unlabelled images.
+to a pixel, a perceptron of two layers. ``fashion_mnist`` (10,000 images) and ``glyphs`` (100
+classes of 20 images): features of a frozen EfficientNet-Lite0 on their 256 principal components,
+computed once for each image and three random views of it, and a perceptron of one layer on them.
+All are scored by semi-supervised k-means (SimGCD by its classifier) on the unlabelled images.
 
 GCD and SimGCD train as long as both stages of PromptCAL together. The second stage begins with the
 weights of the first: without affinity, with plain neighbours, with the graph. For a seed all

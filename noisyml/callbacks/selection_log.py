@@ -166,7 +166,8 @@ class SelectionLog(Callback):
         known = torch.from_numpy(self.manifest.state != SampleState.UNKNOWN)[judged["index"]]
         if not known.any():
             return kept
-        judged = {name: values[known] for name, values in judged.items()}
+        if not known.all():
+            judged = {name: values[known] for name, values in judged.items()}
         index, keep = judged["index"], judged["kept"]
         trust = judged.get("log_odds", judged["p_clean"])
         # A sample of several labels is wrong if any of its entries is.

@@ -17,7 +17,7 @@ FINDING = ("average_precision", "fnr_at_budget", "precision_at_100")
 
 
 class _Ranking(NamedTuple):
-    """Samples by rising trust, those of equal trust together: all that the figures of a search need.
+    """Samples by rising trust, equals together: all that the figures of a search need.
 
     Attributes:
         size: samples of each distinct value [G] int64.
@@ -203,17 +203,16 @@ def class_selection(
         >>> found["precision"].tolist(), found["recall"].tolist()
         ([0.5, nan], [1.0, 0.0])
     """
-
-    def count(chosen: Tensor) -> Tensor:
-        return torch.bincount(labels[chosen], minlength=num_classes)
-
-    keep, clean = keep.to(torch.bool), ~wrong.to(torch.bool)
-    samples, kept, right = count(torch.ones_like(keep)), count(keep), count(keep & clean)
+    keep, clean = keep.to(torch.int64), 1 - wrong.to(torch.int64)
+    # Cells of one table of classes: left out or kept, wrong or clean.
+    cells = torch.bincount(labels * 4 + keep * 2 + clean, minlength=4 * num_classes)
+    table = cells.view(num_classes, 2, 2)
+    samples, kept, right = table.sum(dim=(1, 2)), table[:, 1].sum(dim=1), table[:, 1, 1]
     return {
         "samples": samples,
         "kept": kept.double() / samples,
         "precision": right.double() / kept,
-        "recall": right.double() / count(clean),
+        "recall": right.double() / table[:, :, 1].sum(dim=1),
     }
 
 
