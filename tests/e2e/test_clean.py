@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+from support.browser import PROGRAM, Browser
 from support.shell import TINY
 
 from noisyml.audit.steps import StoredSteps
@@ -219,3 +220,48 @@ def test_apply_tells_what_it_needs(shell):
     status, out = shell("clean", "apply", "decision=x")
     assert status == 2
     assert "does not know 'decision=x'. Did you mean 'decisions'?" in out
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(PROGRAM is None, reason="there is no browser")
+def test_a_review_by_keyboard_is_saved_applied_and_trained_on(shell, folder):
+    run, saved = shell.folder / "reviewed", shell.folder / "saved"
+    wide = [word for word in SMALL if not word.startswith("gallery_rows")]
+    command = ["clean", "dataset=image_folder", f"dataset.path={folder}", *wide]
+    status, out = shell(*command, f"hydra.run.dir={run}", "gallery_rows=60")
+    assert status == 0, out
+    browser = Browser(run / "gallery.html", 1280, 900)
+    try:
+        browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(saved))
+        items = browser.ask("data.items.map((i) => [i.path, i.given, i.suggested])")
+        assert len(items) == 60
+        decided = []
+        for path, given, suggested in items:
+            truth = "digit_" + path.split("/")[-1][0]
+            if given == truth:
+                browser.key("k", 75)
+            elif suggested == truth:
+                browser.key("Enter", 13)
+            else:
+                browser.key("d", 68)
+            decided.append((path, truth))
+        browser.key("s", 83)
+        browser.ask("new Promise((r) => setTimeout(r, 1500))")
+        assert browser.errors == []
+    finally:
+        browser.close()
+    review = saved / "decisions.csv"
+    assert list(pd.read_csv(review)["path"]) == [path for path, _ in decided]
+
+    status, out = shell("clean", "apply", f"decisions={review}", f"run={run}")
+    assert status == 0, out
+    labels = pd.read_csv(run / "cleaned.csv").set_index("path")["label"]
+    truths = "digit_" + labels.index.str.extract(r"/(\d)-\d+\.png$")[0].to_numpy()
+    # Of the 40 wrong labels those are left that the first 60 rows did not show.
+    missed = 40 - sum(given != truth for (_, given, _), (_, truth) in zip(items, decided))
+    assert missed <= 4
+    assert (labels.to_numpy() != truths).sum() == missed
+    tiny = [word for word in TINY if not word.startswith(("noise", "dataset"))]
+    train = [*tiny, "dataset=csv", f"dataset.path={run / 'cleaned.csv'}", "trainer.max_epochs=1"]
+    status, out = shell("train", *train, "noise=none", "transform=square", "transform.size=8")
+    assert status == 0, out
