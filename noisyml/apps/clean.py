@@ -44,6 +44,11 @@ OWN = (
     *("relabel_above", "drop_above"),
     *("duplicates_above", "unlike_deviations", "look_at_images", "gallery_rows", "export", "seed"),
 )
+APPLYING = """usage: noisyml clean apply decisions=FILE [run=DIR] [out=FILE]
+
+Make the labels that a review leaves. `decisions`: the file that the gallery saved, an export of
+Label Studio (.json) or cleanlab's issues (.csv). `run`: folder of the audit; without it, that of
+the decisions. `out`: the label file; without it, cleaned.csv in the folder of the audit."""
 #: Settings that a folder may be gone on with otherwise.
 FREE = ("name", "paths", "run_dir", "resume", "trainer", "data.num_workers")
 
@@ -64,6 +69,9 @@ def apply(arguments: list[str]) -> int:
     from noisyml.audit.report import apply_reviews
     from noisyml.command.words import Word
 
+    if {"--help", "-h"} & set(arguments):
+        print(APPLYING)
+        return 0
     known = ("decisions", "run", "out")
     given: dict[str, str] = {}
     for word in map(Word.parse, arguments):

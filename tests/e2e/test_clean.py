@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 from support.browser import PROGRAM, Browser
 from support.shell import TINY
 
+from noisyml.apps import clean
 from noisyml.audit.steps import StoredSteps
 
 #: Seconds of work: pixels of a perceptron with random weights, few folds.
@@ -220,6 +221,11 @@ def test_apply_tells_what_it_needs(shell):
     status, out = shell("clean", "apply", "decision=x")
     assert status == 2
     assert "does not know 'decision=x'. Did you mean 'decisions'?" in out
+
+
+def test_applying_says_what_it_takes(capsys):
+    assert clean.main(["apply", "--help"]) == 0
+    assert "decisions=FILE [run=DIR] [out=FILE]" in capsys.readouterr().out
 
 
 @pytest.mark.slow
