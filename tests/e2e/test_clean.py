@@ -241,32 +241,31 @@ def test_a_review_by_keyboard_is_saved_applied_and_trained_on(shell, folder):
         browser.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(saved))
         items = browser.ask("data.items.map((i) => [i.path, i.given, i.suggested])")
         assert len(items) == 60
-        decided = []
+        found = 0
         for path, given, suggested in items:
             truth = "digit_" + path.split("/")[-1][0]
+            found += given != truth
             if given == truth:
                 browser.key("k", 75)
             elif suggested == truth:
                 browser.key("Enter", 13)
             else:
                 browser.key("d", 68)
-            decided.append((path, truth))
         browser.key("s", 83)
         browser.ask("new Promise((r) => setTimeout(r, 1500))")
         assert browser.errors == []
     finally:
         browser.close()
     review = saved / "decisions.csv"
-    assert list(pd.read_csv(review)["path"]) == [path for path, _ in decided]
+    assert list(pd.read_csv(review)["path"]) == [path for path, *_ in items]
 
     status, out = shell("clean", "apply", f"decisions={review}", f"run={run}")
     assert status == 0, out
     labels = pd.read_csv(run / "cleaned.csv").set_index("path")["label"]
     truths = "digit_" + labels.index.str.extract(r"/(\d)-\d+\.png$")[0].to_numpy()
     # Of the 40 wrong labels those are left that the first 60 rows did not show.
-    missed = 40 - sum(given != truth for (_, given, _), (_, truth) in zip(items, decided))
-    assert missed <= 4
-    assert (labels.to_numpy() != truths).sum() == missed
+    assert found >= 36
+    assert (labels.to_numpy() != truths).sum() == 40 - found
     tiny = [word for word in TINY if not word.startswith(("noise", "dataset"))]
     train = [*tiny, "dataset=csv", f"dataset.path={run / 'cleaned.csv'}", "trainer.max_epochs=1"]
     status, out = shell("train", *train, "noise=none", "transform=square", "transform.size=8")
