@@ -9,6 +9,10 @@ of the difference from the first arm, with a 95 % interval of Student's t.
         --metric test/accuracy --over data.labelled_fraction --plot weak.png
     python scripts/compare_arms.py outputs/resolution --arm transform.input_resolution \
         --metric test/accuracy --over transform.image_resolution --plot resolution.png
+    python scripts/compare_arms.py outputs/noise --arms weak_ce weak_proxynca \
+        --metric test/accuracy --over stages.weak.also/noise.rate --plot noise.png
+
+`--over KEY/NAME` takes the value of NAME among the overrides that KEY lists, 0 where it lists none.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ import yaml
 from scipy import stats
 
 from noisyml.command.words import Word
-from noisyml.reports.plots import Line, Panel, lines_figure, save_png
+from noisyml.reports.plots import Line, Panel, dots_figure, lines_figure, save_png
 
 ARMS = {
     "human_only": "human labels alone",
@@ -57,6 +61,17 @@ def setting(run: Path, key: str) -> Any:
     return node
 
 
+def along(run: Path, over: str | None) -> Any:
+    """What a run was told about a key, or of ``KEY/NAME`` about NAME in the list that KEY holds."""
+    key, _, name = (over or "").partition("/")
+    if not name:
+        return setting(run, key) if key else ""
+    found = setting(run, key)
+    listed = yaml.safe_load(found) if isinstance(found, str) else found
+    (value,) = [word.value for word in map(Word.parse, listed) if word.key == name] or ["0"]
+    return yaml.safe_load(str(value))
+
+
 def read(folders: Sequence[Path], arm: str, over: str | None, metric: str) -> pd.DataFrame:
     """A row per finished run: arm, x, seed, score; and per stage those of `self_training.csv`."""
     rows = []
@@ -64,7 +79,7 @@ def read(folders: Sequence[Path], arm: str, over: str | None, metric: str) -> pd
         run = file.parent
         common = {
             "arm": str(setting(run, arm)),
-            "x": "" if over is None else setting(run, over),
+            "x": along(run, over),
             "seed": int(setting(run, "seed")),
         }
         rows.append({**common, "stage": -1, "score": json.loads(file.read_text())[metric]})
@@ -162,11 +177,16 @@ def main() -> None:
         ]
     else:
         whole = scores[scores["stage"] < 0]
+        by = "x" if told.over else "constant"
+        whole = whole.assign(constant=0)
         lines = tuple(
-            line(whole[whole["arm"] == arm], "x", label)
+            line(whole[whole["arm"] == arm], by, label)
             for arm, label in zip(arms, labels, strict=True)
         )
-        panels = [Panel("", str(told.over), name, lines)]
+        if not told.over:
+            save_png(dots_figure([Panel("", name, "", lines)], labels), told.plot)
+            return
+        panels = [Panel("", told.over.rpartition("/")[2], name, lines)]
     save_png(lines_figure([panels], labels, markers=True, faceted=False), told.plot)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ import noisyml
 from noisyml.storage.files import atomic, write_atomically
 from noisyml.storage.reading import read_json, reading
 from noisyml.targets import Labels, Target
-from noisyml.targets.masks import as_labels, decode_mask, encode_mask
+from noisyml.targets.masks import IGNORE, as_labels, decode_mask, encode_mask
+from noisyml.targets.partial import NO_LABEL
 
 MANIFEST = "manifest.json"
 ADVICE = "remove the folder, and they are made anew"
@@ -143,6 +145,44 @@ class PseudoLabelFolder:
                 if manifest["labels_sha256"] != self._digest(found):
                     raise ValueError("the labels beside it are not what the manifest says")
         return found
+
+    def most_confident(self, found: StoredLabels, share: float) -> StoredLabels:
+        """The labels of which each class has lost its least confident ones.
+
+        A class of n labels (of masks: pixels) keeps ``share * n``, rounded up, and what is as
+        confident as the last of them; confidence of pixels is known in steps of 1/255. One
+        threshold for all classes would keep those that are easy, e.g. the ground. Source:
+        class-balanced self-training, Zou et al., ECCV 2018 (arXiv 1810.07911).
+
+        Args:
+            found: labels that were read from here.
+            share: of the labels of each class, above 0, at most 1.
+        """
+        if not self.target.beside_image:
+            labels = found.labels.copy()
+            for own in (found.labels == label for label in range(self.classes)):
+                if own.any():
+                    ordered = np.sort(found.confidence[own])[::-1]
+                    least = ordered[math.ceil(share * len(ordered)) - 1]
+                    labels[own & (found.confidence < least)] = NO_LABEL
+            return replace(found, labels=labels)
+        counts = np.zeros((self.classes, 256), dtype=np.int64)
+        for mask, levels in map(self._mask, found.index.tolist()):
+            has = mask != IGNORE
+            np.add.at(counts, (mask[has], levels[has]), 1)
+        at_least = counts[:, ::-1].cumsum(axis=1)[:, ::-1]
+        least = (at_least >= share * at_least[:, :1]).sum(axis=1) - 1
+        least = np.append(least, np.zeros(IGNORE + 1 - self.classes, dtype=np.int64))
+        masks = [
+            encode_mask(np.where(levels < least[mask], np.uint8(IGNORE), mask))
+            for mask, levels in map(self._mask, found.index.tolist())
+        ]
+        return replace(found, labels=as_labels(masks))
+
+    def _mask(self, at: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """The pseudo-labels of a mask and their confidence, uint8 [H, W]."""
+        mask, levels = (decode_mask(self._content(part, at)) for part in ("labels", "confidence"))
+        return mask, levels
 
     def _samples(self, index: NDArray[np.int64]) -> StoredLabels:
         parts = []

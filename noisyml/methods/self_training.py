@@ -14,14 +14,14 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from noisyml import distributed
-from noisyml.checks import Share, check_fields
+from noisyml.checks import Interval, Share, check_fields
 from noisyml.data.labelled import Pool
 from noisyml.data.samplers.plans import Cycle, Shuffle
 from noisyml.data.views import Batch
@@ -49,6 +49,8 @@ class PseudoLabelling:
         init: weights that the stage starts from: those of the ``previous`` model, or the
             ``pretrained`` ones that the run would start from without it.
         threshold: least confidence of a label; null: all are kept.
+        share: of the labels of each class, the most confident, that teach (class-balanced
+            self-training, Zou et al., ECCV 2018); null: all do. The files hold all of them.
         soft: learn from the probabilities of all classes in place of one class.
 
     Raises:
@@ -59,6 +61,7 @@ class PseudoLabelling:
     folder: str = "pseudo_labels"
     init: Literal["previous", "pretrained"] = "previous"
     threshold: Share | None = None
+    share: Annotated[float, Interval(gt=0, le=1)] | None = None
     soft: bool = False
 
     def __post_init__(self) -> None:
@@ -134,6 +137,8 @@ class SelfTraining(Method):
             self._label(data, folder, positions)
             self._wait()
         found = folder.read(positions)
+        if self.pseudo.share is not None:
+            found = folder.most_confident(found, self.pseudo.share)
         data.teach(positions, found.labels)
         if found.soft_masks:
             data.soft_masks.classes = len(data.class_names)
