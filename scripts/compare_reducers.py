@@ -48,7 +48,9 @@ TLDR_SETTINGS = {
     "glyphs": {"batch_size": 128, "epochs": 30},
     "fashion_mnist": {"batch_size": 128, "epochs": 30},
 }
-SHARED = {"projector": "mlp-1-512", "n_neighbors": 20, "warmup_epochs": 10, "learning_rate": 10.0}
+SHARED = {"projector": "mlp-1-512", "warmup_epochs": 10, "learning_rate": 10.0}
+#: Neighbours of each row, for every method that asks: a class of glyphs has 16 training rows.
+NEIGHBOURS = {"digits": 20, "glyphs": 5, "fashion_mnist": 20}
 
 
 # -- data ------------------------------------------------------------------------------------------
@@ -109,26 +111,29 @@ def data(name: str, seed: int, folder: Path, size: int) -> tuple[Rows, Rows, Any
 
 def reducers(name: str, dims: int, seed: int) -> dict[str, Callable[[], Any]]:
     """Makers of what fits and transforms, by name."""
+    near, shared = NEIGHBOURS[name], tldr_settings(name, seed)
     made: dict[str, Callable[[], Any]] = {
         "PCA": lambda: PCA(dims, random_state=seed),
         "PCA whitened": lambda: PCA(dims, whiten=True, random_state=seed),
-        "TLDR": lambda: noisyml.TLDR(dims, random_state=seed, **SHARED, **TLDR_SETTINGS[name]),
-        "TLDR Gaussian": lambda: noisyml.TLDR(
-            dims, random_state=seed, gaussian=True, **SHARED, **TLDR_SETTINGS[name]
-        ),
-        "TLDR mlp": lambda: noisyml.TLDR(
-            dims, encoder="mlp-1-256", random_state=seed, **SHARED, **TLDR_SETTINGS[name]
-        ),
+        "TLDR": lambda: noisyml.TLDR(dims, **shared),
+        "TLDR Gaussian": lambda: noisyml.TLDR(dims, gaussian=True, **shared),
+        "TLDR mlp": lambda: noisyml.TLDR(dims, encoder="mlp-1-256", **shared),
     }
     if _installed("umap"):
         from umap import UMAP
 
-        made["UMAP"] = lambda: UMAP(n_components=dims, n_neighbors=20, random_state=seed)
+        made["UMAP"] = lambda: UMAP(n_components=dims, n_neighbors=near, random_state=seed)
     if _installed("torchdr"):
-        made["TorchDR UMAP"] = lambda: _TorchDR(dims, seed)
+        made["TorchDR UMAP"] = lambda: _TorchDR(dims, near, seed)
     if _installed("openTSNE") and dims <= MOST_TSNE_DIMS:
         made["t-SNE"] = lambda: _TSNE(dims, seed)
     return made
+
+
+def tldr_settings(name: str, seed: int) -> dict[str, Any]:
+    """Arguments of `noisyml.TLDR` but its dimensions."""
+    own = {"n_neighbors": NEIGHBOURS[name], "random_state": seed}
+    return {**SHARED, **TLDR_SETTINGS[name], **own}
 
 
 def _installed(module: str) -> bool:
@@ -158,10 +163,10 @@ class _TSNE:
 class _TorchDR:
     """UMAP of TorchDR, which places new rows beside the training rows that it is given again."""
 
-    def __init__(self, dims: int, seed: int) -> None:
+    def __init__(self, dims: int, near: int, seed: int) -> None:
         from torchdr import UMAP
 
-        self.umap = UMAP(n_neighbors=20, n_components=dims, random_state=seed, device="cpu")
+        self.umap = UMAP(n_neighbors=near, n_components=dims, random_state=seed, device="cpu")
 
     def fit(self, rows: Rows) -> _TorchDR:
         self.rows = rows
@@ -274,7 +279,7 @@ def measure_wrong_pairs(settings: argparse.Namespace, records: Records) -> None:
     """The same records for TLDR with a share of wrong pairs, and with a choice among them."""
     for name, seed in [(name, seed) for name in settings.data for seed in settings.seeds]:
         train, test, train_y, test_y = data(name, seed, settings.folder, settings.size)
-        clean = knn_pairs(train, SHARED["n_neighbors"])
+        clean = knn_pairs(train, NEIGHBOURS[name])
         for share in settings.wrong:
             noisy, replaced = with_random_edges(clean, share, seed)
             keep = supported_edges(noisy, settings.min_shared)
@@ -286,9 +291,8 @@ def measure_wrong_pairs(settings: argparse.Namespace, records: Records) -> None:
                     if records.has(**facts):
                         continue
                     start = time.process_time()
-                    tldr = noisyml.TLDR(
-                        dims, random_state=seed, **{**SHARED, **TLDR_SETTINGS[name]}
-                    ).fit(train, knn_graph=pairs.index)
+                    tldr = noisyml.TLDR(dims, **tldr_settings(name, seed))
+                    tldr.fit(train, knn_graph=pairs.index)
                     record = {
                         **facts,
                         "kept": 1.0 if kind == "all pairs" else float(keep.mean()),
