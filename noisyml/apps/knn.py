@@ -3,7 +3,8 @@
 ``noisyml knn embeddings=DIR`` reads what ``noisyml embed`` wrote, or any ``.npy`` file [N, D]. Each
 row's neighbours are the most similar other rows, or, with ``gallery=``, the most similar rows of
 that. Exact by default; ``index=ivf|ivfpq|hnsw`` searches approximately and says how well. Killed at
-any moment, the same command with the same ``hydra.run.dir`` searches again there.
+any moment, the same command with the same ``hydra.run.dir`` goes on there: an exact search keeps
+the blocks that are done.
 """
 
 from __future__ import annotations

@@ -59,7 +59,8 @@ def write_neighbours(
     Neighbours are row numbers of the gallery (of the rows themselves, if there is none, each row
     without itself), the nearest first; of equal ones the first. Scores grow with similarity. Where
     an approximate search finds fewer than k, the rest is -1 with a score of -inf.
-    ``index.json``, written last, says what was searched how.
+    ``index.json``, written last, says what was searched how. An exact search keeps what is done in
+    the folder until then, and the same call goes on with it after a kill.
 
     Args:
         rows: [N, D].
@@ -106,6 +107,7 @@ def write_neighbours(
         recall_queries=recall_queries,
         device=device,
         memory_budget_bytes=memory_budget_bytes,
+        keep_in=folder,
     )
     _save(folder / NEIGHBOURS_FILE, neighbours.astype(np.int64, copy=False))
     _save(folder / SCORES_FILE, scores.astype(np.float32, copy=False))
@@ -212,6 +214,7 @@ def _search(
     recall_queries: int,
     device: Device,
     memory_budget_bytes: int | None,
+    keep_in: Path,
 ) -> tuple[NDArray[Any], NDArray[np.int64], float | None, float]:
     """Scores, neighbours, of an approximate search the recall, and the seconds that it took.
 
@@ -243,6 +246,7 @@ def _search(
             "precision": precision,
             "memory_budget_bytes": memory_budget_bytes,
             "device": device,
+            "keep_in": keep_in,
             "progress": lambda done, total: shown.update(
                 task, completed=len(rows) * done // max(total, 1)
             ),

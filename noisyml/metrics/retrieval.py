@@ -33,6 +33,7 @@ into values, and their means are returned.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal, overload
@@ -355,7 +356,16 @@ def retrieval_metrics(
 
 
 def _rows(rows: Rows) -> Tensor:
-    return rows if isinstance(rows, Tensor) else torch.tensor(np.asarray(rows))
+    """Rows as a tensor; an array, which may be mapped from a file, is read where it lies."""
+    if isinstance(rows, Tensor):
+        return rows
+    array = np.asarray(rows)
+    if not array.dtype.isnative or any(stride < 0 for stride in array.strides):
+        array = array.astype(array.dtype.newbyteorder("="))
+    with warnings.catch_warnings():
+        # PyTorch cannot promise not to write; we do.
+        warnings.filterwarnings("ignore", message=".*not writable.*")
+        return torch.from_numpy(array)
 
 
 def _numbered(

@@ -11,6 +11,7 @@ on threads, devices or processes, and equal rows tie exactly.
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -18,6 +19,7 @@ import torch
 from noisyml.checks import Count, checked
 from noisyml.similarity.exact.arithmetic import Side, centre_of
 from noisyml.similarity.exact.float32 import Float32Filter, common_scale
+from noisyml.similarity.exact.kept import KeptSearch
 from noisyml.similarity.exact.plan import (
     Blocks,
     LocalGallery,
@@ -58,6 +60,7 @@ def topk(
     query_block: Count | None = None,
     gallery_block: Count | None = None,
     progress: Callable[[int, int], None] | None = None,
+    keep_in: Path | None = None,
 ) -> TopK:
     """The k nearest gallery rows of every query, exactly; equal scores by lowest row number.
 
@@ -77,6 +80,9 @@ def topk(
         query_block, gallery_block: rows and columns of a block of scores, rounded up to whole
             groups of 64, instead of the sizes that the budget gives. They do not change the result.
         progress: called with (blocks done, blocks in all) as the search goes on.
+        keep_in: a folder of this search alone, in which what is done is kept now and then, so that
+            the same call goes on after a kill, to the same bits. Meanwhile rounded rows for which
+            the memory budget is too small lie there too.
 
     Returns:
         `TopK` on the device of the computation.
@@ -108,7 +114,7 @@ def topk(
             precision == "fast",
         )
         blocks = block_sizes(source.dim, where, memory_budget_bytes, query_block, gallery_block)
-        return find(task, blocks, progress)
+        return find(task, blocks, progress, keep_in)
 
 
 @checked
@@ -123,6 +129,7 @@ def self_topk(
     query_block: Count | None = None,
     gallery_block: Count | None = None,
     progress: Callable[[int, int], None] | None = None,
+    keep_in: Path | None = None,
 ) -> TopK:
     """The k nearest other rows of every row; the answer of `topk` for half of the multiplications.
 
@@ -130,7 +137,8 @@ def self_topk(
         x: [N, D], any floating dtype; tensor, NumPy array or `numpy.memmap`.
         k: neighbours wanted, at least 1; may exceed N - 1.
         metric: ``cosine``, ``ip`` or ``l2``.
-        precision, memory_budget_bytes, device, query_block, gallery_block, progress: as in `topk`.
+        precision, memory_budget_bytes, device, query_block, gallery_block, progress,
+        keep_in: as in `topk`.
 
     Raises:
         UserError: as `topk`.
@@ -156,10 +164,15 @@ def self_topk(
             precision == "fast",
         )
         blocks = block_sizes(source.dim, where, memory_budget_bytes, query_block, gallery_block)
-        return find(task, blocks, progress)
+        return find(task, blocks, progress, keep_in)
 
 
-def find(task: Task, blocks: Blocks, progress: Callable[[int, int], None] | None = None) -> TopK:
+def find(
+    task: Task,
+    blocks: Blocks,
+    progress: Callable[[int, int], None] | None = None,
+    keep_in: Path | None = None,
+) -> TopK:
     """Carry out `task`."""
     n_gallery = len(task.gallery.side.norms)
     scale = common_scale(task.query_side, task.gallery.side)
@@ -171,7 +184,8 @@ def find(task: Task, blocks: Blocks, progress: Callable[[int, int], None] | None
         margins, max(1, min(task.k, n_gallery)), n_gallery, torch.int64 if wide else torch.int32
     )
     coarse = _coarse_filter(task, product) if task.fast else None
-    collect(task, blocks, product, coarse, shortlist, progress)
+    kept = None if keep_in is None else KeptSearch(keep_in, task, blocks)
+    collect(task, blocks, product, coarse, shortlist, progress, kept)
     index, lost = shortlist.numbers(), shortlist.lost
     del shortlist  # most of what is kept per query; scores that decide are computed anew
     scores, index = judged(task, blocks, index)
@@ -184,6 +198,8 @@ def find(task: Task, blocks: Blocks, progress: Callable[[int, int], None] | None
     width = min(task.k, index.shape[1])
     best[:, :width] = scores[:, :width].mul_(task.query_side.output_scale())
     numbers[:, :width] = index[:, :width]
+    if kept is not None:
+        kept.remove()
     return TopK(best, numbers)
 
 

@@ -8,8 +8,12 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from noisyml.errors import UserError, causes
 
@@ -110,3 +114,30 @@ def write_atomically(
             temporary.write_text(content, encoding="utf-8", newline="\n")
         else:
             temporary.write_bytes(content)
+
+
+def scratch(folder: Path, n: int) -> NDArray[np.int8]:
+    """`n` bytes to work with that lie on disk instead of in memory: int8, to be written and read.
+
+    The file has no name, so that nothing is left of it after a kill.
+
+    Args:
+        folder: whose disk it lies on; made if need be.
+        n: at least 1.
+
+    Raises:
+        DiskFull: there is no space for it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        try:
+            # All of it now: where a mapped file cannot grow, the process is killed.
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(file.fileno(), 0, n)
+            else:
+                file.truncate(n)
+        except OSError as error:
+            if is_disk_full(error):
+                raise DiskFull(folder) from error
+            raise
+        return np.memmap(file, dtype=np.int8, mode="r+", shape=(n,))

@@ -3,6 +3,7 @@
 import json
 import sys
 
+import numpy as np
 import pytest
 from support import paths
 
@@ -42,3 +43,18 @@ def test_kmeans_and_its_peers_find_like_clusters(bench):
         inertia["semi-supervised, faiss"], rel=1e-3
     )
     assert inertia["plain, faiss"] == pytest.approx(inertia["faiss.Kmeans"], rel=0.1)
+
+
+def test_a_million_rows_in_small(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(paths.ROOT / "scripts"))
+    import bench_million as script
+
+    script.write_rows(tmp_path, 200)
+    rows = np.load(tmp_path / "rows.npy", mmap_mode="r")
+    assert np.linalg.norm(rows, axis=1) == pytest.approx(1, abs=1e-5)
+    values = script.metrics_of(tmp_path, 2**27)
+    assert values["lone_queries"] == 0
+    assert 0.5 < values["precision_at_1"] < 1
+    runs = [{"row": "knn", "n": n, "cpu_seconds": n / 100} for n in (100, 200)]
+    script.plot({"runs": runs, "limit": {"loops": 1e11}}, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 1000

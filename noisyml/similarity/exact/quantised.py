@@ -21,7 +21,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -100,13 +100,18 @@ class CoarseRows:
         chosen: dict[str, Any] = {n: None if c is None else c[part] for n, c in columns.items()}
         return CoarseRows(**chosen)
 
-    def room_for(self, n: int) -> CoarseRows:
-        """Uninitialised rows like these, `n` of them."""
+    def room_for(self, n: int, bytes_of: Callable[[int], Tensor] | None = None) -> CoarseRows:
+        """Uninitialised rows like these, `n` of them; `bytes_of` gives so many bytes for them."""
         columns: dict[str, Any] = {name: getattr(self, name) for name in self._names()}
         empty: dict[str, Any] = {
             name: None if column is None else column.new_empty((n, *column.shape[1:]))
             for name, column in columns.items()
+            if bytes_of is None or name != "rows"
         }
+        if bytes_of is not None:
+            shape = n, *self.rows.shape[1:]
+            room = bytes_of(math.prod(shape) * self.rows.element_size())
+            empty["rows"] = room.view(self.rows.dtype).view(shape)
         return CoarseRows(**empty)
 
     def fill(self, other: CoarseRows) -> None:

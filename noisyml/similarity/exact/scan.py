@@ -6,6 +6,7 @@ be among the nearest; where a search is told to be fast, a cheaper product goes 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Literal, NamedTuple
@@ -16,10 +17,13 @@ from torch import Tensor
 from noisyml.similarity.exact import kernels
 from noisyml.similarity.exact.arithmetic import sampled_products
 from noisyml.similarity.exact.float32 import Float32Filter
+from noisyml.similarity.exact.kept import KeptSearch
 from noisyml.similarity.exact.plan import Blocks, Task, stretches
 from noisyml.similarity.exact.quantised import CoarseFilter, CoarseRows, Patience
 from noisyml.similarity.exact.shortlist import Shortlist
 from noisyml.similarity.exact.tiles import GROUP, candidates, kth_bound, padded
+
+log = logging.getLogger(__name__)
 
 #: A coarse product is given up for a tile if more than this share of its groups hold candidates.
 _COARSE_SHARE = 0.5
@@ -76,18 +80,26 @@ def collect(
     coarse: CoarseFilter | None,
     shortlist: Shortlist,
     progress: Callable[[int, int], None] | None,
+    kept: KeptSearch | None,
 ) -> None:
     """Fill the shortlist: one product per block of queries and panel of the gallery.
 
     In a self-join, a product with a panel of this process's own rows also serves these as queries.
+    What is kept of panels that are done is not done again.
     """
     panels = list(task.gallery.panels(blocks.gallery))
     lefts = list(stretches(len(task.queries), blocks.query))
     met = [[left for left in lefts if _is_met(task, blocks, left, panel)] for panel in panels]
-    total, done = sum(len(column) for column in met), 0
+    begun = 0 if kept is None else kept.restore(shortlist)
+    total, done = (sum(len(column) for column in columns) for columns in (met, met[:begun]))
+    if begun:
+        log.info("Going on: %d of %d blocks are done.", done, total)
+        if progress is not None:
+            progress(done, total)
     fine_scan = _FineScan(task, blocks, product, shortlist)
-    coarse_scan = None if coarse is None else _CoarseScan(task, blocks, coarse, shortlist)
-    for panel, column in zip(panels, met, strict=True):
+    coarse_scan = None if coarse is None else _CoarseScan(task, blocks, coarse, shortlist, kept)
+    for number in range(begun, len(panels)):
+        panel, column = panels[number], met[number]
         right = product.prepare("right", task.gallery.panel(panel), panel)
         if coarse_scan is not None:
             fine_scan.release()
@@ -100,6 +112,8 @@ def collect(
             done += 1
             if progress is not None:
                 progress(done, total)
+        if kept is not None:
+            kept.offer(shortlist, number + 1)
 
 
 def _cell(task: Task, left: Tensor, right: Tensor, queries: slice, panel: slice) -> _Cell:
@@ -255,8 +269,8 @@ class _RoundedQueries:
     In one piece: pieces that stay, among temporaries that do not, would leave holes in the heap.
     """
 
-    def __init__(self, n: int) -> None:
-        self._size = padded(n) + GROUP
+    def __init__(self, n: int, kept: KeptSearch | None) -> None:
+        self._size, self._kept = padded(n) + GROUP, kept
         self._all: CoarseRows | None = None
         self._known: set[int] = set()
 
@@ -269,7 +283,7 @@ class _RoundedQueries:
         groups = range(part.start, part.stop, GROUP)
         if self._all is None or not self._known.issuperset(groups):
             new = rounded(prepared)
-            self._all = self._all or new.room_for(self._size)
+            self._all = self._all or new.room_for(self._size, self._kept and self._kept.room)
             self._all[part].fill(new)
             self._known.update(groups)
         return self._all[part]
@@ -284,11 +298,20 @@ class _CoarseScan:
     """Candidates by the coarse product of a cell, scored in float32 one by one."""
 
     def __init__(
-        self, task: Task, blocks: Blocks, coarse: CoarseFilter, shortlist: Shortlist
+        self,
+        task: Task,
+        blocks: Blocks,
+        coarse: CoarseFilter,
+        shortlist: Shortlist,
+        kept: KeptSearch | None,
     ) -> None:
         self._task, self._coarse, self._shortlist = task, coarse, shortlist
         fits = len(task.queries) * (len(coarse.basis) + 16) <= blocks.cache_bytes
-        self._queries = _RoundedQueries(len(task.queries)) if fits else None
+        # What does not fit into memory may lie in the folder of the search.
+        room = None if fits or task.queries.device.type != "cpu" else kept
+        self._queries = None
+        if fits or room is not None:
+            self._queries = _RoundedQueries(len(task.queries), room)
         self._pairwise, self._height = coarse.number_format == "int8_loops", blocks.query
         self._patience = Patience()
 

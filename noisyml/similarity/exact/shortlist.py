@@ -123,6 +123,19 @@ class Shortlist:
             left = scores >= self.floor(queries)
             queries, index, scores = queries[left], index[left], scores[left]
 
+    def state(self) -> dict[str, Tensor]:
+        """All that the lists hold now, by name: as long as nothing is offered, to be written to,
+        so that lists of the same queries go on from where others were."""
+        self._enter()
+        return {
+            "scores": self.scores,
+            "index": self.index,
+            "threshold": self.threshold,
+            "lost": self.lost,
+            "count": self._count,
+            "stale": self._stale,
+        }
+
     def numbers(self) -> Tensor:
         """The candidates' gallery numbers, [N, W]: no wider than the longest list, at least k wide;
         -1 in free slots and for lost queries. The lists are of no use any more after it."""

@@ -158,9 +158,10 @@ class Ranking:
         self._pairwise = self._coarse is not None and self._coarse.number_format == "int8_loops"
         self._patience = Patience()
         self._space: Tensor | None = None
-        # Rounded gallery rows are kept if they fit.
+        # Rounded gallery rows are kept if they fit beside the tile and the blocks that are open.
         coarse_bytes = len(self._gallery_order) * (task.scores.filter.width + 32)
-        self._keeps_rounded = coarse_bytes <= self._block_bytes
+        open_bytes = state if self.symmetric else self._block_bytes
+        self._keeps_rounded = coarse_bytes <= memory_budget_bytes - 6 * 4 * tile - open_bytes
 
     def blocks(self) -> Iterator[QueryBlock]:
         """Finished blocks; in a symmetric walk the same on all processes, else this one's share."""
