@@ -29,11 +29,10 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from noisyml.checks import Count, NonNegative, WholeNonNegative, check_fields
 from noisyml.losses.base import EmbeddingLoss
-from noisyml.losses.metric_learning.pairs import PairLoss, Samples, cosine_pairs
+from noisyml.losses.metric_learning.pairs import PairLoss, Samples, cosine_pairs, unit_rows
 
 if TYPE_CHECKING:
     from noisyml.similarity.memory_bank import MemoryBank
@@ -130,11 +129,10 @@ def augmented_loss(
         tensor(0.1036)
     """
     raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
-    originals = functional.normalize(raw, dim=1)
-    columns, repeats = originals, 1
-    if copies is not None:
-        columns = torch.cat([originals, functional.normalize(copies.flatten(0, 1), dim=1)])
-        repeats += len(copies)
+    repeats = 1 if copies is None else 1 + len(copies)
+    columns = raw if copies is None else torch.cat([raw, copies.flatten(0, 1)])
+    columns = unit_rows(columns)
+    originals = columns[: len(raw)]
     column_labels = labels.repeat(repeats)
     column_keep = None if keep is None else keep.repeat(repeats)
     if not isinstance(loss, PairLoss):

@@ -6,10 +6,12 @@ The forms are those of intra-class adaptive augmentation (Fu et al., IEEE TMM 20
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
 from torch import Tensor
+from torch.nn.functional import hardshrink
 
 from noisyml.checks import NonNegative, Positive
 from noisyml.losses.metric_learning.pairs import (
@@ -20,6 +22,10 @@ from noisyml.losses.metric_learning.pairs import (
     mine_pairs,
     row_min,
 )
+from noisyml.losses.second_order import KnownGradient
+
+#: e to the power of it vanishes beside 1, but is no denormal number.
+_LEAST_EXPONENT = -80.0
 
 
 def multi_similarity_loss(
@@ -55,15 +61,62 @@ def multi_similarity_loss(
         >>> multi_similarity_loss(pairs).round(decimals=4)
         tensor(0.1997)
     """
-    pairs = pairs.below(positive_cutoff)
+    plain = partial(_plain_costs, pairs, alpha, beta, base, epsilon, positive_cutoff)
+    with torch.no_grad():
+        cost, slope = _costs_and_slope(pairs, alpha, beta, base, epsilon, positive_cutoff)
+    return pairs.mean(KnownGradient.apply(pairs.similarity, cost, slope, plain))
+
+
+def _plain_costs(
+    pairs: Pairs,
+    alpha: float,
+    beta: float,
+    base: float,
+    epsilon: float,
+    cutoff: float,
+    similarity: Tensor,
+) -> Tensor:
+    """Sum of the anchors' costs in operations that autograd can follow."""
+    pairs = pairs._replace(similarity=similarity).below(cutoff)
     positive, negative = mine_pairs(pairs, epsilon)
     used = positive.any(dim=1) & negative.any(dim=1)
-    offset = pairs.similarity - base
+    offset = similarity - base
     cost = (
         log1p_sum_exp(-alpha * offset, positive) / alpha
         + log1p_sum_exp(beta * offset, negative) / beta
     )
-    return pairs.mean(torch.where(used, cost, 0.0))
+    return torch.where(used, cost, 0.0).sum()
+
+
+def _costs_and_slope(
+    pairs: Pairs, alpha: float, beta: float, base: float, epsilon: float, cutoff: float
+) -> tuple[Tensor, Tensor]:
+    """Sum of the anchors' costs, and its gradient [B, N] with respect to the cosines.
+
+    Of each kind the hardest pair of an anchor is mined if any is, and has the largest exponent.
+    """
+    similarity = pairs.similarity
+    if similarity.shape[1] == 0:
+        return similarity.sum(), torch.zeros_like(similarity)
+    positive = similarity.masked_fill(~pairs.below(cutoff).positive, torch.inf)
+    negative = similarity.masked_fill(~pairs.negative, -torch.inf)
+    nearest, farthest = positive.amin(dim=1), negative.amax(dim=1)
+    used = (nearest - epsilon < farthest) & (farthest + epsilon > nearest)
+    positive.masked_fill_(positive - epsilon >= farthest[:, None], torch.inf)
+    negative.masked_fill_(negative + epsilon <= nearest[:, None], -torch.inf)
+    cost, slope = similarity.new_zeros(len(used)), None
+    for cosines, hardest, scale in ((positive, nearest, -alpha), (negative, farthest, beta)):
+        largest = ((hardest - base) * scale).clamp(min=0.0)
+        share = cosines.sub_(base).mul_(scale).sub_(largest[:, None])
+        # What no sum notices takes many times as long to exponentiate; it is 0 in the gradient.
+        share = share.clamp_(min=_LEAST_EXPONENT).exp_()
+        total = share.sum(dim=1) + torch.exp(-largest)
+        cost += (largest + total.log()) / abs(scale)
+        factor = torch.where(used, math.copysign(1.0, scale) / total, 0.0)[:, None]
+        slope = share.mul_(factor) if slope is None else slope.addcmul_(share, factor)
+    assert slope is not None
+    slope = hardshrink(slope, 2 * math.exp(_LEAST_EXPONENT))
+    return torch.where(used, cost, 0.0).sum(), slope
 
 
 def two_margin_contrastive_loss(

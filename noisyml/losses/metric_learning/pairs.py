@@ -8,7 +8,7 @@ anchor's pairs, whatever the order of the columns.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,10 +16,13 @@ from torch.nn import functional
 
 from noisyml.checks import Interval
 from noisyml.losses.base import EmbeddingLoss
+from noisyml.losses.second_order import recorded_gradient
 
 if TYPE_CHECKING:
     from noisyml.similarity.memory_bank import MemoryBank
 
+#: Norms below this count as this much.
+_SMALLEST_NORM = 1e-12
 #: A setting that is compared with cosines.
 Cosine = Annotated[float, Interval(ge=-1, le=1)]
 
@@ -107,6 +110,43 @@ class Pairs(NamedTuple):
         if isinstance(self.anchors, Tensor):
             return cost.sum() / self.anchors.clamp(min=1)
         return cost.sum() / max(1, self.anchors)
+
+
+def unit_rows(rows: Tensor) -> Tensor:
+    """Rows [N, A] float brought to norm 1, in a third of the passes that autograd takes.
+
+    As `torch.nn.functional.normalize`: norms below 1e-12 count as this much.
+
+    Example:
+        >>> unit_rows(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
+        tensor([[0.6000, 0.8000],
+                [0.0000, 0.0000]])
+    """
+    unit: Tensor = _UnitRows.apply(rows)
+    return unit
+
+
+class _UnitRows(torch.autograd.Function):
+    """`unit_rows`; its gradient projects each row's own direction out."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        norms = rows.norm(dim=1, keepdim=True).clamp_(min=_SMALLEST_NORM)
+        unit = rows / norms
+        ctx.save_for_backward(rows, unit, norms)
+        return unit
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor | None:
+        rows, unit, norms = ctx.saved_tensors
+        if torch.is_grad_enabled():
+
+            def plain(x: Tensor) -> Tensor:
+                return (functional.normalize(x, dim=1, eps=_SMALLEST_NORM) * grads[0]).sum()
+
+            return recorded_gradient(plain, [rows], rows.new_ones(()))[0]
+        along = torch.linalg.vecdot(grads[0], unit)[:, None].masked_fill(norms <= _SMALLEST_NORM, 0)
+        return torch.addcmul(grads[0], along, unit, value=-1).div_(norms)
 
 
 def cosine_pairs(anchors: Samples, columns: Samples | None = None) -> Pairs:

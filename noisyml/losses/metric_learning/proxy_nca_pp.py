@@ -196,19 +196,19 @@ class _ProxySoftmax(torch.autograd.Function):
         negatives_only: bool,
         block: int,
     ) -> Tensor:
-        own, logsumexp, cosines = _softmax_sums(
+        own, logsumexp, norms, cosines = _softmax_sums(
             rows, proxies, labels, sharpness, negatives_only, block
         )
         ctx.sharpness, ctx.negatives_only, ctx.block = sharpness, negatives_only, block
         fits = len(proxies) <= block
-        ctx.save_for_backward(rows, proxies, labels, logsumexp, cosines if fits else None)
+        ctx.save_for_backward(rows, proxies, labels, logsumexp, norms, cosines if fits else None)
         return (logsumexp - own).sum()
 
     @staticmethod
     def backward(
         ctx: Any, *grads: Tensor
     ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        rows, proxies, labels, logsumexp, all_cosines = ctx.saved_tensors
+        rows, proxies, labels, logsumexp, norms, all_cosines = ctx.saved_tensors
         if torch.is_grad_enabled():
             plain = partial(_plain_softmax, labels, ctx.sharpness, ctx.negatives_only)
             for_rows, for_proxies = recorded_gradient(plain, [rows, proxies], grads[0])
@@ -216,30 +216,33 @@ class _ProxySoftmax(torch.autograd.Function):
         for_rows, for_proxies = torch.zeros_like(rows), torch.empty_like(proxies)
         with torch.autocast(rows.device.type, enabled=False):
             for part in _parts(len(proxies), ctx.block):
-                block = proxies[part]
-                norms = _norms(block)
-                cosines = _cosines(rows, block) if all_cosines is None else all_cosines
-                slope = torch.exp(_logits(cosines, block, ctx.sharpness) - logsumexp[:, None])
-                mine = _OwnColumn(labels, part)
+                block, length = proxies[part], norms[part]
+                cosines = all_cosines
+                if cosines is None:
+                    cosines = _cosines(rows, block, _guarded(length))
+                slope = _logits(cosines, length, ctx.sharpness).sub_(logsumexp).exp_()
+                mine = _OwnClass(labels, part)
                 share = torch.zeros_like(logsumexp) if ctx.negatives_only else mine.read(slope)
                 mine.write(slope, share - 1)
-                slope *= ctx.sharpness * grads[0]
-                for_rows += (slope / norms) @ block
+                slope *= (ctx.sharpness * grads[0]) / _guarded(length)[:, None]
+                for_rows += slope.T @ block
                 # The proxy's own direction is projected out; under the guard its length counts.
                 radial = torch.where(
-                    norms > _SMALLEST_NORM, (slope * cosines).sum(dim=0), slope.sum(dim=0)
+                    length > _SMALLEST_NORM, (slope * cosines).sum(dim=1), slope.sum(dim=1)
                 )
-                radial /= norms
-                gradient = torch.mm(slope.T, rows, out=for_proxies[part])
-                gradient.addcmul_(radial[:, None], block, value=-1).div_(norms[:, None])
+                radial /= _guarded(length)
+                gradient = torch.mm(slope, rows, out=for_proxies[part])
+                gradient.addcmul_(radial[:, None], block, value=-1)
         return for_rows, for_proxies, None, None, None, None
 
 
 class _SoftmaxSums(NamedTuple):
-    """Own logits [B], logsumexp over the denominator [B], cosines of the last block [B, c]."""
+    """Own logits [B], logsumexp over the denominator [B], norms of the proxies [C], cosines of the
+    last block [c, B]."""
 
     own: Tensor
     logsumexp: Tensor
+    norms: Tensor
     cosines: Tensor
 
 
@@ -254,45 +257,46 @@ def _softmax_sums(
     """Both sides of each sample's cross-entropy, `block` classes at a time."""
     own = rows.new_zeros(len(rows))
     logsumexp = rows.new_full((len(rows),), -torch.inf)
-    cosines = rows.new_empty(0)
+    cosines, norms = rows.new_empty(0), proxies.norm(dim=1)
     for part in _parts(len(proxies), block):
-        cosines = _cosines(rows, proxies[part])
-        mine = _OwnColumn(labels, part)
-        logits = _logits(cosines, proxies[part], sharpness)
+        cosines = _cosines(rows, proxies[part], _guarded(norms[part]))
+        mine = _OwnClass(labels, part)
+        logits = _logits(cosines, norms[part], sharpness)
         own += mine.read(logits)
         if negatives_only:
             mine.write(logits, torch.full_like(own, -torch.inf))
-        logsumexp = torch.logaddexp(logsumexp, logits.logsumexp(dim=1))
-    return _SoftmaxSums(own, logsumexp, cosines)
+        logsumexp = torch.logaddexp(logsumexp, logits.logsumexp(dim=0))
+    return _SoftmaxSums(own, logsumexp, norms, cosines)
 
 
 def _plain_softmax(
     labels: Tensor, sharpness: float, negatives_only: bool, rows: Tensor, proxies: Tensor
 ) -> Tensor:
     """The sum of `_ProxySoftmax` in operations that autograd can follow."""
-    logits = _logits(_cosines(rows, proxies), proxies, sharpness)
-    own = logits.gather(1, labels[:, None])
+    norms = proxies.norm(dim=1)
+    logits = _logits(_cosines(rows, proxies, _guarded(norms)), norms, sharpness)
+    own = logits.gather(0, labels[None])
     if negatives_only:
-        logits = logits.scatter(1, labels[:, None], -torch.inf)
-    return torch.sum(logits.logsumexp(dim=1) - own.squeeze(1))
+        logits = logits.scatter(0, labels[None], -torch.inf)
+    return torch.sum(logits.logsumexp(dim=0) - own.squeeze(0))
 
 
-class _OwnColumn:
+class _OwnClass:
     """Access to each sample's own class in a block of classes; nothing waits for the device."""
 
     def __init__(self, labels: Tensor, part: slice) -> None:
-        column = labels - part.start
-        self.inside = (column >= 0) & (column < part.stop - part.start)
-        self.column = torch.where(self.inside, column, 0)[:, None]
+        place = labels - part.start
+        self.inside = (place >= 0) & (place < part.stop - part.start)
+        self.place = torch.where(self.inside, place, 0)[None]
 
     def read(self, block: Tensor) -> Tensor:
-        """The own entries [B] of a block [B, c]; 0 for classes outside of it."""
-        return torch.where(self.inside, block.gather(1, self.column).squeeze(1), 0.0)
+        """The own entries [B] of a block [c, B]; 0 for classes outside of it."""
+        return torch.where(self.inside, block.gather(0, self.place).squeeze(0), 0.0)
 
     def write(self, block: Tensor, values: Tensor) -> None:
         """Replace the own entries by `values` [B]; those outside of the block are left out."""
-        there = block.gather(1, self.column)
-        block.scatter_(1, self.column, torch.where(self.inside[:, None], values[:, None], there))
+        there = block.gather(0, self.place)
+        block.scatter_(0, self.place, torch.where(self.inside, values[None], there))
 
 
 def _parts(classes: int, block: int) -> Iterator[slice]:
@@ -304,19 +308,22 @@ def _classes_at_once(rows: Tensor, block_bytes: int) -> int:
     return max(1, block_bytes // max(1, rows.element_size() * len(rows)))
 
 
-def _norms(proxies: Tensor) -> Tensor:
-    return proxies.norm(dim=1).clamp(min=_SMALLEST_NORM)
+def _guarded(norms: Tensor) -> Tensor:
+    return norms.clamp(min=_SMALLEST_NORM)
 
 
-def _cosines(rows: Tensor, proxies: Tensor) -> Tensor:
-    """Cosines [B, c] of unit rows [B, D] and proxies [c, D] of any norm."""
-    return (rows @ proxies.T).div_(_norms(proxies))
+def _cosines(rows: Tensor, proxies: Tensor, norms: Tensor) -> Tensor:
+    """Cosines [c, B] of unit rows [B, D] and proxies [c, D] of guarded norms [c].
+
+    A proxy a row: so all three products of a step go along their operands as they lie.
+    """
+    return (proxies @ rows.T).div_(norms[:, None])
 
 
-def _logits(cosines: Tensor, proxies: Tensor, sharpness: float) -> Tensor:
-    """Negated squared distances [B, c], up to a constant of each row; sharpness is 2 s^2."""
-    lengths = proxies.norm(dim=1) / _norms(proxies)
-    return (sharpness * cosines).add_(sharpness / 2 * (1 - lengths.square()))
+def _logits(cosines: Tensor, norms: Tensor, sharpness: float) -> Tensor:
+    """Negated squared distances [c, B], up to a constant of each row; sharpness is 2 s^2."""
+    lengths = norms / _guarded(norms)
+    return (sharpness * cosines).add_((sharpness / 2 * (1 - lengths.square()))[:, None])
 
 
 def _check_labels(labels: Tensor, classes: int) -> None:

@@ -67,24 +67,39 @@ def ranking_errors(
     with torch.autocast(probabilities.device.type, enabled=False):
         p = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
         present = labels > 0
-        # [B, absent, present]: the infinities leave 0 of every pair that is none, so that no mask
-        # of this size is needed.
-        absent_side = (1 + 2 * p).masked_fill(present, -math.inf)
-        present_side = (2 * p).masked_fill(~present, math.inf)
-        squares = (absent_side[:, :, None] - present_side[:, None, :]).relu().square()
-        missing = (squares.sum(dim=2) + GROUP_FLOOR).sqrt()
-        extra = (squares.sum(dim=1) + GROUP_FLOOR).sqrt()
+        missing, extra = ((sums + GROUP_FLOOR).sqrt() for sums in _pair_sums(p, present))
     errors = miss_alpha * missing.sum(dim=1) + extra_beta * extra.sum(dim=1)
-    most_missing, most_extra = _first_largest(missing), _first_largest(extra)
-    suspected = torch.where(missing.amax(dim=1) > extra.amax(dim=1), most_missing, most_extra)
+    # Of equal groups the first, as PyTorch promises of `max`.
+    most_missing, most_extra = missing.max(dim=1), extra.max(dim=1)
+    suspected = torch.where(
+        most_missing.values > most_extra.values, most_missing.indices, most_extra.indices
+    )
     return Ranking(errors, suspected, missing, extra)
 
 
-def _first_largest(x: Tensor) -> Tensor:
-    """Column [B] of each row's largest entry in [B, C], the first of equals on every device."""
-    columns = torch.arange(x.shape[1], device=x.device)
-    largest = x == x.amax(dim=1, keepdim=True)
-    return torch.where(largest, columns, x.shape[1]).amin(dim=1)
+def _pair_sums(p: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Sums [B, C] of max(0, 1 + 2 (p_absent - p_present))^2: of each absent class over the present
+    ones, and of each present class over the absent ones; 0 elsewhere."""
+    # The infinities leave 0 of every pair that is none, so that no mask is needed.
+    absent_side = (1 + 2 * p).masked_fill(present, -math.inf)
+    if present.device.type != "cpu":
+        # To count them would stall the device.
+        present_side = (2 * p).masked_fill(~present, math.inf)
+        squares = (absent_side[:, :, None] - present_side[:, None, :]).relu().square()
+        return squares.sum(dim=2), squares.sum(dim=1)
+    # Each class of the rarer kind with its whole row: mostly few classes are present.
+    sample, own = present.nonzero().unbind(1)
+    few_present = 2 * len(sample) <= present.numel()
+    if few_present:
+        differences = absent_side[sample] - (2 * p[sample, own])[:, None]
+    else:
+        sample, own = (~present).nonzero().unbind(1)
+        present_side = (2 * p).masked_fill(~present, math.inf)
+        differences = absent_side[sample, own][:, None] - present_side[sample]
+    squares = differences.relu().square()
+    over_own = torch.zeros_like(p).index_add_(0, sample, squares)
+    over_rows = torch.zeros_like(p).index_put_((sample, own), squares.sum(dim=1))
+    return (over_own, over_rows) if few_present else (over_rows, over_own)
 
 
 class _SquaredMMD(torch.autograd.Function):
