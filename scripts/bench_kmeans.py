@@ -52,6 +52,7 @@ def contenders(
     found: dict[str, Callable[[], float]] = {
         "semi-supervised, torch": lambda: ours("torch", labels),
         "semi-supervised, faiss": lambda: ours("faiss", labels),
+        "plain, torch": lambda: ours("torch", None),
         "plain, faiss": lambda: ours("faiss", None),
         "faiss.Kmeans": lambda: theirs(faiss.Kmeans, min_points_per_centroid=1),
     }

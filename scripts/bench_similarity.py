@@ -44,6 +44,8 @@ from noisyml.similarity.search import self_topk
 TOLERANCE = 2e-6
 #: Rows of a block of the plain product: the fastest of 256 to 4,096 on 2 cores.
 PLAIN_BLOCK = 1024
+#: Parts of a row whose products Panorama compares in turn.
+PANORAMA_LEVELS = 8
 #: Rows and columns of the products whose speed is the ceiling.
 CEILING_SIDE = 16_384
 #: Rows and dimensions that the search warms up with before its memory is measured: enough for all
@@ -81,6 +83,27 @@ def by_faiss(x: Tensor, k: int) -> Found:
     return without_oneself(torch.from_numpy(scores), torch.from_numpy(index))
 
 
+def by_panorama(x: Tensor, k: int) -> Found:
+    """faiss' flat index that gives rows up by partial distances (faiss 1.15)."""
+    import faiss
+
+    flat = faiss.IndexFlatIPPanorama(x.shape[1], PANORAMA_LEVELS)
+    rows = x.numpy()
+    flat.add(rows)
+    scores, index = flat.search(rows, k + 1)
+    return without_oneself(torch.from_numpy(scores), torch.from_numpy(index))
+
+
+def by_usearch(x: Tensor, k: int) -> Found:
+    """USearch without an index, where it is installed."""
+    from usearch.index import MetricKind, search
+
+    rows = x.numpy()
+    found = search(rows, rows, k + 1, MetricKind.IP, exact=True, threads=torch.get_num_threads())
+    scores, index = 1 - found.distances, found.keys.astype(np.int64)
+    return without_oneself(torch.from_numpy(scores), torch.from_numpy(index))
+
+
 def by_product(x: Tensor, k: int) -> Found:
     """Every row of the whole matrix, block by block."""
     scores = torch.empty((len(x), k + 1), dtype=x.dtype, device=x.device)
@@ -98,7 +121,11 @@ CONTENDERS: dict[str, Contender] = {
     "fast": by_noisyml("fast"),
     "faiss": by_faiss,
     "product": by_product,
+    "panorama": by_panorama,
+    "usearch": by_usearch,
 }
+#: Contenders unless others are named.
+USUAL = ("exact", "fast", "faiss", "product")
 
 
 def embeddings_of(kind: str, n: int, dim: int, file: Path | None) -> Tensor:
@@ -210,7 +237,7 @@ def self_join(arguments: argparse.Namespace) -> list[dict[str, Any]]:
                 round(b[clock] / a[clock], 2) for a, b in zip(runs[name], runs[peer], strict=True)
             ]
             for name in ("exact", "fast")
-            for peer in ("faiss", "product")
+            for peer in ("faiss", "product", "panorama", "usearch")
             for clock in ("seconds", "cpu_seconds")
             if {name, peer} <= set(runs)
         }
@@ -273,9 +300,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--embeddings", type=Path, help="float [N, D] .npy to search instead")
-    parser.add_argument(
-        "--contenders", nargs="+", choices=list(CONTENDERS), default=list(CONTENDERS)
-    )
+    parser.add_argument("--contenders", nargs="+", choices=list(CONTENDERS), default=list(USUAL))
     parser.add_argument("--sizes", type=int, nargs="+", default=[20_000, 60_000, 200_000])
     parser.add_argument("--memory-dim", type=int, default=32, help="D of the row `memory`")
     parser.add_argument("--smoke", action="store_true", help="a tiny size, to see that all runs")

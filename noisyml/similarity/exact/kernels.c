@@ -19,7 +19,7 @@
 #endif
 
 /* Changes with every change of an entry point; kernels.py knows which one it needs. */
-#define INTERFACE 4
+#define INTERFACE 5
 
 EXPORT int noisyml_interface(void) { return INTERFACE; }
 
@@ -639,6 +639,68 @@ EXPORT int noisyml_enter(void *given) {
         lists->count[q] = count;
         /* Thresholds only rise, but whoever has so many ties now is given up at once. */
         if (full && last >= floor) lists->lost[q] = 1;
+    }
+    return DONE;
+}
+
+/* Scores to count between the sorted ones of their rows: see count_between() in kernels.py. */
+typedef struct {
+    const double *sorted;    /* [b, width], descending, the first of a row that count */
+    const double *margin;    /* [b] */
+    const int64_t *lengths;  /* [b] */
+    int32_t *counts;         /* [b, width + 1] */
+    const int64_t *rows;
+    const double *scores;
+    int64_t *open;
+    int64_t width, n, part, parts, n_open;
+} Between;
+
+EXPORT int noisyml_count_between(void *given) {
+    Between *job = given;
+    for (int64_t i = 0; i < job->n; i++) {
+        const int64_t row = job->rows[i];
+        if (row / TOGETHER % job->parts != job->part) continue;
+        const double *sorted = job->sorted + row * job->width;
+        const double margin = job->margin[row], high = job->scores[i] + margin;
+        const int64_t length = job->lengths[row];
+        /* The first that is not surely before. */
+        int64_t from = 0, left = length;
+        while (left > 0) {
+            const int64_t half = left / 2;
+            const int before = sorted[from + half] > high;
+            from = before ? from + half + 1 : from;
+            left = before ? left - half - 1 : half;
+        }
+        if (from < length && sorted[from] >= job->scores[i] - margin)
+            job->open[job->n_open++] = i;
+        else
+            job->counts[row * (job->width + 1) + from]++;
+    }
+    return DONE;
+}
+
+/* How far along a row counts stay within their caps: see within_caps() in kernels.py. */
+typedef struct {
+    const int32_t *counts, *caps; /* [b, width + 1], [b, width] */
+    const int64_t *rows;
+    int64_t *lengths;
+    int64_t width, n;
+    double share, caution;
+} Caps;
+
+EXPORT int noisyml_within_caps(void *given) {
+    Caps *job = given;
+    for (int64_t i = 0; i < job->n; i++) {
+        const int32_t *counts = job->counts + job->rows[i] * (job->width + 1);
+        const int32_t *caps = job->caps + job->rows[i] * job->width;
+        int64_t before = 0, m = 0;
+        for (; m < job->width; m++) {
+            before += counts[m];
+            if (before > caps[m]) break;
+            const double most = job->share * caps[m];
+            if ((double)before > most && before - job->caution * sqrt((double)before) > most) break;
+        }
+        job->lengths[i] = m;
     }
     return DONE;
 }

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 #: Where `scripts/build_kernels.py` puts the compiled loops.
 LIBRARY = Path(__file__).with_name("_kernels.so")
 #: The version of the C functions that this module calls.
-_INTERFACE = 4
+_INTERFACE = 5
 #: So much pays for starting a thread.
 _ROWS_PER_THREAD, _PAIRS_PER_THREAD = 64, 4096
 #: Room for pairs, however few are expected.
@@ -119,6 +119,18 @@ class _Candidates(ctypes.Structure):
     _fields_ = (
         ("lists", _Lists),
         *_fields("query place score", "n first_query first_place part parts"),
+    )
+
+
+class _Between(ctypes.Structure):
+    _fields_ = _fields("sorted margin lengths counts rows scores open", "width n part parts n_open")
+
+
+class _Caps(ctypes.Structure):
+    _fields_ = (
+        *_fields("counts caps rows lengths", "width n"),
+        ("share", ctypes.c_double),
+        ("caution", ctypes.c_double),
     )
 
 
@@ -369,6 +381,58 @@ def enter(
     # Every thread goes through all candidates; only what is done to a list takes time.
     candidates = _address(queries), _address(index), _address(scores), len(queries)
     _run("enter", [_Candidates(given, *candidates, *shift, part, parts) for part in range(parts)])
+
+
+def count_between(
+    counts: Tensor, ranked: Tensor, lengths: Tensor, rows: Tensor, scores: Tensor, margin: Tensor
+) -> Tensor:
+    """Count scores by how many of their row's ranked ones are surely larger.
+
+    Args:
+        counts: int32 [b, R + 1], added to.
+        ranked: float64 [b, R], descending.
+        lengths: int64 [b], so many of a row are there.
+        rows: int64 [n].
+        scores: float64 [n].
+        margin: float64 [b]: scores of a row that are no farther apart may be in any order.
+
+    Returns:
+        int64 [u], places of the scores that were not counted because some ranked one is so near.
+    """
+    given = (ranked, margin, lengths, counts, rows, scores)
+    assert all(part.is_contiguous() for part in given)
+    n, width = len(rows), ranked.shape[1]
+    parts = max(1, min(torch.get_num_threads(), n // _PAIRS_PER_THREAD))
+    opened = torch.empty((parts, n), dtype=torch.int64)
+    done = _run(
+        "count_between",
+        [
+            _Between(*map(_address, given), _address(opened[part]), width, n, part, parts, 0)
+            for part in range(parts)
+        ],
+    )
+    assert done is not None
+    return torch.cat([opened[job.part, : job.n_open] for job in done])
+
+
+def within_caps(counts: Tensor, caps: Tensor, rows: Tensor, share: float, caution: float) -> Tensor:
+    """How many of a row's running sums of counts are, from the first on, within their caps: int64
+    [n].
+
+    Args:
+        counts: int32 [b, R + 1].
+        caps: int32 [b, R].
+        rows: int64 [n].
+        share: of all, that has been counted; a sum that lies more than `caution` of its roots above
+            this share of its cap is over it.
+        caution: not negative.
+    """
+    given = (counts, caps, rows)
+    assert all(part.is_contiguous() for part in given)
+    lengths = torch.empty_like(rows)
+    numbers = caps.shape[1], len(rows), share, caution
+    _run("within_caps", [_Caps(*map(_address, given), _address(lengths), *numbers)])
+    return lengths
 
 
 _Job = TypeVar("_Job", bound=ctypes.Structure)

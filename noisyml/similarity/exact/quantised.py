@@ -400,6 +400,7 @@ def chosen_filter(
     pairs: int,
     symmetric: bool,
     shift: int,
+    ignored: Tensor | None = None,
 ) -> CoarseFilter | None:
     """The coarse filter that a trial on a sample finds cheapest; None if float32 is no dearer.
 
@@ -414,6 +415,7 @@ def chosen_filter(
         pairs: pairs of queries and gallery items to be searched.
         symmetric: the queries are gallery items, and each product serves both.
         shift: the gallery number of the first query, if so.
+        ignored: pairs of the sample that are passed over whatever their score: bool [m, n].
     """
     number_format = number_format_of(fine.query.norms.device)
     dim = gallery[1].shape[1]
@@ -434,7 +436,10 @@ def chosen_filter(
         mine, theirs = coarse.rounded("left", left), coarse.rounded("right", right)
         cheap = coarse.products(mine, theirs, coarse.packed(theirs))[:n_left, :n_right]
         bar = (floor - coarse.errors(mine, theirs)[:n_left]) / coarse.unit
-        share = float((cheap >= bar[:, None]).to(torch.float32).mean())
+        passed = cheap >= bar[:, None]
+        if ignored is not None:
+            passed &= ~ignored
+        share = float(passed.to(torch.float32).mean())
         cost = len(coarse.basis) + (1 + symmetric) * _CANDIDATE_COST[number_format] * share
         if cost < least:
             best, least = coarse, cost

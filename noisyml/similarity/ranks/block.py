@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from noisyml.similarity.exact import kernels
 from noisyml.similarity.exact.kernels import Pairs
 from noisyml.similarity.ranks.scores import PairScores
 
@@ -49,11 +50,11 @@ class QueryBlock:
 
     def __post_init__(self) -> None:
         rows = torch.arange(len(self.scores), device=self.scores.device)
-        self._keys = self._keys_of(rows, self.scores).flatten()
-        self._key_slack = 4 * _KEY_STRIDE * max(1, len(self.scores)) * 2.0**-52
         self._touched = torch.full_like(rows, self.scores.shape[1] > 0, dtype=torch.bool)
         self._kept = self.n_relevant.clone()
         self._useless: set[int] = set()
+        self._compiled = rows.device.type == "cpu" and kernels.available()
+        self._keys: Tensor | None = None
         self.update_thresholds()
 
     @staticmethod
@@ -78,15 +79,21 @@ class QueryBlock:
             return
         self._touched.zero_()
         rows = slice(None) if len(touched) == len(self.scores) else touched
-        before = self._negatives_at_least(rows)
-        living = (before <= self.caps[rows]).sum(1)
+        self._kept[rows] = torch.minimum(self._living(touched, seen), self._kept[rows])
+        self._set_thresholds(rows)
+        self.alive = bool((self.threshold < torch.inf).any())
+
+    def _living(self, rows: Tensor, seen: float) -> Tensor:
+        """How many relevant items of `rows` [n] may still be of interest: int64 [n]."""
+        if self._compiled:
+            return kernels.within_caps(self._least_counts(), self.caps, rows, seen, _CAUTION)
+        before, caps = self._negatives_at_least(rows), self.caps[rows]
+        living = (before <= caps).sum(1)
         if seen < 1.0:
             expected = before.to(torch.float32)
             expected = (expected - _CAUTION * expected.sqrt()) / seen
-            living = torch.minimum(living, (expected <= self.caps[rows]).sum(1))
-        self._kept[rows] = torch.minimum(living, self._kept[rows])
-        self._set_thresholds(rows)
-        self.alive = bool((self.threshold < torch.inf).any())
+            living = torch.minimum(living, (expected <= caps).sum(1))
+        return living
 
     def _set_thresholds(self, rows: Tensor | slice) -> None:
         kept = self._kept[rows]
@@ -104,12 +111,13 @@ class QueryBlock:
         return (self._negatives_at_least() <= self.caps).sum(1) > self._kept
 
     def _negatives_at_least(self, rows: Tensor | slice = slice(None)) -> Tensor:
-        """The smallest of the counts before each relevant item of `rows` [n]: int32 [n, R].
+        """The smallest of the counts before each relevant item of `rows` [n]: int32 [n, R]."""
+        return self._least_counts()[rows].cumsum(1, dtype=torch.int32)[:, :-1]
 
-        What it declares dead is dead under every tie rule.
-        """
+    def _least_counts(self) -> Tensor:
+        """The smallest counts [b, R + 1]: what they declare dead is dead under every tie rule."""
         ties: Ties = "optimistic" if "optimistic" in self.counts else next(iter(self.counts))
-        return self.counts[ties][rows].cumsum(1, dtype=torch.int32)[:, :-1]
+        return self.counts[ties]
 
     def add(
         self,
@@ -128,16 +136,14 @@ class QueryBlock:
             error: how far the filter may be from the truth, float64 [b].
             scores: the judge of close cases.
         """
-        slots, open_cases = self._place(rows, approximate.to(torch.float64), error[rows])
-        by_rule = dict.fromkeys(self.counts, slots)
+        open_cases = self._count(rows, approximate.to(torch.float64), error)
         judges = ((scores.near, scores.near_error), (scores.close, scores.close_error))
         for level, (judge, judge_error) in enumerate(judges):
             if level in self._useless or not len(open_cases):
                 continue
             row, item = rows[open_cases], gallery_index[open_cases]
             closer = judge(self.query_index[row], item)
-            closer_error = judge_error(self.query_index, item)[row]
-            slots[open_cases], still_open = self._place(row, closer, closer_error)
+            still_open = self._count(row, closer, judge_error(self.query_index, item))
             if 2 * len(still_open) > len(open_cases):
                 # Duplicates or collapsed embeddings: go to the exact scores at once from now on.
                 self._useless.add(level)
@@ -147,19 +153,39 @@ class QueryBlock:
             self._make_exact(row.unique(), scores)
             score = scores.exact(self.query_index[row], item)
             for rule in self.counts:
-                by_rule[rule] = slots.clone()
-                by_rule[rule][open_cases] = self._beaten_by(row, item, score, rule)
+                self._increase(rule, row, self._beaten_by(row, item, score, rule))
+        self._touched[rows] = True
+
+    def _count(self, rows: Tensor, scores: Tensor, error: Tensor) -> Tensor:
+        """Count the negatives of `rows` [n] whose place the scores [n] tell, each within its row's
+        `error` [b]; the numbers [u] of the others."""
+        if not self._compiled:
+            slots, open_cases = self._place(rows, scores, error[rows])
+            clear = torch.ones_like(rows, dtype=torch.bool)
+            clear[open_cases] = False
+            for rule in self.counts:
+                self._increase(rule, rows[clear], slots[clear])
+            return open_cases
+        open_cases = rows[:0]
+        given = self.scores, self.n_relevant, rows.contiguous(), scores, error + self.score_error
+        for counts in self.counts.values():
+            open_cases = kernels.count_between(counts, *given)
+        return open_cases
+
+    def _increase(self, rule: Ties, rows: Tensor, slots: Tensor) -> None:
         width = self.scores.shape[1] + 1
         ones = torch.ones_like(rows, dtype=torch.int32)
-        for rule, slot in by_rule.items():
-            self.counts[rule].view(-1).index_add_(0, rows * width + slot, ones)
-        self._touched[rows] = True
+        self.counts[rule].view(-1).index_add_(0, rows * width + slots, ones)
 
     def _place(self, rows: Tensor, scores: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         """Number of relevant items surely before each negative [n]; which of them are not sure."""
         width = self.scores.shape[1]
+        if self._keys is None:
+            everyone = torch.arange(len(self.scores), device=rows.device)
+            self._keys = self._keys_of(everyone, self.scores).flatten()
         middle = rows * _KEY_STRIDE - scores
-        margin = error + self.score_error[rows] + self._key_slack
+        key_slack = 4 * _KEY_STRIDE * max(1, len(self.scores)) * 2.0**-52
+        margin = error + self.score_error[rows] + key_slack
         following = torch.searchsorted(self._keys, middle - margin)
         slots = following - rows * width
         # A case is open if the next relevant item is not surely worse.
@@ -184,7 +210,8 @@ class QueryBlock:
         items, order = items.sort(dim=1)
         found, by_score = found.gather(1, order).sort(dim=1, descending=True, stable=True)
         self.scores[rows], self.gallery_index[rows] = found, items.gather(1, by_score)
-        self._keys.view(-1, width)[rows] = self._keys_of(rows, found)
+        if self._keys is not None:
+            self._keys.view(-1, width)[rows] = self._keys_of(rows, found)
         self.score_error[rows] = 0.0
         self._set_thresholds(rows)
 
@@ -208,3 +235,27 @@ class QueryBlock:
             low = torch.where(searching & wins, middle + 1, low)
             high = torch.where(searching & ~wins, middle, high)
         return low
+
+
+def descending_order(scores: Tensor) -> Tensor:
+    """Columns of each row of float64 scores [n, R] from the largest to the smallest one, equal
+    ones as they stand: int64 [n, R].
+
+    On a CPU the columns' numbers take the place of the scores' last bits, and whole numbers are
+    sorted by NumPy, which is several times as fast; rows that lose their order by it are sorted
+    again.
+    """
+    width = scores.shape[1]
+    if scores.device.type != "cpu" or width < 2:
+        return scores.sort(dim=1, descending=True, stable=True).indices
+    mask = (1 << (width - 1).bit_length()) - 1
+    # Bits of a float ascend like a whole number, but for those of negative ones; -0 becomes 0.
+    keys = scores.neg().add_(0.0).view(torch.int64)
+    keys ^= (keys >> 63) & torch.iinfo(torch.int64).max
+    keys.bitwise_and_(~mask).bitwise_or_(torch.arange(width))
+    keys.numpy().sort(axis=1)
+    order = keys.bitwise_and_(mask)
+    found = scores.gather(1, order)
+    wrong = (found[:, 1:] > found[:, :-1]).any(1).nonzero().flatten()
+    order[wrong] = scores[wrong].sort(dim=1, descending=True, stable=True).indices
+    return order

@@ -41,7 +41,7 @@ from noisyml.similarity.exact.quantised import (
     chosen_filter,
 )
 from noisyml.similarity.exact.tiles import GROUP
-from noisyml.similarity.ranks.block import QueryBlock, Ties
+from noisyml.similarity.ranks.block import QueryBlock, Ties, descending_order
 from noisyml.similarity.ranks.scores import COMPILED_PAIR_COST, EXACT_PAIR_COST
 from noisyml.similarity.ranks.task import RankingTask
 from noisyml.similarity.ranks.tile import Tile, count_pairs, count_waiting, scan_tile, score_floor
@@ -161,7 +161,8 @@ class Ranking:
         # Rounded gallery rows are kept if they fit beside the tile and the blocks that are open.
         coarse_bytes = len(self._gallery_order) * (task.scores.filter.width + 32)
         open_bytes = state if self.symmetric else self._block_bytes
-        self._keeps_rounded = coarse_bytes <= memory_budget_bytes - 6 * 4 * tile - open_bytes
+        spare = memory_budget_bytes - 6 * 4 * tile - open_bytes
+        self._keeps_rounded = coarse_bytes <= max(self._block_bytes, spare)
 
     def blocks(self) -> Iterator[QueryBlock]:
         """Finished blocks; in a symmetric walk the same on all processes, else this one's share."""
@@ -213,8 +214,8 @@ class Ranking:
             scores[rows, column] = (task.scores.close if compiled else task.scores.exact)(*pairs)
             if compiled:
                 error[part] = task.scores.close_error(query_index[part], self._gallery_order)
-        scores, by_score = scores.sort(dim=1, descending=True, stable=True)
-        scores, items = scores[:, :width].contiguous(), items.gather(1, by_score[:, :width])
+        by_score = descending_order(scores)[:, :width]
+        scores, items = scores.gather(1, by_score), items.gather(1, by_score)
         counts: dict[Ties, Tensor] = {
             ties: torch.zeros((len(query_index), width + 1), dtype=torch.int32, device=device)
             for ties in self._ties
@@ -272,6 +273,8 @@ class Ranking:
             len(self._query_order) * n_gallery,
             self.symmetric,
             0,
+            # Pairs of a class are no negatives, so they cost nothing however near they are.
+            task.query_class[queries, None] == task.gallery_class[items],
         )
 
     def _left(self, query_index: Tensor) -> _Left:
@@ -490,7 +493,9 @@ class Ranking:
         block = self._open(query_index)
         left = self._left(query_index)
         out_row, out = task.left_out_of(query_index)
-        out_place = place[out]
+        # Those of a query's own class are passed over anyway.
+        other = task.query_class[query_index[out_row]] != task.gallery_class[out]
+        out_row, out_place = out_row[other], place[out[other]]
         for start, stop in bounds:
             if not block.alive:
                 break
@@ -506,7 +511,7 @@ class Ranking:
                 found = self._pairs(left, query_index, items, start, (floor, nothing))
                 self._patience.tell(found is not None)
             if found is not None:
-                pairs = _without(found[0], *left_out, len(items))
+                pairs = _without(found[0], *left_out, len(items)) if len(out_row) else found[0]
                 count_pairs(pairs, block, 0, items, task.scores, self._hits_at_once, seen)
                 continue
             tile = self._tile(left, query_index, items, start)

@@ -15,6 +15,7 @@ from support import paths
 from noisyml.metrics.retrieval import retrieval_metrics
 from noisyml.similarity.exact import kernels, shortlist
 from noisyml.similarity.exact import quantised as coarse
+from noisyml.similarity.ranks.block import descending_order
 from noisyml.similarity.search import self_topk, topk
 
 ROOT = paths.ROOT
@@ -317,3 +318,46 @@ def test_the_loops_compile_and_say_which_version_they_are(tmp_path):
     )
     assert missing.returncode == 1
     assert "The search loops are not compiled: no-such-compiler does not run" in missing.stderr
+
+
+@compiled
+def test_scores_are_counted_between_ranked_ones(two_threads):
+    generator = torch.Generator().manual_seed(3)
+    ranked = torch.rand(70, 9, generator=generator, dtype=torch.float64)
+    ranked = ranked.sort(dim=1, descending=True).values
+    lengths = torch.randint(0, 10, (70,), generator=generator)
+    rows = torch.randint(0, 70, (9000,), generator=generator)
+    scores = torch.rand(9000, generator=generator, dtype=torch.float64)
+    margin = 0.01 * torch.rand(70, generator=generator, dtype=torch.float64)
+    counts = torch.zeros(70, 10, dtype=torch.int32)
+    opened = kernels.count_between(counts, ranked, lengths, rows, scores, margin)
+
+    there = torch.arange(9) < lengths[rows, None]
+    surely = (there & (ranked[rows] > (scores + margin[rows])[:, None])).sum(1)
+    may_be = (there & (ranked[rows] >= (scores - margin[rows])[:, None])).sum(1)
+    assert sorted(opened.tolist()) == (surely != may_be).nonzero().flatten().tolist()
+    clear = surely == may_be
+    expected = torch.zeros_like(counts).index_put_(
+        (rows[clear], surely[clear]), torch.tensor(1, dtype=torch.int32), accumulate=True
+    )
+    assert torch.equal(counts, expected)
+
+
+@compiled
+@pytest.mark.parametrize("share", [1.0, 0.25])
+def test_counts_stay_within_their_caps(share):
+    counts = torch.tensor([[2, 0, 3, 9], [0, 0, 0, 0], [30, 0, 0, 0]], dtype=torch.int32)
+    caps = torch.tensor([[4, 4, 4], [2, 1, -1], [50, 40, 29]], dtype=torch.int32)
+    found = kernels.within_caps(counts, caps, torch.tensor([2, 0, 1]), share, 3.0)
+    # Of a quarter, 30 stand for more than 4 * (30 - 3 * 30 ** 0.5) = 54.
+    assert found.tolist() == ([2, 2, 2] if share == 1.0 else [0, 2, 2])
+
+
+@pytest.mark.parametrize("width", [1, 2, 7, 64, 65])
+def test_scores_are_put_in_descending_order(width):
+    scores = torch.randn(40, width, generator=torch.Generator().manual_seed(1)).double()
+    scores[::2] = (2 * scores[::2]).round() / 2  # ties, and zeros of both signs
+    scores[1::4] = 1 + scores[1::4] * 2.0**-50  # differences in the last bits
+    scores[:, width // 2 :][::3] = -torch.inf
+    expected = scores.sort(dim=1, descending=True, stable=True).indices
+    assert torch.equal(descending_order(scores), expected)
