@@ -400,7 +400,7 @@ def chosen_filter(
     pairs: int,
     symmetric: bool,
     shift: int,
-    ignored: Tensor | None = None,
+    keys: tuple[Tensor, Tensor] | None = None,
 ) -> CoarseFilter | None:
     """The coarse filter that a trial on a sample finds cheapest; None if float32 is no dearer.
 
@@ -415,7 +415,7 @@ def chosen_filter(
         pairs: pairs of queries and gallery items to be searched.
         symmetric: the queries are gallery items, and each product serves both.
         shift: the gallery number of the first query, if so.
-        ignored: pairs of the sample that are passed over whatever their score: bool [m, n].
+        keys: int64 [m] and [n]; pairs of equal keys are passed over whatever their score.
     """
     number_format = number_format_of(fine.query.norms.device)
     dim = gallery[1].shape[1]
@@ -437,8 +437,8 @@ def chosen_filter(
         cheap = coarse.products(mine, theirs, coarse.packed(theirs))[:n_left, :n_right]
         bar = (floor - coarse.errors(mine, theirs)[:n_left]) / coarse.unit
         passed = cheap >= bar[:, None]
-        if ignored is not None:
-            passed &= ~ignored
+        if keys is not None:
+            passed &= keys[0][:, None] != keys[1]
         share = float(passed.to(torch.float32).mean())
         cost = len(coarse.basis) + (1 + symmetric) * _CANDIDATE_COST[number_format] * share
         if cost < least:

@@ -274,7 +274,7 @@ class Ranking:
             self.symmetric,
             0,
             # Pairs of a class are no negatives, so they cost nothing however near they are.
-            task.query_class[queries, None] == task.gallery_class[items],
+            (task.query_class[queries], task.gallery_class[items]),
         )
 
     def _left(self, query_index: Tensor) -> _Left:
