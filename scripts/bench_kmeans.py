@@ -39,9 +39,10 @@ def contenders(
     labels = torch.full_like(classes, -1)
     labels[known] = classes[known].unique(return_inverse=True)[1]
 
-    def ours(backend: Any, pinned: Any) -> float:
-        settings = {"max_iterations": iterations, "tolerance": 0.0, "backend": backend}
-        return kmeans(rows, clusters, labels=pinned, **settings).inertia  # type: ignore[arg-type]
+    def ours(backend: Any, pinned: Any, init: str = "k-means++") -> float:
+        settings: dict[str, Any] = {"max_iterations": iterations, "tolerance": 0.0}
+        settings |= {"backend": backend, "init": init}
+        return kmeans(rows, clusters, labels=pinned, **settings).inertia
 
     def theirs(kind: Any, **settings: Any) -> float:
         settings |= {"niter": iterations, "seed": 1, "max_points_per_centroid": n}
@@ -53,6 +54,7 @@ def contenders(
         "semi-supervised, torch": lambda: ours("torch", labels),
         "semi-supervised, faiss": lambda: ours("faiss", labels),
         "plain, torch": lambda: ours("torch", None),
+        "plain, torch, drawn start": lambda: ours("torch", None, "random"),
         "plain, faiss": lambda: ours("faiss", None),
         "faiss.Kmeans": lambda: theirs(faiss.Kmeans, min_points_per_centroid=1),
     }
@@ -66,6 +68,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", default=list(SIZES), help="rows x width x clusters")
     parser.add_argument("--iterations", type=int, default=15)
+    parser.add_argument("--contenders", nargs="+", help="default: all")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path)
     typed = parser.parse_args()
@@ -79,6 +82,8 @@ def main() -> int:
     for size in typed.sizes:
         n, width, clusters = (int(part) for part in size.split("x"))
         for name, work in contenders(n, width, clusters, typed.iterations).items():
+            if typed.contenders and name not in typed.contenders:
+                continue
             start = time.process_time()
             inertia = work()
             seconds = round(time.process_time() - start, 3)
