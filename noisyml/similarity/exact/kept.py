@@ -78,12 +78,12 @@ class KeptSearch:
         if began - self._saved_at < max(_SAVE_EVERY, _SAVE_SHARE * self._save_took):
             return
         arrays: dict[str, Any] = {n: part.cpu().numpy() for n, part in shortlist.state().items()}
-        facts = json.dumps(self._facts | {"panels": panels})
+        arrays[_FACTS] = np.array(json.dumps(self._facts | {"panels": panels}))
         with (
             atomic(self._path, sole_writer=True) as temporary,
             temporary.open("wb") as file,
         ):
-            np.savez(file, **arrays, **{_FACTS: np.array(facts)})
+            np.savez(file, **arrays)
         self._saved_at = time.monotonic()
         self._save_took = self._saved_at - began
 

@@ -283,7 +283,9 @@ class _RoundedQueries:
         groups = range(part.start, part.stop, GROUP)
         if self._all is None or not self._known.issuperset(groups):
             new = rounded(prepared)
-            self._all = self._all or new.room_for(self._size, self._kept and self._kept.room)
+            if self._all is None:
+                on_disk = None if self._kept is None else self._kept.room
+                self._all = new.room_for(self._size, on_disk)
             self._all[part].fill(new)
             self._known.update(groups)
         return self._all[part]
