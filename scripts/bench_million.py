@@ -118,7 +118,7 @@ def anonymous_bytes(process: int) -> int:
 
 
 def knn_command(folder: Path, result: Path) -> list[str]:
-    """What a user types."""
+    """The command as typed."""
     typed = [f"embeddings={folder / 'rows.npy'}", f"k={NEIGHBOURS}", "precision=fast"]
     return [sys.executable, "-m", "noisyml", "knn", *typed, f"hydra.run.dir={result}"]
 

@@ -1,4 +1,4 @@
-"""What is kept of a search in a folder so that it goes on after a kill, and room on its disk."""
+"""State of a search in a folder, so that it goes on after a kill, and room on its disk."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ class KeptSearch:
 
 
 def _facts(task: Task, blocks: Blocks) -> dict[str, Any]:
-    """What must be the same for kept lists to be of use."""
+    """Facts that must be the same for kept lists to be of use."""
     content = hashlib.sha256()
     sides = {id(side): side for side in (task.query_side, task.gallery.side)}
     for side in sides.values():

@@ -416,8 +416,8 @@ def count_between(
 
 
 def within_caps(counts: Tensor, caps: Tensor, rows: Tensor, share: float, caution: float) -> Tensor:
-    """How many of a row's running sums of counts are, from the first on, within their caps: int64
-    [n].
+    """Number of a row's running sums of counts that are, from the first on, within their caps:
+    int64 [n].
 
     Args:
         counts: int32 [b, R + 1].

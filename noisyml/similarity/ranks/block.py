@@ -84,7 +84,7 @@ class QueryBlock:
         self.alive = bool((self.threshold < torch.inf).any())
 
     def _living(self, rows: Tensor, seen: float) -> Tensor:
-        """How many relevant items of `rows` [n] may still be of interest: int64 [n]."""
+        """Number of relevant items of `rows` [n] that may still be of interest: int64 [n]."""
         if self._compiled:
             return kernels.within_caps(self._least_counts(), self.caps, rows, seen, _CAUTION)
         before, caps = self._negatives_at_least(rows), self.caps[rows]
