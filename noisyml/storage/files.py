@@ -21,6 +21,8 @@ from noisyml.errors import UserError, causes
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 #: What NumPy says of an array that it could write in part, instead of why.
 _CUT_SHORT = re.compile(r"\d+ requested and \d+ written")
+#: Bytes that are written at once.
+_AT_ONCE = 1 << 20
 #: Less free space than this makes writers that do not say why they failed suspicious, in bytes.
 _NEARLY_NOTHING = 1 << 20
 
@@ -132,10 +134,9 @@ def scratch(folder: Path, n: int) -> NDArray[np.int8]:
     with tempfile.TemporaryFile(dir=folder) as file:
         try:
             # All of it now: where a mapped file cannot grow, the process is killed.
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, n)
-            else:
-                file.truncate(n)
+            for start in range(0, n, _AT_ONCE):
+                file.write(bytes(min(_AT_ONCE, n - start)))
+            file.flush()
         except OSError as error:
             if is_disk_full(error):
                 raise DiskFull(folder) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from noisyml.storage import files
 from noisyml.storage.files import atomic, write_atomically
 
 
@@ -87,3 +89,31 @@ def test_text_is_utf8_whatever_the_system_writes(tmp_path):
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path / "a.txt")], env=env)
     assert done.returncode == 0
     assert (tmp_path / "a.txt").read_bytes() == "図\n".encode()
+
+
+def test_room_to_work_with_leaves_nothing_behind(tmp_path):
+    room = files.scratch(tmp_path / "new", 2**20 + 1)
+    room[-1] = 7
+    assert room.shape == (2**20 + 1,)
+    assert room[-1] == 7
+    assert not room[:-1].any()
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_room_that_is_not_there_is_a_sentence(tmp_path, monkeypatch):
+    class Full:
+        def __init__(self, **_):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def write(self, _):
+            raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(files.tempfile, "TemporaryFile", Full)
+    with pytest.raises(files.DiskFull, match="no space left"):
+        files.scratch(tmp_path, 10)
