@@ -30,6 +30,7 @@ from torch import Tensor
 
 from noisyml.similarity.exact import kernels
 from noisyml.similarity.exact.float32 import Float32Filter, input_rounding
+from noisyml.similarity.exact.tiles import GROUP, padded
 
 #: Integers for the compiled loops or for oneDNN, or short floats.
 Format = Literal["int8_loops", "int8_onednn", "bfloat16"]
@@ -124,6 +125,42 @@ class CoarseRows:
     @classmethod
     def _names(cls) -> list[str]:
         return [field.name for field in dataclasses.fields(cls)]
+
+
+class RoundedRows:
+    """Rounded rows of a whole side, each rounded when it is first asked for.
+
+    In one piece: pieces that stay, among temporaries that do not, would leave holes in the heap.
+
+    Args:
+        n: rows.
+        bytes_of: gives room for so many bytes, int8; None: memory.
+    """
+
+    def __init__(self, n: int, bytes_of: Callable[[int], Tensor] | None = None) -> None:
+        self._size, self._bytes_of = padded(n) + GROUP, bytes_of
+        self._all: CoarseRows | None = None
+        self._known: set[int] = set()
+
+    def rows(
+        self, start: int, prepared: Tensor, rounded: Callable[[Tensor], CoarseRows]
+    ) -> CoarseRows:
+        """Those from number `start` on, given their float32 rows and how to round them; whole
+        groups."""
+        part = slice(start, start + len(prepared))
+        groups = range(part.start, part.stop, GROUP)
+        if self._all is None or not self._known.issuperset(groups):
+            new = rounded(prepared)
+            if self._all is None:
+                self._all = new.room_for(self._size, self._bytes_of)
+            self._all[part].fill(new)
+            self._known.update(groups)
+        return self._all[part]
+
+    def stretch(self, start: int, n: int) -> CoarseRows:
+        """`n` rows from number `start` on that have all been asked for."""
+        assert self._all is not None
+        return self._all[start : start + n]
 
 
 class CoarseFilter:

@@ -19,9 +19,9 @@ from noisyml.similarity.exact.arithmetic import sampled_products
 from noisyml.similarity.exact.float32 import Float32Filter
 from noisyml.similarity.exact.kept import KeptSearch
 from noisyml.similarity.exact.plan import Blocks, Task, stretches
-from noisyml.similarity.exact.quantised import CoarseFilter, CoarseRows, Patience
+from noisyml.similarity.exact.quantised import CoarseFilter, CoarseRows, Patience, RoundedRows
 from noisyml.similarity.exact.shortlist import Shortlist
-from noisyml.similarity.exact.tiles import GROUP, candidates, kth_bound, padded
+from noisyml.similarity.exact.tiles import candidates, kth_bound, padded
 
 log = logging.getLogger(__name__)
 
@@ -263,39 +263,6 @@ class _FineScan:
         shortlist.add(found[0] + queries.start, found[1] + asking.first_item, found[2])
 
 
-class _RoundedQueries:
-    """Rounded rows of all queries, each rounded when it is first asked for.
-
-    In one piece: pieces that stay, among temporaries that do not, would leave holes in the heap.
-    """
-
-    def __init__(self, n: int, kept: KeptSearch | None) -> None:
-        self._size, self._kept = padded(n) + GROUP, kept
-        self._all: CoarseRows | None = None
-        self._known: set[int] = set()
-
-    def rows(
-        self, start: int, prepared: Tensor, rounded: Callable[[Tensor], CoarseRows]
-    ) -> CoarseRows:
-        """Those from number `start` on, given their float32 rows and how to round them; whole
-        groups."""
-        part = slice(start, start + len(prepared))
-        groups = range(part.start, part.stop, GROUP)
-        if self._all is None or not self._known.issuperset(groups):
-            new = rounded(prepared)
-            if self._all is None:
-                on_disk = None if self._kept is None else self._kept.room
-                self._all = new.room_for(self._size, on_disk)
-            self._all[part].fill(new)
-            self._known.update(groups)
-        return self._all[part]
-
-    def stretch(self, start: int, n: int) -> CoarseRows:
-        """`n` rows from number `start` on that have all been asked for."""
-        assert self._all is not None
-        return self._all[start : start + n]
-
-
 class _CoarseScan:
     """Candidates by the coarse product of a cell, scored in float32 one by one."""
 
@@ -313,7 +280,7 @@ class _CoarseScan:
         room = None if fits or task.queries.device.type != "cpu" else kept
         self._queries = None
         if fits or room is not None:
-            self._queries = _RoundedQueries(len(task.queries), room)
+            self._queries = RoundedRows(len(task.queries), room and room.room)
         self._pairwise, self._height = coarse.number_format == "int8_loops", blocks.query
         self._patience = Patience()
 

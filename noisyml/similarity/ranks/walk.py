@@ -25,6 +25,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,7 @@ from noisyml.similarity.exact.quantised import (
     CoarseFilter,
     CoarseRows,
     Patience,
+    RoundedRows,
     chosen_filter,
 )
 from noisyml.similarity.exact.tiles import GROUP
@@ -163,6 +165,10 @@ class Ranking:
         open_bytes = state if self.symmetric else self._block_bytes
         spare = memory_budget_bytes - 6 * 4 * tile - open_bytes
         self._keeps_rounded = coarse_bytes <= max(self._block_bytes, spare)
+        #: Those of a symmetric walk, whose stretches begin with whole groups.
+        self._all_rounded: RoundedRows | None = None
+        if self.symmetric and self._pairwise and self._keeps_rounded:
+            self._all_rounded = RoundedRows(len(self._gallery_order))
 
     def blocks(self) -> Iterator[QueryBlock]:
         """Finished blocks; in a symmetric walk the same on all processes, else this one's share."""
@@ -287,20 +293,20 @@ class Ranking:
     def _left_of_both(self, block: slice) -> _Left:
         """The rows of queries that are gallery items at the same places of the walk."""
         index = self._query_order[block]
-        if self._coarse is None or not self._pairwise or not self._keeps_rounded:
+        if self._coarse is None or self._all_rounded is None:
             return self._left(index)
         # Both sides are rounded alike.
         rows = self.task.scores.filtered("left", index)
         starts = range(0, len(rows), self._columns)
         stretches = [rows[start : start + self._columns] for start in starts]
-        rounded = [
+        for stretch, start in zip(stretches, starts, strict=True):
             self._coarse_right(self._coarse, stretch, block.start + start)
-            for stretch, start in zip(stretches, starts, strict=True)
-        ]
-        return _Left(rows, CoarseRows.joined(rounded))
+        return _Left(rows, self._all_rounded.stretch(block.start, len(rows)))
 
     def _coarse_right(self, coarse: CoarseFilter, columns: Tensor, start: int) -> CoarseRows:
         """The coarse filter's rows of the gallery's stretch that begins at place `start`."""
+        if self._all_rounded is not None:
+            return self._all_rounded.rows(start, columns, partial(coarse.rounded, "right"))
         if start in self._rounded:
             return self._rounded[start]
         rounded = coarse.rounded("right", columns)

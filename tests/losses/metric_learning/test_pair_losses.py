@@ -16,14 +16,17 @@ from noisyml.losses.metric_learning.pair_losses import (
     HardestNegativeTripletLoss,
     MultiSimilarityLoss,
     TwoMarginContrastiveLoss,
+    multi_similarity_loss,
 )
 from noisyml.losses.metric_learning.pairs import (
+    Pairs,
     Samples,
     cosine_pairs,
     log1p_sum_exp,
     row_max,
     row_mean,
     row_min,
+    unit_rows,
 )
 from noisyml.losses.metric_learning.pml import PMLLoss
 
@@ -224,3 +227,31 @@ def test_configs_state_the_defaults_of_the_code(name, kind):
     assert type(built) is kind
     written = {key: value for key, value in node.items() if key != "_target_"}
     assert written == {n: p.default for n, p in inspect.signature(kind).parameters.items()}
+
+
+def test_second_derivatives_are_right():
+    rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    assert torch.autograd.gradgradcheck(unit_rows, rows.clone().requires_grad_())
+    loss = MultiSimilarityLoss()
+    assert torch.autograd.gradgradcheck(
+        lambda x: loss(unit_rows(x), labels), rows.requires_grad_(), atol=1e-4
+    )
+
+
+def test_rows_too_short_to_be_brought_to_norm_1_keep_a_gradient():
+    rows = torch.tensor([[3.0, 4.0], [0.0, 0.0], [1e-13, 0.0]], dtype=torch.float64)
+    ours, theirs = rows.clone().requires_grad_(), rows.clone().requires_grad_()
+    weight = torch.arange(6.0, dtype=torch.float64).view(3, 2)
+    (unit_rows(ours) * weight).sum().backward()
+    (torch.nn.functional.normalize(theirs, dim=1) * weight).sum().backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+
+
+def test_cosines_far_apart_give_zero_and_no_denormal_slope():
+    similarity = torch.tensor([[1.0, 0.2, 0.9, -1.0]], requires_grad=True)
+    positive = torch.tensor([[False, True, False, False]])
+    pairs = Pairs(similarity, positive, torch.tensor([[False, False, True, True]]), 1)
+    multi_similarity_loss(pairs, beta=80.0, epsilon=3.0).backward()
+    assert similarity.grad[0, 2] > 0.9
+    assert similarity.grad[0, 3] == 0
