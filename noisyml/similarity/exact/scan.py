@@ -280,7 +280,7 @@ class _CoarseScan:
         room = None if fits or task.queries.device.type != "cpu" else kept
         self._queries = None
         if fits or room is not None:
-            self._queries = RoundedRows(len(task.queries), room and room.room)
+            self._queries = RoundedRows(len(task.queries), None if room is None else room.room)
         self._pairwise, self._height = coarse.number_format == "int8_loops", blocks.query
         self._patience = Patience()
 
