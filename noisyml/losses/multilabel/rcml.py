@@ -80,14 +80,22 @@ def ranking_errors(
 def _pair_sums(p: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """Sums [B, C] of max(0, 1 + 2 (p_absent - p_present))^2: of each absent class over the present
     ones, and of each present class over the absent ones; 0 elsewhere."""
+    # On other devices it would take a stall to learn how many classes are present.
+    return _sums_by_rarer_kind(p, present) if p.device.type == "cpu" else _sums_all(p, present)
+
+
+def _sums_all(p: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """`_pair_sums` by all pairs of classes [B, absent, present]."""
     # The infinities leave 0 of every pair that is none, so that no mask is needed.
     absent_side = (1 + 2 * p).masked_fill(present, -math.inf)
-    if present.device.type != "cpu":
-        # To count them would stall the device.
-        present_side = (2 * p).masked_fill(~present, math.inf)
-        squares = (absent_side[:, :, None] - present_side[:, None, :]).relu().square()
-        return squares.sum(dim=2), squares.sum(dim=1)
-    # Each class of the rarer kind with its whole row: mostly few classes are present.
+    present_side = (2 * p).masked_fill(~present, math.inf)
+    squares = (absent_side[:, :, None] - present_side[:, None, :]).relu().square()
+    return squares.sum(dim=2), squares.sum(dim=1)
+
+
+def _sums_by_rarer_kind(p: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """`_pair_sums` by each class of the rarer kind with its whole row: mostly few are present."""
+    absent_side = (1 + 2 * p).masked_fill(present, -math.inf)
     sample, own = present.nonzero().unbind(1)
     few_present = 2 * len(sample) <= present.numel()
     if few_present:

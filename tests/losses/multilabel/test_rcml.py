@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import paths, vectors
 
+from noisyml.losses.multilabel import rcml
 from noisyml.losses.multilabel.rcml import (
     flip_agreed,
     kept_count,
@@ -49,6 +50,21 @@ def test_a_sample_without_a_pair_has_the_smallest_error():
     errors = ranking_errors(p, y, 0.2, 0.8).errors
     assert errors.argsort(stable=True)[:2].tolist() == [0, 1]
     torch.testing.assert_close(errors[:2], torch.full((2,), 5 * 1e-5))
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_few_and_many_present_classes_give_the_sums_over_all_pairs(share):
+    """Processors go through the rarer kind alone, other devices through all pairs."""
+    generator = torch.Generator().manual_seed(0)
+    p = torch.rand(7, 9, generator=generator, dtype=torch.float64).requires_grad_()
+    present = torch.rand(7, 9, generator=generator) < share
+    weights = torch.rand(2, 7, 9, generator=generator, dtype=torch.float64)
+    found = []
+    for sums in (rcml._sums_by_rarer_kind, rcml._sums_all):
+        both = torch.stack(sums(p, present))
+        gradient = torch.autograd.grad((both * weights).sum(), p, allow_unused=True)[0]
+        found.append((both, gradient))
+    torch.testing.assert_close(*found)
 
 
 def test_missing_and_extra_groups_name_the_wrong_class():
