@@ -348,7 +348,7 @@ class EmbeddedSplit:
 
         Where there may be several: zeros and ones [rows, C] uint8.
         """
-        labels = from_column(self._samples.column("label"))
+        labels = self._column("label")
         return labels.astype(target_of(labels).dtype, copy=False)
 
     @property
@@ -387,8 +387,13 @@ class EmbeddedSplit:
             return table
 
     def _column(self, name: str) -> Any:
-        column = self._samples.column(name)
-        return (column.cast("string") if name == "label_name" else column).to_numpy()
+        table = self._samples
+        # Text is decoded here: what is damaged within a file need not show before.
+        with reading(self.folder / SAMPLES_FILE, ADVICE):
+            column = table.column(name)
+            if name == "label":
+                return from_column(column)
+            return (column.cast("string") if name == "label_name" else column).to_numpy()
 
     def _shard(self, number: int) -> NDArray[Any]:
         """A shard, mapped; the least recently used one is given up when there are many."""

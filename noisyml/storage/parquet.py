@@ -72,7 +72,7 @@ def last_epoch(path: Path, columns: Sequence[str]) -> dict[str, NDArray[Any]]:
     with reading(path, ADVICE), pq.ParquetFile(path) as file:
         for number, epoch in enumerate(newest):
             if epoch == max(newest):
-                found.append(file.read_row_group(number, columns=[*columns, "epoch"]))
-    parts = [{name: from_column(table[name]) for name in table.column_names} for table in found]
-    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+                table = file.read_row_group(number, columns=[*columns, "epoch"])
+                found.append({name: from_column(table[name]) for name in table.column_names})
+    whole = {name: np.concatenate([part[name] for part in found]) for name in found[0]}
     return {name: whole[name][whole["epoch"] == max(newest)] for name in columns}

@@ -5,6 +5,7 @@ import json
 import os
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from noisyml.embeddings.store import (
     SplitWriter,
 )
 from noisyml.errors import UserError
+from noisyml.storage.reading import DamagedFileError
 
 PLAN = EmbeddingPlan(
     split="test",
@@ -62,6 +64,18 @@ def test_a_split_reads_like_an_array(tmp_path):
     assert split.names.tolist() == [f"{i}.png" for i in range(10)]
     assert split.label_names.tolist() == ["even", "odd"] * 5
     split.check()
+
+
+def test_text_that_is_damaged_within_the_file_is_a_sentence(tmp_path):
+    split = written(tmp_path / "test")
+    file = tmp_path / "test" / "samples.parquet"
+    pq.write_table(pq.read_table(file), file, compression="none", use_dictionary=False)
+    assert split.names[9] == "9.png"
+    file.write_bytes(file.read_bytes().replace(b"9.png", b"\xff.png"))
+    damaged = EmbeddedSplit(tmp_path / "test")
+    assert damaged.index.tolist() == list(range(10))
+    with pytest.raises(DamagedFileError, match=r"samples\.parquet cannot be read"):
+        _ = damaged.names
 
 
 @settings(max_examples=60, deadline=None)

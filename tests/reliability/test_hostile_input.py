@@ -108,7 +108,7 @@ def test_damaged_embeddings(tmp_path, name):
 
     def read():
         split = EmbeddingStore(tmp_path).split("test")
-        return np.asarray(split), split.labels, split.names
+        return np.asarray(split), split.labels, split.names, split.label_names, split.index
 
     many(40, (folder / name).read_bytes(), read, folder / name)
 
