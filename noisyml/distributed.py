@@ -126,6 +126,13 @@ def all_reduce_sum(x: Tensor) -> Tensor:
     return total
 
 
+def from_first(x: Tensor) -> Tensor:
+    """The first rank's `x`, in place, on every rank; same shape and dtype on all of them."""
+    if is_distributed():
+        dist.broadcast(x, src=0)
+    return x
+
+
 @torch.no_grad()
 def agree_on_statistics(module: torch.nn.Module) -> None:
     """Give every rank the first rank's running statistics of batch normalisation, in place.

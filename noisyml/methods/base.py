@@ -23,9 +23,11 @@ from noisyml.methods.checkpoints import (
     restore_frozen_backbone,
 )
 from noisyml.methods.parts import Parts, Sizes
+from noisyml.methods.passes import split_rows
 from noisyml.metrics.base import Evaluation, SplitRole, headline, needed_outputs
 from noisyml.optim import Plateau, parameter_groups
 from noisyml.runs.artefacts import Artefact
+from noisyml.selectors.base import Selector, Source, SplitRows
 from noisyml.targets import TargetKind, labels_of
 
 if TYPE_CHECKING:
@@ -124,6 +126,29 @@ class Method(Checked, LightningModule):
         embeddings = distributed.gather(self.encoder(batch))
         labels = distributed.gather(labels_of(batch))
         return embeddings, labels, distributed.gather(batch["index"])
+
+    def labels_of(self, batch: Batch) -> Tensor:
+        """The labels of a batch that teach: those that are observed."""
+        return labels_of(batch)
+
+    def on_train_epoch_start(self) -> None:
+        """Let the selector look at the whole training split, if it asks to."""
+        self.show_selector()
+
+    def show_selector(self, changed: bool = False) -> None:
+        """Let the selector, if there is one, look at the training split before an epoch.
+
+        Args:
+            changed: labels are others than in the epoch before.
+        """
+        selector = getattr(self, "selector", None)
+        if isinstance(selector, Selector):
+            selector.begin_epoch(self.current_epoch, self._split_rows, changed)
+
+    def _split_rows(self, source: Source) -> SplitRows:
+        data = self.trainer.datamodule  # type: ignore[attr-defined]
+        loader = data.predict_dataloader("train")
+        return split_rows(self.encoder, self.device, loader, self.labels_of, source)
 
     def after_backward(self) -> None:
         """Hook for state that must change after the gradients are computed (memories)."""

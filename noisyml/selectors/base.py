@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -150,6 +150,25 @@ def _batch_size(facts: Facts) -> int:
     return len(next(iter(facts.rows.values())))
 
 
+#: What rows of a split are made of: ``features`` of the backbone, or the head's ``embeddings``.
+Source = Literal["features", "embeddings"]
+
+
+@dataclass(frozen=True)
+class SplitRows:
+    """All labelled samples of the training split, as the network sees them between two epochs.
+
+    Attributes:
+        rows: of this rank's share [n_r, D] float32; n_r may be 0.
+        labels: observed labels of all ranks' rows [N] int64, in rank order.
+        index: their positions in the training split [N] int64.
+    """
+
+    rows: Tensor
+    labels: Tensor
+    index: Tensor
+
+
 class Selector(Checked, nn.Module):
     """Decides which samples of a batch to trust; what it remembers lives in buffers.
 
@@ -172,6 +191,18 @@ class Selector(Checked, nn.Module):
 
         Raises:
             UserError: nothing would ever be judged.
+        """
+
+    @torch.no_grad()
+    def begin_epoch(self, epoch: int, see: Callable[[Source], SplitRows], changed: bool) -> None:
+        """Look at the whole training split before an epoch; default: nobody looks.
+
+        Every rank calls it, and `see` is a collective call.
+
+        Args:
+            epoch: from 0.
+            see: passes the split through the network.
+            changed: labels are others than in the epoch before.
         """
 
     @torch.no_grad()

@@ -18,8 +18,12 @@ from noisyml.selectors.loss_mixture import small_loss_posterior
 from noisyml.selectors.training_dynamics import logit_margin
 
 
-class _Watching(Selector):
-    """Base: one number per sample in each buffer of `blank`, and a warm-up."""
+class PerSample(Selector):
+    """Base: one number per sample in each buffer of `blank`, and a warm-up.
+
+    Args:
+        warmup_epochs: epochs that keep everything.
+    """
 
     #: Buffers and the value of a sample not seen yet.
     blank: ClassVar[Mapping[str, float]]
@@ -60,7 +64,7 @@ class _Watching(Selector):
         return Selection(keep, trust.float(), log_odds=log_odds.float())
 
 
-class LossMixture(_Watching):
+class LossMixture(PerSample):
     """Keeps samples whose loss belongs to the lower of two Gaussians (DivideMix's division).
 
     Li, Socher and Hoi, ICLR 2020 (arXiv 2002.07394), section 3.1: at the start of an epoch the
@@ -99,7 +103,7 @@ class LossMixture(_Watching):
         return self._answer(keep, trust, odds, evidence.epoch)
 
 
-class MarginArea(_Watching):
+class MarginArea(PerSample):
     """Keeps samples whose mean logit margin over all visits is large enough (AUM).
 
     Pleiss et al., NeurIPS 2020 (arXiv 2001.10528). The paper finds the threshold with samples of a
@@ -132,7 +136,7 @@ class MarginArea(_Watching):
         return self._answer(area >= self.threshold, area.sigmoid(), area, evidence.epoch)
 
 
-class Learnt(_Watching):
+class Learnt(PerSample):
     """Keeps samples that the network gets right often enough: what it forgets or never learns goes.
 
     Toneva et al., ICLR 2019 (arXiv 1812.05159) count how often a sample is forgotten; wrong labels

@@ -3,6 +3,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from support import paths
 
+from noisyml.audit.scores.selectors import (
+    Audit,
+    ClassDensity,
+    ConfidentLearning,
+    SimiFeat,
+    WeightedNeighbours,
+)
 from noisyml.selectors.bare import Bare
 from noisyml.selectors.curriculum import Curriculum
 from noisyml.selectors.keep_all import KeepAll
@@ -18,7 +25,10 @@ CONF = paths.CONF
 @pytest.mark.parametrize(
     ("name", "kind"),
     [
+        ("audit", Audit),
         ("bare", Bare),
+        ("class_density", ClassDensity),
+        ("confident_learning", ConfidentLearning),
         ("curriculum", Curriculum),
         ("aum", MarginArea),
         ("keep_all", KeepAll),
@@ -28,6 +38,8 @@ CONF = paths.CONF
         ("prism_avg", PrismAverage),
         ("prism_proxy", PrismProxy),
         ("prism_vmf", PrismVonMisesFisher),
+        ("simifeat", SimiFeat),
+        ("wann", WeightedNeighbours),
     ],
 )
 def test_configs_build(name, kind):
@@ -43,7 +55,10 @@ def test_configs_build(name, kind):
 def test_configs_state_the_defaults_of_the_code():
     """A config key and its default in the code must not drift apart."""
     for name, built in (
+        ("audit", Audit()),
         ("bare", Bare()),
+        ("class_density", ClassDensity()),
+        ("confident_learning", ConfidentLearning()),
         ("curriculum", Curriculum(0.5)),
         ("aum", MarginArea()),
         ("knn_vote", NeighbourVote()),
@@ -52,6 +67,8 @@ def test_configs_state_the_defaults_of_the_code():
         ("prism_avg", PrismAverage(0.5)),
         ("prism_proxy", PrismProxy(0.5)),
         ("prism_vmf", PrismVonMisesFisher(0.5)),
+        ("simifeat", SimiFeat()),
+        ("wann", WeightedNeighbours()),
     ):
         node = OmegaConf.load(CONF / "selector" / f"{name}.yaml")
         written = instantiate(OmegaConf.create({"selector": node, **SHARED}).selector)

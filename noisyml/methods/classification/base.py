@@ -219,7 +219,8 @@ class Classification(Method):
         self.selector.begin(*self.run_length())
 
     def on_train_epoch_start(self) -> None:
-        """Let the loss see the predictions for all training samples where it asks for them."""
+        """Let selector and loss see all training samples where they ask for it."""
+        super().on_train_epoch_start()
         if self.loss.wants_predictions(self.current_epoch):
             self.loss.learn(self.predictions())
 

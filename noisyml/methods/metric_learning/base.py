@@ -98,10 +98,12 @@ class MetricLearning(Method):
     def on_train_epoch_start(self) -> None:
         """Cluster the training split anew where the schedule says so."""
         labels = self.pseudo_labels
-        if labels is not None and labels.due(self.current_epoch):
+        due = labels is not None and labels.due(self.current_epoch)
+        if labels is not None and due:
             data = self.trainer.datamodule  # type: ignore[attr-defined]
             labels.refresh(self, data.predict_dataloader("train"))
             self._replan()
+        self.show_selector(changed=due)
 
     def _replan(self) -> None:
         assert self.pseudo_labels is not None

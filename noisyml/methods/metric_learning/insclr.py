@@ -153,6 +153,7 @@ class InsCLR(Method):
 
     def on_train_epoch_start(self) -> None:
         """Find the neighbours, and fill the bank, where the schedule says so."""
+        super().on_train_epoch_start()
         if not self._needs_graph or not self.graph.due(self.current_epoch):
             return
         data = self.trainer.datamodule  # type: ignore[attr-defined]
