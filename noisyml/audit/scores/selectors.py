@@ -114,7 +114,7 @@ class SplitSelector(PerSample):
 
     @torch.no_grad()
     def select(self, evidence: Evidence) -> Selection:
-        """What was said of the labels of one global batch."""
+        """The judgements of the labels of one global batch."""
         self._grow(evidence.index)
         at = evidence.index
         keep = self.kept[at] > 0
