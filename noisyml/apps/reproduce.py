@@ -79,10 +79,8 @@ def main(arguments: list[str]) -> int:
 
 def reproduce_table(table: PublishedTable, typed: Typed) -> int:
     """Run what a table's cells ask for and write both kinds of figures; the exit status."""
-    from noisyml.reproduce import writing
     from noisyml.reproduce.cells import cells, choose_rows
     from noisyml.reproduce.jobs import distinct
-    from noisyml.reproduce.measured import measure
 
     found = choose_rows(cells(table, typed.scale), typed.rows)
     jobs, lacking, costs = planned(found, typed)
@@ -93,6 +91,9 @@ def reproduce_table(table: PublishedTable, typed: Typed) -> int:
             print(job.command(typed.runs))
         print(_estimate(found, jobs, costs, typed))
         return 0
+    from noisyml.reproduce import writing
+    from noisyml.reproduce.measured import measure
+
     status = run_jobs(todo, typed) if todo else 0
     written = writing.write(
         measure(table, typed.scale, found, jobs, typed.runs, lacking), typed.out / table.name
@@ -108,14 +109,18 @@ def planned(
     from noisyml.apps._common.presence import missing
     from noisyml.command.words import Word, words_in
     from noisyml.reproduce.cells import asked_of_the_user
-    from noisyml.reproduce.jobs import composed, composing, repeated
+    from noisyml.reproduce.jobs import composing, repeated
 
     jobs: dict[int, list[Job]] = {}
     lacking: dict[int, str] = {}
     samples: dict[int, float] = {}
-    known: dict[tuple[str, ...], Any] = {}
+    seeds = [
+        {"seed": seed, "noise.seed": noise}
+        for noise in range(typed.noise_seeds or SEEDS)
+        for seed in range(typed.seeds or SEEDS)
+    ]
     given = {word.key for word in words_in(typed.extra)}
-    with composing():
+    with composing() as composed:
         for cell in found:
             if cell.lacking:
                 continue
@@ -123,20 +128,12 @@ def planned(
             if asked := asked_of_the_user(words):
                 lacking[cell.number] = f"give {asked[0]}=..."
                 words = [w for w in words if not w.endswith("=???")] + [f"{asked[0]}=null"]
-            key = (*words, *typed.extra)
-            if key not in known:
-                known[key] = composed(key)
-            config = known[key]
+            words = [*words, *typed.extra]
+            config = composed(words)
             samples[cell.number] = _samples(config, cell.images)
             if not asked and (gone := missing(config)):
                 lacking[cell.number] = f"missing: {gone}"
-            jobs[cell.number] = [
-                repeated(config, key, [("seed", seed), ("noise.seed", noise)])
-                for noise in range(typed.noise_seeds or SEEDS)
-                for seed in range(typed.seeds or SEEDS)
-            ]
-            # Where there is no noise its seed tells no runs apart.
-            jobs[cell.number] = list({job.key: job for job in jobs[cell.number]}.values())
+            jobs[cell.number] = repeated(config, words, seeds)
     if not typed.dry:
         jobs = {number: own for number, own in jobs.items() if number not in lacking}
     return jobs, lacking, samples

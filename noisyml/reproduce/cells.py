@@ -24,11 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from noisyml.command.words import Word, words_in
 from noisyml.errors import UserError
 from noisyml.reproduce.figures import Figure, PublishedTable
+from noisyml.storage.reading import read_yaml
 
 TABLES = Path(__file__).parent / "tables"
 Scale = Literal["paper", "desk"]
@@ -67,8 +66,7 @@ class Cell:
 @functools.cache
 def recipes(paper: str) -> Mapping[str, Any]:
     """The entries of a paper's tables by their identifiers."""
-    text = (TABLES / f"{paper}.yaml").read_text(encoding="utf-8")
-    return dict(yaml.safe_load(text)["tables"])
+    return dict(read_yaml(TABLES / f"{paper}.yaml", "reinstall noisyml")["tables"])
 
 
 def recipe_of(table: PublishedTable) -> Mapping[str, Any]:

@@ -14,11 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from noisyml.errors import UserError, did_you_mean
 from noisyml.reports.statistics import Difference, paired_difference
-from noisyml.reproduce.jobs import Job, composed, composing, has, repeated
+from noisyml.reproduce.jobs import Job, composing, has, repeated
+from noisyml.storage.reading import read_yaml
 
 HERE = Path(__file__).parent
 CLAIMS_FILE = HERE / "claims.yaml"
@@ -99,7 +98,7 @@ def load_claims(file: Path = CLAIMS_FILE) -> list[Claim]:
     Raises:
         ValueError: a setting or key that the file does not explain.
     """
-    content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    content = read_yaml(file, "reinstall noisyml")
     settings: Mapping[str, Any] = content["settings"]
     found = []
     for entry in content["claims"]:
@@ -148,23 +147,16 @@ def claim_jobs(claims: Sequence[Claim], extra: Sequence[str] = ()) -> dict[str, 
         extra: words for every job.
     """
     found: dict[str, list[list[Job]]] = {}
-    known: dict[tuple[str, ...], Any] = {}
-    with composing():
+    with composing() as composed:
         for claim in claims:
             arms = []
             for overrides in (claim.first, claim.second):
                 words = (*overrides, *extra)
-                if words not in known:
-                    known[words] = composed(words)
-                config = known[words]
+                config = composed(words)
                 if not has(config, claim.second_seed):
                     raise ValueError(f"claim {claim.name}: no {claim.second_seed} to vary")
-                arms.append(
-                    [
-                        repeated(config, words, [("seed", pair), (claim.second_seed, pair)])
-                        for pair in range(claim.pairs)
-                    ]
-                )
+                seeds = [{"seed": k, claim.second_seed: k} for k in range(claim.pairs)]
+                arms.append(repeated(config, words, seeds))
             found[claim.name] = arms
     return found
 

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from noisyml.errors import UserError, did_you_mean
+from noisyml.storage.reading import read_yaml
 
 HERE = Path(__file__).parent
 PUBLISHED = HERE / "published"
@@ -72,7 +71,7 @@ def published_tables() -> dict[str, PublishedTable]:
     """All tables by name."""
     found = {}
     for file in sorted(PUBLISHED.glob("*.yaml")):
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = read_yaml(file, "reinstall noisyml")
         paper = content["paper"]["id"]
         for table in content["tables"]:
             figures = tuple(Figure(**figure) for figure in table["figures"])

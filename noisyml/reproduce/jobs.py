@@ -9,17 +9,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisyml.command.config import conf_dir, register_resolvers
+from noisyml.command.words import Word, words_in
+from noisyml.errors import UserError
 from noisyml.runs.folder import RunFolder
 from noisyml.storage.files import write_atomically
 from noisyml.storage.reading import DamagedFileError
 
 if TYPE_CHECKING:
+    from hydra.plugins.config_source import ConfigResult, ConfigSource
     from omegaconf import DictConfig
 
 #: Words of every job: nothing but the run itself is wanted of it.
@@ -63,45 +67,99 @@ class Job:
 
 
 @contextlib.contextmanager
-def composing() -> Iterator[None]:
-    """Let `composed` work while the context is open."""
+def composing() -> Iterator[Composer]:
+    """What composes configurations while the context is open."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
     register_resolvers()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):
-        yield
+        for source in GlobalHydra.instance().config_loader().get_sources():
+            _parse_once(source)
+        yield Composer()
     GlobalHydra.instance().clear()
 
 
-def composed(overrides: Sequence[str]) -> DictConfig:
-    """The configuration of a training run, Hydra's own part included; inside `composing`.
+def _parse_once(source: ConfigSource) -> None:
+    """Let one of Hydra's sources of YAML files, made for this context, read each file once."""
+    load, parsed = source.load_config, dict[str, bytes]()
 
-    Raises:
-        Exception: Hydra's, about a word that does not fit.
+    def load_config(config_path: str) -> ConfigResult:
+        if config_path not in parsed:
+            # Hydra changes what it is given.
+            parsed[config_path] = pickle.dumps(load(config_path))
+        found: ConfigResult = pickle.loads(parsed[config_path])
+        return found
+
+    source.load_config = load_config  # type: ignore[method-assign]
+
+
+class Composer:
+    """Composes the configurations of training runs, those of the same options once.
+
+    Hydra reads and merges some thirty files for every configuration. Values come last there, in the
+    order typed; here they are put into a copy of what the options alone gave.
     """
+
+    def __init__(self) -> None:
+        self._bases: dict[tuple[str, ...], DictConfig] = {}
+
+    def __call__(self, overrides: Sequence[str]) -> DictConfig:
+        """The configuration of a training run, Hydra's own part included, for the caller to change.
+
+        Raises:
+            Exception: Hydra's, about a word that does not fit.
+        """
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        words = words_in([*overrides, *QUIET])
+        if any(word.prefix or word.package for word in words):
+            return _by_hydra(words)
+        chosen = [word for word in words if word.chooses]
+        key = tuple(word.text for word in chosen)
+        if key not in self._bases:
+            self._bases[key] = _by_hydra(chosen)
+        config = self._bases[key].copy()
+        try:
+            for word in words:
+                if not word.chooses:
+                    OmegaConf.update(config, word.key, word.typed_value(), merge=True)
+        except (OmegaConfBaseException, UserError):
+            return _by_hydra(words)  # which says what does not fit
+        return config
+
+
+def _by_hydra(words: Sequence[Word]) -> DictConfig:
     from hydra import compose
 
-    return compose("train", [*overrides, *QUIET], return_hydra_config=True)
+    return compose("train", [word.text for word in words], return_hydra_config=True)
 
 
 def repeated(
-    config: DictConfig, overrides: Sequence[str], varied: Sequence[tuple[str, int]]
-) -> Job:
-    """The job of a composed configuration with other seeds.
+    config: DictConfig, overrides: Sequence[str], varied: Sequence[Mapping[str, int]]
+) -> list[Job]:
+    """The jobs of a composed configuration with other seeds, those that resolve alike once.
 
     Args:
-        config: of `overrides`; its seeds are changed.
+        config: of `overrides`.
         overrides: without seeds.
-        varied: keys of seeds with their values; one that the configuration lacks is left out.
+        varied: for each job, seeds by their keys; one that the configuration lacks is left out.
     """
     from omegaconf import OmegaConf
 
-    having = [(key, value) for key, value in varied if has(config, key)]
-    for key, value in having:
-        OmegaConf.update(config, key, value)
-    return Job((*overrides, *(f"{key}={value}" for key, value in having)), fingerprint(config))
+    plain = _without_places(config)
+    found: dict[tuple[str, ...], Job] = {}
+    for seeds in varied:
+        having = {key: seed for key, seed in seeds.items() if has(config, key)}
+        words = tuple(f"{key}={seed}" for key, seed in having.items())
+        if words in found:
+            continue
+        for key, seed in having.items():
+            OmegaConf.update(plain, key, seed)
+        found[words] = Job((*overrides, *words), _hash(plain))
+    return distinct(list(found.values()))
 
 
 def has(config: DictConfig, key: str) -> bool:
@@ -118,11 +176,20 @@ def fingerprint(config: DictConfig) -> str:
 
     Where data, caches and results lie counts for nothing.
     """
-    from noisyml.command.secrets import resolved
+    return _hash(_without_places(config))
 
+
+def _without_places(config: DictConfig) -> DictConfig:
+    """A copy with words in the place of folders."""
     plain = config.copy()
     for place in plain.paths:
         plain.paths[place] = f"PATH_{place}"
+    return plain
+
+
+def _hash(plain: DictConfig) -> str:
+    from noisyml.command.secrets import resolved
+
     found = {key: value for key, value in resolved(plain).items() if key not in _INCIDENTAL}
     found.get("callbacks", {}).pop("progress", None)
     text = json.dumps(found, sort_keys=True, default=str)

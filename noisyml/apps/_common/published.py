@@ -49,14 +49,14 @@ def _said(able: int, total: int, reasons: Sequence[str], desk: Sequence[Cell]) -
 def _missing(cell: Cell, known: dict[tuple[str, ...], str | None]) -> str | None:
     """Reason why a cell cannot run here; asked once for each data set with its network."""
     from noisyml.apps._common.presence import missing
-    from noisyml.reproduce.jobs import composed, composing
+    from noisyml.reproduce.jobs import composing
 
     if asked := asked_of_the_user(cell.words):
         return f"give {asked[0]}=..."
     of_data = ("dataset", "backbone", "experiment")
     key = tuple(word.text for word in map(Word.parse, cell.words) if word.is_below(*of_data))
     if key not in known:
-        with composing():
+        with composing() as composed:
             known[key] = missing(composed(cell.words))
     return known[key]
 
