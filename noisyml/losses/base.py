@@ -123,6 +123,11 @@ class EmbeddingLoss(Loss):
         return None
 
     @property
+    def last_losses(self) -> Tensor | None:
+        """`per_sample` [B] of the last call, detached, where it came out on the way; else None."""
+        return None
+
+    @property
     def has_proxies(self) -> bool:
         """True if `proxies` gives one vector per class."""
         return "proxies" in self.gives

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -119,19 +119,26 @@ class EmbeddingSum(LossSum, EmbeddingLoss):
     @torch.no_grad()
     def per_sample(self, embeddings: Tensor, labels: Tensor) -> Tensor | None:
         """The weighted sum of the terms' losses [B]; None if a term has none."""
-        total = embeddings.new_zeros(len(embeddings))
-        for name, term in self.terms.items():
-            assert isinstance(term, EmbeddingLoss)
-            losses = term.per_sample(embeddings, labels)
-            if losses is None:
-                return None
-            total = total + self.weights[name] * losses
-        return total
+        return self._weighted([term.per_sample(embeddings, labels) for term in self._terms()])
+
+    @property
+    def last_losses(self) -> Tensor | None:
+        """The weighted sum of those of the terms; None if a term has none."""
+        return self._weighted([term.last_losses for term in self._terms()])
+
+    def _terms(self) -> list[EmbeddingLoss]:
+        return cast("list[EmbeddingLoss]", list(self.terms.values()))
+
+    def _weighted(self, losses: Sequence[Tensor | None]) -> Tensor | None:
+        known = [own for own in losses if own is not None]
+        if len(known) < len(losses):
+            return None
+        weighted = zip(self.weights.values(), known, strict=True)
+        return torch.stack([weight * own for weight, own in weighted]).sum(dim=0)
 
     def proxies(self) -> Tensor:
         """Class proxies [C, D] of the first term that has them, unit norm, detached."""
-        for term in self.terms.values():
-            assert isinstance(term, EmbeddingLoss)
+        for term in self._terms():
             if term.has_proxies:
                 return term.proxies()
         return super().proxies()

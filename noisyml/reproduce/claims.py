@@ -9,15 +9,18 @@ and a verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from noisyml.errors import UserError, did_you_mean
 from noisyml.reports.statistics import Difference, paired_difference
 from noisyml.reproduce.jobs import Job, composing, has, repeated
 from noisyml.storage.reading import read_yaml
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 HERE = Path(__file__).parent
 CLAIMS_FILE = HERE / "claims.yaml"
@@ -139,14 +142,20 @@ def choose_claims(claims: Sequence[Claim], wanted: Sequence[str]) -> list[Claim]
     return [c for c in claims if not wanted or c.name in wanted or c.paper in wanted]
 
 
-def claim_jobs(claims: Sequence[Claim], extra: Sequence[str] = ()) -> dict[str, list[list[Job]]]:
-    """The jobs of both arms of each claim, pair by pair.
+def claim_jobs(
+    claims: Sequence[Claim],
+    extra: Sequence[str] = (),
+    missing: Callable[[DictConfig], str | None] = lambda config: None,
+) -> tuple[dict[str, list[list[Job]]], dict[str, str]]:
+    """The jobs of both arms of each claim, pair by pair, and why other claims have none.
 
     Args:
         claims: to be tried.
         extra: words for every job.
+        missing: data and weights that a configuration lacks on this machine, None if nothing.
     """
-    found: dict[str, list[list[Job]]] = {}
+    jobs: dict[str, list[list[Job]]] = {}
+    lacking: dict[str, str] = {}
     with composing() as composed:
         for claim in claims:
             arms = []
@@ -155,10 +164,13 @@ def claim_jobs(claims: Sequence[Claim], extra: Sequence[str] = ()) -> dict[str, 
                 config = composed(words)
                 if not has(config, claim.second_seed):
                     raise ValueError(f"claim {claim.name}: no {claim.second_seed} to vary")
+                if gone := missing(config):
+                    lacking[claim.name] = gone
                 seeds = [{"seed": k, claim.second_seed: k} for k in range(claim.pairs)]
                 arms.append(repeated(config, words, seeds))
-            found[claim.name] = arms
-    return found
+            if claim.name not in lacking:
+                jobs[claim.name] = arms
+    return jobs, lacking
 
 
 def tried(claim: Claim, arms: Sequence[Sequence[Job]], runs: Path) -> Trial | None:

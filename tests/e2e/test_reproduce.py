@@ -72,7 +72,7 @@ def test_a_claim_has_two_arms_on_the_same_seeds(shell):
 
 def test_arms_differ_in_what_the_claim_says_alone():
     (claim,) = choose_claims(load_claims(), ["prism_avg"])
-    first, second = claim_jobs([claim])["prism_avg"]
+    first, second = claim_jobs([claim])[0]["prism_avg"]
     assert len({job.key for job in [*first, *second]}) == 2 * claim.pairs
     for one, other in zip(first, second, strict=True):
         apart = set(one.overrides) ^ set(other.overrides)

@@ -182,6 +182,7 @@ def test_a_sum_has_losses_of_samples_where_all_its_terms_do():
     loss = EmbeddingSum(proxies, {"negatives": 0.5})
     losses = loss.per_sample(embeddings, labels)
     torch.testing.assert_close(losses.mean(), loss(embeddings, labels).detach())
+    assert torch.equal(loss.last_losses, losses)
     assert (
         EmbeddingSum({**proxies, "pairs": ContrastiveLoss()}).per_sample(embeddings, labels) is None
     )

@@ -7,7 +7,13 @@ import yaml
 from support import paths
 
 from noisyml.reports.statistics import bootstrap_interval, mean_interval, paired_difference
-from noisyml.reproduce.claims import CLAIMS_FILE, Trial, load_claims
+from noisyml.reproduce.claims import (
+    CLAIMS_FILE,
+    Trial,
+    choose_claims,
+    claim_jobs,
+    load_claims,
+)
 from noisyml.reproduce.verdicts import (
     markdown,
     short_markdown,
@@ -72,6 +78,16 @@ def test_the_bootstrap_is_scipys():
     found = bootstrap_interval(values)
     assert (found.low, found.high) == tuple(expected.confidence_interval)
     assert bootstrap_interval([2.0, 2.0, 2.0]).low == 2.0
+
+
+def test_claims_whose_data_are_missing_have_no_jobs():
+    claims = choose_claims(load_claims(), ["bare_pair", "bare_pair_fashion"])
+    jobs, lacking = claim_jobs(
+        claims, missing=lambda config: "clothes" if "Fashion" in str(config.dataset) else None
+    )
+    assert list(jobs) == ["bare_pair"]
+    assert [len(arm) for arm in jobs["bare_pair"]] == [claims[0].pairs] * 2
+    assert lacking == {"bare_pair_fashion": "clothes"}
 
 
 def test_kept_results_agree_with_themselves():

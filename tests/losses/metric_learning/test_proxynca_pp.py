@@ -400,3 +400,16 @@ def test_the_loss_is_the_mean_of_those_of_the_samples(denominator, block_bytes):
     losses = loss.per_sample(rows.requires_grad_(), labels)
     assert not losses.requires_grad
     torch.testing.assert_close(losses[keep].mean(), loss(rows, labels, keep=keep).detach())
+
+
+@pytest.mark.parametrize("block_bytes", [2**28, 1])
+def test_losses_of_samples_come_with_the_loss(block_bytes):
+    loss = ProxyNCAPPLoss(num_classes=5, embedding_size=3, block_bytes=block_bytes)
+    rows, labels, _, keep = batch(12, 5, 3, seed=1, dtype=torch.float32)
+    assert loss.last_losses is None
+    mean = loss(rows.requires_grad_(), labels)
+    assert not loss.last_losses.requires_grad
+    assert torch.equal(loss.last_losses, loss.per_sample(rows, labels))
+    assert torch.equal(loss.last_losses.sum() / 12, mean.detach())
+    loss(rows, labels, keep=keep)
+    assert loss.last_losses is None
