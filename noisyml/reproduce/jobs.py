@@ -68,7 +68,7 @@ class Job:
 
 @contextlib.contextmanager
 def composing() -> Iterator[Composer]:
-    """What composes configurations while the context is open."""
+    """Context in which configurations are composed."""
     from hydra import initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
