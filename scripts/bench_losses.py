@@ -335,8 +335,8 @@ def iaa(device: torch.device) -> Row:
     loss = MultiSimilarityLoss()
 
     def ours() -> Tensor:
-        drawn = statistics.synthesise(a, labels, copies=copies, strength=0.8, noise=noise)
-        return augmented_loss(loss, a, labels, drawn)
+        shifts = statistics.shifts(a, labels, copies=copies, strength=0.8, noise=noise)
+        return augmented_loss(loss, a, labels, shifts)
 
     return Row(
         ours,

@@ -202,7 +202,7 @@ class ClassCovariance(Checked, PinnedBuffers):
         >>> count, mean = torch.tensor([5, 5]), torch.tensor([[0.0], [1.0]])
         >>> statistics.update(count, mean, torch.tensor([[0.04], [0.09]]))
         >>> rows, labels = torch.zeros(2, 1), torch.tensor([0, 1])
-        >>> statistics.synthesise(rows, labels, copies=3, strength=0.8).shape
+        >>> statistics.shifts(rows, labels, copies=3, strength=0.8).shape
         torch.Size([3, 2, 1])
     """
 
@@ -358,7 +358,7 @@ class ClassCovariance(Checked, PinnedBuffers):
         others = torch.lerp(self.neighbor_covariance[labels], self.global_covariance, self.gamma)
         return (1 - alpha) * own + alpha * others
 
-    def synthesise(
+    def shifts(
         self,
         raw: Tensor,
         labels: Tensor,
@@ -368,10 +368,10 @@ class ClassCovariance(Checked, PinnedBuffers):
         generator: torch.Generator | None = None,
         noise: Tensor | None = None,
     ) -> Tensor:
-        """Copies of embeddings with noise of the covariance of their class added.
+        """Noise of the covariance of their class, which makes copies of embeddings.
 
         Args:
-            raw: [B, A] float, before normalisation; the gradient of a copy flows into its source.
+            raw: [B, A] float, before normalisation; its shape, type and place count.
             labels: [B] int64.
             copies: M.
             strength: lambda, multiplies the covariance; not negative.
@@ -379,7 +379,7 @@ class ClassCovariance(Checked, PinnedBuffers):
             noise: [M, B, A] standard normal draws in place of `generator`.
 
         Returns:
-            [M, B, A], float32 at least.
+            [M, B, A], float32 at least, without gradient; a copy is the embedding plus its shift.
 
         Raises:
             ValueError: no update came before, or shapes that do not fit.
@@ -388,19 +388,18 @@ class ClassCovariance(Checked, PinnedBuffers):
             # Asked once: a loaded checkpoint may bring the statistics.
             self._measured = bool(self.count.any())
             if not self._measured:
-                raise ValueError("synthesise needs the statistics of an update")
-        raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
+                raise ValueError("shifts need the statistics of an update")
+        dtype = torch.promote_types(raw.dtype, torch.float32)
         if noise is None:
             device = raw.device if generator is None else generator.device
             noise = torch.randn(
-                (copies, *raw.shape), generator=generator, dtype=raw.dtype, device=device
+                (copies, *raw.shape), generator=generator, dtype=dtype, device=device
             )
         if noise.shape != (copies, *raw.shape):
             raise ValueError(f"noise {tuple(noise.shape)} for {copies} copies of {len(raw)} rows")
-        noise = noise.to(raw)
+        noise = noise.to(raw.device, dtype)
         with torch.no_grad(), torch.autocast(raw.device.type, enabled=False):
-            shift = self._coloured(noise, labels).mul_(strength**0.5)
-        return raw + shift
+            return self._coloured(noise, labels).mul_(strength**0.5)
 
     def _coloured(self, noise: Tensor, labels: Tensor) -> Tensor:
         """Noise [M, B, A] with the covariance of each sample's class."""

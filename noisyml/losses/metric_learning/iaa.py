@@ -11,12 +11,12 @@ they are normalised. How the parts work together in a training loop::
         ...                          # one pass over the training set: count, mean, variance
         statistics.update(count, mean, variance)
     for raw, labels in batches:      # the global batch
-        copies = None
+        shifts = None
         if schedule.synthesises_at(epoch):
-            copies = statistics.synthesise(
+            shifts = statistics.shifts(
                 raw, labels, copies=3, strength=schedule.strength_at(epoch), generator=generator
             )
-        loss = augmented_loss(pair_loss, raw, labels, copies)
+        loss = augmented_loss(pair_loss, raw, labels, shifts)
 
 Under DDP every rank gives `update` the moments of all ranks and draws the noise of the gathered
 batch from a generator seeded alike, so that all hold the same state and the same copies.
@@ -25,14 +25,16 @@ batch from a generator seeded alike, so that all hold the same state and the sam
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from noisyml.checks import Count, NonNegative, WholeNonNegative, check_fields
 from noisyml.losses.base import EmbeddingLoss
-from noisyml.losses.metric_learning.pairs import PairLoss, Samples, cosine_pairs, unit_rows
+from noisyml.losses.metric_learning.pairs import SMALLEST_NORM, PairLoss, Pairs, unit_rows
+from noisyml.losses.second_order import recorded_gradient
 
 if TYPE_CHECKING:
     from noisyml.similarity.memory_bank import MemoryBank
@@ -99,12 +101,12 @@ def augmented_loss(
     loss: EmbeddingLoss,
     raw: Tensor,
     labels: Tensor,
-    copies: Tensor | None,
+    shifts: Tensor | None,
     *,
     memory: MemoryBank | None = None,
     keep: Tensor | None = None,
 ) -> Tensor:
-    """The loss on normalised embeddings and their copies.
+    """The loss on normalised embeddings and their copies, which are the embeddings plus shifts.
 
     Pair losses take the originals as anchors and originals and copies as columns; the copies of a
     sample are neither its positives nor its negatives. To any other loss the copies are further
@@ -114,7 +116,7 @@ def augmented_loss(
         loss: a `PairLoss` or another loss on embeddings.
         raw: [B, A] float, before normalisation, with gradient.
         labels: [B] int64.
-        copies: [M, B, A] from `ClassCovariance.synthesise`, or None for the plain loss.
+        shifts: [M, B, A] from `ClassCovariance.shifts`, constant, or None for the plain loss.
         memory: handed on to losses other than pair losses.
         keep: [B] bool; samples not kept and their copies take no part. None keeps all.
 
@@ -124,24 +126,70 @@ def augmented_loss(
     Example:
         >>> from noisyml.losses.metric_learning.pair_losses import TwoMarginContrastiveLoss
         >>> raw, labels = torch.tensor([[2.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 1])
-        >>> copies = torch.tensor([[[1.0, 1.0], [0.0, 1.0]]])
-        >>> augmented_loss(TwoMarginContrastiveLoss(), raw, labels, copies).round(decimals=4)
+        >>> shifts = torch.tensor([[[-1.0, 1.0], [0.0, -2.0]]])
+        >>> augmented_loss(TwoMarginContrastiveLoss(), raw, labels, shifts).round(decimals=4)
         tensor(0.1036)
     """
     raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
-    repeats = 1 if copies is None else 1 + len(copies)
-    columns = raw if copies is None else torch.cat([raw, copies.flatten(0, 1)])
-    columns = unit_rows(columns)
-    originals = columns[: len(raw)]
-    column_labels = labels.repeat(repeats)
-    column_keep = None if keep is None else keep.repeat(repeats)
+    shifts = raw.new_empty(0, *raw.shape) if shifts is None else shifts.to(raw)
+    repeats = 1 + len(shifts)
     if not isinstance(loss, PairLoss):
-        value: Tensor = loss(columns, column_labels, memory=memory, keep=column_keep)
+        columns = unit_rows(torch.cat([raw, (raw + shifts).flatten(0, 1)]))
+        column_keep = None if keep is None else keep.repeat(repeats)
+        value: Tensor = loss(columns, labels.repeat(repeats), memory=memory, keep=column_keep)
         return value
-    number = torch.arange(len(labels), device=labels.device)
-    anchors = Samples(originals, labels, number)
-    everyone = Samples(columns, column_labels, number.repeat(repeats))
-    if keep is not None and column_keep is not None:
-        anchors = anchors.rows(keep.nonzero().squeeze(1))
-        everyone = everyone.rows(column_keep.nonzero().squeeze(1))
-    return loss.of(cosine_pairs(anchors, everyone))
+    if keep is not None:
+        kept = keep.nonzero().squeeze(1)
+        raw, labels, shifts = raw[kept], labels[kept], shifts[:, kept]
+    with torch.autocast(raw.device.type, enabled=False):
+        similarity: Tensor = _CosinesWithCopies.apply(raw, shifts)
+    same = labels[:, None] == labels
+    others = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    positive, negative = (mask.repeat(1, repeats) for mask in (others, ~same))
+    return loss.of(Pairs(similarity, positive, negative, len(labels)))
+
+
+class _CosinesWithCopies(torch.autograd.Function):
+    """Cosines [B, (1 + M) B] of rows with themselves and with their shifted copies.
+
+    The copies' gradients end in the rows that they are copies of, so they are summed before they
+    are multiplied: a third of the products, and no gradient [M, B, A].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, raw: Tensor, shifts: Tensor) -> Tensor:
+        columns = raw.new_empty(1 + len(shifts), *raw.shape)
+        columns[0] = raw
+        torch.add(raw, shifts, out=columns[1:])
+        columns = columns.flatten(0, 1)
+        norms = columns.norm(dim=1).clamp_(min=SMALLEST_NORM)
+        cosines = raw @ columns.T
+        cosines.div_(norms).div_(norms[: len(raw), None])
+        ctx.save_for_backward(raw, shifts, columns, norms, cosines)
+        return cosines
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:
+        raw, shifts, columns, norms, cosines = ctx.saved_tensors
+        if torch.is_grad_enabled():
+
+            def plain(rows: Tensor) -> Tensor:
+                both = torch.cat([rows, (rows + shifts).flatten(0, 1)])
+                unit = functional.normalize(both, dim=1, eps=SMALLEST_NORM)
+                return (unit[: len(rows)] @ unit.T * grads[0]).sum()
+
+            return recorded_gradient(plain, [raw], raw.new_ones(()))[0], None
+        b = len(raw)
+        # What a row's own direction gains is taken out, a norm below the least being a constant.
+        along = grads[0] * cosines
+        out = along.sum(dim=0)
+        out[:b] += along.sum(dim=1)
+        out.div_(norms.square()).masked_fill_(norms <= SMALLEST_NORM, 0.0)
+        slope = grads[0] / norms
+        slope /= norms[:b, None]
+        # [B, 1 + M, B], of anchors, sets of columns and places in them.
+        by_set = slope.view(b, -1, b)
+        gathered = by_set.sum(dim=1).T
+        by_set.diagonal(dim1=0, dim2=2).sub_(out.view(-1, b))
+        with torch.autocast(raw.device.type, enabled=False):
+            return torch.addmm(slope @ columns, gathered, raw), None

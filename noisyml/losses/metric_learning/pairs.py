@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from noisyml.similarity.memory_bank import MemoryBank
 
 #: Norms below this count as this much.
-_SMALLEST_NORM = 1e-12
+SMALLEST_NORM = 1e-12
 #: A setting that is compared with cosines.
 Cosine = Annotated[float, Interval(ge=-1, le=1)]
 
@@ -131,7 +131,7 @@ class _UnitRows(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
-        norms = rows.norm(dim=1, keepdim=True).clamp_(min=_SMALLEST_NORM)
+        norms = rows.norm(dim=1, keepdim=True).clamp_(min=SMALLEST_NORM)
         unit = rows / norms
         ctx.save_for_backward(rows, unit, norms)
         return unit
@@ -142,11 +142,26 @@ class _UnitRows(torch.autograd.Function):
         if torch.is_grad_enabled():
 
             def plain(x: Tensor) -> Tensor:
-                return (functional.normalize(x, dim=1, eps=_SMALLEST_NORM) * grads[0]).sum()
+                return (functional.normalize(x, dim=1, eps=SMALLEST_NORM) * grads[0]).sum()
 
             return recorded_gradient(plain, [rows], rows.new_ones(()))[0]
-        along = torch.linalg.vecdot(grads[0], unit)[:, None].masked_fill(norms <= _SMALLEST_NORM, 0)
+        along = torch.linalg.vecdot(grads[0], unit)[:, None].masked_fill(norms <= SMALLEST_NORM, 0)
         return torch.addcmul(grads[0], along, unit, value=-1).div_(norms)
+
+
+class _Gram(torch.autograd.Function):
+    """Inner products of rows with each other; one product back, where autograd takes two."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        return rows @ rows.T
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (rows,) = ctx.saved_tensors
+        with torch.autocast(rows.device.type, enabled=False):
+            return (grads[0] + grads[0].T) @ rows
 
 
 def cosine_pairs(anchors: Samples, columns: Samples | None = None) -> Pairs:
@@ -174,7 +189,12 @@ def cosine_pairs(anchors: Samples, columns: Samples | None = None) -> Pairs:
             )
     with torch.autocast(anchors.embeddings.device.type, enabled=False):
         dtype = torch.promote_types(anchors.embeddings.dtype, torch.float32)
-        similarity = anchors.embeddings.to(dtype) @ columns.embeddings.to(dtype).T
+        rows = anchors.embeddings.to(dtype)
+        similarity: Tensor
+        if columns.embeddings is anchors.embeddings:
+            similarity = _Gram.apply(rows)
+        else:
+            similarity = rows @ columns.embeddings.to(dtype).T
     positive = same = anchors.labels[:, None] == columns.labels
     if anchors.instance is not None and columns.instance is not None:
         positive = same & (anchors.instance[:, None] != columns.instance)

@@ -148,15 +148,16 @@ class IAA(MetricLearning):
             self.loss,
             raw,
             labels,
-            self.synthesise(raw, labels),
+            self.shifts(raw, labels),
             memory=self.memory,
             keep=selection.mask,
         )
         self.remember(unit, labels, index, selection)
         return self.outcome(loss, selection, index)
 
-    def synthesise(self, raw: Tensor, labels: Tensor) -> Tensor | None:
-        """Copies [M, B, A] of the global batch, the same on every rank; None before they begin."""
+    def shifts(self, raw: Tensor, labels: Tensor) -> Tensor | None:
+        """What copies of the global batch differ by [M, B, A], the same on every rank; None before
+        they begin."""
         epoch = self.current_epoch + 1
         schedule = self.schedule
         if not schedule.synthesises_at(epoch):
@@ -164,7 +165,7 @@ class IAA(MetricLearning):
         seed: int = self.trainer.datamodule.seed  # type: ignore[attr-defined]
         entropy = np.random.SeedSequence([seed, self.global_step, 0x1AA])
         generator = torch.Generator(raw.device).manual_seed(int(entropy.generate_state(1)[0]))
-        return self.statistics.synthesise(
+        return self.statistics.shifts(
             raw,
             labels,
             copies=self.copies,

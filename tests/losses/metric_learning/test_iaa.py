@@ -25,7 +25,7 @@ from noisyml.losses.metric_learning.pair_losses import (
     MultiSimilarityLoss,
     TwoMarginContrastiveLoss,
 )
-from noisyml.losses.metric_learning.pairs import Samples, cosine_pairs
+from noisyml.losses.metric_learning.pairs import PairLoss, Pairs, Samples, cosine_pairs
 from noisyml.metrics.retrieval import retrieval_metrics
 
 GOLDEN = paths.GOLDEN / "iaa"
@@ -248,12 +248,11 @@ def test_statistics_survive_a_checkpoint():
         first.update(count, mean, spread)
         second = ClassCovariance(12, 4, covariance=covariance)
         with pytest.raises(ValueError, match="update"):
-            second.synthesise(rows, labels, copies=1, strength=1.0)
+            second.shifts(rows, labels, copies=1, strength=1.0)
         second.load_state_dict(first.state_dict())
         noise = torch.ones(2, *rows.shape)
         copies = [
-            one.synthesise(rows, labels, copies=2, strength=0.5, noise=noise)
-            for one in (first, second)
+            one.shifts(rows, labels, copies=2, strength=0.5, noise=noise) for one in (first, second)
         ]
         assert torch.equal(*copies)
         assert first.half().mean.dtype == torch.float64
@@ -269,7 +268,7 @@ def test_statistics_survive_a_checkpoint():
 def test_synthesis(copies, square_root, field):
     case = load("synthesis.npz")
     statistics = with_covariance(case["covariance"], square_root=square_root)
-    made = statistics.synthesise(
+    made = case["feats"] + statistics.shifts(
         case["feats"],
         case["labels"],
         copies=copies,
@@ -301,11 +300,10 @@ def test_copies_have_the_covariance_they_should(covariance):
         "global": diagonal.mean(0).diag().expand(2, -1, -1),
         "identity": torch.eye(2).double().expand(2, -1, -1),
     }[covariance]
-    made = statistics.synthesise(
+    shift = statistics.shifts(
         mean, torch.arange(2), copies=40_000, strength=0.25, generator=generator
     )
-    shift = made - mean
-    measured = torch.einsum("mbi,mbj->bij", shift, shift) / len(made)
+    measured = torch.einsum("mbi,mbj->bij", shift, shift) / len(shift)
     torch.testing.assert_close(
         measured, 0.25 * expected, rtol=0.06, atol=0.02 * float(expected.max())
     )
@@ -323,12 +321,12 @@ def test_full_covariance_of_few_samples():
             6, 5, covariance="full", neighbor_correction="on", memory_budget_bytes=budget
         )
         statistics.update(*full_class_moments(rows, labels, 6, memory_budget_bytes=budget))
-        made.append(statistics.synthesise(rows, labels, copies=2, strength=1.0, noise=noise))
+        made.append(statistics.shifts(rows, labels, copies=2, strength=1.0, noise=noise))
     close(made[0], made[1])
     used = statistics.covariance_of(labels)
     root = statistics.root[labels]
     close(root @ root, used)
-    close(made[1] - rows, torch.einsum("bij,mbj->mbi", root, noise))
+    close(made[1], torch.einsum("bij,mbj->mbi", root, noise))
     alone = ClassCovariance(6, 5, covariance="full", neighbor_correction="off")
     alone.update(*found)
     close(alone.covariance_of(labels), found[2][labels])
@@ -343,7 +341,7 @@ def test_noise_comes_from_its_generator():
     rows = case["feats"].float().requires_grad_()
 
     def make(seed):
-        return statistics.synthesise(
+        return statistics.shifts(
             rows,
             case["labels"],
             copies=2,
@@ -354,11 +352,10 @@ def test_noise_comes_from_its_generator():
     first = make(0)
     assert torch.equal(first, make(0))
     assert not torch.equal(first, make(1))
-    assert not torch.equal(first[0] - rows, first[1] - rows)
+    assert not torch.equal(first[0], first[1])
     assert first.dtype == torch.float32
-    assert torch.equal(first[:, case["labels"] == 1], rows[case["labels"] == 1].expand(2, -1, -1))
-    first.sum().backward()
-    assert (rows.grad == 2).all()
+    assert not first.requires_grad
+    assert not first[:, case["labels"] == 1].any()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert make(0).dtype == torch.float32
 
@@ -367,18 +364,18 @@ def test_noise_comes_from_its_generator():
 
 
 def augmented(case, copies, square_root, prefix=""):
-    """Raw leaf rows and their copies, made from the stored noise."""
+    """Raw leaf rows and the shifts of their copies, made from the stored noise."""
     covariance = case[f"{prefix}covariance"]
     statistics = with_covariance(covariance, square_root=square_root)
     raw = case[f"{prefix}feats"].clone().requires_grad_()
-    made = statistics.synthesise(
+    shifts = statistics.shifts(
         raw,
         case[f"{prefix}labels"],
         copies=copies,
         strength=case[f"{prefix}lamda"].item(),
         noise=case[f"{prefix}noise"][:copies],
     )
-    return raw, made
+    return raw, shifts
 
 
 LOSSES = {
@@ -396,11 +393,13 @@ def test_losses_with_copies(name, field, square_root, copies):
     case = load(name)
     if copies == 0:
         field = "released"
-    raw, made = augmented(case, copies, square_root)
-    everything = torch.nn.functional.normalize(torch.cat([raw, made.flatten(0, 1)]), dim=1)
+    raw, shifts = augmented(case, copies, square_root)
+    everything = torch.nn.functional.normalize(
+        torch.cat([raw, (raw + shifts).flatten(0, 1)]), dim=1
+    )
     close(everything, case[f"{field}_all_embeddings_M{copies}"])
     assert torch.equal(case["labels"].repeat(copies + 1), case[f"all_labels_M{copies}"])
-    value = augmented_loss(LOSSES[name], raw, case["labels"], made if copies else None)
+    value = augmented_loss(LOSSES[name], raw, case["labels"], shifts if copies else None)
     value.backward()
     close(value, case[f"{field}_loss_M{copies}"])
     close(raw.grad, case[f"{field}_grad_M{copies}"])
@@ -423,14 +422,14 @@ def test_anchors_that_multi_similarity_uses(copies):
 @pytest.mark.parametrize(("margin", "field"), [(0.2, "margin_02"), (0.5, "margin_05")])
 def test_triplets_with_copies(margin, field):
     case = load("triplet_derived.npz")
-    raw, made = augmented(case, len(case["noise"]), "constant")
-    value = augmented_loss(HardestNegativeTripletLoss(margin), raw, case["labels"], made)
+    raw, shifts = augmented(case, len(case["noise"]), "constant")
+    value = augmented_loss(HardestNegativeTripletLoss(margin), raw, case["labels"], shifts)
     value.backward()
     close(value, case[f"derived_loss_{field}"])
     close(raw.grad, case[f"derived_grad_{field}"])
     # A margin above all distances makes every triplet active: the loss grows by their number.
     far, farther = (
-        augmented_loss(HardestNegativeTripletLoss(m), raw, case["labels"], made) for m in (5, 6)
+        augmented_loss(HardestNegativeTripletLoss(m), raw, case["labels"], shifts) for m in (5, 6)
     )
     triplets = (farther - far) * len(case["labels"])
     assert triplets.item() == pytest.approx(case["derived_num_triplets"].item())
@@ -452,8 +451,8 @@ def test_edges_of_multi_similarity(prefix):
 def test_own_copies_are_no_positives(kind, loss):
     case = load("edge_cases.npz")
     case |= {f"nopos_aug_{key}": case[f"nopos_{key}"] for key in ("feats", "labels")}
-    raw, made = augmented(case, 1, "constant", "nopos_aug_")
-    value = augmented_loss(loss, raw, case["nopos_labels"], made)
+    raw, shifts = augmented(case, 1, "constant", "nopos_aug_")
+    value = augmented_loss(loss, raw, case["nopos_labels"], shifts)
     value.backward()
     close(value, case[f"nopos_aug_{kind}_loss"])
     close(raw.grad, case[f"nopos_aug_{kind}_grad"])
@@ -477,8 +476,8 @@ def test_dropped_samples_take_their_copies_along(loss):
         (whole, case["labels"], case["noise"], keep),
         (alone, case["labels"][keep], case["noise"][:, keep], None),
     ):
-        made = statistics.synthesise(raw, labels, copies=3, strength=0.8, noise=noise)
-        values.append(augmented_loss(loss, raw, labels, made, keep=kept))
+        shifts = statistics.shifts(raw, labels, copies=3, strength=0.8, noise=noise)
+        values.append(augmented_loss(loss, raw, labels, shifts, keep=kept))
         values[-1].backward()
     assert torch.equal(*values)
     close(whole.grad[keep], alone.grad)
@@ -487,13 +486,50 @@ def test_dropped_samples_take_their_copies_along(loss):
 
 def test_other_losses_take_copies_as_samples():
     case = load("ms_loss.npz")
-    raw, made = augmented(case, 2, "constant")
+    raw, shifts = augmented(case, 2, "constant")
     keep = torch.arange(len(raw)) > 2
-    value = augmented_loss(ContrastiveLoss(), raw, case["labels"], made, keep=keep)
-    everything = torch.nn.functional.normalize(torch.cat([raw, made[0], made[1]]), dim=1)
+    value = augmented_loss(ContrastiveLoss(), raw, case["labels"], shifts, keep=keep)
+    everything = torch.cat([raw, (raw + shifts).flatten(0, 1)])
+    everything = torch.nn.functional.normalize(everything, dim=1)
     plain = ContrastiveLoss()(everything, case["labels"].repeat(3), keep=keep.repeat(3))
     assert torch.equal(value, plain)
     assert value > 0
+
+
+@pytest.mark.parametrize("copies", [0, 2])
+def test_gradients_of_the_cosines_are_those_of_autograd(copies):
+    raw = torch.randn(5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    raw[3] = 0  # has no direction
+    labels = torch.tensor([0, 0, 1, 1, 0])
+    shifts = torch.randn(
+        copies, 5, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
+    cosines = []
+
+    def cost(pairs):
+        cosines.append(pairs.similarity)
+        weights = torch.arange(pairs.similarity.numel()).view_as(pairs.similarity)
+        return (pairs.similarity * (0.1 + weights.cos())).square().sum()
+
+    def ours(rows):
+        return augmented_loss(PairLoss(cost), rows, labels, shifts)
+
+    def plain(rows):
+        unit = torch.nn.functional.normalize(
+            torch.cat([rows, (rows + shifts).flatten(0, 1)]), dim=1
+        )
+        return cost(Pairs(unit[:5] @ unit.T, None, None, 5))
+
+    found, graphs = [], []
+    for function in (ours, plain):
+        rows = raw.clone().requires_grad_()
+        found.append(torch.autograd.grad(function(rows), rows)[0])
+        (slope,) = torch.autograd.grad(function(rows), rows, create_graph=True)
+        graphs.append(torch.autograd.grad(slope[:3].square().sum(), rows)[0])
+    close(cosines[0], cosines[2])
+    close(*found)
+    # Autograd's norm has no second derivative at 0.
+    close(*(graph[labels.new_tensor([0, 1, 2, 4])] for graph in graphs))
 
 
 # -- the schedule ----------------------------------------------------------------------------------
@@ -608,4 +644,4 @@ def test_mistakes_of_an_update():
         statistics.update(count, rows[:2], rows)
     statistics.update(count + 1, rows, rows)
     with pytest.raises(ValueError, match="noise"):
-        statistics.synthesise(rows, count, copies=2, strength=1.0, noise=rows[None])
+        statistics.shifts(rows, count, copies=2, strength=1.0, noise=rows[None])
