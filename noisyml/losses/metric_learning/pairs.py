@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from noisyml.checks import Interval
 from noisyml.losses.base import EmbeddingLoss
+from noisyml.losses.gram import gram
 from noisyml.losses.second_order import recorded_gradient
 
 if TYPE_CHECKING:
@@ -149,21 +150,6 @@ class _UnitRows(torch.autograd.Function):
         return torch.addcmul(grads[0], along, unit, value=-1).div_(norms)
 
 
-class _Gram(torch.autograd.Function):
-    """Inner products of rows with each other; one product back, where autograd takes two."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        ctx.save_for_backward(rows)
-        return rows @ rows.T
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (rows,) = ctx.saved_tensors
-        with torch.autocast(rows.device.type, enabled=False):
-            return (grads[0] + grads[0].T) @ rows
-
-
 def cosine_pairs(anchors: Samples, columns: Samples | None = None) -> Pairs:
     """All pairs of anchors and columns, computed in float32 at least whatever the autocast.
 
@@ -190,11 +176,8 @@ def cosine_pairs(anchors: Samples, columns: Samples | None = None) -> Pairs:
     with torch.autocast(anchors.embeddings.device.type, enabled=False):
         dtype = torch.promote_types(anchors.embeddings.dtype, torch.float32)
         rows = anchors.embeddings.to(dtype)
-        similarity: Tensor
-        if columns.embeddings is anchors.embeddings:
-            similarity = _Gram.apply(rows)
-        else:
-            similarity = rows @ columns.embeddings.to(dtype).T
+        itself = columns.embeddings is anchors.embeddings
+        similarity = gram(rows) if itself else rows @ columns.embeddings.to(dtype).T
     positive = same = anchors.labels[:, None] == columns.labels
     if anchors.instance is not None and columns.instance is not None:
         positive = same & (anchors.instance[:, None] != columns.instance)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from noisyml.checks import Count, NonNegative, Positive, checked
+from noisyml.losses.gram import gram
 
 #: Weights of the off-diagonal entries and of the whole, as released.
 LAMBD, SCALE = 3.9e-3, 1 / 32
@@ -68,7 +69,7 @@ def redundancy_reduction(
         loss = (diagonal - 1).square().sum()
         if lambd:
             if form == "gram" or (form == "auto" and rows < columns):
-                products = (first @ first.T).flatten() @ (second @ second.T).flatten()
+                products = gram(first).flatten() @ gram(second).flatten()
                 entries = products / divisor**2
             else:
                 correlation = (first.T @ second / divisor).flatten()
