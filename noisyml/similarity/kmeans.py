@@ -1,8 +1,9 @@
 """Seeded k-means: Euclidean or spherical, semi-supervised if asked, on one process or on shards.
 
 Lloyd's iteration with k-means++ seeding (Arthur and Vassilvitskii, SODA 2007). Distances are
-computed block by block, never N x K; class sums, the inertia and the movement of the centroids are
-float64. With `sharded` every rank holds a part of the rows and gets what one process would find.
+computed block by block, never N x K, and with many clusters only where bounds and 8-bit products do
+not rule a centroid out (`noisyml.similarity.exact.nearest`); class sums, the inertia and the
+movement of the centroids are float64. With `sharded` every rank holds a part of the rows and gets what one process would find.
 Rows with a known class can be pinned to the cluster of that class (semi-supervised k-means of Vaze
 et al., "Generalized Category Discovery", CVPR 2022, and PromptCAL, CVPR 2023).
 """
@@ -22,7 +23,9 @@ from noisyml.checks import Count, NonNegative, Seed, checked
 from noisyml.distributed import all_reduce_sum, gather, rank
 from noisyml.errors import UserError
 from noisyml.similarity.approximate import has_faiss, require_faiss
+from noisyml.similarity.exact.nearest import NearestCentroids, supported
 from noisyml.similarity.exact.plan import device_of
+from noisyml.similarity.exact.sources import RowSource
 
 Array = Tensor | NDArray[np.floating]
 
@@ -30,10 +33,15 @@ Array = Tensor | NDArray[np.floating]
 _GROUP = 64
 #: From so many clusters on products are faster than the search of faiss.
 _MANY_CLUSTERS = 32
+#: From so many on bounds and integers are faster than products.
+_BOUNDED = 64
 #: Rows of a block: large enough for a full-speed product, small enough to stay in the cache.
 _BLOCK_ROWS = {"cpu": 1024, "cuda": 2**16}
-#: Rows read at once where no product with all centroids is formed.
-_READ_ROWS = 2**14
+#: Numbers read at once where no product with all centroids is formed: as float64 they stay in the
+#: cache, and the memory of one block serves the next.
+_READ_NUMBERS = 2**18
+#: Rows that faiss gets at once: it cuts its tiles itself.
+_FAISS_ROWS = 2**14
 
 
 @dataclass(frozen=True)
@@ -80,10 +88,11 @@ class _Rows:
         self.device = device_of(x, device)
         double = x.dtype in (torch.float64, np.float64)
         self.dtype = torch.float64 if double else torch.float32
+        self.read_rows = max(1, _READ_NUMBERS // max(1, x.shape[1]))
         self.scale: Tensor | None = None
         norms = torch.empty(len(x), dtype=torch.float64, device=self.device)
         sums = torch.zeros(x.shape[1], dtype=torch.float64, device=self.device)
-        for start, stop in self.spans(_READ_ROWS):
+        for start, stop in self.spans(self.read_rows):
             block = self.raw(start, stop).to(torch.float64)
             norms[start:stop] = block.square().sum(1)
             sums += block.sum(0)
@@ -98,7 +107,7 @@ class _Rows:
         else:
             self.mean = self.sum(sums) / max(self.total, 1)
             self.squares = norms
-            for start, stop in self.spans(_READ_ROWS):
+            for start, stop in self.spans(self.read_rows):
                 block = self.raw(start, stop).to(torch.float64) - self.mean
                 self.squares[start:stop] = block.square_().sum(1)
 
@@ -124,6 +133,14 @@ class _Rows:
             return block.detach().to(self.device, self.dtype)
         # A copy also where the dtype fits: a memory map may be read-only.
         return torch.from_numpy(np.array(block)).to(self.device, self.dtype)
+
+    def in_place(self) -> Tensor | None:
+        """All rows where they lie, if that is memory or a mapped file with float32 rows."""
+        x = self._x
+        if isinstance(x, np.ndarray) and x.dtype == np.float32 and x.flags.c_contiguous:
+            x = RowSource(x, "given", self.device).block(0, len(x))
+        fits = isinstance(x, Tensor) and self.device.type == "cpu" and supported(x)
+        return x.detach() if fits else None
 
     def scaled(self, start: int, stop: int) -> Tensor:
         """Rows, of unit norm for cosine; not centred."""
@@ -204,7 +221,7 @@ def _approach(rows: _Rows, centroid: Tensor, nearest: Tensor) -> None:
     """Lower the squared distances `nearest` [n] to what a new centroid offers."""
     direction = centroid.to(rows.dtype)
     offset = float(centroid @ centroid + 2 * (rows.mean @ centroid))
-    for start, stop in rows.spans(_READ_ROWS):
+    for start, stop in rows.spans(rows.read_rows):
         product = torch.mv(rows.raw(start, stop), direction).to(torch.float64)
         if rows.scale is not None:
             product *= rows.scale[start:stop]
@@ -276,7 +293,7 @@ def _class_means(rows: _Rows, pinned: Tensor) -> Tensor:
         return rows.mean.new_zeros(0, len(rows.mean))
     counts = torch.zeros(n_classes, dtype=torch.float64, device=rows.device)
     sums = torch.zeros(n_classes, len(rows.mean), dtype=torch.float64, device=rows.device)
-    for start, stop in rows.spans(_READ_ROWS):
+    for start, stop in rows.spans(rows.read_rows):
         known = (pinned[start:stop] >= 0).nonzero().flatten()
         classes = pinned[start:stop][known]
         counts += torch.bincount(classes, minlength=n_classes)
@@ -295,7 +312,7 @@ def _class_means(rows: _Rows, pinned: Tensor) -> Tensor:
 class _Assigner:
     """Finds the nearest centroid of every row, and keeps the sums of the clusters.
 
-    Only rows that change their cluster touch the sums: late iterations cost the product alone.
+    Only rows that change their cluster touch the sums.
     """
 
     def __init__(
@@ -315,22 +332,40 @@ class _Assigner:
         # faiss cuts its tiles itself; ours must leave room for the distances to all centroids.
         most = _BLOCK_ROWS.get(rows.device.type, _BLOCK_ROWS["cuda"])
         ours = max(1, min(most, memory_budget_bytes // row_bytes, len(rows)))
-        self.spans = rows.spans(_READ_ROWS if backend == "faiss" else ours)
-        self.reset()
-        if backend == "torch":
+        self.spans = rows.spans(_FAISS_ROWS if backend == "faiss" else ours)
+        self._search: NearestCentroids | None = None
+        in_place = rows.in_place() if backend == "torch" else None
+        rounded_bytes = len(rows) * len(rows.mean)
+        if in_place is not None and n_clusters >= _BOUNDED and rounded_bytes <= memory_budget_bytes:
+            self._free = (pinned < 0).nonzero().flatten()
+            given = in_place, rows.mean, rows.scale, rows.squares
+            self._search = NearestCentroids(*given, self._free)
+        elif backend == "torch":
             self._buffer = torch.empty(ours, padded, dtype=rows.dtype, device=rows.device)
+        self.reset()
 
     def reset(self) -> None:
         """Forget where rows were, as before a new start."""
         rows, shape = self.rows, (self.n_clusters, len(self.rows.mean))
         self._labels: Tensor | None = None
         self._sums = torch.zeros(shape, dtype=torch.float64, device=rows.device)
+        if self._search is not None:
+            self._search.forget()
 
     def __call__(self, centroids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Labels [n], and the counts [K] and centred sums [K, D] float64 of all ranks."""
-        rows, pinned = self.rows, self.pinned
-        labels = torch.empty_like(pinned)
+        rows = self.rows
+        labels = self._nearest(centroids)
+        self._move(labels)
+        counts = rows.sum(torch.bincount(labels, minlength=self.n_clusters).to(torch.float64))
+        return labels, counts, rows.sum(self._sums) - counts[:, None] * rows.mean
+
+    def _nearest(self, centroids: Tensor) -> Tensor:
+        rows, labels = self.rows, self.pinned.clone()
         matrix = centroids.to(rows.dtype)
+        if self._search is not None:
+            labels[self._free] = self._search(matrix)
+            return labels
         # argmin |x - m - c|^2 = argmin |c|^2 / 2 + m.c - x.c: the rows need not be copied.
         exact = matrix.to(torch.float64)
         bias = (0.5 * exact.square().sum(1) + exact @ rows.mean).to(rows.dtype)
@@ -342,20 +377,24 @@ class _Assigner:
                 nearest = self._by_faiss(block, centroids)
             else:
                 nearest = self._by_product(block, matrix, bias)
-            known = pinned[start:stop]
-            nearest = torch.where(known >= 0, known, nearest)
-            labels[start:stop] = nearest
-            if self._labels is None:
-                self._sums.index_add_(0, nearest, block.to(torch.float64))
+            known = labels[start:stop]
+            known.copy_(torch.where(known >= 0, known, nearest))
+        return labels
+
+    def _move(self, labels: Tensor) -> None:
+        """Bring the sums up to date with the rows' new labels."""
+        rows, before = self.rows, self._labels
+        for start, stop in rows.spans(rows.read_rows):
+            here = labels[start:stop]
+            if before is None:
+                self._sums.index_add_(0, here, rows.scaled(start, stop).to(torch.float64))
                 continue
-            before = self._labels[start:stop]
-            changed = (nearest != before).nonzero().flatten()
-            movers = block[changed].to(torch.float64)
-            self._sums.index_add_(0, nearest[changed], movers)
-            self._sums.index_add_(0, before[changed], movers, alpha=-1)
+            changed = (here != before[start:stop]).nonzero().flatten()
+            if len(changed):
+                movers = rows.scaled(start, stop)[changed].to(torch.float64)
+                self._sums.index_add_(0, here[changed], movers)
+                self._sums.index_add_(0, before[start:stop][changed], movers, alpha=-1)
         self._labels = labels
-        counts = rows.sum(torch.bincount(labels, minlength=self.n_clusters).to(torch.float64))
-        return labels, counts, rows.sum(self._sums) - counts[:, None] * rows.mean
 
     def _by_product(self, block: Tensor, matrix: Tensor, bias: Tensor) -> Tensor:
         scores = self._buffer[: len(block)]
@@ -379,7 +418,7 @@ def _reseed(
     """Move the centroids of `empty` clusters to the unlabelled rows farthest from their own."""
     rows = assigner.rows
     distances = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-    for start, stop in rows.spans(_READ_ROWS):
+    for start, stop in rows.spans(rows.read_rows):
         block = rows.scaled(start, stop).to(torch.float64) - rows.mean
         distances[start:stop] = (block - centroids[labels[start:stop]]).square_().sum(1)
     distances[~_candidates(rows, assigner.pinned)] = 0
@@ -434,7 +473,7 @@ def kmeans(
     backend: Literal["auto", "torch", "faiss"] = "auto",
     sharded: bool = False,
     device: torch.device | str | None = None,
-    memory_budget_bytes: Count = 2**26,
+    memory_budget_bytes: Count = 2**28,
 ) -> KMeans:
     """Clusters of the rows from the best of `n_init` starts.
 
@@ -458,11 +497,13 @@ def kmeans(
         seed: of all draws.
         backend: what finds the nearest centroid. ``faiss`` needs rows of at most float32 on a CPU;
             ``auto`` takes it there for fewer than 32 clusters if it is installed, else ``torch``,
-            which is up to twice as fast for many (scripts/bench_kmeans.py).
+            which is several times as fast for many (scripts/bench_kmeans.py).
         sharded: every rank holds its part of the rows (any number, also none), in rank order; a
             collective call that gives the clustering of all rows.
         device: where to compute; None for that of the rows.
-        memory_budget_bytes: of the block of distances; faiss has its own, of 16 MiB.
+        memory_budget_bytes: of the block of distances, or of the rows rounded to 8 bits, a byte a
+            number (without room for these all distances are computed, on a CPU); faiss has its
+            own, of 16 MiB.
 
     Raises:
         UserError: a `backend` that is not installed, NaN or infinite rows, more clusters than

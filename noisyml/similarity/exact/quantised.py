@@ -41,7 +41,7 @@ _LEFT_ZERO = 64
 _SPARE = 4
 #: Clipping points of 7 and 8 bits, in standard deviations, that lose least of normal coordinates;
 #: and of 8 bits where two neighbours share what one of them may have.
-_LEFT_CLIP, _RIGHT_CLIP, _SHARED_CLIP = 3.65, 4.3, 5.4
+_LEFT_CLIP, _RIGHT_CLIP, SHARED_CLIP = 3.65, 4.3, 5.4
 #: Rows that are rounded at once.
 _ROWS_AT_ONCE = 1024
 #: Rows of the trial that decides about the coarse product, and shares of D that it tries.
@@ -58,7 +58,7 @@ _FLOAT32_COST: dict[Format, float] = {"int8_loops": 2.9, "int8_onednn": 2.0, "bf
 #: Pairs of a tile of integer rows that may be looked at; float32 is cheaper beyond.
 _MOST_LOOKS = 1 / 8
 #: Integer scores and bars stay within it, so that sums of three fit into 32 bits.
-_LARGEST_SUM = 2**29
+LARGEST_SUM = 2**29
 #: Below this many multiply-adds no trial is worth its time.
 LEAST_WORK = 2**34
 #: Multiply-adds of the search per cube of D that pay for finding the principal axes.
@@ -196,7 +196,7 @@ class CoarseFilter:
         self._steps = {"left": 1.0, "right": 1.0}
         self._limits = {"left": _LEFT_LIMIT, "right": _RIGHT_LIMIT}
         if number_format == "int8_loops":
-            self._steps = dict.fromkeys(self._steps, spread * _SHARED_CLIP / kernels.LIMIT)
+            self._steps = dict.fromkeys(self._steps, spread * SHARED_CLIP / kernels.LIMIT)
         if number_format == "int8_onednn":
             self._steps = {
                 "left": spread * _LEFT_CLIP / _LEFT_LIMIT,
@@ -321,14 +321,14 @@ class CoarseFilter:
         ):
             bias = (added if mine.halves is None else added - mine.halves).to(torch.float64)
             bias = bias.div_(self.unit).ceil_()
-            if bool((bias > _LARGEST_SUM).any()):
+            if bool((bias > LARGEST_SUM).any()):
                 return None
             cut = 1.0001 * mine.cut.to(torch.float64) * theirs.cut.max()
             sides.append(
                 kernels.IntegerSide(
                     mine.rows if mine is both[0] else packed,
-                    bias.clamp_(min=-_LARGEST_SUM).to(torch.int32),
-                    _integer_bar((floor.to(torch.float64) - cut) / self.unit, _LARGEST_SUM),
+                    bias.clamp_(min=-LARGEST_SUM).to(torch.int32),
+                    integer_bar((floor.to(torch.float64) - cut) / self.unit, LARGEST_SUM),
                     key,
                     rows,
                     floor,
@@ -379,7 +379,7 @@ class Patience:
         self._waiting, self._step = (0, 1) if worked else (self._step, 2 * self._step)
 
 
-def _integer_bar(floor: Tensor, largest: int) -> Tensor:
+def integer_bar(floor: Tensor, largest: int) -> Tensor:
     """[n] int32 from float64: whole numbers that are no larger lie below the floor for certain.
 
     Whatever is so low that it may lie beyond sums of up to `largest` lets everything through.
