@@ -3,9 +3,10 @@
 Lloyd's iteration with k-means++ seeding (Arthur and Vassilvitskii, SODA 2007). Distances are
 computed block by block, never N x K, and with many clusters only where bounds and 8-bit products do
 not rule a centroid out (`noisyml.similarity.exact.nearest`); class sums, the inertia and the
-movement of the centroids are float64. With `sharded` every rank holds a part of the rows and gets what one process would find.
-Rows with a known class can be pinned to the cluster of that class (semi-supervised k-means of Vaze
-et al., "Generalized Category Discovery", CVPR 2022, and PromptCAL, CVPR 2023).
+movement of the centroids are float64. With `sharded` every rank holds a part of the rows and gets
+what one process would find. Rows with a known class can be pinned to the cluster of that class
+(semi-supervised k-means of Vaze et al., "Generalized Category Discovery", CVPR 2022, and PromptCAL,
+CVPR 2023).
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ Array = Tensor | NDArray[np.floating]
 _GROUP = 64
 #: From so many clusters on products are faster than the search of faiss.
 _MANY_CLUSTERS = 32
-#: From so many on bounds and integers are faster than products.
-_BOUNDED = 64
+#: From so many numbers in all centroids on bounds and integers are faster than products.
+_BOUNDED = 2**16
 #: Rows of a block: large enough for a full-speed product, small enough to stay in the cache.
 _BLOCK_ROWS = {"cpu": 1024, "cuda": 2**16}
 #: Numbers read at once where no product with all centroids is formed: as float64 they stay in the
@@ -335,8 +336,9 @@ class _Assigner:
         self.spans = rows.spans(_FAISS_ROWS if backend == "faiss" else ours)
         self._search: NearestCentroids | None = None
         in_place = rows.in_place() if backend == "torch" else None
-        rounded_bytes = len(rows) * len(rows.mean)
-        if in_place is not None and n_clusters >= _BOUNDED and rounded_bytes <= memory_budget_bytes:
+        width = len(rows.mean)
+        pays = n_clusters > 1 and n_clusters * width >= _BOUNDED
+        if in_place is not None and pays and len(rows) * width <= memory_budget_bytes:
             self._free = (pinned < 0).nonzero().flatten()
             given = in_place, rows.mean, rows.scale, rows.squares
             self._search = NearestCentroids(*given, self._free)
