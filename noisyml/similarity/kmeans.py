@@ -138,10 +138,11 @@ class _Rows:
     def in_place(self) -> Tensor | None:
         """All rows where they lie, if that is memory or a mapped file with float32 rows."""
         x = self._x
-        if isinstance(x, np.ndarray) and x.dtype == np.float32 and x.flags.c_contiguous:
+        if isinstance(x, np.ndarray):
+            if x.dtype != np.float32 or not x.flags.c_contiguous:
+                return None
             x = RowSource(x, "given", self.device).block(0, len(x))
-        fits = isinstance(x, Tensor) and self.device.type == "cpu" and supported(x)
-        return x.detach() if fits else None
+        return x.detach() if self.device.type == "cpu" and supported(x) else None
 
     def scaled(self, start: int, stop: int) -> Tensor:
         """Rows, of unit norm for cosine; not centred."""

@@ -116,9 +116,9 @@ class NearestCentroids:
         if not len(self._free):
             return self._labels
         before, self._single = self._centroids, centroids.contiguous()
-        self._centroids = centroids.to(torch.float64)
-        halves = 0.5 * self._centroids.square().sum(1)
-        self._offsets = halves + self._centroids @ self._mean
+        now = self._centroids = centroids.to(torch.float64)
+        halves = 0.5 * now.square().sum(1)
+        self._offsets = halves + now @ self._mean
         columns = self._rounded_centroids(halves)
         everyone = torch.arange(len(self._free))
         if before is None:
@@ -126,7 +126,8 @@ class NearestCentroids:
         self._own = self._scores(everyone, self._labels)
         fast, unsure = columns.number[:0], everyone
         if before is not None:
-            fast, speed, unsure = self._plan((self._centroids - before).norm(dim=1))
+            longest = float(now.norm(dim=1).max())
+            fast, speed, unsure = self._plan((now - before).norm(dim=1), longest)
             self._lower -= speed
         if len(fast):
             sure = torch.ones(len(everyone), dtype=torch.bool)
@@ -147,11 +148,16 @@ class NearestCentroids:
 
     # -- who is compared with whom -----------------------------------------------------------------
 
-    def _plan(self, moved: Tensor) -> tuple[Tensor, float, Tensor]:
-        """Fast centroids, the speed of the fastest other one, and rows to compare with all."""
+    def _plan(self, moved: Tensor, longest: float) -> tuple[Tensor, float, Tensor]:
+        """Fast centroids, the speed of the fastest other one, and rows to compare with all.
+
+        Args:
+            moved: [K] float64, how far the centroids moved.
+            longest: the largest norm of a centroid.
+        """
         upper = (self._squares - 2 * self._own).clamp_(min=0).sqrt_()
         # The root of what float64 may err by in a squared distance, for either bound.
-        reach = float(self._lengths.max()) + float(self._centroids.norm(dim=1).max())
+        reach = float(self._lengths.max()) + longest
         room = self._lower - upper - 2 * math.sqrt(len(self._mean) * 2.0**-50) * reach
         m, k = len(room), len(moved)
         speeds, order = moved.sort(descending=True)
