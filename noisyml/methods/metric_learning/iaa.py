@@ -156,8 +156,8 @@ class IAA(MetricLearning):
         return self.outcome(loss, selection, index)
 
     def shifts(self, raw: Tensor, labels: Tensor) -> Tensor | None:
-        """What copies of the global batch differ by [M, B, A], the same on every rank; None before
-        they begin."""
+        """Noise [M, B, A] of copies of the global batch, alike on every rank; None before they
+        begin."""
         epoch = self.current_epoch + 1
         schedule = self.schedule
         if not schedule.synthesises_at(epoch):
