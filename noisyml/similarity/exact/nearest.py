@@ -335,7 +335,7 @@ def _relative_error(length: int) -> float:
 
 
 def _most(values: Tensor) -> float:
-    """What nine of ten values do not exceed."""
+    """The value that nine of ten do not exceed."""
     return float(values.kthvalue(max(1, len(values) * 9 // 10)).values)
 
 
