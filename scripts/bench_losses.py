@@ -336,7 +336,7 @@ def iaa(device: torch.device) -> Row:
 
     def ours() -> Tensor:
         shifts = statistics.shifts(a, labels, copies=copies, strength=0.8, noise=noise)
-        return augmented_loss(loss, a, labels, shifts)
+        return augmented_loss(loss, a, labels, shifts=shifts)
 
     return Row(
         ours,

@@ -7,9 +7,9 @@ trained again, and a broken one is gone on with, whatever asked for it first.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import json
-import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,14 +83,12 @@ def composing() -> Iterator[Composer]:
 
 def _parse_once(source: ConfigSource) -> None:
     """Let one of Hydra's sources of YAML files, made for this context, read each file once."""
-    load, parsed = source.load_config, dict[str, bytes]()
+    load, parsed = source.load_config, dict[str, ConfigResult]()
 
     def load_config(config_path: str) -> ConfigResult:
         if config_path not in parsed:
-            # Hydra changes what it is given.
-            parsed[config_path] = pickle.dumps(load(config_path))
-        found: ConfigResult = pickle.loads(parsed[config_path])
-        return found
+            parsed[config_path] = load(config_path)
+        return copy.deepcopy(parsed[config_path])  # Hydra changes what it is given
 
     source.load_config = load_config  # type: ignore[method-assign]
 

@@ -202,7 +202,7 @@ class ClassCovariance(Checked, PinnedBuffers):
         >>> count, mean = torch.tensor([5, 5]), torch.tensor([[0.0], [1.0]])
         >>> statistics.update(count, mean, torch.tensor([[0.04], [0.09]]))
         >>> rows, labels = torch.zeros(2, 1), torch.tensor([0, 1])
-        >>> statistics.shifts(rows, labels, copies=3, strength=0.8).shape
+        >>> statistics.synthesise(rows, labels, copies=3, strength=0.8).shape
         torch.Size([3, 2, 1])
     """
 
@@ -357,6 +357,31 @@ class ClassCovariance(Checked, PinnedBuffers):
         alpha = self.correction_weight[labels].view(-1, *(1,) * (own.ndim - 1))
         others = torch.lerp(self.neighbor_covariance[labels], self.global_covariance, self.gamma)
         return (1 - alpha) * own + alpha * others
+
+    def synthesise(
+        self,
+        raw: Tensor,
+        labels: Tensor,
+        *,
+        copies: int,
+        strength: float,
+        generator: torch.Generator | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """Copies [M, B, A] of embeddings, float32 at least: the embeddings plus `shifts`.
+
+        The gradient of a copy flows into the embedding that it is a copy of.
+
+        Args:
+            raw, labels, copies, strength, generator, noise: see `shifts`.
+
+        Raises:
+            ValueError: see `shifts`.
+        """
+        shifts = self.shifts(
+            raw, labels, copies=copies, strength=strength, generator=generator, noise=noise
+        )
+        return raw.to(shifts.dtype) + shifts
 
     def shifts(
         self,

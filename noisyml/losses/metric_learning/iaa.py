@@ -16,7 +16,7 @@ they are normalised. How the parts work together in a training loop::
             shifts = statistics.shifts(
                 raw, labels, copies=3, strength=schedule.strength_at(epoch), generator=generator
             )
-        loss = augmented_loss(pair_loss, raw, labels, shifts)
+        loss = augmented_loss(pair_loss, raw, labels, shifts=shifts)
 
 Under DDP every rank gives `update` the moments of all ranks and draws the noise of the gathered
 batch from a generator seeded alike, so that all hold the same state and the same copies.
@@ -33,7 +33,14 @@ from torch.nn import functional
 
 from noisyml.checks import Count, NonNegative, WholeNonNegative, check_fields
 from noisyml.losses.base import EmbeddingLoss
-from noisyml.losses.metric_learning.pairs import SMALLEST_NORM, PairLoss, Pairs, unit_rows
+from noisyml.losses.metric_learning.pairs import (
+    SMALLEST_NORM,
+    PairLoss,
+    Pairs,
+    Samples,
+    cosine_pairs,
+    unit_rows,
+)
 from noisyml.losses.second_order import recorded_gradient
 
 if TYPE_CHECKING:
@@ -101,12 +108,13 @@ def augmented_loss(
     loss: EmbeddingLoss,
     raw: Tensor,
     labels: Tensor,
-    shifts: Tensor | None,
+    copies: Tensor | None = None,
     *,
+    shifts: Tensor | None = None,
     memory: MemoryBank | None = None,
     keep: Tensor | None = None,
 ) -> Tensor:
-    """The loss on normalised embeddings and their copies, which are the embeddings plus shifts.
+    """The loss on normalised embeddings and their copies.
 
     Pair losses take the originals as anchors and originals and copies as columns; the copies of a
     sample are neither its positives nor its negatives. To any other loss the copies are further
@@ -116,28 +124,54 @@ def augmented_loss(
         loss: a `PairLoss` or another loss on embeddings.
         raw: [B, A] float, before normalisation, with gradient.
         labels: [B] int64.
-        shifts: [M, B, A] from `ClassCovariance.shifts`, constant, or None for the plain loss.
+        copies: [M, B, A] from `ClassCovariance.synthesise`; None without `shifts`: the plain loss.
+        shifts: [M, B, A] from `ClassCovariance.shifts`, constants that make copies of the
+            embeddings, in place of `copies`; faster with a `PairLoss`.
         memory: handed on to losses other than pair losses.
         keep: [B] bool; samples not kept and their copies take no part. None keeps all.
 
     Returns:
         Scalar, attached to the graph.
 
+    Raises:
+        ValueError: both copies and shifts.
+
     Example:
         >>> from noisyml.losses.metric_learning.pair_losses import TwoMarginContrastiveLoss
         >>> raw, labels = torch.tensor([[2.0, 0.0], [0.0, 3.0]]), torch.tensor([0, 1])
-        >>> shifts = torch.tensor([[[-1.0, 1.0], [0.0, -2.0]]])
-        >>> augmented_loss(TwoMarginContrastiveLoss(), raw, labels, shifts).round(decimals=4)
+        >>> copies = torch.tensor([[[1.0, 1.0], [0.0, 1.0]]])
+        >>> augmented_loss(TwoMarginContrastiveLoss(), raw, labels, copies).round(decimals=4)
         tensor(0.1036)
     """
+    if copies is not None and shifts is not None:
+        raise ValueError("copies are given, or shifts that make them, not both")
     raw = raw.to(torch.promote_types(raw.dtype, torch.float32))
-    shifts = raw.new_empty(0, *raw.shape) if shifts is None else shifts.to(raw)
-    repeats = 1 + len(shifts)
+    if copies is None:
+        shifts = raw.new_empty(0, *raw.shape) if shifts is None else shifts.to(raw)
+        if isinstance(loss, PairLoss):
+            return _loss_of_shifted(loss, raw, labels, shifts, keep)
+        copies = raw + shifts
+    repeats = 1 + len(copies)
+    columns = unit_rows(torch.cat([raw, copies.flatten(0, 1)]))
+    column_labels = labels.repeat(repeats)
+    column_keep = None if keep is None else keep.repeat(repeats)
     if not isinstance(loss, PairLoss):
-        columns = unit_rows(torch.cat([raw, (raw + shifts).flatten(0, 1)]))
-        column_keep = None if keep is None else keep.repeat(repeats)
-        value: Tensor = loss(columns, labels.repeat(repeats), memory=memory, keep=column_keep)
+        value: Tensor = loss(columns, column_labels, memory=memory, keep=column_keep)
         return value
+    number = torch.arange(len(labels), device=labels.device)
+    anchors = Samples(columns[: len(raw)], labels, number)
+    everyone = Samples(columns, column_labels, number.repeat(repeats))
+    if keep is not None and column_keep is not None:
+        anchors = anchors.rows(keep.nonzero().squeeze(1))
+        everyone = everyone.rows(column_keep.nonzero().squeeze(1))
+    return loss.of(cosine_pairs(anchors, everyone))
+
+
+def _loss_of_shifted(
+    loss: PairLoss, raw: Tensor, labels: Tensor, shifts: Tensor, keep: Tensor | None
+) -> Tensor:
+    """See `augmented_loss`."""
+    repeats = 1 + len(shifts)
     if keep is not None:
         kept = keep.nonzero().squeeze(1)
         raw, labels, shifts = raw[kept], labels[kept], shifts[:, kept]

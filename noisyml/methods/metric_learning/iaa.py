@@ -148,7 +148,7 @@ class IAA(MetricLearning):
             self.loss,
             raw,
             labels,
-            self.shifts(raw, labels),
+            shifts=self.shifts(raw, labels),
             memory=self.memory,
             keep=selection.mask,
         )

@@ -268,7 +268,7 @@ def test_statistics_survive_a_checkpoint():
 def test_synthesis(copies, square_root, field):
     case = load("synthesis.npz")
     statistics = with_covariance(case["covariance"], square_root=square_root)
-    made = case["feats"] + statistics.shifts(
+    made = statistics.synthesise(
         case["feats"],
         case["labels"],
         copies=copies,
@@ -389,7 +389,8 @@ LOSSES = {
     ("field", "square_root"), [("released", "repeated"), ("constant_sigma", "constant")]
 )
 @pytest.mark.parametrize("copies", [0, 1, 2, 3])
-def test_losses_with_copies(name, field, square_root, copies):
+@pytest.mark.parametrize("given", ["shifts", "copies"])
+def test_losses_with_copies(name, field, square_root, copies, given):
     case = load(name)
     if copies == 0:
         field = "released"
@@ -399,7 +400,8 @@ def test_losses_with_copies(name, field, square_root, copies):
     )
     close(everything, case[f"{field}_all_embeddings_M{copies}"])
     assert torch.equal(case["labels"].repeat(copies + 1), case[f"all_labels_M{copies}"])
-    value = augmented_loss(LOSSES[name], raw, case["labels"], shifts if copies else None)
+    made = {"shifts": shifts, "copies": raw + shifts}[given] if copies else None
+    value = augmented_loss(LOSSES[name], raw, case["labels"], **{given: made})
     value.backward()
     close(value, case[f"{field}_loss_M{copies}"])
     close(raw.grad, case[f"{field}_grad_M{copies}"])
@@ -423,13 +425,14 @@ def test_anchors_that_multi_similarity_uses(copies):
 def test_triplets_with_copies(margin, field):
     case = load("triplet_derived.npz")
     raw, shifts = augmented(case, len(case["noise"]), "constant")
-    value = augmented_loss(HardestNegativeTripletLoss(margin), raw, case["labels"], shifts)
+    value = augmented_loss(HardestNegativeTripletLoss(margin), raw, case["labels"], shifts=shifts)
     value.backward()
     close(value, case[f"derived_loss_{field}"])
     close(raw.grad, case[f"derived_grad_{field}"])
     # A margin above all distances makes every triplet active: the loss grows by their number.
     far, farther = (
-        augmented_loss(HardestNegativeTripletLoss(m), raw, case["labels"], shifts) for m in (5, 6)
+        augmented_loss(HardestNegativeTripletLoss(m), raw, case["labels"], shifts=shifts)
+        for m in (5, 6)
     )
     triplets = (farther - far) * len(case["labels"])
     assert triplets.item() == pytest.approx(case["derived_num_triplets"].item())
@@ -452,7 +455,7 @@ def test_own_copies_are_no_positives(kind, loss):
     case = load("edge_cases.npz")
     case |= {f"nopos_aug_{key}": case[f"nopos_{key}"] for key in ("feats", "labels")}
     raw, shifts = augmented(case, 1, "constant", "nopos_aug_")
-    value = augmented_loss(loss, raw, case["nopos_labels"], shifts)
+    value = augmented_loss(loss, raw, case["nopos_labels"], shifts=shifts)
     value.backward()
     close(value, case[f"nopos_aug_{kind}_loss"])
     close(raw.grad, case[f"nopos_aug_{kind}_grad"])
@@ -463,7 +466,8 @@ def test_own_copies_are_no_positives(kind, loss):
     [MultiSimilarityLoss(), TwoMarginContrastiveLoss(), HardestNegativeTripletLoss(), CBMLLoss()],
     ids=lambda loss: type(loss).__name__,
 )
-def test_dropped_samples_take_their_copies_along(loss):
+@pytest.mark.parametrize("given", ["shifts", "copies"])
+def test_dropped_samples_take_their_copies_along(loss, given):
     case = load("ms_loss.npz")
     statistics = with_covariance(case["covariance"])
     keep = torch.rand(len(case["labels"]), generator=torch.Generator().manual_seed(0)) < 0.7
@@ -476,19 +480,35 @@ def test_dropped_samples_take_their_copies_along(loss):
         (whole, case["labels"], case["noise"], keep),
         (alone, case["labels"][keep], case["noise"][:, keep], None),
     ):
-        shifts = statistics.shifts(raw, labels, copies=3, strength=0.8, noise=noise)
-        values.append(augmented_loss(loss, raw, labels, shifts, keep=kept))
+        make = {"shifts": statistics.shifts, "copies": statistics.synthesise}[given]
+        made = make(raw, labels, copies=3, strength=0.8, noise=noise)
+        values.append(augmented_loss(loss, raw, labels, **{given: made}, keep=kept))
         values[-1].backward()
     assert torch.equal(*values)
     close(whole.grad[keep], alone.grad)
     assert values[0] > 0
 
 
+def test_copies_and_shifts_are_not_given_at_once():
+    case = load("ms_loss.npz")
+    raw, shifts = augmented(case, 2, "constant")
+    with pytest.raises(ValueError, match="not both"):
+        augmented_loss(ContrastiveLoss(), raw, case["labels"], raw + shifts, shifts=shifts)
+
+
+def test_the_gradient_of_a_copy_flows_into_its_embedding():
+    case = load("ms_loss.npz")
+    rows = case["feats"].clone().requires_grad_()
+    statistics = with_covariance(case["covariance"])
+    statistics.synthesise(rows, case["labels"], copies=2, strength=0.5).sum().backward()
+    assert (rows.grad == 2).all()
+
+
 def test_other_losses_take_copies_as_samples():
     case = load("ms_loss.npz")
     raw, shifts = augmented(case, 2, "constant")
     keep = torch.arange(len(raw)) > 2
-    value = augmented_loss(ContrastiveLoss(), raw, case["labels"], shifts, keep=keep)
+    value = augmented_loss(ContrastiveLoss(), raw, case["labels"], shifts=shifts, keep=keep)
     everything = torch.cat([raw, (raw + shifts).flatten(0, 1)])
     everything = torch.nn.functional.normalize(everything, dim=1)
     plain = ContrastiveLoss()(everything, case["labels"].repeat(3), keep=keep.repeat(3))
@@ -512,7 +532,7 @@ def test_gradients_of_the_cosines_are_those_of_autograd(copies):
         return (pairs.similarity * (0.1 + weights.cos())).square().sum()
 
     def ours(rows):
-        return augmented_loss(PairLoss(cost), rows, labels, shifts)
+        return augmented_loss(PairLoss(cost), rows, labels, shifts=shifts)
 
     def plain(rows):
         unit = torch.nn.functional.normalize(
