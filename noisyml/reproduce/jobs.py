@@ -83,7 +83,8 @@ def composing() -> Iterator[Composer]:
 
 def _parse_once(source: ConfigSource) -> None:
     """Let one of Hydra's sources of YAML files, made for this context, read each file once."""
-    load, parsed = source.load_config, dict[str, ConfigResult]()
+    load = source.load_config
+    parsed: dict[str, ConfigResult] = {}
 
     def load_config(config_path: str) -> ConfigResult:
         if config_path not in parsed:
