@@ -128,3 +128,26 @@ def test_k_means_is_that_of_plain_products(metric: str, monkeypatch: pytest.Monk
         assert bounded.n_iterations == plain.n_iterations > 4
         assert bounded.inertia == pytest.approx(plain.inertia, rel=1e-6)
         torch.testing.assert_close(bounded.centroids, plain.centroids)
+
+
+def test_arrays_are_read_where_they_lie_and_little_memory_takes_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_BOUNDED", 2)
+    made = []
+    plain = module.NearestCentroids
+
+    def noted(*given: Tensor) -> NearestCentroids:
+        made.append(given[0].data_ptr())
+        return plain(*given)
+
+    monkeypatch.setattr(module, "NearestCentroids", noted)
+    rows = random_rows(300, 32).numpy()
+    rows.flags.writeable = False
+    found = kmeans(rows, 20, backend="torch", seed=1)
+    assert made == [rows.ctypes.data]
+    again = kmeans(rows, 20, backend="torch", seed=1, memory_budget_bytes=1000)
+    half = kmeans(rows[:, ::2], 20, backend="torch", seed=1)
+    assert len(made) == 1
+    assert torch.equal(found.labels, again.labels)
+    assert half.labels.shape == found.labels.shape
