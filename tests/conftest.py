@@ -32,6 +32,8 @@ PRELOAD += ["pytest", "support.composing"]
 MARKED = {"e2e": "command", "ddp": "processes", "conformance": "processes"}
 #: Tools that make a test one of whole commands, wherever it stands.
 TOOLS = {"shell"}
+#: Functions that make a test which calls them one of process groups, wherever it stands.
+STARTERS = {"run_ranks"}
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -45,6 +47,9 @@ def pytest_collection_modifyitems(items):
             item.add_marker(MARKED[folder])
         elif TOOLS & set(getattr(item, "fixturenames", ())):
             item.add_marker("command")
+        called = getattr(getattr(item, "function", None), "__code__", None)
+        if called and STARTERS & set(called.co_names):
+            item.add_marker("processes")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -68,3 +73,13 @@ def pytest_sessionfinish(session, exitstatus):
     if unused:
         print(f"\nFAILED: reference vectors that no test has opened: {', '.join(unused)}")
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Pictures, which take most of a report's time, are left out: for tests of what is written."""
+    monkeypatch.setattr("noisyml.reports.plots.save_png", lambda figure, path: None)
+    monkeypatch.setattr("noisyml.reports.plots.inline_svg", lambda *figure, **shown: "")
+    monkeypatch.setattr("noisyml.reports.sections.base.Picture.figure", None)
+    monkeypatch.setattr("noisyml.reports.sections.base.Picture.narrow", None)
+    monkeypatch.setattr("noisyml.reports.sections.base.Picture.named", "")

@@ -77,6 +77,7 @@ def test_neighbours_are_found_by_lists_too():
     assert (near != np.arange(800)[:, None]).all()
 
 
+@pytest.mark.long
 def test_crossed_views_do_not_know_the_label_of_their_row(digits):
     from noisyml.audit.scores.crossed import crossed_views, neighbour_sums
     from noisyml.audit.scores.folds import projected_rows

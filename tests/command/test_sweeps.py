@@ -188,6 +188,7 @@ def test_a_search_without_optuna_names_the_extra(jobs, monkeypatch):
         jobs(*SEARCH[:4])
 
 
+@pytest.mark.long
 def test_a_search_chooses_nothing_on_test_data_unless_that_is_said(jobs, tmp_path):
     pytest.importorskip("optuna")
     typed = [*SEARCH, "hydra.sweeper.objective=test/map_at_r", "hydra.sweeper.n_trials=2"]
@@ -198,6 +199,7 @@ def test_a_search_chooses_nothing_on_test_data_unless_that_is_said(jobs, tmp_pat
     assert json.loads((tmp_path / "search" / "search.json").read_text())["on_test"] is True
 
 
+@pytest.mark.long
 def test_a_search_of_errors_looks_for_the_lowest(jobs, tmp_path):
     pytest.importorskip("optuna")
     typed = [*SEARCH, "recipe=cross_entropy", "hydra.sweeper.objective=val/nll"]

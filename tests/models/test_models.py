@@ -241,6 +241,7 @@ def test_a_pooling_may_be_a_node_of_its_own():
 
 
 @pytest.mark.parametrize("pooling", ["avg", "gem"])
+@pytest.mark.long
 def test_resnets_load_a_weight_file(tmp_path, pooling):
     images = torch.randint(0, 256, (3, 3, 96, 96), dtype=torch.uint8)
     torch.manual_seed(0)

@@ -24,13 +24,3 @@ def sweep(maker: RunMaker) -> Path:
                 maker.run(f"demo/{number}", selector, rate, seed, files=False)
                 number += 1
     return maker.root / "demo"
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures are left out of pages and folders: for tests of what is written."""
-    monkeypatch.setattr("noisyml.reports.plots.save_png", lambda figure, path: None)
-    monkeypatch.setattr("noisyml.reports.plots.inline_svg", lambda *figure, **shown: "")
-    monkeypatch.setattr("noisyml.reports.sections.base.Picture.figure", None)
-    monkeypatch.setattr("noisyml.reports.sections.base.Picture.narrow", None)
-    monkeypatch.setattr("noisyml.reports.sections.base.Picture.named", "")

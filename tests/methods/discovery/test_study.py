@@ -24,6 +24,7 @@ def study(monkeypatch, tmp_path):
     return module, run
 
 
+@pytest.mark.long
 def test_a_study_is_done_once_and_shown(study, tmp_path, capsys):
     module, run = study
     run("--data", "digits", "--seeds", "0")

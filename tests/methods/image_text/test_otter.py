@@ -213,7 +213,6 @@ def _on_a_rank(rank, world, out):
     torch.save(found, f"{out}/{rank}.pt")
 
 
-@pytest.mark.processes
 def test_two_processes_gather_with_gradient_or_without(tmp_path):
     run_ranks(_on_a_rank, 2, tmp_path, str(tmp_path))
     case = vectors.tensors(GOLDEN, "distributed_w2")

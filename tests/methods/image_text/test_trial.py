@@ -6,6 +6,7 @@ import pytest
 from support import paths
 
 
+@pytest.mark.long
 def test_four_objectives_are_compared(monkeypatch, tmp_path, capsys):
     monkeypatch.syspath_prepend(str(paths.ROOT / "scripts"))
     module = __import__("trial_otter_digits")

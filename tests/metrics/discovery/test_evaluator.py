@@ -130,7 +130,6 @@ def on_a_rank(rank, world, alone):
     assert found.compute() == pytest.approx(alone)
 
 
-@pytest.mark.processes
 def test_several_processes_find_what_one_finds(tmp_path):
     rows, labels = blobs()
     ranks.run_ranks(on_a_rank, 3, tmp_path, shown(evaluator(), rows, labels))

@@ -146,6 +146,7 @@ def test_look_alikes_are_one_class(alphabet):
     assert not points & {0x20, 0xA0, 0x300, 0xAD, 0xFFFC}
 
 
+@pytest.mark.long
 def test_no_class_has_the_clean_picture_of_another(alphabet):
     seen = [{} for _ in FACES]
     for character in alphabet:

@@ -253,6 +253,7 @@ def test_transforms_refuse_what_bands_cannot_do():
         ImageTransform(size=4, interpolation="lanczos").evaluate(bands)
 
 
+@pytest.mark.long
 def test_networks_take_as_many_bands_as_they_are_told(earth):
     root, lists = map(str, earth)
     split = BigEarthNetS2(root, lists, check_counts=False).splits()["train"]
