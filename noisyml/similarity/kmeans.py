@@ -35,14 +35,14 @@ _GROUP = 64
 #: From so many clusters on products are faster than the search of faiss.
 _MANY_CLUSTERS = 32
 #: From so many numbers in all centroids on bounds and integers are faster than products.
-_BOUNDED = 2**16
+_BOUNDED = 100_000
 #: Rows of a block: large enough for a full-speed product, small enough to stay in the cache.
 _BLOCK_ROWS = {"cpu": 1024, "cuda": 2**16}
 #: Numbers read at once where no product with all centroids is formed: as float64 they stay in the
 #: cache, and the memory of one block serves the next.
 _READ_NUMBERS = 2**18
-#: Rows that faiss gets at once: it cuts its tiles itself.
-_FAISS_ROWS = 2**14
+#: Rows that faiss, which cuts its tiles itself, and products with one centroid get at once.
+_MANY_ROWS = 2**14
 
 
 @dataclass(frozen=True)
@@ -207,27 +207,29 @@ def _plus_plus(
     """Centred centroids [L + m, D]: the `fixed` ones, then m drawn with squared distances."""
     centroids = [*fixed]
     weight = torch.where(allowed, torch.inf, 0.0).to(torch.float64)
-    for centroid in centroids:
-        _approach(rows, centroid, weight)
+    if len(fixed):
+        _approach(rows, fixed, weight)
     for uniform in uniforms:
         # Before the first centroid all rows are alike, and so they are if each coincides with one.
         spread = rows.sum(weight.sum())
         usable = bool(centroids) and float(spread) > 0
         centroid = rows.pick(weight if usable else allowed.to(torch.float64), float(uniform))
         centroids.append(centroid)
-        _approach(rows, centroid, weight)
+        _approach(rows, centroid[None], weight)
     return torch.stack(centroids)
 
 
-def _approach(rows: _Rows, centroid: Tensor, nearest: Tensor) -> None:
-    """Lower the squared distances `nearest` [n] to what a new centroid offers."""
-    direction = centroid.to(rows.dtype)
-    offset = float(centroid @ centroid + 2 * (rows.mean @ centroid))
-    for start, stop in rows.spans(rows.read_rows):
-        product = torch.mv(rows.raw(start, stop), direction).to(torch.float64)
+def _approach(rows: _Rows, centroids: Tensor, nearest: Tensor) -> None:
+    """Lower the squared distances `nearest` [n] to what new centroids [m, D] offer."""
+    directions = centroids.to(rows.dtype).T
+    if len(centroids) == 1:
+        directions = directions[:, 0]  # a matrix times a vector is faster
+    offset = centroids.square().sum(1) + 2 * (centroids @ rows.mean)
+    for start, stop in rows.spans(max(1, _MANY_ROWS // len(centroids))):
+        product = (rows.raw(start, stop) @ directions).view(stop - start, -1).to(torch.float64)
         if rows.scale is not None:
-            product *= rows.scale[start:stop]
-        distance = (rows.squares[start:stop] - 2 * product + offset).clamp_(min=0)
+            product *= rows.scale[start:stop, None]
+        distance = (offset - 2 * product).amin(1).add_(rows.squares[start:stop]).clamp_(min=0)
         torch.minimum(nearest[start:stop], distance, out=nearest[start:stop])
 
 
@@ -334,7 +336,7 @@ class _Assigner:
         # faiss cuts its tiles itself; ours must leave room for the distances to all centroids.
         most = _BLOCK_ROWS.get(rows.device.type, _BLOCK_ROWS["cuda"])
         ours = max(1, min(most, memory_budget_bytes // row_bytes, len(rows)))
-        self.spans = rows.spans(_FAISS_ROWS if backend == "faiss" else ours)
+        self.spans = rows.spans(_MANY_ROWS if backend == "faiss" else ours)
         self._search: NearestCentroids | None = None
         in_place = rows.in_place() if backend == "torch" else None
         width = len(rows.mean)

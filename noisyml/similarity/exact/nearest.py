@@ -28,7 +28,7 @@ from noisyml.similarity.exact.quantised import LARGEST_SUM, SHARED_CLIP, integer
 #: Rows of a block; fewer where they are copied, or compared with all centroids in float32.
 _BLOCK_ROWS, _FEW_ROWS = 8192, 512
 #: Pairs of a block, as a share of all, that may be scored one by one.
-_MOST_PAIRS = 1 / 16
+_MOST_PAIRS = 1 / 8
 #: The first centroids, at least so many and one of so many, tell a row where to begin.
 _FIRST, _FIRST_SHARE = 64, 8
 #: One centroid of so many shall lie above a row's floor, and so many rows tell where that is.
