@@ -408,6 +408,33 @@ def test_average_precision_at_k_agrees_with_the_installed_accuracy_calculator() 
     assert found["map_at_7"] == pytest.approx(peer["mean_average_precision"], abs=1e-6)
 
 
+@pytest.mark.parametrize("compiled", [True, False])
+def test_several_tie_rules_count_clear_cases_once(
+    compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if compiled and not kernels.available():
+        pytest.skip("no compiled loops here")
+    if not compiled:
+        monkeypatch.setattr(kernels, "available", lambda: False)
+    where, name = (kernels, "count_between") if compiled else (block.QueryBlock, "_increase")
+    real, cost = getattr(where, name), []
+
+    def counted(*given: object) -> object:
+        cost.append(sum(len(part) for part in given if isinstance(part, Tensor) and part.ndim == 1))
+        return real(*given)
+
+    monkeypatch.setattr(where, name, counted)
+    x, y = clusters(600, 30, seed=2)
+    one_rule = retrieval_metrics(x, y)
+    alone = list(cost)
+    cost.clear()
+    three_rules = retrieval_metrics(x, y, tie_bounds=True)
+    assert alone
+    assert cost == alone
+    assert {key: three_rules[key] for key in one_rule} == one_rule
+    assert three_rules["map_at_r_pessimistic"] == one_rule["map_at_r"]
+
+
 @pytest.mark.long
 def test_collapsed_embeddings_tie_exactly_and_rank_by_number() -> None:
     y = torch.arange(700) % 7

@@ -31,7 +31,8 @@ class QueryBlock:
         n_relevant: [b].
         caps: how many negatives before the m-th relevant item leave it of interest, int32
             [b, R].
-        counts: per tie rule, negatives by the number of relevant items that beat them [b, R + 1].
+        counts: negatives by the number of relevant items that beat them, int32 [b, R + 1], under
+            the tie rule that counts least; of the other rules what they count more or less.
         threshold: score of the lowest relevant item still of interest, +inf if none [b].
         alive: whether there is any.
         waiting: negatives to be counted: rows of this block, gallery numbers and filter scores.
@@ -55,6 +56,8 @@ class QueryBlock:
         self._useless: set[int] = set()
         self._compiled = rows.device.type == "cpu" and kernels.available()
         self._keys: Tensor | None = None
+        # What its counts declare dead is dead under every rule.
+        self._least: Ties = "optimistic" if "optimistic" in self.counts else next(iter(self.counts))
         self.update_thresholds()
 
     @staticmethod
@@ -64,7 +67,10 @@ class QueryBlock:
     def negatives_before(self, ties: Ties) -> Tensor:
         """Negatives before the m-th relevant item, int64 [b, R]; if more than its cap, some number
         above the cap."""
-        return self.counts[ties].cumsum(1)[:, :-1]
+        counts = self.counts[self._least]
+        if ties != self._least:
+            counts = counts + self.counts[ties]
+        return counts.cumsum(1)[:, :-1]
 
     def update_thresholds(self, seen: float = 1.0) -> None:
         """Drop relevant items that no requested metric can see any more.
@@ -86,7 +92,8 @@ class QueryBlock:
     def _living(self, rows: Tensor, seen: float) -> Tensor:
         """Number of relevant items of `rows` [n] that may still be of interest: int64 [n]."""
         if self._compiled:
-            return kernels.within_caps(self._least_counts(), self.caps, rows, seen, _CAUTION)
+            counts = self.counts[self._least]
+            return kernels.within_caps(counts, self.caps, rows, seen, _CAUTION)
         before, caps = self._negatives_at_least(rows), self.caps[rows]
         living = (before <= caps).sum(1)
         if seen < 1.0:
@@ -112,12 +119,7 @@ class QueryBlock:
 
     def _negatives_at_least(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """The smallest of the counts before each relevant item of `rows` [n]: int32 [n, R]."""
-        return self._least_counts()[rows].cumsum(1, dtype=torch.int32)[:, :-1]
-
-    def _least_counts(self) -> Tensor:
-        """The smallest counts [b, R + 1]: what they declare dead is dead under every tie rule."""
-        ties: Ties = "optimistic" if "optimistic" in self.counts else next(iter(self.counts))
-        return self.counts[ties]
+        return self.counts[self._least][rows].cumsum(1, dtype=torch.int32)[:, :-1]
 
     def add(
         self,
@@ -152,8 +154,13 @@ class QueryBlock:
             row, item = rows[open_cases], gallery_index[open_cases]
             self._make_exact(row.unique(), scores)
             score = scores.exact(self.query_index[row], item)
+            # Only of these do the rules judge differently.
+            least = self._beaten_by(row, item, score, self._least)
+            self._increase(self._least, row, least)
             for rule in self.counts:
-                self._increase(rule, row, self._beaten_by(row, item, score, rule))
+                if rule != self._least:
+                    self._increase(rule, row, self._beaten_by(row, item, score, rule))
+                    self._increase(rule, row, least, -1)
         self._touched[rows] = True
 
     def _count(self, rows: Tensor, scores: Tensor, error: Tensor) -> Tensor:
@@ -163,19 +170,15 @@ class QueryBlock:
             slots, open_cases = self._place(rows, scores, error[rows])
             clear = torch.ones_like(rows, dtype=torch.bool)
             clear[open_cases] = False
-            for rule in self.counts:
-                self._increase(rule, rows[clear], slots[clear])
+            self._increase(self._least, rows[clear], slots[clear])
             return open_cases
-        open_cases = rows[:0]
         given = self.scores, self.n_relevant, rows.contiguous(), scores, error + self.score_error
-        for counts in self.counts.values():
-            open_cases = kernels.count_between(counts, *given)
-        return open_cases
+        return kernels.count_between(self.counts[self._least], *given)
 
-    def _increase(self, rule: Ties, rows: Tensor, slots: Tensor) -> None:
+    def _increase(self, rule: Ties, rows: Tensor, slots: Tensor, by: int = 1) -> None:
         width = self.scores.shape[1] + 1
-        ones = torch.ones_like(rows, dtype=torch.int32)
-        self.counts[rule].view(-1).index_add_(0, rows * width + slots, ones)
+        some = torch.full_like(rows, by, dtype=torch.int32)
+        self.counts[rule].view(-1).index_add_(0, rows * width + slots, some)
 
     def _place(self, rows: Tensor, scores: Tensor, error: Tensor) -> tuple[Tensor, Tensor]:
         """Number of relevant items surely before each negative [n]; which of them are not sure."""
