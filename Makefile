@@ -6,6 +6,7 @@ READY  := $(VENV)/.ready
 TOOLS  := build/tools
 SITE   := build/docs
 PYTHONS ?= 3.12 3.13
+LOOPS  := $(wildcard noisyml/similarity/exact/loops/*.[ch])
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-full test test-fast test-slow test-pythons test-lowest test-newest \
@@ -14,7 +15,7 @@ PYTHONS ?= 3.12 3.13
 help:  ## say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(READY): pyproject.toml scripts/build_kernels.py scripts/package_readme.py noisyml/similarity/exact/kernels.c
+$(READY): pyproject.toml scripts/build_kernels.py scripts/package_readme.py $(LOOPS)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev,pretrained]'

@@ -21,9 +21,10 @@ except ModuleNotFoundError:  # called by hand
     BuildHookInterface = object
 
 FOLDER = Path("noisyml/similarity/exact")
-SOURCE, LIBRARY = FOLDER / "kernels.c", FOLDER / "_kernels.so"
-OPTIONS = ["-O2", "-fPIC", "-shared", "-fvisibility=hidden"]
-#: Behind the source, as linkers want them.
+SOURCES, LIBRARY = FOLDER / "loops", FOLDER / "_kernels.so"
+#: Products are rounded before they are added, so that all processors give the same bits.
+OPTIONS = ["-O3", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden"]
+#: Behind the sources, as linkers want them.
 LIBRARIES = ["-lm", "-pthread"]
 #: Environment variable: "1" asks for a wheel without compiled loops.
 PURE = "NOISYML_PURE"
@@ -35,7 +36,8 @@ def build(root: Path) -> str | None:
     if compiler is None:
         return "no C compiler was found"
     made = root / LIBRARY.with_suffix(".new")
-    command = [*compiler.split(), *OPTIONS, str(root / SOURCE), "-o", str(made), *LIBRARIES]
+    sources = sorted(str(file) for file in (root / SOURCES).glob("*.c"))
+    command = [*compiler.split(), *OPTIONS, *sources, "-o", str(made), *LIBRARIES]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except OSError as error:

@@ -1,6 +1,7 @@
 """What an index and a user ask of the wheels in a folder: ``python scripts/check_wheels.py dist``.
 
-With ``--installed``: that the package installed here has its compiled loops and that they load.
+With ``--installed``: that the package installed here has its compiled loops, that they load, and
+that those for vector units that this processor has give the bits of those in plain C.
 """
 
 from __future__ import annotations
@@ -46,8 +47,8 @@ def faults(wheel: Path) -> list[str]:
     return found
 
 
-def load_installed() -> None:
-    """Load the compiled loops of the installed package.
+def installed_faults() -> list[str]:
+    """Sentences on what is wrong with the compiled loops of the installed package.
 
     Raises:
         OSError: there are none, or the system cannot load them.
@@ -55,14 +56,29 @@ def load_installed() -> None:
     package = find_spec("noisyml")
     assert package is not None
     assert package.origin is not None
-    ctypes.CDLL(str(Path(package.origin).parent.parent / _LOOPS)).noisyml_interface()
+    loops = ctypes.CDLL(str(Path(package.origin).parent.parent / _LOOPS))
+    loops.noisyml_unit.restype = ctypes.c_char_p
+    loops.noisyml_unit_answers.restype = ctypes.c_uint64
+    answers: dict[bytes, int] = {}
+    number = 0
+    while (unit := loops.noisyml_unit(number)) is not None:
+        if loops.noisyml_unit_runs(number):
+            drawn = ctypes.c_uint64(0), ctypes.c_int64(60)
+            answers[unit] = loops.noisyml_unit_answers(number, *drawn)
+        number += 1
+    return [
+        f"its loops for {unit.decode()} give other bits here than plain C"
+        for unit, answer in answers.items()
+        if answer != answers[b"plain"]
+    ]
 
 
 def main(arguments: list[str]) -> int:
     """Print what is wrong, or the names of the wheels; status 1 if something is."""
     if arguments == ["--installed"]:
-        load_installed()
-        return 0
+        for fault in (wrong := installed_faults()):
+            print(fault)
+        return 1 if wrong else 0
     wheels = sorted(Path(arguments[0]).glob("*.whl"))
     wrong = [f"{wheel.name}: {fault}" for wheel in wheels for fault in faults(wheel)]
     print("\n".join(wrong or [f"{wheel.name}: accepted" for wheel in wheels] or ["no wheels"]))

@@ -130,7 +130,7 @@ def test_a_pure_wheel_fits_everywhere_and_has_all_files(wheel):
         names = set(archive.namelist())
     sources = {
         file.relative_to(paths.ROOT).as_posix()
-        for pattern in ("*.py", "*.json", "*.css", "*.j2", "*.c", "py.typed")
+        for pattern in ("*.py", "*.json", "*.css", "*.j2", "*.c", "*.h", "py.typed")
         for file in (paths.ROOT / "noisyml").rglob(pattern)
     }
     settings = {

@@ -132,7 +132,7 @@ def write_neighbours(
     said = f"{k} neighbours of {len(rows):,} rows among {within:,} in {seconds:.1f} s"
     print(f"{said} ({rate:,.0f} rows/s)" + ("" if recall is None else f", recall {recall:.4f}"))
     if index == "exact" and device == "cpu" and not kernels.available():
-        print("The search loops are not compiled here, so this took longer: see the README.")
+        print("The compiled search loops are not used here, so this took longer: see the README.")
     print(f"graph {folder}")
     return {"rows_per_second": rate} | ({} if recall is None else {"recall": recall})
 

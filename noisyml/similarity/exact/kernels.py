@@ -1,32 +1,24 @@
 """Compiled loops for what PyTorch has no operation for: the scan for candidates on a CPU.
 
 A candidate is one pair in thousands. An operation that writes all scores only for the next one to
-read and discard them spends as much on memory as on multiplying, so `kernels.c` compares scores
-where they arise and hands out pairs. It is compiled when the package is installed
-(`scripts/build_kernels.py`). Where there is no compiler, or the processor is not an x86-64 with
-AVX2, `available` is false and the search does the same with PyTorch alone: the results are the
-same bits, only later.
+read and discard them spends as much on memory as on multiplying, so the loops in `loops/` compare
+scores where they arise and hand out pairs. They are compiled when the package is installed
+(`scripts/build_kernels.py`), and `library` chooses among their forms. Where there is no compiler
+`available` is false and the search does the same with PyTorch alone: the results are the same bits,
+only later.
 """
 
 from __future__ import annotations
 
 import ctypes
-import functools
-import logging
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-log = logging.getLogger(__name__)
+from noisyml.similarity.exact import library
 
-#: Where `scripts/build_kernels.py` puts the compiled loops.
-LIBRARY = Path(__file__).with_name("_kernels.so")
-#: The version of the C functions that this module calls.
-_INTERFACE = 5
 #: So much pays for starting a thread.
 _ROWS_PER_THREAD, _PAIRS_PER_THREAD = 64, 4096
 #: Room for pairs, however few are expected.
@@ -36,7 +28,7 @@ DEPTH_STEP = 32
 #: Sizes of coordinates 2i and 2i + 1 of an integer row add up to at most this.
 LIMIT = 127
 
-#: As in kernels.c.
+#: As in loops.h.
 _PANEL = 16
 _FULL, _NO_MEMORY = 1, 2
 
@@ -59,7 +51,7 @@ class Pairs(NamedTuple):
         return Pairs(self.query[stays], self.place[stays], self.score[stays])
 
 
-#: Fields of the structs in kernels.c.
+#: Fields of the structs in `loops`.
 _Fields = tuple[tuple[str, Any], ...]
 
 
@@ -155,46 +147,9 @@ class _Room:
         return Pairs(query, place, self._scores[: found.count])
 
 
-@functools.cache
-def _library() -> ctypes.CDLL | None:
-    if not LIBRARY.exists():
-        log.info("The search loops are not compiled here, so searches take longer: see the README.")
-        return None
-    try:
-        library = ctypes.CDLL(str(LIBRARY))
-        interface = library.noisyml_interface()
-    except (OSError, AttributeError) as error:
-        log.warning("The compiled search loops in %s cannot be loaded: %s", LIBRARY, error)
-        return None
-    if interface != _INTERFACE:
-        log.warning(
-            "The compiled search loops in %s belong to another version of noisyml and stay unused: "
-            "install the package again.",
-            LIBRARY,
-        )
-        return None
-    if not library.noisyml_supported():
-        return None
-    library.noisyml_panel_bytes.restype = ctypes.c_int64
-    return library
-
-
-@functools.cache
-def _team() -> int | None:
-    """Address of the function that runs work on the threads of PyTorch, if they are GNU OpenMP's.
-
-    They wait for more work actively, so two sets of threads would be in each other's way.
-    """
-    try:
-        loaded = ctypes.CDLL("libgomp.so.1", mode=os.RTLD_NOW | os.RTLD_NOLOAD)
-        return ctypes.cast(loaded.GOMP_parallel, ctypes.c_void_p).value
-    except (OSError, AttributeError):
-        return None
-
-
 def available() -> bool:
-    """True if the loops were compiled and this processor runs them."""
-    return _library() is not None
+    """True if the loops were compiled and are not turned off."""
+    return library.chosen() is not None
 
 
 def products(
@@ -228,10 +183,8 @@ def products(
 
 def packed(rows: Tensor) -> Tensor:
     """Integer rows [n, d] of the right side in the order in which they are multiplied: int8."""
-    library = _library()
-    assert library is not None
     n, depth = rows.shape
-    panel = library.noisyml_panel_bytes(ctypes.c_int64(depth))
+    panel = _loops().library.noisyml_panel_bytes(depth)
     out = torch.empty(-(-n // _PANEL) * panel, dtype=torch.int8)
     rows = rows.contiguous()
 
@@ -471,18 +424,23 @@ def _run(loop: str, jobs: list[_Job]) -> list[_Job] | None:
 
     None if the room of one of them is full.
     """
-    library = _library()
-    assert library is not None
     if not jobs:
         return []
+    loops = _loops()
     array = (type(jobs[0]) * len(jobs))(*jobs)
-    result = library.noisyml_in_threads(
-        ctypes.c_void_p(_team()), getattr(library, f"noisyml_{loop}"), ctypes.byref(array),
+    result = loops.library.noisyml_in_threads(
+        ctypes.c_void_p(library.team()), ctypes.c_void_p(loops.loop(loop)), ctypes.byref(array),
         ctypes.c_int64(ctypes.sizeof(jobs[0])), ctypes.c_int64(len(jobs)),
     )  # fmt: skip
     if result == _NO_MEMORY:
         raise MemoryError(f"no memory for the loop {loop}")
     return None if result == _FULL else list(array)
+
+
+def _loops() -> library.Loops:
+    loops = library.chosen()
+    assert loops is not None
+    return loops
 
 
 def _stretches(n: int, least: int) -> list[tuple[int, int]]:

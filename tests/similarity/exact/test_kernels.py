@@ -1,24 +1,16 @@
 """The compiled loops against plain tensor operations, and the search without them."""
 
-import ctypes
-import logging
-import shutil
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support import paths
+from support.units import UNITS, used
 
 from noisyml.metrics.retrieval import retrieval_metrics
-from noisyml.similarity.exact import kernels, shortlist
+from noisyml.similarity.exact import kernels, library, shortlist
 from noisyml.similarity.exact import quantised as coarse
 from noisyml.similarity.ranks.block import descending_order
 from noisyml.similarity.search import self_topk, topk
-
-ROOT = paths.ROOT
 
 compiled = pytest.mark.skipif(not kernels.available(), reason="no compiled loops here")
 
@@ -37,6 +29,12 @@ def two_threads():
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=UNITS)
+def each_form(request):
+    with used(request.param):
+        yield
 
 
 #: Squares that add up to 32,767, the largest sum that 16 bits hold.
@@ -62,6 +60,8 @@ def integer_rows(kind, n, depth, generator):
 
 
 KINDS = st.sampled_from(["any", "short", "full", "largest"])
+#: Forms of the loops; drawn beside the rest, so that more of them cost no more time.
+FORMS = st.sampled_from(list(UNITS) or ["none"])
 
 
 @compiled
@@ -73,10 +73,11 @@ KINDS = st.sampled_from(["any", "short", "full", "largest"])
     st.integers(1, 70),
     st.sampled_from([1, 3]),
     st.tuples(KINDS, KINDS),
+    FORMS,
     st.integers(0, 2**31),
 )
 def test_integer_scans_find_what_bars_and_floors_let_through(
-    m, n, steps, width, threads, kinds, seed
+    m, n, steps, width, threads, kinds, unit, seed
 ):
     generator = torch.Generator().manual_seed(seed)
     before = torch.get_num_threads()
@@ -101,13 +102,14 @@ def test_integer_scans_find_what_bars_and_floors_let_through(
     bar[0][0], bar[1][-1] = 2**31 - 1, -(2**31)
     floor = [torch.randn(size, generator=generator) for size in sizes]
     floor[0][-1] = torch.inf
-    stored = rows[0], kernels.packed(rows[1])
-    left, right = (
-        kernels.IntegerSide(*column)
-        for column in zip(stored, bias, bar, key, exact, floor, strict=True)
-    )
     try:
-        by_left, by_right = kernels.scan_integers(left, right, 1.0)
+        with used(unit):
+            stored = rows[0], kernels.packed(rows[1])
+            left, right = (
+                kernels.IntegerSide(*column)
+                for column in zip(stored, bias, bar, key, exact, floor, strict=True)
+            )
+            by_left, by_right = kernels.scan_integers(left, right, 1.0)
     finally:
         torch.set_num_threads(before)
     met = (scores > bar[0][:, None]) | (scores > bar[1])
@@ -119,30 +121,33 @@ def test_integer_scans_find_what_bars_and_floors_let_through(
 
 
 @compiled
-def test_scans_end_where_too_many_pairs_are_to_be_looked_at():
+@pytest.mark.parametrize("reach", [slice(0), slice(20, 30)])  # also where a pair counts meanwhile
+def test_scans_end_where_too_many_pairs_are_to_be_looked_at(reach, each_form):
     m, n = 200, 100  # more than are looked at anyway
     rows = torch.ones(m, kernels.DEPTH_STEP, dtype=torch.int8)
     nothing = torch.zeros(m, dtype=torch.int32)
 
     def side(stored, size, bar, key):
         floor = torch.full((size,), 4.0)
+        floor[reach if size == m else slice(0)] = 2.0
         integers = nothing[:size], nothing[:size] + bar, torch.arange(size) + key
         return kernels.IntegerSide(stored, *integers, torch.ones(size, 3), floor)
 
     sides = side(rows, m, 31, 0), side(kernels.packed(rows[:n]), n, 99, m)
     by_left, by_right = kernels.scan_integers(*sides, 1.0)
-    assert not len(by_left.query)
+    assert len(by_left.query) == n * len(range(m)[reach])
     assert not len(by_right.query)
     assert kernels.scan_integers(*sides, 0.5) is None
 
 
 @compiled
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 70), st.floats(0.001, 3.0), st.integers(0, 2**31))
-def test_rounded_rows_keep_their_limits_and_say_what_is_lost(width, step, seed):
+@given(st.integers(1, 70), st.floats(0.001, 3.0), FORMS, st.integers(0, 2**31))
+def test_rounded_rows_keep_their_limits_and_say_what_is_lost(width, step, unit, seed):
     rows = torch.randn(80, width, generator=torch.Generator().manual_seed(seed))
     rows[0] = 1000.0 * step
-    whole, lost = kernels.rounded(rows, step)
+    with used(unit):
+        whole, lost = kernels.rounded(rows, step)
     assert whole.shape == (80, width + -width % kernels.DEPTH_STEP)
     assert not whole[:, width:].any()
     pairs = whole.to(torch.int32).abs().unflatten(1, (-1, 2)).sum(2)
@@ -193,7 +198,7 @@ def test_lists_keep_what_a_sort_would(k, two_threads, monkeypatch):
 
 @compiled
 @pytest.mark.parametrize("threads", [1, 2])
-def test_tiles_are_read_like_masks(threads):
+def test_tiles_are_read_like_masks(threads, each_form):
     generator = torch.Generator().manual_seed(threads)
     tile = torch.randn(150, 333, generator=generator)[:, :330]  # rows apart
     tile[3, 5] = -torch.inf
@@ -216,7 +221,7 @@ def test_tiles_are_read_like_masks(threads):
 
 @compiled
 @pytest.mark.parametrize("width", [1, 7, 33, 130])
-def test_products_of_pairs(width):
+def test_products_of_pairs(width, each_form):
     generator = torch.Generator().manual_seed(width)
     left = torch.randn(50, width, generator=generator)
     right = torch.randn(60, width, generator=generator)
@@ -258,66 +263,15 @@ def test_without_the_loops_the_answers_are_the_same(monkeypatch, precision):
 @compiled
 @pytest.mark.parametrize("team", [True, False])
 def test_threads_of_pytorch_or_of_our_own_do_all_jobs(team, two_threads, monkeypatch):
-    if team and kernels._team() is None:
+    if team and library.team() is None:
         pytest.skip("PyTorch has no GNU OpenMP here")
     if not team:
-        monkeypatch.setattr(kernels, "_team", lambda: None)
+        monkeypatch.setattr(library, "team", lambda: None)
     torch.set_num_threads(7)  # more than there are processors; the fixture sets them back
     rows = torch.randn(900, 40, generator=torch.Generator().manual_seed(0))
     whole, _ = kernels.rounded(rows, 0.05)
     torch.set_num_threads(1)
     assert torch.equal(whole, kernels.rounded(rows, 0.05)[0])
-
-
-@pytest.fixture
-def another_library(monkeypatch, tmp_path):
-    """A path that the loops are looked for at instead."""
-    path = tmp_path / "another.so"
-    monkeypatch.setattr(kernels, "LIBRARY", path)
-    kernels._library.cache_clear()
-    yield path
-    kernels._library.cache_clear()
-
-
-def test_a_library_that_is_not_there_or_broken_is_not_used(another_library, caplog):
-    with caplog.at_level(logging.INFO):
-        assert not kernels.available()
-        assert "The search loops are not compiled here" in caplog.text
-        kernels._library.cache_clear()
-        another_library.write_bytes(b"not a library")
-        assert not kernels.available()
-        assert "cannot be loaded" in caplog.text
-
-
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
-def test_a_library_of_another_version_is_not_used(another_library, caplog, tmp_path):
-    source = tmp_path / "another.c"
-    source.write_text(
-        "int noisyml_interface(void) { return -1; }\nint noisyml_supported(void) { return 1; }\n"
-    )
-    subprocess.run(["cc", "-shared", "-fPIC", source, "-o", another_library], check=True)
-    with caplog.at_level(logging.WARNING):
-        assert not kernels.available()
-    assert "belong to another version of noisyml" in caplog.text
-
-
-@pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler here")
-@pytest.mark.long
-def test_the_loops_compile_and_say_which_version_they_are(tmp_path):
-    folder = tmp_path / "noisyml" / "similarity" / "exact"
-    folder.mkdir(parents=True)
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts" / "build_kernels.py", tmp_path / "scripts")
-    shutil.copy(ROOT / "noisyml" / "similarity" / "exact" / "kernels.c", folder)
-    script = [sys.executable, str(tmp_path / "scripts" / "build_kernels.py")]
-    subprocess.run(script, check=True)
-    library = ctypes.CDLL(str(folder / "_kernels.so"))
-    assert library.noisyml_interface() == kernels._INTERFACE
-    missing = subprocess.run(
-        script, env={"CC": "no-such-compiler", "PATH": ""}, capture_output=True, text=True
-    )
-    assert missing.returncode == 1
-    assert "The search loops are not compiled: no-such-compiler does not run" in missing.stderr
 
 
 @compiled
