@@ -152,6 +152,11 @@ def available() -> bool:
     return library.chosen() is not None
 
 
+def form() -> str:
+    """The vector unit of the loops that are used here."""
+    return _loops().unit
+
+
 def products(
     left: Tensor, right: Tensor, rows: Tensor, columns: Tensor, *, in_float64: bool = False
 ) -> Tensor:

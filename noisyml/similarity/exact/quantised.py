@@ -55,6 +55,8 @@ _CANDIDATE_COST: dict[Format, int] = {
 }
 #: How many of them one float32 multiply-add takes.
 _FLOAT32_COST: dict[Format, float] = {"int8_loops": 2.9, "int8_onednn": 2.0, "bfloat16": 8.0}
+#: The same of the loops' slower forms: plain C as measured without AVX2, NEON by its instructions.
+_FLOAT32_COST_OF_FORMS = {"plain": 1.0, "neon": 1.3}
 #: Pairs of a tile of integer rows that may be looked at; float32 is cheaper beyond.
 _MOST_LOOKS = 1 / 8
 #: Integer scores and bars stay within it, so that sums of three fit into 32 bits.
@@ -468,7 +470,7 @@ def chosen_filter(
     rank = min(n_right, max(1, round(k * n_right / n_gallery)))
     floor = scores.topk(rank, dim=1).values[:, -1].to(torch.float64)
 
-    best, least, previous = None, 0.9 * _FLOAT32_COST[number_format] * dim, math.inf
+    best, least, previous = None, 0.9 * _float32_cost(number_format) * dim, math.inf
     for coarse in _filters(fine, right[:n_right, :dim], number_format, pairs):
         mine, theirs = coarse.rounded("left", left), coarse.rounded("right", right)
         cheap = coarse.products(mine, theirs, coarse.packed(theirs))[:n_left, :n_right]
@@ -484,6 +486,13 @@ def chosen_filter(
             break
         previous = cost
     return best
+
+
+def _float32_cost(number_format: Format) -> float:
+    cost = _FLOAT32_COST[number_format]
+    return (
+        _FLOAT32_COST_OF_FORMS.get(kernels.form(), cost) if number_format == "int8_loops" else cost
+    )
 
 
 def _filters(
