@@ -3,7 +3,7 @@
 from contextlib import AbstractContextManager
 from unittest import mock
 
-from noisyml.similarity.exact import library
+from noisyml.similarity.exact.loops import library
 
 #: By name, the fastest first and plain C last.
 UNITS = {loops.unit: loops for loops in library.offered()}

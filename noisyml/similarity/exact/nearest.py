@@ -322,6 +322,7 @@ class _Mix:
         turned = turned.view(len(rows), len(across), len(within)).transpose(1, 2)
         turned = turned.reshape(-1, len(across)) @ across
         numbers, lost = kernels.rounded(turned.view(len(rows), self.width), step)
+        # What else these norms err by is within the spare of the rotation's error.
         exact = lost.to(torch.float64) * (1 + (self.width + 8) * 2.0**-24)
         return numbers, exact + self._error * norms
 

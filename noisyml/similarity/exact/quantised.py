@@ -191,7 +191,8 @@ class CoarseFilter:
             role: 1.001 * float(side.norms.max()) / fine.scale
             for role, side in (("left", fine.query), ("right", fine.gallery))
         }
-        # Of each rotated coordinate, relative to the row's norm; see Float32Filter.errors.
+        # Of each rotated coordinate, relative to the row's norm; see Float32Filter.errors. Its
+        # spare pays for what `kernels.rounded` errs by.
         relative = 1.01 * ((self._dim + 32) * 2.0**-24 + 2.1 * input_rounding())
         self._turning = math.sqrt(len(basis)) * relative
         self._norm_error = (self._dim + 8) * 2.0**-24

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 from support.units import UNITS, used
 
 from noisyml.metrics.retrieval import retrieval_metrics
-from noisyml.similarity.exact import kernels, library, shortlist
+from noisyml.similarity.exact import kernels, shortlist
 from noisyml.similarity.exact import quantised as coarse
+from noisyml.similarity.exact.loops import library
 from noisyml.similarity.ranks.block import descending_order
 from noisyml.similarity.search import self_topk, topk
 

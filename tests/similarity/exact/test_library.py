@@ -17,7 +17,8 @@ from support.units import UNITS
 
 from noisyml.errors import UserError
 from noisyml.metrics.retrieval import retrieval_metrics
-from noisyml.similarity.exact import kernels, library, quantised
+from noisyml.similarity.exact import kernels, quantised
+from noisyml.similarity.exact.loops import library
 from noisyml.similarity.kmeans import kmeans
 from noisyml.similarity.search import self_topk
 

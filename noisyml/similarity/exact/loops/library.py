@@ -1,7 +1,7 @@
 """The library of compiled loops, and the vector unit that they use here.
 
 One library holds every loop in plain C and in forms for the vector units of the processor family
-that it was compiled for; `loops/units.c` lists these, the fastest first. The first one that the
+that it was compiled for; `units.c` lists these, the fastest first. The first one that the
 processor has is taken. Before that it must give the bits of plain C on drawn input, for not every
 unit was at hand where this was written; one that does not is left aside with a warning.
 """
@@ -20,7 +20,7 @@ from noisyml.errors import UserError
 log = logging.getLogger(__name__)
 
 #: Where `scripts/build_kernels.py` puts the compiled loops.
-LIBRARY = Path(__file__).with_name("_kernels.so")
+LIBRARY = Path(__file__).parent.with_name("_kernels.so")
 #: Environment variable: the vector unit to use, or "off" for PyTorch alone.
 UNIT = "NOISYML_KERNELS"
 _OFF = "off"
