@@ -232,7 +232,7 @@ def picture(found: Reproduction, *, narrow: bool = False) -> Figure:
     """Published figures beside measured ones, a line each."""
     lines = _drawn(found)
     width = plots.NARROW if narrow else plots.WIDTH
-    figure = plots.new_figure(width, 0.7 + 0.26 * len(lines))
+    figure = plots.new_figure(width, 0.9 + 0.26 * len(lines))
     axes = figure.subplots()
     places = range(len(lines))
     measured = [line.measured for line in lines if line.measured is not None]
@@ -258,6 +258,7 @@ def picture(found: Reproduction, *, narrow: bool = False) -> Figure:
         places, [plots.plain(plots.shorten(_short(line), 24 if narrow else 60)) for line in lines]
     )
     axes.invert_yaxis()
+    axes.set_xlabel(", ".join(dict.fromkeys(line.figure.unit for line in lines)))
     axes.legend(frameon=False, fontsize=8)
     plots.dress(axes, "")
     return figure
