@@ -32,10 +32,10 @@ from noisyml.targets.entries import as_judged, entry_classes
 
 #: Scores are random to the last digit: their bytes compress one place at a time, by no dictionary.
 STORED: dict[str, Any] = {
-    "compression": "zstd",
+    "compression": "lz4",  # zstd: 3 to 7 % smaller in one and a half times the time
     "use_dictionary": ["epoch", "prediction"],
     "use_byte_stream_split": [
-        *("p_clean", "p_clean.list.element", "log_odds", "log_odds.list.element"),
+        *("index", "p_clean", "p_clean.list.element", "log_odds", "log_odds.list.element"),
         *("loss", "margin"),
     ],
 }
@@ -149,14 +149,7 @@ class SelectionLog(Callback):
             part = self.parts / f"{trainer.current_epoch:06d}.parquet"
             table = pa.table({**columns, "epoch": epoch})
             with atomic(part, sole_writer=True) as temporary:
-                # Read once more, when the epochs are joined: compression comes then.
-                pq.write_table(
-                    table,
-                    temporary,
-                    row_group_size=len(table),
-                    compression="none",
-                    use_dictionary=False,
-                )
+                pq.write_table(table, temporary, row_group_size=len(table), **STORED)
 
     def _metrics(self, judged: Mapping[str, Tensor]) -> dict[str, float]:
         kept = {"selection/kept": float(judged["kept"].double().mean())}
@@ -203,6 +196,16 @@ class SelectionLog(Callback):
                 )
             return
         parts = sorted(self.parts.glob("*.parquet"))
+        if len(parts) == 1 and not self.file.is_file():
+            parts.pop().replace(self.file)  # stored as the whole is
+        elif parts:
+            self._join(parts)
+        for part in parts:
+            part.unlink()
+        self.parts.rmdir()
+
+    def _join(self, parts: Sequence[Path]) -> None:
+        """Write the epochs of `parts` to the file, after those that it has from before."""
         # Epochs of a warm-up alone have no log-odds; the last one has all columns there are.
         schema = _schema(parts[-1])
         # An interrupted run may have stored epochs that its checkpoint does not know: they were
@@ -223,9 +226,6 @@ class SelectionLog(Callback):
                 with reading(part, ADVICE):
                     epoch = _whole(pq.read_table(part), schema)
                 writer.write_table(epoch, row_group_size=len(epoch))
-        for part in parts:
-            part.unlink()
-        self.parts.rmdir()
 
     def state_dict(self) -> dict[str, Any]:
         """The judgements of the epoch under way, and the scores of the last one."""

@@ -97,7 +97,7 @@ def test_judged_entries_are_stored_compactly_an_epoch_in_a_row_group(tmp_path):
     parquet = pq.ParquetFile(file)
     assert parquet.num_row_groups == 3
     # Random scores of four bytes and an eighth of one; before compression they would be more.
-    assert file.stat().st_size < 3 * N * C * 3.7
+    assert file.stat().st_size < 3 * N * C * 4.0
     for (index, p_clean, _), group in zip(
         told, row_groups(file, ["index", "p_clean", "kept", "epoch"]), strict=True
     ):
@@ -205,3 +205,19 @@ def test_a_method_that_judges_nothing_says_so(tmp_path, caplog):
         log.on_train_end(trainer, SimpleNamespace())
     assert "judges no label, so there is no ledger" in caplog.text
     assert not log.file.exists()
+
+
+def test_one_epoch_is_the_file_and_a_kill_afterwards_costs_nothing(tmp_path):
+    log = SelectionLog(str(tmp_path / "selection.parquet"))
+    ((index, p_clean, _),) = trained(log, [0])
+    (group,) = row_groups(log.file, ["index", "p_clean", "kept", "epoch"])
+    assert (group["index"] == index).all()
+    assert (group["p_clean"] == p_clean).all()
+    assert not log.parts.exists()
+    before = log.file.read_bytes()
+    log.parts.mkdir()  # the kill came before the folder went
+    log.on_train_end(SimpleNamespace(is_global_zero=True), None)
+    assert log.file.read_bytes() == before
+    assert not log.parts.exists()
+    trained(log, [1])
+    assert [int(g["epoch"][0]) for g in row_groups(log.file, ["epoch"])] == [0, 1]
