@@ -1,5 +1,7 @@
 """Keep the results of `noisyml reproduce claims` in the package, and their tables in the pages.
 
+Claims that were not among those tried keep the results they have.
+
 noisyml reproduce claims seeds=3
 python scripts/keep_claims.py outputs/reproduce/claims.json
 """
@@ -43,7 +45,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("results", type=Path, help="claims.json of `noisyml reproduce claims`")
     typed = parser.parse_args()
-    results = json.loads(typed.results.read_text(encoding="utf-8"))
+    known = json.loads(RESULTS_FILE.read_text(encoding="utf-8"))
+    known |= json.loads(typed.results.read_text(encoding="utf-8"))
+    results = {claim.name: known[claim.name] for claim in load_claims() if claim.name in known}
     write_atomically(RESULTS_FILE, json.dumps(results, indent=1) + "\n")
     trials = stored_trials(load_claims())
     for page, table in (("README.md", short_markdown), ("docs/reproduce.md", markdown)):
