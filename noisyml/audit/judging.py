@@ -26,14 +26,19 @@ from noisyml.audit.scores.channel import (
     Channel,
     counted,
     fit_channel,
-    product_of_sources,
-    weigh_sources,
+    fit_sources,
 )
-from noisyml.audit.scores.crossed import FEWEST, crossed_views, log_sources
+from noisyml.audit.scores.crossed import FEWEST, crossed_views, log_sources, parts_of
 from noisyml.audit.scores.density import class_cosines
-from noisyml.audit.scores.folds import chosen_strength, out_of_fold_probabilities, projected_rows
+from noisyml.audit.scores.folds import (
+    chosen_strength,
+    out_of_fold_probabilities,
+    projected_rows,
+    stratified_folds,
+)
 from noisyml.audit.scores.labels import label_margin, own_share, ranks
 from noisyml.audit.scores.neighbours import BLOCK
+from noisyml.audit.scores.surest import least_share, surest_of_sources
 from noisyml.checks import Count, Ge, Seed, checked
 from noisyml.errors import UserError
 from noisyml.similarity.approximate import approximate_topk, has_faiss
@@ -157,6 +162,11 @@ def judge_labels(
     targets[np.arange(n), given] = 1
     strength = chosen_strength(rows_in_short, targets, seed=seed)
     concentration: float | None = None
+    marks = np.full(n, -1, dtype=np.int8)
+    # Folds of a foreign classifier are not known.
+    held = np.zeros(n, dtype=np.int64)
+    if foreign is None:
+        held = stratified_folds(given, min(folds, n), seed)
     wrong: list[NDArray[np.float64]] = []
     total = np.zeros((n, num_classes), dtype=np.float32)
     for number in range(rounds):
@@ -181,10 +191,12 @@ def judge_labels(
             probabilities = keep(f"round_{number + 1}", fit)["probabilities"]
         votes = mean_of_neighbours(index, targets)
         sources = log_sources(probabilities, votes * k, class_cosines(rows_in_short, targets))
-        weighing = weigh_sources(sources, labels, known, concentration, seed)
-        concentration = weighing.concentration
-        classes = product_of_sources(sources, weighing.exponents)
-        channel = fit_channel(classes, labels, known=known, concentration=concentration)
+        if number == 0 and n >= FEWEST:
+            marks = surest_of_sources(sources, labels, held, known, seed)
+        classes, channel, concentration = fit_sources(
+            sources, labels, known, concentration, seed, least_share(marks)
+        )
+        del sources
         if number == 0:
             level, first_votes, first_probabilities = classes, votes, probabilities
             first = channel
@@ -209,9 +221,11 @@ def judge_labels(
 
         views = keep("crossed", cross)
         sources = log_sources(views["probabilities"], views["votes"], views["cosines"])
-        weighing = weigh_sources(sources, labels, known, concentration, seed)
-        level = product_of_sources(sources, weighing.exponents)
-        first = fit_channel(level, labels, known=known, concentration=concentration)
+        marks = surest_of_sources(sources, labels, parts_of(labels, seed), known, seed)
+        level, first, _ = fit_sources(
+            sources, labels, known, concentration, seed, least_share(marks)
+        )
+        del sources, views
         wrong.insert(0, 1 - own_share(first.posterior, labels).astype(np.float64))
         total += first.posterior
     rows = np.arange(n)
@@ -224,7 +238,9 @@ def judge_labels(
     likely = total[rows, suggested]
     total *= p_wrong[:, None].astype(np.float32)
     total[rows, labels] = 1 - p_wrong
-    rate, confusion = _intervals(level, labels, first, known, concentration, replicates, seed, tell)
+    rate, confusion = _intervals(
+        level, labels, first, known, concentration, marks, replicates, seed, tell
+    )
     return Judgements(
         p_wrong=p_wrong,
         suggested=suggested,
@@ -361,6 +377,7 @@ def _intervals(
     channel: Channel,
     known: NDArray[Any] | None,
     concentration: float,
+    marks: NDArray[np.int8],
     replicates: int,
     seed: int,
     tell: Progress,
@@ -370,11 +387,12 @@ def _intervals(
     rng = np.random.default_rng(seed)
     rows = np.arange(n) if n <= CHOSEN_ON else np.sort(rng.choice(n, CHOSEN_ON, replace=False))
     q, given = classes[rows], labels[rows]
-    told = None if known is None else known[rows]
+    told, surest = None if known is None else known[rows], marks[rows]
     rates, tables = np.empty(replicates), np.empty((replicates, count, count))
     for replicate in range(replicates):
         weights = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows))).astype(float)
-        drawn = fit_channel(q, given, 8, weights, told, concentration)
+        floor = least_share(surest, weights)
+        drawn = fit_channel(q, given, 8, weights, told, concentration, floor=floor)
         table = counted(drawn.posterior, given, weights)
         tables[replicate] = table
         rates[replicate] = 1 - table.trace() / table.sum()

@@ -7,9 +7,15 @@ from sklearn.neighbors import KNeighborsClassifier
 from support.paths import GOLDEN
 
 from noisyml.audit.scores import confident, folds, neighbours
-from noisyml.audit.scores.channel import fit_channel, product_of_sources, weigh_sources
+from noisyml.audit.scores.channel import (
+    fit_channel,
+    product_of_sources,
+    raised_log_odds,
+    weigh_sources,
+)
 from noisyml.audit.scores.density import class_cosines, density_log_odds
 from noisyml.audit.scores.labels import best_other, label_margin, own_share, ranks
+from noisyml.audit.scores.surest import least_share, marked_surest, surest_of_sources
 from noisyml.errors import UserError
 from noisyml.similarity.search import self_topk
 
@@ -256,6 +262,82 @@ def test_of_equally_likely_matrices_the_least_even_is_taken():
     labels = np.where(rng.random(300) < 0.1, (true + 1) % 5, true)
     # The likeliest is 10, by less than its standard error.
     assert weigh_sources([np.log(q)], labels).concentration == 1
+
+
+@pytest.fixture(scope="module")
+def by_instance():
+    """What a perfect view says of labels whose mistakes it can foresee; labels, true classes."""
+    rng = np.random.default_rng(5)
+    true, other = rng.integers(0, 6, 1000), rng.integers(1, 6, 1000)
+    q = 0.7 * np.eye(6)[true] + 0.3 * np.eye(6)[(true + other) % 6]
+    # A fifth of the rows lies between its class and the next: there the view is less sure.
+    q[:200] = 0.5 * q[:200] + 0.35 * np.eye(6)[(true[:200] + 1) % 6] + 0.15 / 6
+    q = q + 1e-6
+    q /= q.sum(axis=1, keepdims=True)
+    true[:200] = np.where(rng.random(200) < 0.5, true[:200], (true[:200] + 1) % 6)
+    labels = np.where(rng.random(1000) < 0.3, (true + other) % 6, true)
+    return q, labels, true
+
+
+def test_the_surest_rows_of_each_fold_are_marked(by_instance):
+    q, labels, _ = by_instance
+    fold = np.arange(1000) % 7
+    marks = marked_surest(q, labels, fold)
+    for number in range(7):
+        rows = np.flatnonzero(fold == number)
+        surest = sorted(rows, key=lambda row: -q[row].max())[: round(0.2 * len(rows))]
+        assert (marks[surest] == (q[surest].argmax(axis=1) != labels[surest])).all()
+        assert (marks[rows] >= 0).sum() == len(surest)
+    weights = np.random.default_rng(0).random(1000)
+    there = marks >= 0
+    share = np.average(marks[there], weights=weights[there])
+    error = (share * (1 - share) / there.sum()) ** 0.5
+    assert least_share(marks, weights) == pytest.approx(share - error)
+    assert least_share(np.full(3, -1, dtype=np.int8)) == 0
+
+
+def test_a_floor_moves_posteriors_as_little_as_it_can(by_instance):
+    from scipy.optimize import brentq
+
+    q, labels, _ = by_instance
+    found = fit_channel(q, labels, floor=0.3, iterations=200)
+    rows = np.arange(1000)
+    assert 1 - found.posterior[rows, labels].mean() == pytest.approx(0.3, abs=1e-4)
+    joint = q * found.transition.T[labels]
+    free = joint / joint.sum(axis=1, keepdims=True)
+    wrong = np.arange(6)[None, :] != labels[:, None]
+
+    def raised(added):
+        lifted = free * np.exp(added * wrong)
+        return lifted / lifted.sum(axis=1, keepdims=True)
+
+    added = brentq(lambda x: (raised(x) * wrong).sum() - 0.3 * 1000, 0, 10)
+    nearest = raised(added)
+    np.testing.assert_allclose(found.posterior, nearest, atol=1e-3)
+    apart = (nearest * np.log(nearest.clip(1e-12) / free.clip(1e-12))).sum(axis=1).mean()
+    likely = np.log(joint.sum(axis=1)).mean()
+    assert found.log_likelihood == pytest.approx(likely - apart, abs=1e-4)
+    assert raised_log_odds((free * wrong).sum(axis=1), 0.3, np.ones(1000)) == pytest.approx(
+        added, abs=1e-3
+    )
+    # Where more labels are wrong than the floor demands, it changes nothing.
+    low = fit_channel(q, labels, floor=1e-9)
+    np.testing.assert_array_equal(low.posterior, fit_channel(q, labels).posterior)
+
+
+def test_mistakes_that_follow_the_features_are_told_from_overlap_by_the_surest_rows(by_instance):
+    q, labels, true = by_instance
+    rates = []
+    fold = np.zeros(1000, dtype=np.int64)
+    floor = least_share(surest_of_sources([np.log(q)], labels, fold))
+    for least in (0.0, floor):
+        weighing = weigh_sources([np.log(q)], labels, concentration=10.0, floor=least)
+        shown = product_of_sources([np.log(q)], weighing.exponents)
+        channel = fit_channel(shown, labels, concentration=10.0, floor=least)
+        rates.append(1 - own_share(channel.posterior, labels).mean())
+    assert floor == pytest.approx((labels != true).mean(), abs=0.05)
+    assert rates[0] < 0.2
+    assert rates[1] == pytest.approx((labels != true).mean(), abs=0.05)
 
 
 def test_wrong_labels_call_for_a_stronger_penalty():

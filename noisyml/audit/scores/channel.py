@@ -10,6 +10,11 @@ pair. So its lines are shrunk towards mistakes that are spread evenly over all c
 that is estimated too. How strongly, the likelihood of labels decides that the matrix has not been
 fitted to, and where it cannot tell, the weaker is taken; how far each source of `q` is to be
 trusted, the likelihood of all labels.
+
+Mistakes that follow the features look like overlap to any likelihood. A floor under the noise rate,
+known from elsewhere (`noisyml.audit.scores.surest`), tells them apart: posteriors are then the
+nearest ones, by Kullback-Leibler divergence, under which so many labels are wrong (posterior
+regularisation; Ganchev, Graça, Gillenwater and Taskar, JMLR 2010).
 """
 
 from __future__ import annotations
@@ -40,6 +45,8 @@ LARGEST = 10.0
 #: Folds of the rows among which concentrations are compared, and standard errors that make one
 #: clearly worse (5 %, one-sided).
 FOLDS, SURE = 5, 1.64
+#: Log-odds by which a floor may raise all mistakes, and steps of Newton's method that look for it.
+HIGHEST, STEPS = 10.0, 30
 #: Entries that are held at a time.
 BLOCK = 1 << 22
 
@@ -51,7 +58,7 @@ class Channel:
     Attributes:
         posterior: probability of each true class given the row and its label [N, C] float32.
         transition: ``T[c, g]``: share of the rows of class c that carry label g [C, C].
-        log_likelihood: mean log-probability of the labels.
+        log_likelihood: mean log-probability of the labels, less the divergence that a floor costs.
     """
 
     posterior: NDArray[np.float32]
@@ -80,6 +87,7 @@ def fit_channel(
     known: NDArray[Any] | None = None,
     concentration: float = CONCENTRATIONS[-1],
     start: NDArray[Any] | None = None,
+    floor: float = 0.0,
 ) -> Channel:
     """Posterior of the true classes and the transition matrix, by EM.
 
@@ -91,6 +99,7 @@ def fit_channel(
         known: true classes [N] int64 of rows that were looked at, -1 for others; None: none.
         concentration: rows that the prior of each line counts for.
         start: matrix [C, C] to begin with; None: a fifth of all labels is wrong.
+        floor: share of wrong labels that the posteriors have at least.
 
     Example:
         >>> q = np.array([[0.99, 0.01]] * 9 + [[0.01, 0.99]] * 10)
@@ -108,7 +117,11 @@ def fit_channel(
     blocks = [slice(begin, min(begin + step, n)) for begin in range(0, n, step)]
     power = np.ones(n) if weights is None else np.asarray(weights, dtype=np.float64)
 
-    def expect() -> None:
+    rows = np.arange(n)
+    raised = 0.0
+
+    def expect() -> float:
+        nonlocal raised
         columns = np.ascontiguousarray(matrix.T)
         for block in blocks:
             joint = classes[block] * columns[labels[block]]
@@ -117,6 +130,19 @@ def fit_channel(
         if len(fixed):
             posterior[fixed] = 0
             posterior[fixed, known[fixed]] = 1  # type: ignore[index]
+        if floor <= 0:
+            return 0.0
+        own = posterior[rows, labels].astype(np.float64)
+        raised = raised_log_odds(1 - own, floor, power, raised)
+        if raised == 0:
+            return 0.0
+        # Both shares of a row are divided by their sum, after mistakes were raised.
+        factor = np.exp(raised)
+        whole = own + factor * (1 - own)
+        posterior[:] *= (factor / whole)[:, None].astype(np.float32)
+        posterior[rows, labels] = own / whole
+        cost = raised * (1 - own / whole) - np.log(whole)
+        return float((power * cost).sum() / power.sum())
 
     for _ in range(iterations):
         expect()
@@ -129,8 +155,42 @@ def fit_channel(
         matrix = updated
         if done:
             break
-    expect()
-    return Channel(posterior, matrix, float((power * np.log(total)).sum() / power.sum()))
+    cost = expect()
+    likely = float((power * np.log(total)).sum() / power.sum())
+    return Channel(posterior, matrix, likely - cost)
+
+
+def raised_log_odds(
+    wrong: NDArray[np.float64], floor: float, weights: NDArray[Any], start: float = 0.0
+) -> float:
+    """What must be added to the log-odds of all probabilities to bring their mean to a floor.
+
+    Args:
+        wrong: probabilities [N]; zeros and ones stay as they are.
+        floor: in [0, 1).
+        weights: of the rows [N].
+        start: to look from.
+
+    Returns:
+        In ``0 .. HIGHEST``; 0 if the mean is there already.
+
+    Example:
+        >>> round(raised_log_odds(np.array([0.5, 0.5]), 0.75, np.ones(2)), 4)  # log 3
+        1.0986
+    """
+    share = weights / weights.sum()
+    if float(share @ wrong) >= floor:
+        return 0.0
+    added = start
+    for _ in range(STEPS):
+        factor = np.exp(added)
+        now = factor * wrong / (1 - wrong + factor * wrong)
+        mean, slope = float(share @ now), float(share @ (now * (1 - now)))
+        step = np.clip((floor - mean) / max(slope, 1e-9), -1.0, 1.0)
+        added = float(np.clip(added + step, 0.0, HIGHEST))
+        if abs(floor - mean) < 1e-6:
+            break
+    return added
 
 
 def counted(
@@ -190,12 +250,33 @@ def product_of_sources(
     return total
 
 
+def fit_sources(
+    sources: Sequence[NDArray[Any]],
+    labels: NDArray[Any],
+    known: NDArray[Any] | None = None,
+    concentration: float | None = None,
+    seed: int = 0,
+    floor: float = 0.0,
+) -> tuple[NDArray[np.float32], Channel, float]:
+    """Weigh sources and fit the channel: class probabilities [N, C], channel, concentration.
+
+    Args:
+        sources, labels, known, concentration, seed, floor: see `weigh_sources`.
+    """
+    weighing = weigh_sources(sources, labels, known, concentration, seed, floor)
+    classes = product_of_sources(sources, weighing.exponents)
+    chosen = weighing.concentration
+    channel = fit_channel(classes, labels, known=known, concentration=chosen, floor=floor)
+    return classes, channel, chosen
+
+
 def weigh_sources(
     sources: Sequence[NDArray[Any]],
     labels: NDArray[Any],
     known: NDArray[Any] | None = None,
     concentration: float | None = None,
     seed: int = 0,
+    floor: float = 0.0,
 ) -> Weighing:
     """Exponents of the sources under which the channel makes the labels likeliest.
 
@@ -209,6 +290,7 @@ def weigh_sources(
         concentration: see `fit_channel`; None: the smallest of `CONCENTRATIONS` under which labels
             that the matrix was not fitted to are not clearly less likely than under the best.
         seed: of the rows it is chosen on, `CHOSEN_ON` at most, and of folds.
+        floor: see `fit_channel`.
     """
     n, count = sources[0].shape
     most = min(CHOSEN_ON, max(STARTED_ON, CHOSEN_ENTRIES // count))
@@ -216,10 +298,10 @@ def weigh_sources(
     some = [np.asarray(source[rows], dtype=np.float32) for source in sources]
     given, told = labels[rows], None if known is None else known[rows]
     ways = CONCENTRATIONS if concentration is None else (concentration,)
-    found = [Weighing(_exponents(some, given, told, way), way) for way in ways]
+    found = [Weighing(_exponents(some, given, told, way, floor), way) for way in ways]
     if len(found) == 1:
         return found[0]
-    told_of = [_held_out(some, given, told, one, seed) for one in found]
+    told_of = [_held_out(some, given, told, one, seed, floor) for one in found]
     best = max(told_of, key=lambda one: float(one.mean()))
     # Too even a matrix takes mistakes for overlap, which costs more than too uneven a one.
     for one, likely in reversed(list(zip(found, told_of, strict=True))):
@@ -234,6 +316,7 @@ def _exponents(
     labels: NDArray[Any],
     known: NDArray[Any] | None,
     concentration: float,
+    floor: float,
 ) -> NDArray[np.float64]:
     """Exponents of the largest likelihood, by its gradient, from the best of several starts."""
 
@@ -242,7 +325,8 @@ def _exponents(
     ) -> tuple[NDArray[np.float32], Channel]:
         q = product_of_sources([source[:rows] for source in sources], exponents)
         told = None if known is None else known[:rows]
-        return q, fit_channel(q, labels[:rows], iterations, None, told, concentration, start)
+        given = labels[:rows]
+        return q, fit_channel(q, given, iterations, None, told, concentration, start, floor)
 
     # Soft probabilities and a channel without noise are a maximum too, and not always the largest.
     width = len(sources)
@@ -276,6 +360,7 @@ def _held_out(
     known: NDArray[Any] | None,
     weighing: Weighing,
     seed: int,
+    floor: float,
 ) -> NDArray[np.float64]:
     """Log-probability of each label under the matrix fitted to those of the other folds [N]."""
     q = product_of_sources(sources, weighing.exponents)
@@ -284,7 +369,7 @@ def _held_out(
     for number in range(FOLDS):
         out = fold == number
         matrix = fit_channel(
-            q, labels, 30, (~out).astype(float), known, weighing.concentration
+            q, labels, 30, (~out).astype(float), known, weighing.concentration, floor=floor
         ).transition
         found[out] = np.log((q[out] * matrix.T[labels[out]]).sum(axis=1).clip(1e-300))
     return found

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from noisyml.audit.scores.channel import fit_channel, product_of_sources, weigh_sources
+from noisyml.audit.scores.channel import fit_sources
 from noisyml.audit.scores.density import class_cosines
 from noisyml.audit.scores.folds import (
     Progress,
@@ -26,6 +26,7 @@ from noisyml.audit.scores.folds import (
     stratified_folds,
 )
 from noisyml.audit.scores.neighbours import BLOCK
+from noisyml.audit.scores.surest import least_share, surest_of_sources
 
 #: Parts that the rows are dealt into, and folds among all parts but one.
 PARTS, FOLDS = 4, 3
@@ -75,6 +76,11 @@ def log_sources(
     ]
 
 
+def parts_of(labels: NDArray[Any], seed: int) -> NDArray[np.int64]:
+    """The part [N] in ``0 .. PARTS - 1`` of each row."""
+    return stratified_folds(labels, PARTS, seed + 17)
+
+
 def crossed_views(
     rows: Tensor,
     labels: NDArray[Any],
@@ -106,7 +112,7 @@ def crossed_views(
     n = len(labels)
     given = labels if known is None else np.where(known >= 0, known, labels)
     marks = np.zeros((n, num_classes), dtype=np.float32)
-    part = stratified_folds(labels, PARTS, seed + 17)
+    part = parts_of(labels, seed)
     names = ("probabilities", "votes", "cosines")
     found = {name: np.empty((n, num_classes), np.float32) for name in names}
     rng = np.random.default_rng(seed)
@@ -115,24 +121,25 @@ def crossed_views(
         inside, out = np.flatnonzero(allowed), np.flatnonzero(~allowed)
         marks[:] = 0
         marks[inside, given[inside]] = 1
+        probabilities = out_of_fold_probabilities(
+            rows[torch.from_numpy(inside)],
+            given[inside],
+            num_classes,
+            folds=FOLDS,
+            strength=strength,
+            seed=seed,
+        )
         sources = log_sources(
-            out_of_fold_probabilities(
-                rows[torch.from_numpy(inside)],
-                given[inside],
-                num_classes,
-                folds=FOLDS,
-                strength=strength,
-                seed=seed,
-            ),
+            probabilities,
             neighbour_sums(index[inside], marks, allowed),
             class_cosines(rows, marks, inside),
         )
         told = None if known is None else known[inside]
-        weighing = weigh_sources(sources, labels[inside], told, concentration, seed)
-        q = product_of_sources(sources, weighing.exponents)
-        marks[inside] = fit_channel(
-            q, labels[inside], known=told, concentration=weighing.concentration
-        ).posterior
+        held = stratified_folds(given[inside], FOLDS, seed)
+        floor = least_share(surest_of_sources(sources, labels[inside], held, told, seed))
+        channel = fit_sources(sources, labels[inside], told, concentration, seed, floor)[1]
+        marks[inside] = channel.posterior
+        del sources, channel
         seen = inside
         if len(seen) > MAX_ROWS:
             seen = np.sort(rng.choice(seen, MAX_ROWS, replace=False))

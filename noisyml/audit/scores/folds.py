@@ -235,8 +235,10 @@ def chosen_strength(
 def projected_rows(features: Any, components: int = 256, seed: int = 0) -> Tensor:
     """All rows by `principal_projection`, float32 [N, d]."""
     project = principal_projection(features, components, seed=seed)
-    parts = range(0, len(features), BLOCK)
-    return torch.cat([project(features[start : start + BLOCK]) for start in parts])
+    found = torch.empty(len(features), project.basis.shape[1])
+    for start in range(0, len(features), BLOCK):
+        found[start : start + BLOCK] = project(features[start : start + BLOCK])
+    return found
 
 
 def predicted(
