@@ -196,7 +196,7 @@ def judge_labels(
         classes, channel, concentration = fit_sources(
             sources, labels, known, concentration, seed, least_share(marks)
         )
-        del sources
+        del sources  # with many classes the largest arrays of all
         if number == 0:
             level, first_votes, first_probabilities = classes, votes, probabilities
             first = channel

@@ -84,9 +84,10 @@ def test_crossed_views_do_not_know_the_label_of_their_row(digits):
 
     rows, labels, _ = digits
     short, index = projected_rows(rows), np.argsort(-(rows @ rows.T), axis=1)[:, 1:9]
-    before = crossed_views(short, labels, index, 10)
+    before = crossed_views(short, labels, index, 10, concentration=10.0)
     # What is known of row 7 stands in place of its label, and teaches the other parts alone.
-    after = crossed_views(short, labels, index, 10, known=np.where(np.arange(500) == 7, 3, -1))
+    known = np.where(np.arange(500) == 7, 3, -1)
+    after = crossed_views(short, labels, index, 10, known, concentration=10.0)
     np.testing.assert_array_equal(before["probabilities"][7], after["probabilities"][7])
     np.testing.assert_array_equal(before["votes"][7], after["votes"][7])
     np.testing.assert_array_equal(before["cosines"][7], after["cosines"][7])

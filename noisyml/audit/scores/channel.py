@@ -8,7 +8,7 @@ maximisation (Dawid and Skene, Applied Statistics 1979, with one annotator and `
 Classes that overlap and classes that are mistaken look alike to a matrix with a parameter for each
 pair. So its lines are shrunk towards mistakes that are spread evenly over all classes, at a rate
 that is estimated too. How strongly, the likelihood of labels decides that the matrix has not been
-fitted to, and where it cannot tell, the weaker is taken; how far each source of `q` is to be
+fitted to, and where it cannot tell, the stronger is taken; how far each source of `q` is to be
 trusted, the likelihood of all labels.
 
 Mistakes that follow the features look like overlap to any likelihood. A floor under the noise rate,
@@ -287,7 +287,7 @@ def weigh_sources(
         sources: log-probabilities [N, C] each, up to a constant of the row.
         labels: [N] int64, observed.
         known: see `fit_channel`.
-        concentration: see `fit_channel`; None: the smallest of `CONCENTRATIONS` under which labels
+        concentration: see `fit_channel`; None: the largest of `CONCENTRATIONS` under which labels
             that the matrix was not fitted to are not clearly less likely than under the best.
         seed: of the rows it is chosen on, `CHOSEN_ON` at most, and of folds.
         floor: see `fit_channel`.
@@ -303,8 +303,7 @@ def weigh_sources(
         return found[0]
     told_of = [_held_out(some, given, told, one, seed, floor) for one in found]
     best = max(told_of, key=lambda one: float(one.mean()))
-    # Too even a matrix takes mistakes for overlap, which costs more than too uneven a one.
-    for one, likely in reversed(list(zip(found, told_of, strict=True))):
+    for one, likely in zip(found, told_of, strict=True):
         behind = best - likely
         if behind.mean() <= SURE * behind.std() / len(rows) ** 0.5:
             return one

@@ -121,25 +121,23 @@ def crossed_views(
         inside, out = np.flatnonzero(allowed), np.flatnonzero(~allowed)
         marks[:] = 0
         marks[inside, given[inside]] = 1
-        probabilities = out_of_fold_probabilities(
-            rows[torch.from_numpy(inside)],
-            given[inside],
-            num_classes,
-            folds=FOLDS,
-            strength=strength,
-            seed=seed,
-        )
         sources = log_sources(
-            probabilities,
+            out_of_fold_probabilities(
+                rows[torch.from_numpy(inside)],
+                given[inside],
+                num_classes,
+                folds=FOLDS,
+                strength=strength,
+                seed=seed,
+            ),
             neighbour_sums(index[inside], marks, allowed),
             class_cosines(rows, marks, inside),
         )
         told = None if known is None else known[inside]
         held = stratified_folds(given[inside], FOLDS, seed)
         floor = least_share(surest_of_sources(sources, labels[inside], held, told, seed))
-        channel = fit_sources(sources, labels[inside], told, concentration, seed, floor)[1]
-        marks[inside] = channel.posterior
-        del sources, channel
+        fitted = fit_sources(sources, labels[inside], told, concentration, seed, floor)
+        marks[inside] = fitted[1].posterior
         seen = inside
         if len(seen) > MAX_ROWS:
             seen = np.sort(rng.choice(seen, MAX_ROWS, replace=False))
