@@ -163,7 +163,7 @@ def fit_channel(
 def raised_log_odds(
     wrong: NDArray[np.float64], floor: float, weights: NDArray[Any], start: float = 0.0
 ) -> float:
-    """What must be added to the log-odds of all probabilities to bring their mean to a floor.
+    """Addition to the log-odds of all probabilities that brings their mean up to a floor.
 
     Args:
         wrong: probabilities [N]; zeros and ones stay as they are.
