@@ -21,6 +21,7 @@ trusts ``oc.env``. A secret that was typed as ``${oc.env:TOKEN}`` is saved as th
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import os
 import re
@@ -31,6 +32,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from noisyml.errors import TRUST, UserError
+from noisyml.storage.reading import read_yaml
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -363,17 +365,15 @@ def _reads(text: str) -> bool:
     return any(not plain.fullmatch(part) for part in inner)
 
 
+@functools.cache
 def _own_interpolations() -> frozenset[str]:
     """The values with interpolations in the YAML files of noisyml."""
-    import yaml
-
     from noisyml.command.config import conf_dir
 
     found = set()
     for file in conf_dir().rglob("*.yaml"):
-        text = file.read_text(encoding="utf-8")
-        if "${" in text:
-            leaves = _leaves(yaml.safe_load(text))
+        if b"${" in file.read_bytes():
+            leaves = _leaves(read_yaml(file, "reinstall noisyml"))
             found |= {v for _, v in leaves if isinstance(v, str) and "${" in v}
     return frozenset(found)
 
