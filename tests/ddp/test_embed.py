@@ -70,6 +70,7 @@ def test_three_processes_write_the_bytes_of_one(shell, photos):
         broken = [30] if number == "00001" else []
         facts = {"rows": shard["rows"], "broken": broken, "sha256": shard["sha256"]}
         (photos / "one" / "embeddings" / "train" / f"{number}.json").write_text(json.dumps(facts))
-    done = shell.apart("embed", *SETTINGS, "trainer=ddp_cpu", "hydra.run.dir=one")
-    assert done.returncode == 0, done.stderr
+    two = ["trainer=ddp_cpu", "hydra.run.dir=one"]
+    for done in [rank.wait() for rank in shell.ranks(2, "embed", *SETTINGS, *two)]:
+        assert done.returncode == 0, done.stderr
     assert contents(photos / "one") == three

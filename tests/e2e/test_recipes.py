@@ -1,5 +1,6 @@
 """Every recipe of a comparison trains, and a sweep over them is told apart by name."""
 
+import pytest
 import yaml
 from support import paths
 
@@ -17,11 +18,13 @@ TINY = [
     "dataset.val_fraction=0",
     "dataset.test_fraction=0.05",
     "model_choice=[last]",
+    "callbacks.checkpoint=null",
     # Some begin their own rule in the sixth epoch.
     "trainer.max_epochs=6",
 ]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_sweep_trains_them_all(shell):
     sweep = ",".join(name for name in RECIPES if name != BACKWARD)
     status, said = shell("train", "-m", f"recipe={sweep}", *TINY)
