@@ -60,12 +60,7 @@ class Suite:
         self.command = command
         self.config_dir = config_dir or folder / "conf"
         write_recipes(self.recipes, self.config_dir / "experiment")
-        self.typed = [
-            "--config-dir",
-            str(self.config_dir),
-            *SETTINGS,
-            "callbacks.checkpoint.every_n_steps=2",
-        ]
+        self.typed = ["--config-dir", str(self.config_dir), *SETTINGS]
 
     # -- runs ----------------------------------------------------------------------------------
 
@@ -108,9 +103,11 @@ class Suite:
         run = self.folder / "killed" / name
         settings = f"step: {self.recipes[name].steps + 2}, name: {name}, marker: '{run}/struck'"
         victim = f"+callbacks.kill={{_target_: {_KILL}, {settings}}}"
+        # Its checkpoints inside epochs change nothing either: no other run writes any.
         typed = [
             "train",
             *self.typed,
+            "callbacks.checkpoint.every_n_steps=2",
             f"experiment={option_of(name)}",
             f"hydra.run.dir={run}",
             victim,
