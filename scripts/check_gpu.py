@@ -5,7 +5,9 @@
   installed: those search --queries rows, and their time is scaled to N;
 * one_rank: search and retrieval metrics of a process group of one rank (NCCL) give the bits of the
   search without a group;
-* methods: the run of seconds of each method, see `noisyml.conformance.recipes`, in mixed precision;
+* methods: the run of seconds of each method, see `noisyml.conformance.recipes`, in bf16-mixed, and
+  its first --steps steps in bf16-mixed (on a card in 16-mixed too) beside the same steps in full
+  precision: the difference of the losses and the cosine between the gradients;
 * embedding: images a second of `Encoder` around a ResNet-50 (224 pixels) in bfloat16 beside the
   same backbone alone.
 
@@ -28,7 +30,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -44,8 +46,18 @@ from bench_similarity import (
 )
 from torch import Tensor
 
-from noisyml.conformance.recipes import SETTINGS, TINY, of_methods, option_of, write_recipes
+from noisyml.assembly.saved import saved_config
+from noisyml.conformance.precision import compare, first_steps
+from noisyml.conformance.recipes import (
+    SETTINGS,
+    TINY,
+    Recipe,
+    of_methods,
+    option_of,
+    write_recipes,
+)
 from noisyml.metrics.retrieval import retrieval_metrics
+from noisyml.runs.folder import RunFolder
 from noisyml.runs.processes import free_port
 from noisyml.similarity.search import self_topk
 from noisyml.similarity.sharded import sharded_self_topk
@@ -166,37 +178,52 @@ def one_rank(options: argparse.Namespace, device: torch.device) -> dict[str, Any
 
 def methods(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     chosen = {name: TINY[name] for name in options.methods or TINY}
-    cuda = device.type == "cuda"
-    settings = [typed for typed in SETTINGS if "precision" not in typed and "dtype" not in typed]
-    settings += [f"trainer={'gpu' if cuda else 'cpu'}", "trainer.precision=bf16-mixed"]
-    ended = {}
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        write_recipes(of_methods(chosen), folder / "conf" / "experiment")
-        command = [sys.executable, "-m", "noisyml", "train", "-m"]
-        command += ["--config-dir", str(folder / "conf"), *settings]
-        command += [f"experiment={','.join(map(option_of, chosen))}"]
-        command += [f"hydra.sweep.dir={folder / 'runs'}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        for number, name in enumerate(chosen):
-            run = folder / "runs" / str(number)
-            status = {}
-            if (run / "status.json").exists():
-                status = json.loads((run / "status.json").read_text(encoding="utf-8"))
-            numbers = {}
-            if (run / "metrics.json").exists():
-                numbers = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-            lost = [key for key, value in numbers.items() if "loss" in key and not _finite(value)]
-            good = status.get("state") == "finished" and not lost
-            ended[name] = "finished" if good else f"{status.get('state', 'not begun')} {lost}"
-    wrong = {name: state for name, state in ended.items() if state != "finished"}
+        runs, said = runs_of_seconds(chosen, Path(temporary), device)
+        found = {name: first_steps_of(run, options.steps, device) for name, run in runs.items()}
+    wrong = {name: entry["wrong"] for name, entry in found.items() if entry["wrong"]}
     if wrong:
-        raise AssertionError(f"in mixed precision: {wrong}; {done.stderr[-2000:]}")
-    return {"precision": "bf16-mixed", "finished": len(ended)}
+        print(json.dumps(found, indent=1), flush=True)
+        raise AssertionError(f"in mixed precision: {wrong}; {said[-2000:]}")
+    return {"finished": len(found), "steps": found}
 
 
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def runs_of_seconds(
+    chosen: Mapping[str, Recipe], folder: Path, device: torch.device
+) -> tuple[dict[str, Path], str]:
+    """The folder of a whole run of each method in bf16-mixed, and what the command said."""
+    settings = [typed for typed in SETTINGS if "precision" not in typed and "dtype" not in typed]
+    settings += [f"trainer={'gpu' if device.type == 'cuda' else 'cpu'}"]
+    settings += ["trainer.precision=bf16-mixed"]
+    write_recipes(of_methods(chosen), folder / "conf" / "experiment")
+    command = [sys.executable, "-m", "noisyml", "train", "-m"]
+    command += ["--config-dir", str(folder / "conf"), *settings]
+    command += [f"experiment={','.join(map(option_of, chosen))}"]
+    command += [f"hydra.sweep.dir={folder / 'runs'}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return {name: folder / "runs" / str(i) for i, name in enumerate(chosen)}, done.stderr
+
+
+def first_steps_of(run: Path, steps: int, device: torch.device) -> dict[str, Any]:
+    """How a whole run in bf16-mixed ended, and its first steps beside those in full precision."""
+    folder = RunFolder(run)
+    status = folder.status()
+    if status.get("state") != "finished":
+        return {"wrong": [f"{status.get('state', 'not begun')}: {status.get('error')}"]}
+    lost = {k: v for k, v in folder.metrics().items() if "loss" in k and not math.isfinite(v)}
+    entry: dict[str, Any] = {"wrong": [f"{lost} of the run"] if lost else []}
+    config = saved_config(folder, "train")
+    full = first_steps(config, "32-true", steps)
+    for precision in ("bf16-mixed", *(["16-mixed"] if device.type == "cuda" else [])):
+        try:
+            found = compare(full, first_steps(config, precision, steps))
+        except Exception as error:
+            entry["wrong"].append(f"{precision}: {type(error).__name__}: {error}")
+            continue
+        entry[precision] = found._asdict()
+        if found.wrong:
+            entry["wrong"].append(f"{precision}: {found.wrong}")
+    return entry
 
 
 def embedding(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
@@ -239,6 +266,7 @@ def main() -> int:
     parser.add_argument("--n", type=int, default=1_000_000, help="rows of the search")
     parser.add_argument("--queries", type=int, default=65_536, help="rows that peers search")
     parser.add_argument("--methods", nargs="+", choices=list(TINY), help="default: all")
+    parser.add_argument("--steps", type=int, default=5, help="of a method, compared")
     parser.add_argument("--images", type=int, default=256, help="of a batch to embed")
     parser.add_argument("--side", type=int, default=224, help="pixels")
     parser.add_argument("--passes", type=int, default=20, help="timed, of the embedding")
