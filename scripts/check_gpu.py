@@ -176,6 +176,10 @@ def one_rank(options: argparse.Namespace, device: torch.device) -> dict[str, Any
     return {"backend": backend, "same_bits": same}
 
 
+#: Mixed precisions, the one that any processor has first.
+PRECISIONS = ("bf16-mixed", "16-mixed")
+
+
 def methods(options: argparse.Namespace, device: torch.device) -> dict[str, Any]:
     chosen = {name: TINY[name] for name in options.methods or TINY}
     with tempfile.TemporaryDirectory() as temporary:
@@ -185,7 +189,15 @@ def methods(options: argparse.Namespace, device: torch.device) -> dict[str, Any]
     if wrong:
         print(json.dumps(found, indent=1), flush=True)
         raise AssertionError(f"in mixed precision: {wrong}; {said[-2000:]}")
-    return {"finished": len(found), "steps": found}
+    # Said, not refused: where a threshold or a choice of neighbours stands behind a first step,
+    # rounding can change it.
+    apart = {
+        f"{name}, {precision}": entry[precision]["apart"]
+        for name, entry in found.items()
+        for precision in PRECISIONS
+        if precision in entry and entry[precision]["apart"]
+    }
+    return {"finished": len(found), "apart": apart, "steps": found}
 
 
 def runs_of_seconds(
@@ -214,13 +226,13 @@ def first_steps_of(run: Path, steps: int, device: torch.device) -> dict[str, Any
     entry: dict[str, Any] = {"wrong": [f"{lost} of the run"] if lost else []}
     config = saved_config(folder, "train")
     full = first_steps(config, "32-true", steps)
-    for precision in ("bf16-mixed", *(["16-mixed"] if device.type == "cuda" else [])):
+    for precision in PRECISIONS if device.type == "cuda" else PRECISIONS[:1]:
         try:
             found = compare(full, first_steps(config, precision, steps))
         except Exception as error:
             entry["wrong"].append(f"{precision}: {type(error).__name__}: {error}")
             continue
-        entry[precision] = found._asdict()
+        entry[precision] = found._asdict() | {"apart": found.apart}
         if found.wrong:
             entry["wrong"].append(f"{precision}: {found.wrong}")
     return entry

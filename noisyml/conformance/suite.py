@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import torch
 
-from noisyml.assembly.saved import saved_config
 from noisyml.conformance import forked
 from noisyml.conformance.comparison import (
     assert_equal,
@@ -26,7 +25,6 @@ from noisyml.conformance.comparison import (
     assert_same_state,
     weights,
 )
-from noisyml.conformance.precision import compare, first_steps
 from noisyml.conformance.recipes import SETTINGS, Recipe, option_of, write_recipes
 from noisyml.data.labelling import Labelling
 from noisyml.errors import UserError
@@ -208,16 +206,6 @@ class Suite:
         assert_same_state(weights(truth.path), weights(lie.path))
         assert_same_judgements(truth.path, lie.path)
 
-    def check_mixed(self, name: str) -> None:
-        """In mixed precision its first steps are those in full precision, up to rounding."""
-        config = saved_config(_finished(self.trained[name]), "train")
-        full, mixed = (first_steps(config, precision, MIXED_STEPS) for precision in PRECISIONS)
-        wrong = compare(full, mixed).wrong
-        assert not wrong, (
-            f"{wrong}: compute what cancels, overflows or is cut at a threshold inside of "
-            f"torch.autocast(device, enabled=False)"
-        )
-
     def check_evaluates(self, name: str) -> None:
         """``noisyml evaluate`` finds the metrics of the run again."""
         run = _finished(self.trained[name])
@@ -240,9 +228,6 @@ class Suite:
 
 _KILL = "noisyml.conformance.interruption.KillOnce"
 
-#: Full and mixed precision on any processor, and the steps that are compared: `SETTINGS` let
-#: selectors judge from the fifth step on.
-PRECISIONS, MIXED_STEPS = ("32-true", "bf16-mixed"), 6
 #: Parts that a method is given, or that other words of the command line bring.
 WORDS_OF_THEIR_OWN = frozenset(
     {
@@ -272,7 +257,6 @@ CHECKS: dict[str, Callable[[Suite, str], None]] = {
     "learns": Suite.check_learns,
     "resumes": Suite.check_resumes,
     "honesty": Suite.check_honesty,
-    "mixed": Suite.check_mixed,
     "evaluates": Suite.check_evaluates,
     "embeds": Suite.check_embeds,
     "ranks": Suite.check_ranks,
