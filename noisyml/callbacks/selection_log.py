@@ -256,7 +256,11 @@ def _columns(batches: Sequence[_Judged]) -> dict[str, Tensor]:
     for name in selections[0].extras:
         columns[name] = torch.cat([selection.extras[name] for selection in selections])
     facts = [judged.facts for judged in batches if judged.facts is not None]
-    return columns | Facts.columns(facts) if facts else columns
+    if facts:
+        columns |= Facts.columns(facts)
+    # Mixed precision notes some columns in types that tables do not have.
+    halves = (torch.bfloat16, torch.float16)
+    return {name: x.float() if x.dtype in halves else x for name, x in columns.items()}
 
 
 def _schema(part: Path) -> pa.Schema:

@@ -20,9 +20,9 @@ from noisyml.assembly.nodes import build
 #: has been halved often enough, which a run does not feel; here each step is to be compared.
 FIRST_SCALE = 64.0
 #: Largest difference of the first losses, and smallest cosine between the first gradients, of a
-#: method that works in mixed precision: rounding to three digits may move a sample over a threshold,
-#: or a neighbour. Later steps begin with other weights, and small networks drift apart quickly: they
-#: must have numbers, and nothing more is asked of them.
+#: method that works in mixed precision: rounding to three digits may move a sample over a
+#: threshold, or a neighbour. Later steps begin with other weights, and small networks drift apart
+#: quickly: they must have numbers, and nothing more is asked of them.
 MOST_LOSS, LEAST_COSINE = 0.05, 0.9
 #: Epochs between validations, of which there are none in a few steps.
 _NEVER = 10**9
