@@ -29,7 +29,7 @@ _NEVER = 10**9
 
 
 class Steps(NamedTuple):
-    """What the first steps of a training computed.
+    """Losses and gradients of the first steps of a training.
 
     Attributes:
         losses: of each step.
@@ -62,7 +62,7 @@ class Comparison(NamedTuple):
 
     @property
     def wrong(self) -> str:
-        """What no rounding explains, as a clause; empty if there is nothing."""
+        """A clause on what no rounding explains; empty if there is nothing."""
         if self.steps != self.expected:
             return f"{self.steps} steps instead of {self.expected}"
         if not self.finite:
@@ -71,7 +71,7 @@ class Comparison(NamedTuple):
 
     @property
     def apart(self) -> str:
-        """How far the first step is from the one in full precision, as a clause, if it is far."""
+        """A clause on the first step, if it is far from the one in full precision; else empty."""
         if self.first_loss > MOST_LOSS:
             return f"the first loss is off by {self.first_loss:.0%}"
         if self.cosines and self.cosines[0] < LEAST_COSINE:
@@ -120,7 +120,7 @@ def first_steps(config: DictConfig, precision: str, number: int) -> Steps:
 
 
 def compare(full: Steps, mixed: Steps) -> Comparison:
-    """How far mixed precision is from full precision.
+    """The comparison of steps in mixed precision with those in full precision.
 
     Args:
         full: in full precision.
