@@ -21,14 +21,6 @@ SETTINGS = [
 ]
 #: Parts of a recipe unless it says otherwise.
 PARTS = {"dataset": "digits", "noise": "symmetric", "backbone": "mlp"}
-#: Settings of parts unless a recipe says otherwise: few images to pass over and to evaluate.
-SMALL: dict[tuple[str, str], dict[str, Any]] = {
-    ("backbone", "mlp"): {"backbone": {"hidden_features": [32]}},
-    ("dataset", "digits"): {
-        "data": {"train_size": 400},
-        "dataset": {"val_fraction": 0.06, "test_fraction": 0.12},
-    },
-}
 
 
 class Recipe(NamedTuple):
@@ -264,9 +256,8 @@ def write_recipes(recipes: Mapping[str, Recipe], folder: Path) -> None:
         # The method comes first: it chooses parts itself.
         parts = PARTS | dict(recipe.parts)
         settings = dict(recipe.settings)
-        for part in parts.items():
-            for key, small in SMALL.get(part, {}).items():
-                settings[key] = small | settings.get(key, {})
+        if parts["backbone"] == "mlp":
+            settings["backbone"] = {"hidden_features": [32]} | settings.get("backbone", {})
         chosen = dict(sorted(parts.items(), key=lambda part: part[0] != "method"))
         content = {
             "defaults": [{f"override /{group}": part} for group, part in chosen.items()],
