@@ -39,7 +39,7 @@ print("second:", *claim.second)
 import noisyml
 
 PAIRS = 2
-arms = claim_jobs([claim])[claim.name]
+arms = claim_jobs([claim])[0][claim.name]
 for side, jobs in zip(("first", "second"), arms, strict=True):
     for number, job in enumerate(jobs[:PAIRS]):
         words = dict(word.split("=", 1) for word in job.overrides)
