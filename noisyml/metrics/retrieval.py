@@ -268,7 +268,7 @@ def retrieval_metrics(
         share_over_ranks: all ranks hold the same inputs; each does a share of the work.
 
     Raises:
-        UserError: NaN or infinite embeddings, or an unknown metric.
+        UserError: NaN or infinite embeddings, an unknown metric, or none asked for.
         ValueError: shapes that do not fit together, or neither labels nor lists.
         TypeError: labels that are not integers or embeddings that are not floating point.
 
@@ -281,6 +281,10 @@ def retrieval_metrics(
         {'precision_at_1': 1.0, 'r_precision': 1.0, 'map_at_r': 1.0, 'recall_at_1': 1.0, \
 'queries': 2.0, 'lone_queries': 0.0}
     """
+    if not metrics and not recall_at:
+        raise UserError(
+            "No retrieval metric is asked for: name some in metrics=, or give recall_at=."
+        )
     query = _rows(query)
     gallery = None if gallery is None else _rows(gallery)
     query_labels, gallery_labels = _numbered(query_labels, gallery_labels, query.device)

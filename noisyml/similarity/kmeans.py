@@ -502,7 +502,7 @@ def kmeans(
         seed: of all draws.
         backend: what finds the nearest centroid. ``faiss`` needs rows of at most float32 on a CPU;
             ``auto`` takes it there for fewer than 32 clusters if it is installed, else ``torch``,
-            which is several times as fast for many (scripts/bench_kmeans.py).
+            which is faster for many (scripts/bench_kmeans.py).
         sharded: every rank holds its part of the rows (any number, also none), in rank order; a
             collective call that gives the clustering of all rows.
         device: where to compute; None for that of the rows.

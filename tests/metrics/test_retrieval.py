@@ -639,6 +639,11 @@ def test_no_tensor_grows_with_the_square_of_the_set() -> None:
     assert 0 < largest.numel < 3000**2 / 30
 
 
+def test_asking_for_nothing_is_a_sentence():
+    with pytest.raises(UserError, match="No retrieval metric is asked for"):
+        retrieval_metrics(torch.eye(3), [0, 0, 1], metrics=(), recall_at=())
+
+
 def test_broken_embeddings_are_named() -> None:
     x, y = clusters(10, 3)
     x[4, 2] = torch.nan

@@ -107,8 +107,8 @@ class PairGraph(Checked):
             found = self._search(rows, device)
             index = torch.from_numpy(np.ascontiguousarray(found.index)).to(here)
             recall.fill_(torch.nan if found.recall is None else found.recall)
-        torch.distributed.broadcast(index, src=0)
-        torch.distributed.broadcast(recall, src=0)
+        for told in (index, recall):
+            distributed.from_first(told)
         known = None if self.knn_approximation is None else float(recall)
         return Pairs(index.cpu().numpy(), known)
 

@@ -26,6 +26,16 @@ def input_rounding() -> float:
     return {"highest": 0.0, "high": 2.0**-11}.get(precision, 2.0**-8)
 
 
+def product_error(length: int) -> float:
+    """Largest error of a float32 inner product of so many numbers, as a share of both norms.
+
+    Higham, Accuracy and Stability of Numerical Algorithms, eq. 3.5: an inner product of length n in
+    any order errs by at most n u / (1 - n u) times that of the absolute values. 32 more u pay for
+    the rounding of the inputs and to spare.
+    """
+    return 1.01 * ((length + 32) * 2.0**-24 + 2.1 * input_rounding())
+
+
 class Float32Filter:
     """Scores by a float32 product.
 
@@ -49,12 +59,10 @@ class Float32Filter:
     def errors(self) -> Tensor:
         """[Nq] float64: how far a query's scores may lie from the exact ones.
 
-        Higham, Accuracy and Stability of Numerical Algorithms, eq. 3.5: an inner product of length
-        n in any order errs by at most n u / (1 - n u) times that of the absolute values. 32 more u
-        pay for the rounding of the inputs and for the grid of the exact scores, the last term for
-        underflow.
+        See `product_error`, whose spare pays for the grid of the exact scores too; the last term
+        is for underflow.
         """
-        relative = 1.01 * ((self.width + 32) * 2.0**-24 + 2.1 * input_rounding())
+        relative = product_error(self.width)
         norms = self.query.norms / self.scale
         largest = self.gallery.norms.max() / self.scale if len(self.gallery.norms) else 0.0
         if self.query.metric == "l2":

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from noisyml.similarity.exact import kernels
-from noisyml.similarity.exact.float32 import input_rounding
+from noisyml.similarity.exact.float32 import product_error
 from noisyml.similarity.exact.quantised import LARGEST_SUM, SHARED_CLIP, integer_bar
 
 #: Rows of a block; fewer where they are copied, or compared with all centroids in float32.
@@ -283,7 +283,7 @@ class NearestCentroids:
         beyond = (beyond / self._unit).ceil_()
         self._fits = float(bias.max()) <= LARGEST_SUM and float(beyond.max()) <= LARGEST_SUM
         self._bias = beyond.clamp_(max=LARGEST_SUM).to(torch.int32)
-        self._float32_error = largest * _relative_error(len(self._mean))
+        self._float32_error = largest * product_error(len(self._mean))
         bias = bias.clamp_(-LARGEST_SUM, LARGEST_SUM).to(torch.int32)
         return _Columns(torch.arange(len(norms)), rows, bias)
 
@@ -304,7 +304,7 @@ class _Mix:
         for size in (kernels.DEPTH_STEP, width // kernels.DEPTH_STEP):
             normal = torch.randn(size, size, generator=generator, dtype=torch.float64)
             self._turns.append(torch.linalg.qr(normal).Q.to(torch.float32))
-        self._error = sum(len(turn) ** 0.5 * _relative_error(len(turn)) for turn in self._turns)
+        self._error = sum(len(turn) ** 0.5 * product_error(len(turn)) for turn in self._turns)
 
     def rounded(self, rows: Tensor, norms: Tensor, step: float) -> tuple[Tensor, Tensor]:
         """Rotated rows in whole multiples of `step`, and what that takes from them.
@@ -325,14 +325,6 @@ class _Mix:
         # What else these norms err by is within the spare of the rotation's error.
         exact = lost.to(torch.float64) * (1 + (self.width + 8) * 2.0**-24)
         return numbers, exact + self._error * norms
-
-
-def _relative_error(length: int) -> float:
-    """Of a float32 product of so many numbers, as a share of both norms.
-
-    Source: Higham, Accuracy and Stability of Numerical Algorithms, eq. 3.5.
-    """
-    return 1.01 * ((length + 32) * 2.0**-24 + 2.1 * input_rounding())
 
 
 def _most(values: Tensor) -> float:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from noisyml.similarity.exact import kernels
-from noisyml.similarity.exact.float32 import Float32Filter, input_rounding
+from noisyml.similarity.exact.float32 import Float32Filter, product_error
 from noisyml.similarity.exact.tiles import GROUP, padded
 
 #: Integers for the compiled loops or for oneDNN, or short floats.
@@ -191,9 +191,9 @@ class CoarseFilter:
             role: 1.001 * float(side.norms.max()) / fine.scale
             for role, side in (("left", fine.query), ("right", fine.gallery))
         }
-        # Of each rotated coordinate, relative to the row's norm; see Float32Filter.errors. Its
-        # spare pays for what `kernels.rounded` errs by.
-        relative = 1.01 * ((self._dim + 32) * 2.0**-24 + 2.1 * input_rounding())
+        # Of each rotated coordinate, relative to the row's norm; the spare of its
+        # error pays for what `kernels.rounded` errs by.
+        relative = product_error(self._dim)
         self._turning = math.sqrt(len(basis)) * relative
         self._norm_error = (self._dim + 8) * 2.0**-24
         self._steps = {"left": 1.0, "right": 1.0}
