@@ -13,9 +13,11 @@ and what is ranked there are entries.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from noisyml.audit.judging import judge_labels, mean_rank_of_margins
+from noisyml.audit.judging import Arrays, judge_labels, mean_rank_of_margins, nearest_rows
 from noisyml.audit.kinds.entries import judge_entries
 from noisyml.audit.scores.confident import (
     confident_issues,
@@ -128,24 +130,64 @@ def calibration_error(p_wrong: Array, wrong: NDArray[np.bool_]) -> float:
     return float(np.abs(gap).sum() / count.sum())
 
 
-def nearest_of_both(rows: Array, labels: NDArray[np.int64]) -> Array:
+def forget_peak() -> None:
+    """Let the peak of this process's memory begin anew (Linux; elsewhere it is that of all)."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mib() -> float:
+    """The peak of this process's memory, features and libraries included, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+class Neighbours:
+    """Neighbours of a data set: no noise changes them, so they are found once.
+
+    What finding them took is counted in every cell.
+
+    Args:
+        rows: features [N, D].
+    """
+
+    def __init__(self, rows: Array) -> None:
+        forget_peak()
+        began, used = time.perf_counter(), time.process_time()
+        self.arrays = nearest_rows(
+            rows, min(30, len(rows) - 1), lambda name, compute: compute(), lambda what, share: None
+        )
+        self.seconds = time.perf_counter() - began
+        self.processor = time.process_time() - used
+        self.peak = peak_mib()
+
+    def __call__(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
+        """The neighbours; other steps are computed."""
+        return self.arrays if name == "neighbours" else compute()
+
+
+def nearest_of_both(
+    rows: Array, labels: NDArray[np.int64], index: NDArray[np.int64], cosine: NDArray[np.float32]
+) -> Array:
     """SelfClean's score of labels [N], low for wrong ones: the nearest row with the label matters.
 
     Groeger et al., "Intrinsic Self-Supervision for Data Quality Audits" (arXiv 2305.17048): of the
     distances d and e to the nearest row with the same and with another label, ``e² / (d² + e²)``.
+    Only rows all of whose neighbours [N, k] are of one sort are compared with all others.
     """
-    unit = torch.from_numpy(unit_rows(rows))
-    given = torch.from_numpy(labels)
-    found = []
-    for start in range(0, len(unit), 2048):
-        part = unit[start : start + 2048]
-        cosine = part @ unit.T
-        cosine[torch.arange(len(part)), torch.arange(start, start + len(part))] = -2
-        same = given[start : start + 2048, None] == given[None, :]
-        own = 1 - cosine.masked_fill(~same, -2).amax(dim=1)
-        other = 1 - cosine.masked_fill(same, -2).amax(dim=1)
-        found.append(other**2 / (own**2 + other**2).clamp(min=1e-12))
-    return torch.cat(found).double().numpy()
+    same = labels[index] == labels[:, None]
+    at = np.arange(len(labels))
+    own = 1 - cosine[at, same.argmax(axis=1)]
+    other = 1 - cosine[at, (~same).argmax(axis=1)]
+    unit, given = torch.from_numpy(unit_rows(rows)), torch.from_numpy(labels.copy())
+    lacking = torch.from_numpy(np.flatnonzero(same.all(axis=1) | ~same.any(axis=1)))
+    for part in lacking.split(2048):
+        near = unit[part] @ unit.T
+        near[torch.arange(len(part)), part] = -2
+        alike = given[part, None] == given[None, :]
+        own[part] = 1 - torch.where(alike, near, -2).amax(dim=1)
+        other[part] = 1 - torch.where(alike, -2, near).amax(dim=1)
+    score = other.astype(np.float64) ** 2
+    return score / np.maximum(own.astype(np.float64) ** 2 + score, 1e-12)
 
 
 def cleanlab_scores(p: Array, labels: NDArray[np.int64]) -> dict[str, Array]:
@@ -174,9 +216,11 @@ def several_cell(rows: Array, true: NDArray[np.int64], noise: str, seed: int) ->
     """Figures of every rule under one noise of several labels per row; entries are ranked."""
     labels = noisy(noise, rows, true, seed)
     wrong = (labels != true).ravel()
+    forget_peak()
     began, used = time.perf_counter(), time.process_time()
     found = judge_entries(rows, labels, seed=seed)
     seconds, processor = time.perf_counter() - began, time.process_time() - used
+    peak = peak_mib()
     p, votes, index = found["probabilities"], found["votes"], found["index"]
     flat = labels.ravel()
     peers = {"self-confidence": [], "confident learning": []}
@@ -204,7 +248,7 @@ def several_cell(rows: Array, true: NDArray[np.int64], noise: str, seed: int) ->
         "right_suggestion": 1.0,
         "seconds": seconds,
         "processor_seconds": processor,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": peak,
     }
 
 
@@ -223,16 +267,19 @@ def scored(rules: dict[str, Array], wrong: NDArray[np.bool_]) -> dict[str, dict[
     return figures
 
 
-def cell(rows: Array, true: NDArray[np.int64], noise: str, seed: int) -> dict[str, object]:
+def cell(
+    rows: Array, true: NDArray[np.int64], near: Neighbours, noise: str, seed: int
+) -> dict[str, object]:
     """Figures of every rule under one noise."""
-    if true.ndim > 1:
-        return several_cell(rows, true, noise, seed)
     classes = int(true.max()) + 1
     labels = noisy(noise, rows, true, seed)
     wrong = labels != true
+    forget_peak()
     began, used = time.perf_counter(), time.process_time()
-    judged = judge_labels(rows, labels, classes, seed=seed)
-    seconds, processor = time.perf_counter() - began, time.process_time() - used
+    judged = judge_labels(rows, labels, classes, seed=seed, steps=near)
+    seconds = near.seconds + time.perf_counter() - began
+    processor = near.processor + time.process_time() - used
+    peak = max(near.peak, peak_mib())
     p, index = judged.probabilities, judged.index
     joint = confident_joint(p, labels)
     share = 1 - joint.diagonal() / np.maximum(joint.sum(axis=1), 1)
@@ -248,7 +295,7 @@ def cell(rows: Array, true: NDArray[np.int64], noise: str, seed: int) -> dict[st
         "kNN, 10 votes": own_share(ten, labels),
         "kNN, margin of 30": label_margin(judged.votes, labels),
         "SimiFeat": simifeat(ten, labels, "rank", share)[0],
-        "SelfClean": nearest_of_both(rows, labels),
+        "SelfClean": nearest_of_both(rows, labels, index, judged.similarity),
         "WANN": label_margin(wann_votes(index, labels, classes), labels),
         "class density": density_log_odds(rows, labels, classes),
     }
@@ -263,7 +310,7 @@ def cell(rows: Array, true: NDArray[np.int64], noise: str, seed: int) -> dict[st
         "relabelled_right": float((judged.suggested == true)[sure].mean()) if sure.any() else 1.0,
         "seconds": seconds,
         "processor_seconds": processor,
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+        "peak_mib": peak,
     }
 
 
@@ -278,7 +325,8 @@ def table(cells: dict[str, dict]) -> str:
             kinds.setdefault(tuple(value["rules"]), {})[key] = value
     parts = [_ranks(group) for group in kinds.values()]
     lines = ["| data, noise | rate | rate error | by confident learning | ECE | right suggestion "
-             "| relabelled | of these right | CPU s |", "|---" + "|---:" * 8 + "|"]  # fmt: skip
+             "| relabelled | of these right | CPU s | MiB |",
+             "|---" + "|---:" * 9 + "|"]  # fmt: skip
     for group, values in _groups(cells).items():
         row = [
             np.mean([v[k] for v in values])
@@ -288,17 +336,19 @@ def table(cells: dict[str, dict]) -> str:
             row += [np.mean([v.get(k, np.nan) for v in values])]
         seconds = np.mean([v["processor_seconds"] for v in values])
         shown = " | ".join(f"{x:.3f}" for x in row)
-        lines.append(f"| {group.replace('/', ', ')} | {shown} | {seconds:.1f} |")
+        peak = np.mean([v["peak_mib"] for v in values])
+        lines.append(f"| {group.replace('/', ', ')} | {shown} | {seconds:.1f} | {peak:.0f} |")
     return "\n\n".join([*parts, "\n".join(lines)])
 
 
 def lines(cells: dict[str, dict]) -> str:
     """Every cell and rule as CSV."""
     found = ["data,noise,seed,rule,fnr_at_budget,average_precision,precision_at_100,auroc,rate,"
-             "rate_error,ece,right_suggestion,relabelled,relabelled_right,cpu_seconds"]  # fmt: skip
+             "rate_error,ece,right_suggestion,relabelled,relabelled_right,cpu_seconds,"
+             "peak_mib"]  # fmt: skip
     for key, cell in cells.items():
         own = [cell.get(k, float("nan")) for k in ("rate", "rate_error", "ece", "right_suggestion",
-               "relabelled", "relabelled_right", "processor_seconds")]  # fmt: skip
+               "relabelled", "relabelled_right", "processor_seconds", "peak_mib")]  # fmt: skip
         for name, figures in cell["rules"].items():
             of_it = own if name == "noisyml" else own[:1]
             numbers = [*figures.values(), *of_it]
@@ -367,7 +417,13 @@ def main() -> None:
                         np.savez(cache, rows=found[0], labels=found[1])
                     with np.load(cache) as stored:
                         data = stored["rows"], stored["labels"]
-                cells[key] = cell(*data, noise, seed)
+                    several = data[1].ndim > 1
+                    near = None if several else Neighbours(data[0])
+                cells[key] = (
+                    several_cell(*data, noise, seed)
+                    if near is None
+                    else cell(*data, near, noise, seed)
+                )
                 write_atomically(options.out, json.dumps(cells, indent=1) + "\n")
                 print(key, f"{cells[key]['processor_seconds']:.1f} CPU s", flush=True)
     if options.csv:

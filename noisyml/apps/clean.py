@@ -22,7 +22,6 @@ from noisyml.runs.folder import RunFolder
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from noisyml.audit.judging import Progress as Report
     from noisyml.audit.report import AuditSettings
     from noisyml.audit.rows import Rows
     from noisyml.data.base import Split
@@ -201,6 +200,7 @@ def clean(config: DictConfig, folder: RunFolder) -> dict[str, float]:
     from noisyml.audit.outside import read_probabilities, read_trained
     from noisyml.audit.report import audit, read_reviews, write_audit
     from noisyml.runs.processes import is_main_process
+    from noisyml.runs.progress import step_bars
 
     quiet()
     if not is_main_process():
@@ -213,7 +213,7 @@ def clean(config: DictConfig, folder: RunFolder) -> dict[str, float]:
         probabilities = read_probabilities(Path(config.probabilities), rows)
     if config.trained is not None:
         trained = read_trained(Path(config.trained), rows)
-    with shown() as progress:
+    with step_bars(len(rows), "rows") as progress:
         found = audit(rows, settings, folder.path, reviews, progress, probabilities, trained)
     against = None if config.against is None else Path(config.against)
     write_audit(found, folder.path, settings, reviews, against)
@@ -284,32 +284,3 @@ def read_rows(config: DictConfig) -> Rows:
         return cached.features, cached.broken
 
     return collect_rows(splits, features_of)
-
-
-def shown() -> Any:
-    """A context that gives a progress function for the steps of an audit."""
-    import contextlib
-    import time
-    from collections.abc import Iterator
-
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-    @contextlib.contextmanager
-    def context() -> Iterator[Report]:
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TimeRemainingColumn())
-        began = time.monotonic()
-        seen: dict[str, Any] = {}
-        with Progress(*columns, console=console, transient=True) as bars:
-
-            def update(what: str, share: float) -> None:
-                if what not in seen:
-                    seen[what] = bars.add_task(what, total=1.0)
-                    if not console.is_terminal:
-                        console.print(f"{what} ({time.monotonic() - began:.0f} s)", highlight=False)
-                bars.update(seen[what], completed=share)
-
-            yield update
-
-    return context()
