@@ -37,20 +37,20 @@ from noisyml.audit.scores.folds import (
     stratified_folds,
 )
 from noisyml.audit.scores.labels import label_margin, own_share, ranks
-from noisyml.audit.scores.neighbours import BLOCK
+from noisyml.audit.scores.neighbours import BLOCK, neighbours_by_lists
 from noisyml.audit.scores.surest import least_share, surest_of_sources
 from noisyml.checks import Count, Ge, Seed, checked
 from noisyml.errors import UserError
-from noisyml.similarity.approximate import approximate_topk, has_faiss
-from noisyml.similarity.search import self_topk
+from noisyml.similarity.search import self_topk, topk
 
 #: Called with what is done and a share in [0, 1].
 Progress = Callable[[str, float], None]
 
 #: How neighbours are looked for.
 Search = Literal["auto", "exact", "approximate"]
-#: Rows up to which all are compared with all, and lists that each row looks into beyond.
-EXACT_UP_TO, PROBES = 100_000, 8
+#: Rows up to which all are compared with all, lists that each row looks into beyond, rows whose
+#: neighbours are then found exactly too, and how far two cosines of the same rows may lie apart.
+EXACT_UP_TO, PROBES, RECALL_ON, ROUNDING = 100_000, 8, 200, 1e-6
 
 #: Arrays by name.
 Arrays = dict[str, NDArray[Any]]
@@ -204,7 +204,10 @@ def judge_labels(
         wrong.append(1 - own_share(targets, labels).astype(np.float64))
         total += targets
     assert concentration is not None
+    # With many classes these are large, and what is still needed of them has another name.
+    del classes, channel, votes, probabilities, targets, fit
     if rounds > 1 and n >= FEWEST:
+        del level, first  # crossed views take their place
 
         def cross() -> Arrays:
             return crossed_views(
@@ -322,44 +325,45 @@ def nearest_rows(
         keep: keeps what is found.
         tell: called as the search goes on.
         search: ``exact``, which takes a time that grows with the square of N; ``approximate``, by
-            inverted lists of faiss; ``auto``: exact up to `EXACT_UP_TO` rows, or without faiss.
+            `neighbours_by_lists`; ``auto``: exact up to `EXACT_UP_TO` rows.
         seed: of the lists.
     """
     n = len(features)
-    exact = search == "exact" or (search == "auto" and (n <= EXACT_UP_TO or not has_faiss()))
+    exact = search == "exact" or (search == "auto" and n <= EXACT_UP_TO)
+
+    def report(done: int, total: int) -> None:
+        tell("neighbours", done / max(total, 1))
 
     def find() -> Arrays:
         tell("neighbours", 0.0)
-        recall = 1.0
         if exact:
-            done = self_topk(
-                features, k, progress=lambda done, total: tell("neighbours", done / max(total, 1))
-            )
-            index, scores = done.index, done.scores
+            done = self_topk(features, k, precision="fast", progress=report)
+            index, cosine = done.index.cpu().numpy(), done.scores.cpu().numpy()
+            recall = 1.0
         else:
-            near = approximate_topk(
-                features,
-                features,
-                k,
-                exclude=np.arange(n),
-                index="ivf",
-                n_lists=max(1, min(round(n**0.5), n // 40)),
-                n_probes=PROBES,
-                recall_sample=200,
-                seed=seed,
-            )
-            index, scores, recall = near.index, near.scores, near.recall
+            lists = max(1, min(round(n**0.5), n // 40))
+            index, cosine = neighbours_by_lists(features, k, lists, PROBES, seed, report)
+            recall = _recall(features, cosine, seed)
             # A row of which too few were found votes once more with the nearest of them.
             lacking = index < 0
-            index = torch.where(lacking, index[:, :1].clamp(min=0), index)
-            scores = torch.where(lacking, scores[:, :1].clamp(min=-1), scores)
+            index = np.where(lacking, index[:, :1].clip(min=0), index)
+            cosine = np.where(lacking, cosine[:, :1].clip(min=-1), cosine)
         return {
-            "index": index.cpu().numpy(),
-            "similarity": scores.cpu().numpy().astype(np.float32),
+            "index": index,
+            "similarity": cosine.astype(np.float32, copy=False),
             "recall": np.asarray(recall),
         }
 
     return keep("neighbours", find)
+
+
+def _recall(features: Any, cosine: NDArray[np.float32], seed: int) -> float:
+    """Share of the nearest rows that were found, of `RECALL_ON` rows by an exact search."""
+    n, k = cosine.shape
+    rows = np.sort(np.random.default_rng(seed).permutation(n)[:RECALL_ON])
+    asked = torch.from_numpy(np.asarray(features[rows], dtype=np.float32))
+    exact = topk(asked, features, k, exclude=torch.from_numpy(rows)).scores[:, -1].numpy()
+    return float((cosine[rows] >= exact[:, None] - ROUNDING).mean())
 
 
 def mean_of_neighbours(index: NDArray[Any], targets: NDArray[np.float32]) -> NDArray[np.float32]:

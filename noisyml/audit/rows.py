@@ -21,8 +21,6 @@ from noisyml.targets import Labels, Target, TargetKind, target_of
 JUDGED: tuple[TargetKind, ...] = ("single", "multi", "pairs")
 #: Between the labels of a row in tables, as ``dataset=csv`` reads them.
 JOINT = "; "
-#: Rows that are copied at a time.
-_BLOCK = 16_384
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,7 @@ def collect_rows(
         raise UserError(f"All rows have the label '{only}': two classes at least are needed.")
     matrix = parts[0]["features"]
     if len(parts) > 1:
-        matrix = stacked([part["features"] for part in parts])
+        matrix = StackedRows([part["features"] for part in parts])
     return Rows(
         keys=[key for part in parts for key in part["keys"]],
         labels=labels,
@@ -184,13 +182,30 @@ def collect_rows(
     )
 
 
-def stacked(parts: Sequence[Any]) -> Any:
-    """Matrices one below the other, copied block by block: no part is held twice as a whole."""
-    whole = np.empty((sum(map(len, parts)), parts[0].shape[1]), dtype=np.float32)
-    row = 0
-    for part in parts:
-        for start in range(0, len(part), _BLOCK):
-            block = part[start : start + _BLOCK]
-            whole[row : row + len(block)] = block
-            row += len(block)
-    return whole
+class StackedRows:
+    """Matrices [n_i, D] one below the other, float32 as they are read; nothing is copied before.
+
+    Args:
+        parts: with as many columns each, read in blocks.
+    """
+
+    ndim = 2
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, parts: Sequence[Any]) -> None:
+        self.parts = parts
+        self.ends = np.cumsum([len(part) for part in parts])
+        self.shape = (int(self.ends[-1]), int(parts[0].shape[1]))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: slice | NDArray[np.int64]) -> NDArray[np.float32]:
+        rows = np.arange(*key.indices(len(self))) if isinstance(key, slice) else np.asarray(key)
+        place = np.searchsorted(self.ends, rows, side="right")
+        found = np.empty((len(rows), self.shape[1]), dtype=np.float32)
+        for number, part in enumerate(self.parts):
+            mine = np.flatnonzero(place == number)
+            if len(mine):
+                found[mine] = part[rows[mine] - (self.ends[number] - len(part))]
+        return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from noisyml.storage.files import write_atomically
+from noisyml.storage.files import atomic
 from noisyml.storage.reading import reading
 
 Arrays = dict[str, NDArray[Any]]
@@ -46,7 +45,9 @@ class StoredSteps:
             if str(found.pop("digest", "")) == self.digest:
                 return found
         arrays = compute()
-        buffer = io.BytesIO()
-        np.savez(buffer, digest=np.asarray(self.digest), **arrays)  # type: ignore[arg-type]
-        write_atomically(file, buffer.getbuffer(), durable=True)
+        with (
+            atomic(file, durable=True, sole_writer=True) as temporary,
+            temporary.open("wb") as stream,
+        ):
+            np.savez(stream, digest=np.asarray(self.digest), **arrays)  # type: ignore[arg-type]
         return arrays

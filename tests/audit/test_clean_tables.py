@@ -29,7 +29,7 @@ from noisyml.audit.report import (
     reviews_in,
     write_audit,
 )
-from noisyml.audit.rows import collect_rows
+from noisyml.audit.rows import StackedRows, collect_rows
 from noisyml.data.base import Split
 from noisyml.data.inputs import FileImages
 from noisyml.errors import UserError
@@ -103,6 +103,16 @@ def test_all_rows_of_all_splits_are_there_but_broken_ones(rows):
     assert data.place[109] == 0
     assert data.paths[109].endswith("110=x.png")
     assert data.digest() != replace(data, labels=data.labels[::-1]).digest()
+
+
+def test_matrices_are_read_as_if_they_lay_one_below_the_other():
+    parts = [np.arange(8.0).reshape(4, 2), np.ones((1, 2)), -np.arange(6.0).reshape(3, 2)]
+    whole, stacked = np.concatenate(parts), StackedRows(parts)
+    assert (stacked.shape, len(stacked)) == ((8, 2), 8)
+    np.testing.assert_array_equal(stacked[3:7], whole[3:7])
+    np.testing.assert_array_equal(stacked[6:99], whole[6:99])
+    some = np.array([7, 0, 4, 4, 3])
+    np.testing.assert_array_equal(stacked[some], whole[some])
 
 
 def test_one_class_or_another_kind_of_labels_cannot_be_judged(rows):

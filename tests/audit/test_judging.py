@@ -4,8 +4,10 @@ from sklearn.datasets import load_digits
 
 from noisyml.audit.judging import combined, judge_labels, mean_rank_of_margins, nearest_rows
 from noisyml.audit.scores.labels import ranks
+from noisyml.audit.scores.neighbours import neighbours_by_lists
 from noisyml.audit.steps import StoredSteps
 from noisyml.errors import UserError
+from noisyml.similarity.search import self_topk
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +62,6 @@ def test_wrong_labels_come_first_and_get_their_class(judged, digits):
 
 
 def test_neighbours_are_found_by_lists_too():
-    pytest.importorskip("faiss")
     rng = np.random.default_rng(0)
     rows = (rng.normal(size=(20, 8))[rng.integers(0, 20, 800)] * 4).astype(np.float32)
     rows += rng.normal(size=rows.shape).astype(np.float32)
@@ -75,6 +76,22 @@ def test_neighbours_are_found_by_lists_too():
     assert ways["approximate"]["recall"] == pytest.approx(shared, abs=0.05)
     assert (near >= 0).all()
     assert (near != np.arange(800)[:, None]).all()
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    cosine = (unit[:, None] * unit[near]).sum(axis=2)
+    np.testing.assert_allclose(ways["approximate"]["similarity"], cosine, atol=1e-5)
+    assert (np.diff(ways["approximate"]["similarity"], axis=1) <= 0).all()
+
+
+def test_all_lists_together_hold_the_nearest_rows_and_too_few_rows_leave_gaps():
+    rows = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
+    index, cosine = neighbours_by_lists(rows, 7, lists=5, probes=5)
+    exact = self_topk(rows, 7)
+    np.testing.assert_array_equal(index, exact.index.numpy())
+    np.testing.assert_allclose(cosine, exact.scores.numpy(), atol=1e-6)
+    index, cosine = neighbours_by_lists(rows[:4], 5, lists=1, probes=1)
+    assert (index[:, 3:] == -1).all()
+    assert (cosine[:, 3:] == -2).all()
+    np.testing.assert_array_equal(np.sort(index[:, :3], axis=1)[0], [1, 2, 3])
 
 
 @pytest.mark.long

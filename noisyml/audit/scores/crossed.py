@@ -136,8 +136,9 @@ def crossed_views(
         told = None if known is None else known[inside]
         held = stratified_folds(given[inside], FOLDS, seed)
         floor = least_share(surest_of_sources(sources, labels[inside], held, told, seed))
-        fitted = fit_sources(sources, labels[inside], told, concentration, seed, floor)
-        marks[inside] = fitted[1].posterior
+        _, channel, _ = fit_sources(sources, labels[inside], told, concentration, seed, floor)
+        marks[inside] = channel.posterior
+        del sources, channel
         seen = inside
         if len(seen) > MAX_ROWS:
             seen = np.sort(rng.choice(seen, MAX_ROWS, replace=False))
