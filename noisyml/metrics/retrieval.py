@@ -75,6 +75,8 @@ _AT_K = re.compile(
     r"(precision|precision_capped|recall|recall_margin|map|map_capped)_at_([1-9]\d*)"
 )
 _NO_LIMIT = 2**62
+#: Ranks of a block that metrics are computed from at once, in some ten copies.
+_RANKS_AT_ONCE = 2**18
 
 
 @dataclass(frozen=True)
@@ -505,15 +507,19 @@ def _score_block(
     block: QueryBlock, columns: Sequence[tuple[str, RankMetric, Ties]], per_query: Tensor
 ) -> None:
     """Write the values of a finished block into `per_query` [columns, Nq]."""
-    some = block.n_relevant > 0
-    if not bool(some.any()):
+    answered = (block.n_relevant > 0).nonzero().flatten()
+    if not len(answered):
         return
-    n_relevant = block.n_relevant[some]
-    position = torch.arange(1, block.scores.shape[1] + 1, device=n_relevant.device)
-    relevant = position <= n_relevant[:, None]
-    ranks = {ties: block.negatives_before(ties)[some] + position for ties in block.counts}
-    for row, (_, metric, ties) in enumerate(columns):
-        per_query[row, block.query_index[some]] = metric.values(ranks[ties], relevant, n_relevant)
+    width = block.scores.shape[1]
+    position = torch.arange(1, width + 1, device=answered.device)
+    for rows in answered.split(max(1, _RANKS_AT_ONCE // width)):
+        n_relevant = block.n_relevant[rows]
+        relevant = position <= n_relevant[:, None]
+        ranks = {ties: block.negatives_before(ties, rows) + position for ties in block.counts}
+        for row, (_, metric, ties) in enumerate(columns):
+            per_query[row, block.query_index[rows]] = metric.values(
+                ranks[ties], relevant, n_relevant
+            )
 
 
 def _means(values: Tensor, labels: Tensor, average: Average) -> list[float]:

@@ -64,12 +64,12 @@ class QueryBlock:
     def _keys_of(rows: Tensor, scores: Tensor) -> Tensor:
         return rows[:, None] * _KEY_STRIDE - scores.clamp(min=-_KEY_STRIDE / 2)
 
-    def negatives_before(self, ties: Ties) -> Tensor:
-        """Negatives before the m-th relevant item, int64 [b, R]; if more than its cap, some number
-        above the cap."""
-        counts = self.counts[self._least]
+    def negatives_before(self, ties: Ties, rows: Tensor) -> Tensor:
+        """Negatives before the m-th relevant item of `rows` [n], int64 [n, R]; if more than its
+        cap, some number above the cap."""
+        counts = self.counts[self._least][rows]
         if ties != self._least:
-            counts = counts + self.counts[ties]
+            counts = counts + self.counts[ties][rows]
         return counts.cumsum(1)[:, :-1]
 
     def update_thresholds(self, seen: float = 1.0) -> None:
@@ -84,9 +84,8 @@ class QueryBlock:
         if not len(touched):
             return
         self._touched.zero_()
-        rows = slice(None) if len(touched) == len(self.scores) else touched
-        self._kept[rows] = torch.minimum(self._living(touched, seen), self._kept[rows])
-        self._set_thresholds(rows)
+        self._kept[touched] = torch.minimum(self._living(touched, seen), self._kept[touched])
+        self._set_thresholds(touched)
         self.alive = bool((self.threshold < torch.inf).any())
 
     def _living(self, rows: Tensor, seen: float) -> Tensor:
@@ -102,9 +101,9 @@ class QueryBlock:
             living = torch.minimum(living, (expected <= caps).sum(1))
         return living
 
-    def _set_thresholds(self, rows: Tensor | slice) -> None:
+    def _set_thresholds(self, rows: Tensor) -> None:
         kept = self._kept[rows]
-        last = self.scores[rows].gather(1, (kept - 1).clamp(min=0)[:, None]).squeeze(1)
+        last = self.scores[rows, (kept - 1).clamp(min=0)]
         self.threshold[rows] = last.masked_fill_(kept == 0, torch.inf)
 
     def unsettled(self) -> Tensor:

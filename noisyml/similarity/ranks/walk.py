@@ -60,6 +60,8 @@ _LONG_RUN = 512
 _FIRST_ROWS = 512
 #: Pairs of a block that wait to be counted together: each time takes many small operations.
 _PAIRS_TOGETHER = 2048
+#: Relevant items, padding included, that are found and sorted at once, in a dozen copies.
+_ENTRIES_AT_ONCE = 2**19
 
 
 class _Left(NamedTuple):
@@ -83,6 +85,20 @@ class _Left(NamedTuple):
     def above(self, n: int) -> _Left:
         """The first `n` rows, padded to whole groups."""
         return self._part(slice(0, n + -n % GROUP))
+
+
+class _Relevant(NamedTuple):
+    """Relevant items of queries.
+
+    Attributes:
+        scores: descending, -inf in the padding, float64 [b, R].
+        items: their gallery numbers [b, R].
+        error: how far a query's scores may be from the exact ones, float64 [b].
+    """
+
+    scores: Tensor
+    items: Tensor
+    error: Tensor
 
 
 @dataclass(frozen=True)
@@ -150,8 +166,9 @@ class Ranking:
         self._sorted_classes = task.gallery_class[self._gallery_order]
         self._place = _inverse(self._gallery_order)
         order = task.query_class.argsort(stable=True)
-        per_relevant = 3 * 8 + 4 + 4 * len(self._ties)
-        state = per_relevant * int(task.n_relevant.sum())
+        #: What a block keeps of each relevant item, in bytes.
+        self._per_relevant = 3 * 8 + 4 + 4 * len(self._ties)
+        state = self._per_relevant * int(task.n_relevant.sum())
         #: True if both sides of every product are used.
         self.symmetric = task.symmetric and state <= memory_budget_bytes // 2
         self._query_order = order if self.symmetric else order[task.n_relevant[order] > 0]
@@ -182,24 +199,51 @@ class Ranking:
             length = self._edge
             while length > GROUP:
                 widest = int(n_relevant[start : start + length].max())
-                if length * widest * 64 <= self._block_bytes:
+                fitting = self._block_bytes // max(1, widest * self._per_relevant)
+                if length <= fitting:
                     break
-                length = max(GROUP, length // 2 // GROUP * GROUP)
+                length = max(GROUP, fitting // GROUP * GROUP)
             slices.append(slice(start, min(start + length, len(n_relevant))))
             start += length
         return slices
 
     def _open(self, query_index: Tensor) -> QueryBlock:
         """A block with the scores of its relevant items and no negatives counted."""
-        task = self.task
-        n_relevant = task.n_relevant[query_index]
+        n_relevant = self.task.n_relevant[query_index]
         width = int(n_relevant.max()) if len(n_relevant) else 0
-        found_items = self._of_lists(query_index) if task.listed is not None else None
-        items, relevant, place, low, high = found_items or self._of_class(query_index)
-        device = items.device
-        scores = torch.full(items.shape, -torch.inf, dtype=torch.float64, device=device)
-        error = torch.zeros(len(items), dtype=torch.float64, device=device)
-        run = min(len(query_index), max(_RUN, min(_LONG_RUN, items.shape[1])))
+        shape, device = (len(query_index), width), query_index.device
+        scores = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
+        items = torch.zeros(shape, dtype=torch.int64, device=device)
+        caps = torch.full(shape, -1, dtype=torch.int32, device=device)
+        error = torch.zeros(len(query_index), dtype=torch.float64, device=device)
+        position = torch.arange(width, device=device)
+        # Finding and sorting takes several times what is kept.
+        at_once = max(_RUN, _ENTRIES_AT_ONCE // max(1, width) // _RUN * _RUN)
+        for top in range(0, len(query_index), at_once):
+            part = slice(top, top + at_once)
+            of_part = self._relevant(query_index[part])
+            error[part], found = of_part.error, of_part.scores[:, :width]
+            scores[part, : found.shape[1]] = found
+            items[part, : found.shape[1]] = of_part.items[:, :width]
+            most = self._caps(position, n_relevant[part, None])
+            most = most.clamp_(max=torch.iinfo(torch.int32).max).to(torch.int32)
+            caps[part] = torch.where(position < n_relevant[part, None], most, -1)
+        counts: dict[Ties, Tensor] = {
+            ties: torch.zeros((len(query_index), width + 1), dtype=torch.int32, device=device)
+            for ties in self._ties
+        }
+        threshold = torch.full_like(error, torch.inf)
+        return QueryBlock(query_index, scores, error, items, n_relevant, caps, counts, threshold)
+
+    def _relevant(self, query_index: Tensor) -> _Relevant:
+        """The relevant items of some queries."""
+        task = self.task
+        found = self._of_lists(query_index) if task.listed is not None else None
+        relevant, place, low, high = found or self._of_class(query_index)
+        scores = torch.empty(place.shape, dtype=torch.float64, device=place.device)
+        error = torch.zeros(len(place), dtype=torch.float64, device=place.device)
+        n_relevant = relevant.sum(1)
+        run = min(len(query_index), max(_RUN, min(_LONG_RUN, place.shape[1])))
         for top in range(0, len(query_index), run):
             part = slice(top, top + run)
             first, last = int(low[part].min()), int(high[part].max())
@@ -210,53 +254,45 @@ class Ranking:
                 pairs = query_index[part], self._gallery_order[first:last]
                 stretch = task.scores.close_block(*pairs)
                 error[part] = task.scores.close_error(*pairs)
-                near = (place[part] - first).clamp(max=last - first - 1)
-                found = stretch.gather(1, near)
-                scores[part] = torch.where(relevant[part], found, scores[part])
+                if int(low[part].max()) == first and last - first == place.shape[1]:
+                    scores[part] = stretch
+                else:
+                    near = (place[part] - first).clamp_(max=last - first - 1)
+                    torch.gather(stretch, 1, near, out=scores[part])
                 continue
             rows, column = relevant[part].nonzero(as_tuple=True)
             rows += top
-            pairs = query_index[rows], items[rows, column]
+            pairs = query_index[rows], self._gallery_order[place[rows, column]]
             scores[rows, column] = (task.scores.close if compiled else task.scores.exact)(*pairs)
             if compiled:
                 error[part] = task.scores.close_error(query_index[part], self._gallery_order)
-        by_score = descending_order(scores)[:, :width]
-        scores, items = scores.gather(1, by_score), items.gather(1, by_score)
-        counts: dict[Ties, Tensor] = {
-            ties: torch.zeros((len(query_index), width + 1), dtype=torch.int32, device=device)
-            for ties in self._ties
-        }
-        position = torch.arange(width, device=device)
-        caps = self._caps(position, n_relevant[:, None])
-        caps = torch.where(position < n_relevant[:, None], caps, -1)
-        caps = caps.clamp(max=torch.iinfo(torch.int32).max).to(torch.int32)
-        threshold = torch.full_like(low, torch.inf, dtype=torch.float64)
-        return QueryBlock(query_index, scores, error, items, n_relevant, caps, counts, threshold)
+        scores.masked_fill_(~relevant, -torch.inf)
+        order = descending_order(scores)
+        place = place.gather(1, order).clamp_(max=max(0, len(self._gallery_order) - 1))
+        return _Relevant(scores.gather(1, order), self._gallery_order[place], error)
 
-    def _of_class(self, query_index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """Gallery items [b, W] of the class of each query, which of them are relevant [b, W], their
-        places in the gallery's order [b, W], and the stretch these lie in: low [b], high [b]."""
+    def _of_class(self, query_index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Which items [b, W] of the class of each query are relevant, their places in the
+        gallery's order [b, W], and the stretch these lie in: low [b], high [b]."""
         classes = self.task.query_class[query_index]
         start = torch.searchsorted(self._sorted_classes, classes)
         size = torch.searchsorted(self._sorted_classes, classes, right=True) - start
         # The whole class, though some of it may have to be left out.
         offset = torch.arange(int(size.max()) if len(size) else 0, device=classes.device)
-        place = start[:, None] + offset
-        items = self._gallery_order[place.clamp(max=max(0, len(self._gallery_order) - 1))]
         relevant = offset < size[:, None]
         rows, out = self.task.left_out_of(query_index)
         column = self._place[out] - start[rows]
         in_class = (column >= 0) & (column < size[rows])
         relevant[rows[in_class], column[in_class]] = False
-        return items, relevant, place, start, start + size
+        return relevant, start[:, None] + offset, start, start + size
 
-    def _of_lists(self, query_index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _of_lists(self, query_index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The same of lists of relevant items; all queries have one."""
         items, relevant = self.task.listed_of(query_index)
         place = self._place[items]
         low = place.masked_fill(~relevant, len(self._place)).amin(1)
         high = place.masked_fill(~relevant, -1).amax(1) + 1
-        return items, relevant, torch.where(relevant, place, low[:, None]), low, high
+        return relevant, torch.where(relevant, place, low[:, None]), low, high
 
     def _coarse_filter(self) -> CoarseFilter | None:
         """The cheaper filter that a trial on an even sample recommends, if any.
