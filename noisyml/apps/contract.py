@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("settings", nargs="*", help="key=value on top of the tiny settings")
     parser.add_argument("--checks", metavar="NAME,...", help="these checks alone; all without it")
     parser.add_argument("--keep", metavar="FOLDER", help="keep the runs in this new folder")
-    typed = parser.parse_args(arguments)
+    typed = parser.parse_intermixed_args(arguments)
     if not hasattr(os, "fork"):
         raise UserError(
             "noisyml contract kills and resumes copies of its own process, which this operating "

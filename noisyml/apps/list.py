@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="noisyml list", description=__doc__)
     parser.add_argument("group", nargs="*", help=f"one of {', '.join(KNOWN)}; default: all groups")
     parser.add_argument("--json", action="store_true", help="machine-readable output")
-    typed = parser.parse_args(arguments)
+    typed = parser.parse_intermixed_args(arguments)
     for group in typed.group:
         if group not in KNOWN:
             raise UserError(

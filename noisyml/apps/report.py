@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     Raises:
         UserError: a folder is missing or holds no run, or an option names nothing known.
     """
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
 
     from noisyml.reports.report import build_report, home, save_report
 

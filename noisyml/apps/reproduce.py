@@ -176,7 +176,7 @@ def _typed(arguments: Sequence[str]) -> Typed:
     parser.add_argument(
         "--dry-run", action="store_true", help="say what would be run, and how long"
     )
-    options = parser.parse_args(list(arguments))
+    options = parser.parse_intermixed_args(list(arguments))
     names = [word for word in options.words if "=" not in word]
     settings = [word for word in options.words if "=" in word]
     own = dict(OWN)

@@ -9,7 +9,8 @@
     then: [...]                                # in every cell, last
     images: {CUB: 5864}                        # training images, for estimates
     asks: {ResNet-50: backbone.weights}        # what the user gives, by value of a setting
-    desk: {...}                                # on embedded data: own words, and axes that go first
+    desk: {...}                                # on embedded data: own words and number of training
+                                               # images, and axes that go first
 
 An axis that is a text with ``{}`` stands for one word with the value in it; null leaves the
 setting without words; a text in the place of words says why such a cell is not run. ``not_a_run``
@@ -91,8 +92,11 @@ def cells(table: PublishedTable, scale: Scale = "paper") -> list[Cell]:
         named = tuple(metrics.get(figure.metric) for figure in figures)
         if not lacking and not any(named):
             lacking = f"{figures[0].metric} is not measured here"
-        sizes = entry.get("images", {})
-        images = next((sizes[v] for v in map(str, setting.values()) if v in sizes), 0)
+        if scale == "desk":
+            images = entry.get("desk", {}).get("images", 0)
+        else:
+            sizes = entry.get("images", {})
+            images = next((sizes[v] for v in map(str, setting.values()) if v in sizes), 0)
         found.append(
             Cell(
                 number=number,

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from support import paths
 
+from noisyml.data.datasets.embedded.digits import Digits
 from noisyml.errors import UserError
 from noisyml.reproduce.cells import cells, choose_rows, recipe_of, recipes
 from noisyml.reproduce.figures import PUBLISHED, find_table, published_tables
@@ -132,6 +133,13 @@ def test_words_of_a_cell_are_those_of_its_setting():
     } <= set(cell.words)
     assert cell.images == 59551
     assert "optimizer.lr=5e-5" not in cell.words
+
+
+def test_images_at_desk_scale_are_those_of_the_embedded_data():
+    table = find_table("bare_clothing1m")
+    assert {cell.images for cell in cells(table, "paper")} == {1_000_000}
+    embedded = {cell.images for cell in cells(table, "desk")}
+    assert embedded == {len(Digits().splits()["train"])}
 
 
 def test_rows_are_chosen_by_number_range_and_piece():
