@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 from noisyml.reproduce.cells import Scale
 from noisyml.reproduce.jobs import Job
@@ -17,7 +18,10 @@ ASSUMED: Mapping[Scale, tuple[float, str]] = {
 
 
 def estimate(
-    cells: Sequence[tuple[Sequence[Job], float]], runs: Path, scale: Scale = "desk"
+    cells: Sequence[tuple[Sequence[Job], float]],
+    runs: Path,
+    scale: Scale = "desk",
+    before: Mapping[str, float] = MappingProxyType({}),
 ) -> str:
     """A sentence on the time of all runs that are not finished.
 
@@ -25,9 +29,11 @@ def estimate(
         cells: the jobs of each cell, and the images that one of them trains on (0: not known).
         runs: folder of all runs.
         scale: of the runs.
+        before: seconds that such runs took when the package's results were made, by the job's key.
     """
     rate, network = ASSUMED[scale]
     seconds: dict[str, float] = {}
+    stored: dict[str, float] = {}
     guessed: dict[str, float] = {}
     unknown = set()
     for jobs, samples in cells:
@@ -38,6 +44,8 @@ def estimate(
                 continue
             if known:
                 seconds[job.key] = sum(known) / len(known)
+            elif job.key in before:
+                stored[job.key] = before[job.key]
             elif samples:
                 guessed[job.key] = samples / rate
             else:
@@ -45,6 +53,11 @@ def estimate(
     parts = []
     if seconds:
         parts.append(f"{in_words(sum(seconds.values()))} by the time that finished runs took")
+    if stored:
+        parts.append(
+            f"{in_words(sum(stored.values()))} for {len(stored)} runs by the time that the stored "
+            "results took"
+        )
     if guessed:
         parts.append(
             f"{in_words(sum(guessed.values()))} for {len(guessed)} runs at {rate:.0f} images a "

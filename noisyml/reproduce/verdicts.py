@@ -32,6 +32,7 @@ class Stored:
         second: of the other.
         lower_is_better: True for errors.
         keys: hashes of the runs' configurations, of both arms.
+        seconds: that all runs took together, by the clock.
     """
 
     verdict: str
@@ -39,6 +40,12 @@ class Stored:
     second: tuple[float, ...]
     lower_is_better: bool
     keys: tuple[tuple[str, ...], tuple[str, ...]]
+    seconds: float
+
+    @property
+    def seconds_per_run(self) -> float:
+        """In mean."""
+        return self.seconds / max(1, sum(map(len, self.keys)))
 
     @property
     def difference(self) -> Difference:
@@ -150,6 +157,7 @@ def stored_results(file: Path = RESULTS_FILE) -> dict[str, Stored]:
             second=tuple(entry["second"]),
             lower_is_better=bool(entry["lower_is_better"]),
             keys=(tuple(entry["keys"][0]), tuple(entry["keys"][1])),
+            seconds=float(entry["seconds"]),
         )
         for name, entry in content.items()
     }

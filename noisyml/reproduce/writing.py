@@ -232,7 +232,7 @@ def picture(found: Reproduction, *, narrow: bool = False) -> Figure:
     """Published figures beside measured ones, a line each."""
     lines = _drawn(found)
     width = plots.NARROW if narrow else plots.WIDTH
-    figure = plots.new_figure(width, 0.9 + 0.26 * len(lines))
+    figure = plots.new_figure(width, 1.2 + 0.26 * len(lines))
     axes = figure.subplots()
     places = range(len(lines))
     measured = [line.measured for line in lines if line.measured is not None]
@@ -257,9 +257,9 @@ def picture(found: Reproduction, *, narrow: bool = False) -> Figure:
     axes.set_yticks(
         places, [plots.plain(plots.shorten(_short(line), 24 if narrow else 60)) for line in lines]
     )
-    axes.invert_yaxis()
+    axes.set_ylim(len(lines) - 0.4, -0.6)
     axes.set_xlabel(", ".join(dict.fromkeys(line.figure.unit for line in lines)))
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     plots.dress(axes, "")
     return figure
 

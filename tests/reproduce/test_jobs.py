@@ -5,7 +5,8 @@ import pytest
 from noisyml.reproduce.cells import cells, choose_rows
 from noisyml.reproduce.claims import load_claims
 from noisyml.reproduce.figures import find_table, published_tables
-from noisyml.reproduce.jobs import QUIET, composing, fingerprint, repeated
+from noisyml.reproduce.jobs import QUIET, Job, composing, fingerprint, repeated
+from noisyml.reproduce.times import estimate
 
 SCALES = ("paper", "desk")
 SEEDS = [{"seed": 0, "noise.seed": 1}, {"seed": 2, "noise.seed": 1}]
@@ -71,3 +72,12 @@ def test_jobs_of_all_cells_and_claims_are_those_that_hydra_composes():
         for own in dict.fromkeys(words):
             (job,) = repeated(composed(own), own, SEEDS[-1:])
             assert job.key == of_hydra(job), own
+
+
+def test_time_is_estimated_by_stored_results_before_images(tmp_path):
+    stored, new, strange = (Job((), key) for key in ("a", "b", "c"))
+    runs = [([stored], 6000.0), ([new], 6000.0), ([strange], 0.0)]
+    said = estimate(runs, tmp_path, before={"a": 90.0})
+    assert "90 seconds for 1 runs by the time that the stored results took" in said
+    assert "2 seconds for 1 runs at 3000 images a second" in said
+    assert said.endswith("1 runs of unknown length.")

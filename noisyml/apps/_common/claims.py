@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -11,7 +12,7 @@ from noisyml.errors import UserError
 from noisyml.reproduce.claims import choose_claims, claim_jobs, load_claims, tried
 from noisyml.reproduce.jobs import distinct
 from noisyml.reproduce.times import estimate
-from noisyml.reproduce.verdicts import markdown, write_verdicts
+from noisyml.reproduce.verdicts import markdown, stored_results, write_verdicts
 
 if TYPE_CHECKING:
     from noisyml.apps.reproduce import Typed
@@ -50,7 +51,15 @@ def reproduce_claims(typed: Typed) -> int:
     if typed.dry:
         for job in todo:
             print(job.command(typed.runs))
-        print(estimate([(arm, 0.0) for arms in jobs.values() for arm in arms], typed.runs))
+        known = stored_results()
+        before = {
+            job.key: known[name].seconds_per_run
+            for name, arms in jobs.items()
+            if name in known
+            for job in itertools.chain(*arms)
+        }
+        arms_of_all = [(arm, 0.0) for arms in jobs.values() for arm in arms]
+        print(estimate(arms_of_all, typed.runs, before=before))
         return 0
     status = run_jobs(todo, typed) if todo else 0
     trials = [trial for c in claims if (trial := tried(c, jobs[c.name], typed.runs))]
