@@ -166,7 +166,7 @@ class Ranking:
         self._sorted_classes = task.gallery_class[self._gallery_order]
         self._place = _inverse(self._gallery_order)
         order = task.query_class.argsort(stable=True)
-        #: What a block keeps of each relevant item, in bytes.
+        # What a block keeps of each relevant item, in bytes.
         self._per_relevant = 3 * 8 + 4 + 4 * len(self._ties)
         state = self._per_relevant * int(task.n_relevant.sum())
         #: True if both sides of every product are used.
@@ -272,7 +272,7 @@ class Ranking:
         return _Relevant(scores.gather(1, order), self._gallery_order[place], error)
 
     def _of_class(self, query_index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Which items [b, W] of the class of each query are relevant, their places in the
+        """For the class of each query: which items [b, W] are relevant, their places in the
         gallery's order [b, W], and the stretch these lie in: low [b], high [b]."""
         classes = self.task.query_class[query_index]
         start = torch.searchsorted(self._sorted_classes, classes)
