@@ -37,7 +37,7 @@ WIDTH, CLASSES, WRONG, BLOCK = 512, 100, 0.2, 50_000
 #: of class means in units of it, and the little.
 HELD_BY, FALLS, APART, LITTLE = 64, -0.35, 0.6, 0.05
 #: A line that tells that a step begins.
-BEGINS = re.compile(r"(.+) \(\d+ s\)$")
+BEGINS = re.compile(r"([^%]+) \(\d+ s\)$")
 
 
 def make(folder: Path, rows: int) -> None:

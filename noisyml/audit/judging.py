@@ -335,12 +335,13 @@ def nearest_rows(
         tell("neighbours", done / max(total, 1))
 
     def find() -> Arrays:
-        tell("neighbours", 0.0)
         if exact:
+            tell("neighbours", 0.0)
             done = self_topk(features, k, precision="fast", progress=report)
             index, cosine = done.index.cpu().numpy(), done.scores.cpu().numpy()
             recall = 1.0
         else:
+            tell("lists for neighbours", 0.0)
             lists = max(1, min(round(n**0.5), n // 40))
             index, cosine = neighbours_by_lists(features, k, lists, PROBES, seed, report)
             recall = _recall(features, cosine, seed)

@@ -44,7 +44,7 @@ def neighbours_by_lists(
         lists: of all rows, at most N; centroids by spherical k-means on a sample.
         probes: lists that each row looks into.
         seed: of the sample and the centroids.
-        progress: called with rows looked at and in all, over all lists.
+        progress: called with rows looked at and in all, over all lists, from their being made on.
 
     Returns:
         Where fewer than k rows were found: -1, and a cosine of -2.
@@ -63,6 +63,8 @@ def neighbours_by_lists(
     members_by_list = np.argsort(looked_into[:, 0], kind="stable")
     member_ends = np.cumsum(np.bincount(looked_into[:, 0], minlength=lists))
     done = 0
+    if progress is not None:
+        progress(done, by_list.size)
     for number in range(lists):
         asking = by_list[ends[number - 1] if number else 0 : ends[number]] // looked_into.shape[1]
         inside = members_by_list[member_ends[number - 1] if number else 0 : member_ends[number]]
