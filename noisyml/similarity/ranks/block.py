@@ -239,9 +239,9 @@ class QueryBlock:
         return low
 
 
-def descending_order(scores: Tensor) -> Tensor:
-    """Columns of each row of float64 scores [n, R] from the largest to the smallest one, equal
-    ones as they stand: int64 [n, R].
+def descending(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Each row of float64 scores [n, R], which lie in [-2, 2] or are -inf, from the largest to the
+    smallest, and the columns that they come from, equal ones as they stand: int64 [n, R].
 
     On a CPU the columns' numbers take the place of the scores' last bits, and whole numbers are
     sorted by NumPy, which is several times as fast; rows that lose their order by it are sorted
@@ -249,15 +249,16 @@ def descending_order(scores: Tensor) -> Tensor:
     """
     width = scores.shape[1]
     if scores.device.type != "cpu" or width < 2:
-        return scores.sort(dim=1, descending=True, stable=True).indices
+        found = scores.sort(dim=1, descending=True, stable=True)
+        return found.values, found.indices
     mask = (1 << (width - 1).bit_length()) - 1
-    # Bits of a float ascend like a whole number, but for those of negative ones; -0 becomes 0.
-    keys = scores.neg().add_(0.0).view(torch.int64)
-    keys ^= (keys >> 63) & torch.iinfo(torch.int64).max
+    # Bits of a positive float ascend like a whole number.
+    keys = scores.neg().add_(_KEY_STRIDE / 2).view(torch.int64)
     keys.bitwise_and_(~mask).bitwise_or_(torch.arange(width))
     keys.numpy().sort(axis=1)
     order = keys.bitwise_and_(mask)
     found = scores.gather(1, order)
     wrong = (found[:, 1:] > found[:, :-1]).any(1).nonzero().flatten()
-    order[wrong] = scores[wrong].sort(dim=1, descending=True, stable=True).indices
-    return order
+    if len(wrong):
+        found[wrong], order[wrong] = scores[wrong].sort(dim=1, descending=True, stable=True)
+    return found, order

@@ -43,7 +43,7 @@ from noisyml.similarity.exact.quantised import (
     chosen_filter,
 )
 from noisyml.similarity.exact.tiles import GROUP
-from noisyml.similarity.ranks.block import QueryBlock, Ties, descending_order
+from noisyml.similarity.ranks.block import QueryBlock, Ties, descending
 from noisyml.similarity.ranks.scores import COMPILED_PAIR_COST, EXACT_PAIR_COST
 from noisyml.similarity.ranks.task import RankingTask
 from noisyml.similarity.ranks.tile import Tile, count_pairs, count_waiting, scan_tile, score_floor
@@ -214,9 +214,7 @@ class Ranking:
         shape, device = (len(query_index), width), query_index.device
         scores = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
         items = torch.zeros(shape, dtype=torch.int64, device=device)
-        caps = torch.full(shape, -1, dtype=torch.int32, device=device)
         error = torch.zeros(len(query_index), dtype=torch.float64, device=device)
-        position = torch.arange(width, device=device)
         # Finding and sorting takes several times what is kept.
         at_once = max(_RUN, _ENTRIES_AT_ONCE // max(1, width) // _RUN * _RUN)
         for top in range(0, len(query_index), at_once):
@@ -225,9 +223,11 @@ class Ranking:
             error[part], found = of_part.error, of_part.scores[:, :width]
             scores[part, : found.shape[1]] = found
             items[part, : found.shape[1]] = of_part.items[:, :width]
-            most = self._caps(position, n_relevant[part, None])
-            most = most.clamp_(max=torch.iinfo(torch.int32).max).to(torch.int32)
-            caps[part] = torch.where(position < n_relevant[part, None], most, -1)
+        # Queries with as many relevant items have the same caps.
+        numbers, which = n_relevant.unique(return_inverse=True)
+        position = torch.arange(width, device=device)
+        caps = self._caps(position, numbers[:, None]).clamp_(max=torch.iinfo(torch.int32).max)
+        caps = caps.masked_fill_(position >= numbers[:, None], -1).to(torch.int32)[which]
         counts: dict[Ties, Tensor] = {
             ties: torch.zeros((len(query_index), width + 1), dtype=torch.int32, device=device)
             for ties in self._ties
@@ -266,10 +266,9 @@ class Ranking:
             scores[rows, column] = (task.scores.close if compiled else task.scores.exact)(*pairs)
             if compiled:
                 error[part] = task.scores.close_error(query_index[part], self._gallery_order)
-        scores.masked_fill_(~relevant, -torch.inf)
-        order = descending_order(scores)
+        scores, order = descending(scores.masked_fill_(~relevant, -torch.inf))
         place = place.gather(1, order).clamp_(max=max(0, len(self._gallery_order) - 1))
-        return _Relevant(scores.gather(1, order), self._gallery_order[place], error)
+        return _Relevant(scores, self._gallery_order[place], error)
 
     def _of_class(self, query_index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """For the class of each query: which items [b, W] are relevant, their places in the

@@ -10,7 +10,7 @@ from noisyml.metrics.retrieval import retrieval_metrics
 from noisyml.similarity.exact import kernels, shortlist
 from noisyml.similarity.exact import quantised as coarse
 from noisyml.similarity.exact.loops import library
-from noisyml.similarity.ranks.block import descending_order
+from noisyml.similarity.ranks.block import descending
 from noisyml.similarity.search import self_topk, topk
 
 compiled = pytest.mark.skipif(not kernels.available(), reason="no compiled loops here")
@@ -315,4 +315,6 @@ def test_scores_are_put_in_descending_order(width):
     scores[1::4] = 1 + scores[1::4] * 2.0**-50  # differences in the last bits
     scores[:, width // 2 :][::3] = -torch.inf
     expected = scores.sort(dim=1, descending=True, stable=True).indices
-    assert torch.equal(descending_order(scores), expected)
+    found, order = descending(scores)
+    assert torch.equal(order, expected)
+    assert torch.equal(found, scores.gather(1, expected))
