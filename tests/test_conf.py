@@ -108,3 +108,19 @@ def test_keys_are_the_arguments(name):
     assert keys <= taken | also, f"nothing takes {sorted(keys - taken)}"
     missing = taken - keys - GIVEN
     assert not missing, f"the file does not show {sorted(missing)}"
+
+
+def test_no_file_sets_a_value_that_a_group_after_it_sets_again():
+    lost = []
+    for file in FILES:
+        own = yaml.safe_load(file.read_text()) or {}
+        defaults = own.get("defaults", [])
+        if "_self_" not in defaults:
+            continue  # Hydra takes the file itself last then
+        for entry in defaults[defaults.index("_self_") + 1 :]:
+            groups = [str(key).split()[-1] for key in entry] if isinstance(entry, dict) else []
+            for group in groups:
+                name, _, package = group.strip("/").partition("@")
+                if (package or name.split("/")[0]).split(".")[0] in own:
+                    lost.append(f"{file.name}: {group}")
+    assert lost == []
