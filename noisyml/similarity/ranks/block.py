@@ -249,8 +249,8 @@ def descending(scores: Tensor) -> tuple[Tensor, Tensor]:
     """
     width = scores.shape[1]
     if scores.device.type != "cpu" or width < 2:
-        found = scores.sort(dim=1, descending=True, stable=True)
-        return found.values, found.indices
+        in_order = scores.sort(dim=1, descending=True, stable=True)
+        return in_order.values, in_order.indices
     mask = (1 << (width - 1).bit_length()) - 1
     # Bits of a positive float ascend like a whole number.
     keys = scores.neg().add_(_KEY_STRIDE / 2).view(torch.int64)
