@@ -29,6 +29,9 @@ demo: $(READY)  ## the main job: 3 noise rates x 3 selectors on embedded data, t
 demo-full: $(READY)  ## the same with 3 seeds, mean and standard deviation
 	$(BIN)/noisyml train -m experiment=demo name=demo-full seed=0,1,2
 
+# Fresh processes of the tests find what is compiled, whatever the shell says.
+test test-fast test-slow: export PYTHONDONTWRITEBYTECODE :=
+
 test: $(READY)  ## the default tests, under 10 minutes on 2 cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 

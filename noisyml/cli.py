@@ -99,7 +99,7 @@ def run(arguments: list[str]) -> int:
 
         return complete_shell(arguments, list(verbs()))
     verb, *rest = arguments
-    known = list(verbs())
+    known = list(_modules())
     if verb not in known:
         raise UserError(
             f"noisyml has no verb '{verb}'.{did_you_mean(verb, known)} It has: {', '.join(known)}."

@@ -1,5 +1,7 @@
 """What holds for all tests: one thread a process, and no reference vector may lie unused."""
 
+import gc
+import importlib
 import os
 import shutil
 from pathlib import Path
@@ -9,8 +11,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from support import composing as composing  # for its effect
-from support import paths
+from support import forking, paths
 from support.reference_vectors import OPENED, unused_vectors
 
 from noisyml.conformance.forked import PRELOAD
@@ -30,10 +31,19 @@ PRELOAD += ["pytest", "support.composing"]
 
 #: Folders of tests whose tests all have a marker, for `make test-fast`.
 MARKED = {"e2e": "command", "ddp": "processes", "conformance": "processes"}
+#: Markers of the tests that may start processes.
+FORKED = ("command", "processes")
 #: Tools that make a test one of whole commands, wherever it stands.
 TOOLS = {"shell"}
 #: Functions that make a test which calls them one of process groups, wherever it stands.
 STARTERS = {"run_ranks"}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session):
+    """Compositions are kept, but not where tests are only handed out to others."""
+    if not session.config.pluginmanager.has_plugin("dsession"):
+        importlib.import_module("support.composing")
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -50,6 +60,19 @@ def pytest_collection_modifyitems(items):
         called = getattr(getattr(item, "function", None), "__code__", None)
         if called and STARTERS & set(called.co_names):
             item.add_marker("processes")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session):
+    """Tests that start processes fork them from one that is as this one before any test."""
+    started = any(item.get_closest_marker(marker) for item in session.items for marker in FORKED)
+    if started:
+        for module in PRELOAD:
+            importlib.import_module(module)
+    # What was imported stays: looking through it for garbage takes a second each time.
+    gc.freeze()
+    if started and hasattr(os, "fork") and not session.config.option.collectonly:
+        forking.serve()
 
 
 @pytest.hookimpl(optionalhook=True)

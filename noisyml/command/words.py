@@ -7,6 +7,7 @@ names need no quotes: `as_hydra_reads` adds them.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -162,13 +163,22 @@ class Word:
         return parsed.value()
 
     def _parsed(self, loader: Any = None) -> Override | None:
-        from hydra.core.override_parser.overrides_parser import OverridesParser
-        from hydra.errors import HydraException
+        return _as_parsed(self.text) if loader is None else _parse(self.text, loader)
 
-        try:
-            return OverridesParser.create(config_loader=loader).parse_override(self.text)
-        except HydraException:
-            return None
+
+def _parse(text: str, loader: Any = None) -> Override | None:
+    """What Hydra's grammar reads, None for what it cannot."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create(config_loader=loader).parse_override(text)
+    except HydraException:
+        return None
+
+
+#: The same without asking the grammar again, which takes milliseconds a word.
+_as_parsed = functools.lru_cache(maxsize=1024)(_parse)
 
 
 def spelled_out(arguments: Sequence[str]) -> list[str]:

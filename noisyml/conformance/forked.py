@@ -15,8 +15,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-import torch
-
 #: What a training run imports, most of it slow; read when the first process starts.
 PRELOAD = [
     "lightning",
@@ -52,6 +50,8 @@ def start(
         env: environment variables on top of this process's.
         threads: of PyTorch; None: as many as here.
     """
+    import torch
+
     environment = {**os.environ, **(env or {})}
     files = (str(out), str(err or out))
     settings = (environment, threads or torch.get_num_threads(), files)
@@ -84,6 +84,8 @@ def _run(
     threads: int,
     files: tuple[str, str],
 ) -> None:
+    import torch
+
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(threads)

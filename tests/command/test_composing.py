@@ -3,6 +3,8 @@
 import pytest
 from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.errors import HydraException
+from omegaconf import Container, DictConfig
 from support import composing
 from support.shell import shell
 
@@ -11,20 +13,58 @@ from noisyml.command.config import compose
 __all__ = ["shell"]
 
 
+#: Commands of which one shares choices, files or words with another before it.
+TYPED = [
+    ("train", ["method=rkd", "stages=teacher", "noise=symmetric", "optimizer.lr=1"]),
+    ("train", ["method=rkd", "stages=teacher", "noise=symmetric", "noise.rate=0.2"]),
+    ("train", ["method=rkd", "stages=teacher", "noise=pair", "~scheduler"]),
+    ("train", ["experiment=demo", "evaluator=[retrieval,classification]"]),
+    ("embed", ["dataset=digits", "backbone=mlp"]),
+    ("embed", ["dataset=digits", "backbone=mlp", "+trainer@other=cpu"]),
+]
+
+
 @pytest.mark.long
-def test_kept_files_and_tables_give_what_hydra_composes(monkeypatch):
-    typed = [
-        ("train", ["method=rkd", "stages=teacher", "noise=symmetric", "optimizer.lr=1"]),
-        ("train", ["experiment=demo", "evaluator=[retrieval,classification]"]),
-        ("embed", ["dataset=digits", "backbone=mlp"]),
-    ]
-    found = [compose(root, words) for root, words in typed]
+def test_what_is_kept_is_what_hydra_composes(monkeypatch):
+    found = [compose(root, words) for root, words in TYPED]
     for source, load in composing.SOURCES.items():
         assert source.load_config is not load
         monkeypatch.setattr(source, "load_config", load)
     monkeypatch.setattr(defaults_list, "_create_interpolation_map", composing.TABLE)
-    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", composing.LOAD)
-    assert found == [compose(root, words) for root, words in typed]
+    monkeypatch.setattr(defaults_list, "_create_defaults_list", composing.LIST)
+    for name, given in (
+        ("load_configuration", composing.LOAD),
+        ("_compose_config_from_defaults_list", composing.MERGE),
+    ):
+        assert getattr(ConfigLoaderImpl, name) is not given
+        monkeypatch.setattr(ConfigLoaderImpl, name, given)
+    expected = [compose(root, words) for root, words in TYPED]
+    assert found == expected
+    assert [facts(config) for config in found] == [facts(config) for config in expected]
+
+
+def facts(config):
+    """What the comparison of configurations leaves out: flags, and the types that values take."""
+    metadata, inside = config._metadata, []
+    if isinstance(config, Container) and not (config._is_none() or config._is_missing()):
+        keys = config.keys() if isinstance(config, DictConfig) else range(len(config))
+        inside = [facts(config._get_node(key)) for key in keys]
+    known = (metadata.flags, metadata.ref_type, metadata.object_type, metadata.optional)
+    return (*known, metadata.key, inside)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["method=rkd", "nothing=1"], "Could not override 'nothing'"),
+        (["method=nothing"], "Could not find 'method/nothing'"),
+        (["~head=nothing"], "Could not delete"),
+    ],
+)
+def test_what_hydra_refuses_is_refused_each_time(words, sentence):
+    for _ in range(2):
+        with pytest.raises(HydraException, match=sentence):
+            compose("train", words)
 
 
 def test_a_file_that_has_changed_is_composed_anew(tmp_path, shell):

@@ -74,6 +74,7 @@ def test_bare_tells_how_it_treats_each_class(shell):
     assert kept == pytest.approx(measured["selection/kept"], 1e-4)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_mean_over_the_last_epochs_is_that_of_their_models(shell):
     typed = ["loss=forward_correction", "loss.estimation_epoch=1", "mean_last_epochs=2"]
     status, said = shell(

@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
-from support.shell import TINY
 
 from noisyml import cli
 from noisyml.embeddings.store import EmbeddingStore, SplitWriter
@@ -46,13 +45,6 @@ def contents(folder):
         for path in sorted((folder / "embeddings").rglob("*"))
         if path.is_file()
     }
-
-
-@pytest.fixture
-def trained(shell):
-    assert shell("train", *TINY, "selector=prism_avg")[0] == 0
-    (run,) = shell.runs()
-    return run
 
 
 def encoder_by_hand(run):

@@ -5,14 +5,6 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from support.shell import TINY
-
-
-@pytest.fixture
-def trained(shell):
-    assert shell("train", *TINY, "selector=prism_avg")[0] == 0
-    (run,) = shell.runs()
-    return run
 
 
 def metrics_of(said):

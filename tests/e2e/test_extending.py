@@ -155,6 +155,7 @@ class Counter(Evaluator):
 '''
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_evaluator_of_ones_own_puts_a_table_into_the_report(shell, monkeypatch):
     (shell.folder / "my_evaluator.py").write_text(EVALUATOR)
     (shell.folder / "my_conf" / "evaluator").mkdir(parents=True)

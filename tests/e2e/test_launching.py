@@ -213,7 +213,8 @@ def test_an_unfinished_run_goes_on_in_its_folder(shell):
 @pytest.mark.parametrize(
     ("launcher", "settings"),
     [
-        ("joblib", ["hydra.launcher.n_jobs=2"]),
+        # One process for both jobs, as each imports everything anew.
+        ("joblib", ["hydra.launcher.n_jobs=2", "hydra.launcher.batch_size=2"]),
         pytest.param("submitit_local", [], marks=pytest.mark.slow),
         pytest.param("ray", ["+hydra.launcher.ray.init.num_cpus=2"], marks=pytest.mark.slow),
     ],
