@@ -26,6 +26,7 @@ def weights(run):
     return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_one_command_trains_both_stages(shell):
     stage = ["method=promptcal_contrast", *HEAD, "optimizer.lr=0.2"]
     typed = [
