@@ -167,7 +167,7 @@ class Word:
 
 
 def _parse(text: str, loader: Any = None) -> Override | None:
-    """What Hydra's grammar reads, None for what it cannot."""
+    """The override as Hydra's grammar reads it; None for what it cannot read."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
