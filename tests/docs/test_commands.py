@@ -149,14 +149,18 @@ class Parsed(Exception):
 
 def parsed_alone(words, work):
     """Let a program read its words and do nothing."""
-    parse = argparse.ArgumentParser.parse_args
 
-    def parse_and_stop(self, arguments=None, namespace=None):
-        parse(self, arguments, namespace)
-        raise Parsed
+    def then_stop(parse):
+        def parse_and_stop(self, arguments=None, namespace=None):
+            parse(self, arguments, namespace)
+            raise Parsed
 
+        return parse_and_stop
+
+    parser = argparse.ArgumentParser
     with (
-        mock.patch.object(argparse.ArgumentParser, "parse_args", parse_and_stop),
+        mock.patch.object(parser, "parse_args", then_stop(parser.parse_args)),
+        mock.patch.object(parser, "parse_intermixed_args", then_stop(parser.parse_intermixed_args)),
         mock.patch.object(sys, "argv", [*words]),
         mock.patch.object(sys, "path", [str(paths.ROOT / "scripts"), *sys.path]),
         pytest.raises(Parsed),
