@@ -227,6 +227,7 @@ def test_a_watched_training_finds_wrong_labels():
         assert score(values, labels == true) > least, name
 
 
+@pytest.mark.long
 def test_probabilities_of_others_are_read_by_path_or_order(several, tmp_path):
     rows, _ = several
     rows = replace(rows, labels=np.arange(300) % 3)

@@ -22,6 +22,8 @@ from noisyml.command.words import Word, as_typed, overrides_in, split_line, word
 from noisyml.reproduce.claims import choose_claims, load_claims
 from noisyml.reproduce.figures import find_table
 
+pytestmark = pytest.mark.command
+
 #: Pages of the snippets that nobody can check, one each; the reason stands above the snippet.
 UNCHECKED = ["docs/running.md"]
 #: Extras of pip that the documentation names.

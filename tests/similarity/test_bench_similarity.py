@@ -18,6 +18,7 @@ def benchmark(*arguments):
     runpy.run_path(str(SCRIPT), run_name="__main__")
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("row", ["cuda", "memory"])
 def test_a_row_runs_at_a_tiny_size(tmp_path, row):
     out, said = tmp_path / "out.json", tmp_path / "said.txt"

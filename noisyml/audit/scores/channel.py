@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.sparse import csr_array
+from scipy.sparse import csc_array
 
 from noisyml.audit.scores.folds import stratified_folds
 
@@ -213,9 +213,9 @@ def counted(
     step = max(1, BLOCK // count)
     for start in range(0, n, step):
         part = labels[start : start + step]
-        marks = csr_array(
-            (power[start : start + step], (part, np.arange(len(part)))), shape=(count, len(part))
-        )
+        # One entry a column: made without the sorting that rows would need.
+        entries = power[start : start + step], part, np.arange(len(part) + 1)
+        marks = csc_array(entries, shape=(count, len(part)))
         found += marks @ posterior[start : start + step]
     return found.T
 

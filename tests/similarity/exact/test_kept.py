@@ -101,6 +101,7 @@ def test_a_damaged_file_is_named(tmp_path):
         search(rows(), tmp_path)
 
 
+@pytest.mark.long
 @pytest.mark.skipif(not kernels.available(), reason="no compiled loops here")
 def test_rounded_rows_lie_on_disk_where_memory_is_short(tmp_path, monkeypatch):
     monkeypatch.setattr(quantised, "LEAST_WORK", 0)
