@@ -55,6 +55,20 @@ def test_the_revisited_protocol_in_one_call(name, setup):
         assert means[f"precision_capped_at_{k}"] == pytest.approx(float(expected), abs=1e-12)
 
 
+def test_lists_that_span_the_same_stretch_may_leave_gaps():
+    query = torch.tensor([[0.9, 0.5, 0.1, 0.0], [0.8, 0.6, 0.05, 0.5]])
+    _, each = retrieval_metrics(
+        query,
+        gallery=torch.eye(4),
+        relevant=[[0, 1, 2], [0, 2]],
+        metrics=["map"],
+        recall_at=(),
+        return_per_query=True,
+    )
+    # The second ranks 0, 1, 3, 2: (1 + 2 / 4) / 2.
+    assert each["map"].tolist() == [1.0, 0.75]
+
+
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 10_000), metric=st.sampled_from(["cosine", "l2"]), ties=st.booleans())
 @pytest.mark.long

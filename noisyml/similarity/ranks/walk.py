@@ -254,7 +254,9 @@ class Ranking:
                 pairs = query_index[part], self._gallery_order[first:last]
                 stretch = task.scores.close_block(*pairs)
                 error[part] = task.scores.close_error(*pairs)
-                if int(low[part].max()) == first and last - first == place.shape[1]:
+                one_class = task.listed is None and int(low[part].max()) == first
+                if one_class and last - first == place.shape[1]:
+                    # Column by column it is the class. (Lists may begin alike and leave gaps.)
                     scores[part] = stretch
                 else:
                     near = (place[part] - first).clamp_(max=last - first - 1)
