@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from sklearn.datasets import load_digits
 
-from noisyml.audit.judging import Arrays, judge_labels, mean_rank_of_margins, nearest_rows
+from noisyml.audit.judging import judge_labels, mean_rank_of_margins, nearest_rows
 from noisyml.audit.kinds.entries import judge_entries
 from noisyml.audit.scores.confident import (
     confident_issues,
@@ -38,6 +38,7 @@ from noisyml.audit.scores.density import density_log_odds
 from noisyml.audit.scores.folds import out_of_fold_probabilities, unit_rows
 from noisyml.audit.scores.labels import label_margin, own_share
 from noisyml.audit.scores.neighbours import neighbour_votes, simifeat, wann_votes
+from noisyml.audit.steps import Arrays, Steps
 from noisyml.metrics.label_trust import auroc, average_precision, fnr_at_budget, precision_at_k
 from noisyml.noise import Matrix, MultiLabelMixed, MultiLabelUniform, Pair, Symmetric
 from noisyml.noise.injectors.instance import PartDependent
@@ -74,7 +75,8 @@ def pictures(name: str, rows: int, size: int) -> tuple[Array, NDArray[np.int64]]
         "glyphs": lambda: Glyphs(split="closed_set", num_train_classes=30),
         "mosaics": lambda: Mosaic(fashion, num_train=rows, num_val=0, num_test=10),
     }
-    source = sources.get(name, lambda: fashion)()
+    # All 60,000 pictures for training, without a part for validation.
+    source = sources.get(name, lambda: FashionMNIST(root="data", val_fraction=0.0))()
     split = source.splits()["test" if name == "fashion_mnist" and rows <= 10_000 else "train"]
     network = efficientnet_lite0(weights="imagenet").eval()
     chosen = np.random.default_rng(0).permutation(len(split))[:rows]
@@ -141,7 +143,7 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-class Neighbours:
+class Neighbours(Steps):
     """Neighbours of a data set: no noise changes them, so they are found once.
 
     What finding them took is counted in every cell.
@@ -153,9 +155,7 @@ class Neighbours:
     def __init__(self, rows: Array) -> None:
         forget_peak()
         began, used = time.perf_counter(), time.process_time()
-        self.arrays = nearest_rows(
-            rows, min(30, len(rows) - 1), lambda name, compute: compute(), lambda what, share: None
-        )
+        self.arrays = nearest_rows(rows, min(30, len(rows) - 1), Steps(), lambda what, share: None)
         self.seconds = time.perf_counter() - began
         self.processor = time.process_time() - used
         self.peak = peak_mib()

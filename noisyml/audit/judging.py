@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
@@ -37,26 +36,22 @@ from noisyml.audit.scores.folds import (
     stratified_folds,
 )
 from noisyml.audit.scores.labels import label_margin, own_share, ranks
-from noisyml.audit.scores.neighbours import BLOCK, neighbours_by_lists
+from noisyml.audit.scores.neighbours import BLOCK
 from noisyml.audit.scores.surest import least_share, surest_of_sources
+from noisyml.audit.steps import Arrays, Steps
 from noisyml.checks import Count, Ge, Seed, checked
 from noisyml.errors import UserError
-from noisyml.similarity.search import self_topk, topk
+from noisyml.similarity.approximate.search import approximate_topk
+from noisyml.similarity.search import self_topk
 
 #: Called with what is done and a share in [0, 1].
 Progress = Callable[[str, float], None]
 
 #: How neighbours are looked for.
 Search = Literal["auto", "exact", "approximate"]
-#: Rows up to which all are compared with all, lists that each row looks into beyond, rows whose
-#: neighbours are then found exactly too, and how far two cosines of the same rows may lie apart.
-EXACT_UP_TO, PROBES, RECALL_ON, ROUNDING = 100_000, 8, 200, 1e-6
-
-#: Arrays by name.
-Arrays = dict[str, NDArray[Any]]
-#: Called with the name of a step and what computes it; gives its arrays, perhaps from an earlier
-#: attempt.
-Steps = Callable[[str, Callable[[], Arrays]], Arrays]
+#: Rows up to which all are compared with all; lists that each row looks into beyond, rows of each
+#: that its centroid is learnt from, and rows whose neighbours are then found exactly too.
+EXACT_UP_TO, PROBES, LEARNT_FROM, RECALL_ON = 100_000, 8, 50, 200
 
 
 @dataclass(frozen=True)
@@ -146,7 +141,7 @@ def judge_labels(
         UserError: fewer than four rows.
     """
     n = len(labels)
-    keep = steps or (lambda name, compute: compute())
+    keep = steps or Steps()
     if n < 4:
         raise UserError(f"{n} rows are too few to judge labels by: four at least are needed.")
     tell = progress or (lambda what, share: None)
@@ -325,7 +320,7 @@ def nearest_rows(
         keep: keeps what is found.
         tell: called as the search goes on.
         search: ``exact``, which takes a time that grows with the square of N; ``approximate``, by
-            `neighbours_by_lists`; ``auto``: exact up to `EXACT_UP_TO` rows.
+            inverted lists; ``auto``: exact up to `EXACT_UP_TO` rows.
         seed: of the lists.
     """
     n = len(features)
@@ -337,14 +332,29 @@ def nearest_rows(
     def find() -> Arrays:
         if exact:
             tell("neighbours", 0.0)
-            done = self_topk(features, k, precision="fast", progress=report)
+            done = self_topk(features, k, precision="fast", progress=report, keep_in=keep.folder)
             index, cosine = done.index.cpu().numpy(), done.scores.cpu().numpy()
             recall = 1.0
         else:
             tell("lists for neighbours", 0.0)
             lists = max(1, min(round(n**0.5), n // 40))
-            index, cosine = neighbours_by_lists(features, k, lists, PROBES, seed, report)
-            recall = _recall(features, cosine, seed)
+            near = approximate_topk(
+                features,
+                features,
+                k,
+                exclude=np.arange(n),
+                index="ivf",
+                n_lists=lists,
+                n_probes=min(PROBES, lists),
+                train_size=LEARNT_FROM * lists,
+                recall_sample=RECALL_ON,
+                seed=seed,
+                device="cpu",
+                backend="torch",
+                progress=report,
+                keep_in=keep.folder,
+            )
+            index, cosine, recall = near.index.numpy(), near.scores.numpy(), near.recall
             # A row of which too few were found votes once more with the nearest of them.
             lacking = index < 0
             index = np.where(lacking, index[:, :1].clip(min=0), index)
@@ -356,15 +366,6 @@ def nearest_rows(
         }
 
     return keep("neighbours", find)
-
-
-def _recall(features: Any, cosine: NDArray[np.float32], seed: int) -> float:
-    """Share of the nearest rows that were found, of `RECALL_ON` rows by an exact search."""
-    n, k = cosine.shape
-    rows = np.sort(np.random.default_rng(seed).permutation(n)[:RECALL_ON])
-    asked = torch.from_numpy(np.asarray(features[rows], dtype=np.float32))
-    exact = topk(asked, features, k, exclude=torch.from_numpy(rows)).scores[:, -1].numpy()
-    return float((cosine[rows] >= exact[:, None] - ROUNDING).mean())
 
 
 def mean_of_neighbours(index: NDArray[Any], targets: NDArray[np.float32]) -> NDArray[np.float32]:

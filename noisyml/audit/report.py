@@ -32,7 +32,7 @@ from noisyml.audit.kinds.single import OneLabel
 from noisyml.audit.planted import PlantedCheck, check_planted
 from noisyml.audit.rows import Rows
 from noisyml.audit.scores.columns import Score
-from noisyml.audit.steps import StoredSteps
+from noisyml.audit.steps import Arrays, Steps, StoredSteps
 from noisyml.checks import Count, Ge, OpenShare, Positive, Seed, Share, WholeNonNegative, checked
 from noisyml.errors import UserError, did_you_mean
 from noisyml.storage.files import atomic, write_atomically
@@ -169,28 +169,35 @@ def _digest(values: NDArray[Any]) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+class _PlantedSteps(Steps):
+    """Steps of the judging of planted errors, beside those of the audit, whose neighbours they
+    share."""
+
+    def __init__(self, steps: Steps, judged: Verdict) -> None:
+        self._steps, self._judged = steps, judged
+
+    def __call__(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
+        if name == "neighbours":
+            judged, recall = self._judged, np.asarray(np.nan)
+            return {"index": judged.index, "similarity": judged.similarity, "recall": recall}
+        return self._steps(f"planted_{name}", compute)
+
+
 def _planted_check(
     kind: Kind,
     rows: Rows,
     settings: AuditSettings,
-    steps: StoredSteps,
+    steps: Steps,
     judged: Verdict,
     progress: Progress | None,
 ) -> PlantedCheck:
     """Figures of the same judging on labels of which some were flipped on purpose."""
     flipped, numbers = kind.plant(rows, settings.planted_errors, settings.seed)
-
-    def keep(name: str, compute: Callable[[], dict[str, NDArray[Any]]]) -> dict[str, NDArray[Any]]:
-        if name == "neighbours":
-            recall = np.asarray(np.nan)
-            return {"index": judged.index, "similarity": judged.similarity, "recall": recall}
-        return steps(f"planted_{name}", compute)
-
     again = kind.judge(
         flipped,
         settings,
         progress=None if progress is None else lambda _, share: progress("planted errors", share),
-        steps=keep,
+        steps=_PlantedSteps(steps, judged),
         rounds=1,
     )
     return check_planted(again.ranking, numbers)

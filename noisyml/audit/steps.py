@@ -1,4 +1,4 @@
-"""Steps of a long computation on disk: what an earlier attempt finished is read, not computed."""
+"""Steps of a long computation, which may lie on disk: what is finished is read, not computed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,21 @@ from noisyml.storage.reading import reading
 Arrays = dict[str, NDArray[Any]]
 
 
-class StoredSteps:
+class Steps:
+    """Arrays of steps, which are computed; nothing is kept.
+
+    Attributes:
+        folder: in which steps may keep what they are not done with; None: there is none.
+    """
+
+    folder: Path | None = None
+
+    def __call__(self, name: str, compute: Callable[[], Arrays]) -> Arrays:
+        """The arrays of a step."""
+        return compute()
+
+
+class StoredSteps(Steps):
     """Arrays of finished steps in a folder, one file a step.
 
     Args:
@@ -32,7 +46,7 @@ class StoredSteps:
     """
 
     def __init__(self, folder: Path, digest: str) -> None:
-        self.folder = folder
+        self.folder: Path = folder
         self.digest = digest
 
     def __call__(self, name: str, compute: Callable[[], Arrays]) -> Arrays:

@@ -59,8 +59,8 @@ def write_neighbours(
     Neighbours are row numbers of the gallery (of the rows themselves, if there is none, each row
     without itself), the nearest first; of equal ones the first. Scores grow with similarity. Where
     an approximate search finds fewer than k, the rest is -1 with a score of -inf.
-    ``index.json``, written last, says what was searched how. An exact search keeps what is done in
-    the folder until then, and the same call goes on with it after a kill.
+    ``index.json``, written last, says what was searched how. A search keeps what is done in the
+    folder until then, and the same call goes on with it after a kill.
 
     Args:
         rows: [N, D].
@@ -221,42 +221,36 @@ def _search(
     Rows are read in blocks from wherever they lie; nothing is copied whole.
     """
     from noisyml.runs.progress import bar
-    from noisyml.similarity.approximate import approximate_topk
+    from noisyml.similarity.approximate.search import approximate_topk
     from noisyml.similarity.search import self_topk, topk
 
     began = time.perf_counter()  # PyTorch has been loaded
-    if index != "exact":
-        own = np.arange(len(rows)) if gallery is None else None
-        found = approximate_topk(
-            rows,
-            rows if gallery is None else gallery,
-            k,
-            metric=metric,
-            exclude=own,
-            index=index,
-            recall_sample=recall_queries,
-            device=device,
-        )
-        seconds = time.perf_counter() - began
-        return found.scores.cpu().numpy(), found.index.cpu().numpy(), found.recall, seconds
     with bar("rows") as shown:
         task = shown.add_task("searching", total=len(rows), note="")
         settings: dict[str, Any] = {
             "metric": metric,
-            "precision": precision,
-            "memory_budget_bytes": memory_budget_bytes,
             "device": device,
             "keep_in": keep_in,
             "progress": lambda done, total: shown.update(
                 task, completed=len(rows) * done // max(total, 1)
             ),
         }
-        if gallery is None:
-            exact = self_topk(rows, k, **settings)
+        if index != "exact":
+            own = np.arange(len(rows)) if gallery is None else None
+            settings |= {"exclude": own, "index": index, "recall_sample": recall_queries}
+            near = approximate_topk(rows, rows if gallery is None else gallery, k, **settings)
+            found, recall = near[:2], near.recall
         else:
-            exact = topk(rows, gallery, k, **settings)
+            settings |= {"precision": precision, "memory_budget_bytes": memory_budget_bytes}
+            exact = (
+                self_topk(rows, k, **settings)
+                if gallery is None
+                else topk(rows, gallery, k, **settings)
+            )
+            found, recall = (exact.scores, exact.index), None
     seconds = time.perf_counter() - began
-    return exact.scores.cpu().numpy(), exact.index.cpu().numpy(), None, seconds
+    scores, neighbours = (part.cpu().numpy() for part in found)
+    return scores, neighbours, recall, seconds
 
 
 def _origin(rows: StoredRows) -> dict[str, Any]:

@@ -26,7 +26,7 @@ Layout of ``outputs/<verb>/<name>/<timestamp or sweep number>/``:
 ``checkpoints/``         ``last.ckpt``, ``best.ckpt`` and perhaps ``epoch_NNNN.ckpt``
 ``embeddings/SPLIT/``    rows of ``noisyml embed``, see `noisyml.embeddings.store`
 ``knn/SPLIT/``           neighbours of ``noisyml knn``
-``search.npz``           what is done of an exact search that is not done yet
+``search.npz``           what is done of a search that is not done yet
 ``stages/NAME/``         runs that went before this one (a teacher), each with all of the above
 ``stages.json``          what was decided about them and what the run was given by them
 ``plots/*.png``          pictures

@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from noisyml.checks import Count, NonNegative, Seed, checked
 from noisyml.distributed import all_reduce_sum, gather, rank
 from noisyml.errors import UserError
-from noisyml.similarity.approximate import has_faiss, require_faiss
+from noisyml.similarity.approximate.faiss_indexes import has_faiss, require_faiss
 from noisyml.similarity.exact.nearest import NearestCentroids, supported
 from noisyml.similarity.exact.plan import device_of
 from noisyml.similarity.exact.sources import RowSource

@@ -4,10 +4,11 @@ from sklearn.datasets import load_digits
 
 from noisyml.audit.judging import combined, judge_labels, mean_rank_of_margins, nearest_rows
 from noisyml.audit.scores.labels import ranks
-from noisyml.audit.scores.neighbours import neighbours_by_lists
-from noisyml.audit.steps import StoredSteps
+from noisyml.audit.steps import Steps, StoredSteps
 from noisyml.errors import UserError
-from noisyml.similarity.search import self_topk
+from noisyml.similarity.approximate import search as approximate
+from noisyml.similarity.exact import plan
+from noisyml.storage import unfinished
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_neighbours_are_found_by_lists_too():
     rows = (rng.normal(size=(20, 8))[rng.integers(0, 20, 800)] * 4).astype(np.float32)
     rows += rng.normal(size=rows.shape).astype(np.float32)
     ways = {
-        way: nearest_rows(rows, 5, lambda name, make: make(), lambda what, share: None, way)
+        way: nearest_rows(rows, 5, Steps(), lambda what, share: None, way)
         for way in ("exact", "approximate")
     }
     exact, near = ways["exact"]["index"], ways["approximate"]["index"]
@@ -82,16 +83,32 @@ def test_neighbours_are_found_by_lists_too():
     assert (np.diff(ways["approximate"]["similarity"], axis=1) <= 0).all()
 
 
-def test_all_lists_together_hold_the_nearest_rows_and_too_few_rows_leave_gaps():
-    rows = np.random.default_rng(0).normal(size=(300, 6)).astype(np.float32)
-    index, cosine = neighbours_by_lists(rows, 7, lists=5, probes=5)
-    exact = self_topk(rows, 7)
-    np.testing.assert_array_equal(index, exact.index.numpy())
-    np.testing.assert_allclose(cosine, exact.scores.numpy(), atol=1e-6)
-    index, cosine = neighbours_by_lists(rows[:4], 5, lists=1, probes=1)
-    assert (index[:, 3:] == -1).all()
-    assert (cosine[:, 3:] == -2).all()
-    np.testing.assert_array_equal(np.sort(index[:, :3], axis=1)[0], [1, 2, 3])
+@pytest.mark.parametrize("way", ["exact", "approximate"])
+def test_a_killed_search_of_neighbours_goes_on(tmp_path, monkeypatch, way):
+    monkeypatch.setattr(unfinished, "_SAVE_EVERY", 0.0)
+    monkeypatch.setattr(unfinished, "_SAVE_SHARE", 0.0)
+    monkeypatch.setattr(approximate, "_QUERIES_AT_ONCE", {"torch": 100})
+    monkeypatch.setattr(plan, "_LARGEST_TILE", {"cpu": (64, 64)})
+    rows = np.random.default_rng(1).normal(size=(800, 8)).astype(np.float32)
+    whole = nearest_rows(rows, 5, Steps(), lambda what, share: None, way)
+    shares = []
+
+    def tell(what, share):
+        shares.append(share)
+        if share > 0.6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        nearest_rows(rows, 5, StoredSteps(tmp_path, "a"), tell, way)
+    assert [file.name for file in tmp_path.iterdir()] == ["search.npz"]
+    shares.clear()
+    steps = StoredSteps(tmp_path, "a")
+    found = nearest_rows(rows, 5, steps, lambda what, share: shares.append(share), way)
+    assert shares[0] == 0
+    assert shares[1] > 0.4
+    assert [file.name for file in tmp_path.iterdir()] == ["neighbours.npz"]
+    for name in ("index", "similarity", "recall"):
+        np.testing.assert_array_equal(found[name], whole[name])
 
 
 @pytest.mark.long

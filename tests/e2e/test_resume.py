@@ -18,7 +18,8 @@ SETTINGS = [
     "callbacks.history.every_n_steps=1",
 ]
 
-PRISM = ["selector=prism_vmf", "selector.warmup_steps=4"]
+# What is dropped out is drawn by PyTorch's own generator.
+PRISM = ["selector=prism_vmf", "selector.warmup_steps=4", "backbone.dropout=0.2"]
 CLUSTERS = ["pseudo_labels=kmeans", "method.pseudo_labels.num_clusters=16", "trainer.max_epochs=3"]
 LAST_TWO = ["model_choice=[last,mean_last]", "mean_last_epochs=2"]
 

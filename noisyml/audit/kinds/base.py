@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from noisyml.audit.judging import Interval, Progress, Steps
+from noisyml.audit.judging import Interval, Progress
+from noisyml.audit.steps import Steps
 from noisyml.errors import UserError, did_you_mean
 from noisyml.noise.manifest import NoiseManifest
 

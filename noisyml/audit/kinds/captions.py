@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
-from noisyml.audit.judging import Arrays, Interval, Progress, Search, Steps, nearest_rows
+from noisyml.audit.judging import Interval, Progress, Search, nearest_rows
 from noisyml.audit.kinds.base import Kind, Verdict
 from noisyml.audit.scores.folds import BLOCK, principal_projection, stratified_folds, unit_rows
+from noisyml.audit.steps import Arrays, Steps
 
 if TYPE_CHECKING:
     from noisyml.audit.report import AuditSettings
@@ -184,7 +185,7 @@ def judge_pairs(
         ``suggested``: rows whose caption is suggested [N]; ``p_suggested`` [N]; ``rates``: noise
         rates of bootstrap samples.
     """
-    keep = steps or (lambda name, compute: compute())
+    keep = steps or Steps()
     tell = progress or (lambda what, share: None)
     n = len(captions)
     k = min(neighbours, n - 1)
@@ -193,7 +194,7 @@ def judge_pairs(
     def read() -> Arrays:
         tell("captions", 0.0)
         texts = caption_features(captions, seed)
-        near = nearest_rows(texts, k, lambda name, compute: compute(), tell, search, seed)
+        near = nearest_rows(texts, k, Steps(), tell, search, seed)
         return {"texts": texts, "text_index": near["index"]}
 
     read_texts = keep("captions", read)

@@ -16,11 +16,9 @@ from numpy.typing import NDArray
 from scipy.special import logit
 
 from noisyml.audit.judging import (
-    Arrays,
     Interval,
     Progress,
     Search,
-    Steps,
     combined,
     mean_of_neighbours,
     nearest_rows,
@@ -33,6 +31,7 @@ from noisyml.audit.scores.entries import (
     product_of_log_odds,
 )
 from noisyml.audit.scores.folds import chosen_strength, out_of_fold_probabilities, projected_rows
+from noisyml.audit.steps import Arrays, Steps
 
 if TYPE_CHECKING:
     from noisyml.audit.report import AuditSettings
@@ -71,7 +70,7 @@ def judge_entries(
         ``p_wrong`` [N, C] of each entry; ``index`` and ``similarity`` [N, k]; ``votes`` and
         ``probabilities`` [N, C] of the first round.
     """
-    keep = steps or (lambda name, compute: compute())
+    keep = steps or Steps()
     tell = progress or (lambda what, share: None)
     found = nearest_rows(features, min(neighbours, len(labels) - 1), keep, tell, search, seed)
     index, k = found["index"], found["index"].shape[1]

@@ -9,9 +9,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from noisyml.audit.flags import mixed_classes
-from noisyml.audit.judging import Judgements, Progress, Steps, judge_labels
+from noisyml.audit.judging import Judgements, Progress, judge_labels
 from noisyml.audit.kinds.base import Kind, Verdict, class_number, with_planted
 from noisyml.audit.scores.columns import score_columns
+from noisyml.audit.steps import Steps
 
 if TYPE_CHECKING:
     from noisyml.audit.report import AuditSettings

@@ -13,9 +13,10 @@ from noisyml.audit.scores.density import density_log_odds
 from noisyml.audit.scores.labels import label_margin
 from noisyml.audit.scores.neighbours import neighbour_votes, simifeat, wann_votes
 from noisyml.audit.scores.watched import watched_scores
+from noisyml.audit.steps import Steps
 
 if TYPE_CHECKING:
-    from noisyml.audit.judging import Judgements, Progress, Steps
+    from noisyml.audit.judging import Judgements, Progress
 
 #: Names of scores, each a column; all are larger for labels believed right.
 Score = Literal[
@@ -51,7 +52,7 @@ def score_columns(
     classes = judged.probabilities.shape[1]
     index = judged.index
     tell = progress or (lambda what, share: None)
-    keep = steps or (lambda name, compute: compute())
+    keep = steps or Steps()
 
     def watch() -> dict[str, NDArray[Any]]:
         found = watched_scores(

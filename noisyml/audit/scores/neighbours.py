@@ -1,130 +1,17 @@
-"""Nearest rows by lists, and scores of labels by the votes of the nearest: kNN, WANN, SimiFeat."""
+"""Scores of labels by the votes of the nearest rows: kNN, WANN, SimiFeat."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from noisyml.audit.scores.folds import unit_rows
 from noisyml.audit.scores.labels import own_share
-from noisyml.checks import Count, Seed, checked
-from noisyml.similarity.kmeans import kmeans
+from noisyml.checks import Count, checked
 
-#: Votes that are counted at a time, and cosines that are held.
+#: Votes that are counted at a time.
 BLOCK = 1 << 22
-#: Rows of a list that the centroids are learnt from, and turns of their learning.
-LEARNT_FROM, TURNS = 50, 10
-#: Rows that are read at a time.
-READ = 16_384
-
-
-@checked
-def neighbours_by_lists(
-    features: Any,
-    k: Count,
-    lists: Count,
-    probes: Count,
-    seed: Seed = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """About the k nearest other rows of each: row numbers and cosines [N, k], the nearest first.
-
-    Every row lies in the list of its nearest centroid and looks into those of its `probes` nearest
-    (Jégou, Douze and Schmid, TPAMI 2011, section IV, without codes). All rows that look into a list
-    do so at once, by one product of matrices, so that a list is read once and not once a row.
-
-    Args:
-        features: [N, D], read in blocks, `probes` times and a few.
-        k: rows wanted.
-        lists: of all rows, at most N; centroids by spherical k-means on a sample.
-        probes: lists that each row looks into.
-        seed: of the sample and the centroids.
-        progress: called with rows looked at and in all, over all lists, from their being made on.
-
-    Returns:
-        Where fewer than k rows were found: -1, and a cosine of -2.
-
-    Example:
-        >>> rows = np.array([[1.0, 0.0], [1.0, 0.1], [0.0, 1.0], [0.1, 1.0]])
-        >>> neighbours_by_lists(rows, 1, lists=2, probes=1)[0].ravel().tolist()
-        [1, 0, 3, 2]
-    """
-    n = len(features)
-    looked_into = _lists_of(features, lists, min(probes, lists), seed)
-    index = torch.full((n, k), -1, dtype=torch.int64)
-    cosine = torch.full((n, k), -2.0)
-    by_list = np.argsort(looked_into.ravel(), kind="stable")
-    ends = np.cumsum(np.bincount(looked_into.ravel(), minlength=lists))
-    members_by_list = np.argsort(looked_into[:, 0], kind="stable")
-    member_ends = np.cumsum(np.bincount(looked_into[:, 0], minlength=lists))
-    done = 0
-    if progress is not None:
-        progress(done, by_list.size)
-    for number in range(lists):
-        asking = by_list[ends[number - 1] if number else 0 : ends[number]] // looked_into.shape[1]
-        inside = members_by_list[member_ends[number - 1] if number else 0 : member_ends[number]]
-        for begin in range(0, len(inside), READ):
-            members = inside[begin : begin + READ]
-            theirs = torch.from_numpy(unit_rows(features[members]))
-            step = max(1, min(READ, BLOCK // len(members)))
-            for start in range(0, len(asking), step):
-                rows = asking[start : start + step]
-                _offer(features, rows, members, theirs, index, cosine)
-        done += len(asking)
-        if progress is not None:
-            progress(done, by_list.size)
-    return index.numpy(), cosine.numpy()
-
-
-def _lists_of(features: Any, lists: int, probes: int, seed: int) -> NDArray[np.int32]:
-    """Numbers of the lists that each row looks into [N, probes], its own first."""
-    n = len(features)
-    learnt = np.random.default_rng(seed).permutation(n)[: LEARNT_FROM * lists]
-    learnt.sort()
-    sample = np.concatenate(
-        [unit_rows(features[learnt[i : i + READ]]) for i in range(0, len(learnt), READ)]
-    )
-    centroids = kmeans(
-        torch.from_numpy(sample),
-        lists,
-        metric="cosine",
-        init="random",
-        max_iterations=TURNS,
-        seed=seed,
-        backend="torch",
-    ).centroids
-    found = np.empty((n, probes), dtype=np.int32)
-    for start in range(0, n, READ):
-        near = torch.from_numpy(unit_rows(features[start : start + READ])) @ centroids.T
-        found[start : start + READ] = near.topk(probes, dim=1).indices
-    return found
-
-
-def _offer(
-    features: Any,
-    rows: NDArray[np.int64],
-    members: NDArray[np.int64],
-    theirs: Tensor,
-    index: Tensor,
-    cosine: Tensor,
-) -> None:
-    """Take the members of a list among the nearest of rows where they are."""
-    scores = torch.from_numpy(unit_rows(features[rows])) @ theirs.T
-    # Both are in rising order: a row that is a member is none of its own neighbours.
-    place = np.searchsorted(members, rows).clip(max=len(members) - 1)
-    own = np.flatnonzero(members[place] == rows)
-    scores[torch.from_numpy(own), torch.from_numpy(place[own])] = -2
-    near, at = scores.topk(min(index.shape[1], len(members)), dim=1)
-    numbers = torch.from_numpy(members)[at].masked_fill(near < -1.5, -1)
-    asking = torch.from_numpy(rows)
-    best, order = torch.cat([cosine[asking], near], dim=1).topk(index.shape[1], dim=1)
-    cosine[asking] = best
-    index[asking] = torch.cat([index[asking], numbers], dim=1).gather(1, order)
 
 
 def neighbour_votes(

@@ -14,7 +14,7 @@ from torch import Tensor
 from noisyml.checks import Count, Seed, Share, WholeNonNegative, checked
 from noisyml.embeddings.neighbours import read_neighbours
 from noisyml.errors import UserError
-from noisyml.similarity.approximate import approximate_topk
+from noisyml.similarity.approximate.search import approximate_topk
 from noisyml.similarity.search import self_topk, topk
 
 #: How rows are compared: ``cosine``, ``inner_product`` and ``l2`` leave a row itself out by its

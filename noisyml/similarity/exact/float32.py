@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from noisyml.similarity.exact import kernels
 from noisyml.similarity.exact.arithmetic import Side
 from noisyml.similarity.exact.tiles import padded
 
@@ -54,7 +55,11 @@ class Float32Filter:
         self.scale = scale
         self.width = dim + (2 if query.metric == "l2" else 0)
         # Factors that float32 cannot hold with room to spare are applied in float64.
-        self._single = all(_moderate(side.factor / scale) for side in (query, gallery))
+        factors = [side.factor / scale for side in (query, gallery)]
+        self._single = all(_moderate(some, 60) for some in factors)
+        # Left for the end they must not raise what products lose below 2^-126, at most 2^-150 a
+        # coordinate, beyond what `errors` has for it.
+        self._late = query.metric != "l2" and all(_moderate(some, 12) for some in factors)
 
     def errors(self) -> Tensor:
         """[Nq] float64: how far a query's scores may lie from the exact ones.
@@ -68,6 +73,25 @@ class Float32Filter:
         if self.query.metric == "l2":
             return relative * 0.5 * (norms + largest) ** 2 + 2.0**-100
         return relative * norms * largest + 2.0**-100
+
+    def where_they_lie(
+        self, role: Literal["left", "right"], rows: Tensor, which: slice | Tensor, at: Tensor | None
+    ) -> kernels.FloatRows | None:
+        """Rows `which`, to be multiplied without being prepared; None where that cannot be.
+
+        Their factors are applied to sums instead of coordinates: two roundings a side as there.
+
+        Args:
+            role: side of the product.
+            rows: content of the side [n, D].
+            which: numbers of its rows.
+            at: int64, where in `rows` these are; None: they are all that is there.
+        """
+        plain = rows.dtype == torch.float32 and rows.device.type == "cpu" and rows.is_contiguous()
+        if not (self._late and plain):
+            return None
+        side = self.query if role == "left" else self.gallery
+        return kernels.FloatRows(rows, at, (side.factor[which] / self.scale).to(torch.float32))
 
     def prepare(self, role: Literal["left", "right"], raw: Tensor, which: slice | Tensor) -> Tensor:
         """Rows `which`, whose content is `raw` [n, D]: float32 [n padded, width]."""
@@ -88,9 +112,10 @@ class Float32Filter:
         return rows
 
 
-def _moderate(factors: Tensor) -> bool:
+def _moderate(factors: Tensor, bits: int) -> bool:
+    """True if all factors but zeros lie within 2^-bits and 2^bits."""
     alive = factors[factors > 0]
-    return not len(alive) or bool((alive.min() > 2.0**-60) & (alive.max() < 2.0**60))
+    return not len(alive) or bool((alive.min() > 2.0**-bits) & (alive.max() < 2.0**bits))
 
 
 def common_scale(query: Side, gallery: Side) -> float:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import logging
-import time
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +12,16 @@ from torch import Tensor
 
 from noisyml.similarity.exact.plan import Blocks, Task, spread_out
 from noisyml.similarity.exact.shortlist import Shortlist
-from noisyml.storage.files import atomic, scratch
-from noisyml.storage.reading import reading
-
-log = logging.getLogger(__name__)
+from noisyml.storage.files import scratch
+from noisyml.storage.unfinished import Unfinished
 
 #: The file of a search that is not done.
 FILE = "search.npz"
 #: Raise when its meaning changes.
-_FORMAT = 1
-#: Seconds between two saves, at least, and in times of what the last one took.
-_SAVE_EVERY, _SAVE_SHARE = 20.0, 40.0
+_FORMAT = 2
 #: Rows that tell one set of rows from another, beside the norms of all.
 _SAMPLE = 256
-_FACTS = "facts"
+_PANELS = "panels"
 
 
 class KeptSearch:
@@ -44,9 +37,7 @@ class KeptSearch:
 
     def __init__(self, folder: Path, task: Task, blocks: Blocks) -> None:
         self.folder = folder
-        self._path = folder / FILE
-        self._facts = _facts(task, blocks)
-        self._saved_at, self._save_took = time.monotonic(), 0.0
+        self._kept = Unfinished(folder / FILE, _facts(task, blocks))
 
     def restore(self, shortlist: Shortlist) -> int:
         """Fill the lists with what is kept; the number of panels that this stands for, 0 if none.
@@ -54,18 +45,12 @@ class KeptSearch:
         Raises:
             UserError: the file is damaged.
         """
-        if not self._path.exists():
+        arrays = self._kept.restore()
+        if not arrays:
             return 0
-        advice = "remove it, and the search begins anew"
-        with reading(self._path, advice), np.load(self._path, allow_pickle=False) as kept:
-            facts = json.loads(str(kept[_FACTS]))
-            panels = int(facts.pop("panels"))
-            if facts != self._facts:
-                log.info("%s is of another search, so this one begins anew.", self._path)
-                return 0
-            for name, tensor in shortlist.state().items():
-                tensor.copy_(torch.from_numpy(kept[name]))
-        return panels
+        for name, tensor in shortlist.state().items():
+            tensor.copy_(torch.from_numpy(arrays[name]))
+        return int(arrays[_PANELS])
 
     def offer(self, shortlist: Shortlist, panels: int) -> None:
         """Save, if the last time is long enough ago.
@@ -74,18 +59,12 @@ class KeptSearch:
             shortlist: the lists.
             panels: number of panels that all queries have met.
         """
-        began = time.monotonic()
-        if began - self._saved_at < max(_SAVE_EVERY, _SAVE_SHARE * self._save_took):
-            return
-        arrays: dict[str, Any] = {n: part.cpu().numpy() for n, part in shortlist.state().items()}
-        arrays[_FACTS] = np.array(json.dumps(self._facts | {"panels": panels}))
-        with (
-            atomic(self._path, sole_writer=True) as temporary,
-            temporary.open("wb") as file,
-        ):
-            np.savez(file, **arrays)
-        self._saved_at = time.monotonic()
-        self._save_took = self._saved_at - began
+
+        def arrays() -> dict[str, Any]:
+            lists = {name: part.cpu().numpy() for name, part in shortlist.state().items()}
+            return lists | {_PANELS: np.array(panels)}
+
+        self._kept.offer(arrays)
 
     def room(self, n: int) -> Tensor:
         """`n` bytes, int8, of a file without a name that is gone with the tensor.
@@ -97,7 +76,7 @@ class KeptSearch:
 
     def remove(self) -> None:
         """Forget what is kept: the search is done."""
-        self._path.unlink(missing_ok=True)
+        self._kept.remove()
 
 
 def _facts(task: Task, blocks: Blocks) -> dict[str, Any]:

@@ -11,7 +11,8 @@ same bits, only later.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -20,7 +21,9 @@ from torch import Tensor
 from noisyml.similarity.exact.loops import library
 
 #: So much pays for starting a thread.
-_ROWS_PER_THREAD, _PAIRS_PER_THREAD = 64, 4096
+_ROWS_PER_THREAD, _PAIRS_PER_THREAD, _PAIRS_PER_SCAN = 64, 4096, 2**16
+#: Parts of a scan per thread, and right rows of a part: whoever is done first takes the next one.
+_PARTS_PER_THREAD, _COLUMNS_PER_PART = 4, 512
 #: Room for pairs, however few are expected.
 _LEAST_ROOM = 4096
 #: Coordinates of integer rows come in multiples of it.
@@ -65,7 +68,7 @@ class _Found(ctypes.Structure):
 
 
 class _Side(ctypes.Structure):
-    _fields_ = _fields("rows bias bar key exact floor")
+    _fields_ = _fields("rows bias bar key exact floor at factor")
 
 
 class _Lists(ctypes.Structure):
@@ -92,7 +95,7 @@ class _Integers(ctypes.Structure):
     _fields_ = (
         ("left", _Side),
         ("right", _Side),
-        *_fields("", "first n_left n_right depth width most_looks"),
+        *_fields("", "first first_right n_left n_right depth width most_looks"),
         ("by_left", _Found),
         ("by_right", _Found),
     )
@@ -129,22 +132,39 @@ class _Caps(ctypes.Structure):
 _Scan = _Integers | _Tile
 
 
-class _Room:
-    """Room for the pairs that one thread finds on one side."""
+class _Rooms:
+    """Room for the pairs that each of some jobs finds on either side.
 
-    def __init__(self, capacity: int) -> None:
-        self._numbers = torch.empty((2, capacity), dtype=torch.int32)
-        self._scores = torch.empty(capacity)
+    Args:
+        jobs: their number.
+        capacity: pairs of one job and side; memory that is not used is never touched.
+    """
 
-    def empty(self) -> _Found:
-        """The room as it is handed out."""
-        query, place = self._numbers
-        return _Found(_address(query), _address(place), _address(self._scores), 0, len(query))
+    def __init__(self, jobs: int, capacity: int) -> None:
+        self._numbers = torch.empty((jobs, 2, 2, capacity), dtype=torch.int32)
+        self._scores = torch.empty((jobs, 2, capacity))
+        self._capacity = capacity
 
-    def pairs(self, found: _Found) -> Pairs:
-        """The pairs found so far."""
-        query, place = self._numbers[:, : found.count]
-        return Pairs(query, place, self._scores[: found.count])
+    def empty(self, job: int) -> tuple[_Found, _Found]:
+        """The rooms of a job, by left and by right."""
+        by_left, by_right = (self._room(job, side) for side in (0, 1))
+        return by_left, by_right
+
+    def _room(self, job: int, side: int) -> _Found:
+        at = 2 * job + side
+        query = _address(self._numbers, 2 * at * self._capacity)
+        place = _address(self._numbers, (2 * at + 1) * self._capacity)
+        return _Found(query, place, _address(self._scores, at * self._capacity), 0, self._capacity)
+
+    def pairs(self, done: Sequence[_Scan]) -> tuple[Pairs, Pairs]:
+        """What all jobs have found, by left and by right."""
+        by_left = [self._pairs(job, 0, scan.by_left) for job, scan in enumerate(done)]
+        by_right = [self._pairs(job, 1, scan.by_right) for job, scan in enumerate(done)]
+        return _joined(by_left), _joined(by_right)
+
+    def _pairs(self, job: int, side: int, found: _Found) -> Pairs:
+        query, place = self._numbers[job, side, :, : found.count]
+        return Pairs(query, place, self._scores[job, side, : found.count])
 
 
 def available() -> bool:
@@ -223,6 +243,20 @@ def rounded(rows: Tensor, step: float) -> tuple[Tensor, Tensor]:
     return out, lost
 
 
+class FloatRows(NamedTuple):
+    """Float32 rows, multiplied where they lie.
+
+    Attributes:
+        rows: [m, W].
+        at: int64 [n], numbers of those that are meant; None: the first ones.
+        factor: float32 [n], multiplies all products of a row; None: 1.
+    """
+
+    rows: Tensor
+    at: Tensor | None = None
+    factor: Tensor | None = None
+
+
 class IntegerSide(NamedTuple):
     """One side of a tile of integer rows.
 
@@ -231,7 +265,7 @@ class IntegerSide(NamedTuple):
         bias: int32 [n], added to all products of a row.
         bar: int32 [n]: sums above it may reach what the row asks for.
         key: int64 [n]; pairs of equal keys do not count.
-        exact: float32 [>= n, W]: their products are the scores.
+        exact: n float rows: their products are the scores.
         floor: float32 [n]: the score that the row asks for.
     """
 
@@ -239,14 +273,24 @@ class IntegerSide(NamedTuple):
     bias: Tensor
     bar: Tensor
     key: Tensor
-    exact: Tensor
+    exact: FloatRows
     floor: Tensor
 
-    def _from(self, start: int, depth: int) -> _Side:
+    def parts(self) -> list[Tensor]:
+        """All tensors."""
+        parts = (self.rows, self.bias, self.bar, self.key, *self.exact, self.floor)
+        return [part for part in parts if part is not None]
+
+    def _from(self, start: int, rows_at: int) -> _Side:
+        """The side from number `start` on, whose integer row begins at byte `rows_at`."""
+        exact = self.exact
         return _Side(
-            _address(self.rows, start * depth), _address(self.bias, start),
+            _address(self.rows, rows_at), _address(self.bias, start),
             _address(self.bar, start), _address(self.key, start),
-            _address(self.exact, start * self.exact.shape[1]), _address(self.floor, start),
+            _address(exact.rows, 0 if exact.at is not None else start * exact.rows.shape[1]),
+            _address(self.floor, start),
+            None if exact.at is None else _address(exact.at, start),
+            None if exact.factor is None else _address(exact.factor, start),
         )  # fmt: skip
 
 
@@ -263,17 +307,28 @@ def scan_integers(
         pairs by left and by right query, or None if there are more to look at.
     """
     for side in (left, right):
-        assert all(part.is_contiguous() for part in side)
-    depth, width, n_right = left.rows.shape[1], left.exact.shape[1], len(right.bar)
-
-    def job(start: int, stop: int, by_left: _Found, by_right: _Found) -> _Integers:
-        looks = max(_LEAST_ROOM, int(share * (stop - start) * n_right))
-        return _Integers(
-            left._from(start, depth), right._from(0, depth), start, stop - start, n_right, depth,
-            width, looks, by_left, by_right,
-        )  # fmt: skip
-
-    return _scan("scan_integers", job, len(left.bar), int(share * len(left.bar) * n_right))
+        assert all(part.is_contiguous() for part in side.parts())
+    depth, width = left.rows.shape[1], left.exact.rows.shape[1]
+    n_left, n_right = len(left.bar), len(right.bar)
+    panel = _loops().library.noisyml_panel_bytes(depth)
+    threads = torch.get_num_threads() if n_left * n_right >= _PAIRS_PER_SCAN else 1
+    wanted = threads * _PARTS_PER_THREAD if threads > 1 else 1
+    # A part lays its left rows out anew, which costs little where it has many right ones.
+    columns = _stretches(n_right, _COLUMNS_PER_PART, wanted)
+    rows = _stretches(n_left, _ROWS_PER_THREAD, -(-wanted // max(1, len(columns))))
+    parts = list(itertools.product(rows, columns))
+    # What a thread may look at may all lie in one of its parts.
+    looks = max(_LEAST_ROOM, int(share * n_left * n_right / threads))
+    rooms = _Rooms(len(parts), looks)
+    jobs = [
+        _Integers(
+            left._from(top, top * depth), right._from(start, start // _PANEL * panel), top, start,
+            bottom - top, stop - start, depth, width, looks, *rooms.empty(number),
+        )
+        for number, ((top, bottom), (start, stop)) in enumerate(parts)
+    ]  # fmt: skip
+    done = _run("scan_integers", jobs, threads)
+    return None if done is None else rooms.pairs(done)
 
 
 def scan_tile(
@@ -292,13 +347,17 @@ def scan_tile(
     assert tile.stride(1) == 1
     stride = tile.stride(0)
 
-    def job(start: int, stop: int, by_left: _Found, by_right: _Found) -> _Tile:
-        return _Tile(
+    parts = _stretches(len(left_floor), _ROWS_PER_THREAD)
+    rooms = _Rooms(len(parts), max(capacity, _LEAST_ROOM))
+    jobs = [
+        _Tile(
             _address(tile, start * stride), start, stop - start, len(right_floor), stride,
-            _address(left_floor, start), _address(right_floor), by_left, by_right,
-        )  # fmt: skip
-
-    return _scan("scan_tile", job, len(left_floor), capacity)
+            _address(left_floor, start), _address(right_floor), *rooms.empty(number),
+        )
+        for number, (start, stop) in enumerate(parts)
+    ]  # fmt: skip
+    done = _run("scan_tile", jobs)
+    return None if done is None else rooms.pairs(done)
 
 
 class Lists(NamedTuple):
@@ -397,25 +456,6 @@ def within_caps(counts: Tensor, caps: Tensor, rows: Tensor, share: float, cautio
 _Job = TypeVar("_Job", bound=ctypes.Structure)
 
 
-def _scan(
-    loop: str, job: Callable[[int, int, _Found, _Found], _Scan], n_left: int, capacity: int
-) -> tuple[Pairs, Pairs] | None:
-    """Pairs that the jobs of all stretches of left rows find; None if there are too many."""
-    room = max(capacity, _LEAST_ROOM)
-    stretches = _stretches(n_left, _ROWS_PER_THREAD)
-    rooms = [(_Room(room), _Room(room)) for _ in stretches]
-    jobs = [
-        job(*stretch, by_left.empty(), by_right.empty())
-        for stretch, (by_left, by_right) in zip(stretches, rooms, strict=True)
-    ]
-    done = _run(loop, jobs)
-    if done is None:
-        return None
-    by_left = [left.pairs(scan.by_left) for (left, _), scan in zip(rooms, done, strict=True)]
-    by_right = [right.pairs(scan.by_right) for (_, right), scan in zip(rooms, done, strict=True)]
-    return _joined(by_left), _joined(by_right)
-
-
 def _joined(parts: list[Pairs]) -> Pairs:
     if not parts:
         nobody = torch.empty(0, dtype=torch.int32)
@@ -425,8 +465,8 @@ def _joined(parts: list[Pairs]) -> Pairs:
     return Pairs(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _run(loop: str, jobs: list[_Job]) -> list[_Job] | None:
-    """Run a loop on all jobs at once, each in a thread of its own: the jobs as they are then.
+def _run(loop: str, jobs: list[_Job], threads: int | None = None) -> list[_Job] | None:
+    """Run a loop on all jobs, each in a thread of its own or by so many: the jobs as they are then.
 
     None if the room of one of them is full.
     """
@@ -437,6 +477,7 @@ def _run(loop: str, jobs: list[_Job]) -> list[_Job] | None:
     result = loops.library.noisyml_in_threads(
         ctypes.c_void_p(library.team()), ctypes.c_void_p(loops.loop(loop)), ctypes.byref(array),
         ctypes.c_int64(ctypes.sizeof(jobs[0])), ctypes.c_int64(len(jobs)),
+        ctypes.c_int64(threads or len(jobs)),
     )  # fmt: skip
     if result == _NO_MEMORY:
         raise MemoryError(f"no memory for the loop {loop}")
@@ -449,10 +490,11 @@ def _loops() -> library.Loops:
     return loops
 
 
-def _stretches(n: int, least: int) -> list[tuple[int, int]]:
-    """``range(n)`` in parts, one per thread that PyTorch may use and that gets at least so much."""
-    threads = max(1, min(torch.get_num_threads(), n // least))
-    step = max(1, -(-n // threads))
+def _stretches(n: int, least: int, most: int | None = None) -> list[tuple[int, int]]:
+    """``range(n)`` in at most so many parts (one per thread that PyTorch may use) of at least so
+    much."""
+    parts = max(1, min(most or torch.get_num_threads(), n // least))
+    step = max(1, -(-n // parts))
     step += -step % _PANEL  # whole panels, and whole bands
     return [(start, min(start + step, n)) for start in range(0, n, step)]
 

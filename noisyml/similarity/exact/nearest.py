@@ -190,7 +190,7 @@ class NearestCentroids:
         packed, nowhere = kernels.packed(columns.rows), torch.full(columns.bias.shape, torch.inf)
         right = kernels.IntegerSide(
             packed, columns.bias, torch.full_like(columns.bias, torch.iinfo(torch.int32).max),
-            columns.number, torch.empty(len(nowhere), 0), nowhere,
+            columns.number, kernels.FloatRows(torch.empty(len(nowhere), 0)), nowhere,
         )  # fmt: skip
         for start in range(0, len(rows), _BLOCK_ROWS):
             part = rows[start : start + _BLOCK_ROWS]
@@ -198,7 +198,7 @@ class NearestCentroids:
             floor = self._own[part].clamp(max=self._level)
             left = kernels.IntegerSide(
                 self._rows[which], self._bias[which], integer_bar(floor / self._unit, LARGEST_SUM),
-                self._labels[which], torch.empty(len(part), 0),
+                self._labels[which], kernels.FloatRows(torch.empty(len(part), 0)),
                 torch.full(part.shape, -torch.inf),
             )  # fmt: skip
             found = kernels.scan_integers(left, right, _MOST_PAIRS) if self._fits else None

@@ -144,15 +144,12 @@ class RoundedRows:
         self._all: CoarseRows | None = None
         self._known: set[int] = set()
 
-    def rows(
-        self, start: int, prepared: Tensor, rounded: Callable[[Tensor], CoarseRows]
-    ) -> CoarseRows:
-        """Those from number `start` on, given their float32 rows and how to round them; whole
-        groups."""
-        part = slice(start, start + len(prepared))
+    def rows(self, start: int, n: int, rounded: Callable[[], CoarseRows]) -> CoarseRows:
+        """`n` rows, whole groups, from number `start` on, and how to round them if need be."""
+        part = slice(start, start + n)
         groups = range(part.start, part.stop, GROUP)
         if self._all is None or not self._known.issuperset(groups):
-            new = rounded(prepared)
+            new = rounded()
             if self._all is None:
                 self._all = new.room_for(self._size, self._bytes_of)
             self._all[part].fill(new)
@@ -300,7 +297,7 @@ class CoarseFilter:
         left: CoarseRows,
         right: CoarseRows,
         packed: Tensor,
-        exact: tuple[Tensor, Tensor],
+        exact: tuple[kernels.FloatRows, kernels.FloatRows],
         floors: tuple[Tensor, Tensor],
         keys: tuple[Tensor, Tensor],
     ) -> tuple[kernels.Pairs, kernels.Pairs] | None:
@@ -309,7 +306,7 @@ class CoarseFilter:
         Args:
             left, right: the rounded rows; as many count as there are floors.
             packed: the right rows, packed.
-            exact: both sides' rows [>= m, W] and [>= n, W], as the float32 filter prepares them.
+            exact: both sides' rows, as the float32 filter prepares or takes them.
             floors: float32 [m] and [n]; +inf where nothing is wanted.
             keys: int64 [m] and [n]; pairs of equal keys do not count.
 

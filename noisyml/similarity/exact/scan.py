@@ -35,11 +35,49 @@ _STEP = 512
 _ENTRIES_PER_PAIR = 64
 
 
+class _Left:
+    """Rows of a block of queries: prepared for a float32 product once that is asked for.
+
+    Args:
+        n: rows, padded to whole groups.
+        prepare: gives their float32 rows [n, W].
+        raw: the rows as they lie, if they can be multiplied so.
+    """
+
+    def __init__(
+        self, n: int, prepare: Callable[[], Tensor], raw: kernels.FloatRows | None
+    ) -> None:
+        self._n, self._prepare, self._raw = n, prepare, raw
+        self._prepared: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self._n
+
+    def prepared(self) -> Tensor:
+        """Float32 rows [n, W]."""
+        if self._prepared is None:
+            self._prepared = self._prepare()
+        return self._prepared
+
+    def exact(self) -> kernels.FloatRows:
+        """The rows, as they lie or prepared."""
+        return self._raw or kernels.FloatRows(self.prepared())
+
+    def part(self, start: int, stop: int) -> _Left:
+        """Rows start .. stop - 1, whole groups."""
+        raw = self._raw
+        if raw is not None:
+            assert raw.factor is not None
+            raw = kernels.FloatRows(raw.rows[start:stop], None, raw.factor[start:stop])
+        return _Left(stop - start, lambda: self.prepared()[start:stop], raw)
+
+
 class _Cell(NamedTuple):
     """Queries and gallery rows whose product is due.
 
     Attributes:
-        left, right: their float32 rows, padded to whole groups.
+        left: the queries' rows.
+        right: the gallery's float32 rows, padded to whole groups.
         queries: the queries' numbers.
         items: the gallery rows' numbers.
         skipped: how many rows of the panel come before them.
@@ -47,7 +85,7 @@ class _Cell(NamedTuple):
             if there are none.
     """
 
-    left: Tensor
+    left: _Left
     right: Tensor
     queries: slice
     items: slice
@@ -105,7 +143,7 @@ def collect(
             fine_scan.release()
             coarse_scan.open(right, panel)
         for part in column:
-            left = product.prepare("left", task.queries.block(part.start, part.stop), part)
+            left = _left(product, task.queries.block(part.start, part.stop), part)
             for cell in _pieces(task, _cell(task, left, right, part, panel), shortlist, coarse):
                 if coarse_scan is None or not coarse_scan.scan(cell):
                     fine_scan.scan(cell)
@@ -116,7 +154,12 @@ def collect(
             kept.offer(shortlist, number + 1)
 
 
-def _cell(task: Task, left: Tensor, right: Tensor, queries: slice, panel: slice) -> _Cell:
+def _left(product: Float32Filter, raw: Tensor, part: slice) -> _Left:
+    prepare = partial(product.prepare, "left", raw, part)
+    return _Left(padded(len(raw)), prepare, product.where_they_lie("left", raw, part, None))
+
+
+def _cell(task: Task, left: _Left, right: Tensor, queries: slice, panel: slice) -> _Cell:
     if task.own is None or not _is_own(task.own, panel):
         return _Cell(left, right, queries, panel, 0, None)
     skipped = task.own.start + queries.start - panel.start
@@ -167,7 +210,7 @@ def _steps(cell: _Cell) -> list[_Cell]:
     cells = []
     for part in stretches(cell.queries.stop - cell.queries.start, _STEP):
         items = slice(cell.items.start + part.start, cell.items.stop)
-        left = cell.left[part.start : padded(part.stop)]
+        left = cell.left.part(part.start, padded(part.stop))
         cells.append(
             _Cell(
                 left,
@@ -227,9 +270,9 @@ class _FineScan:
         """Offer the candidates of a cell to the shortlist."""
         shape = (len(cell.left), len(cell.right))
         if self._buffer is None:
-            self._buffer = cell.left.new_empty(self._size)
+            self._buffer = cell.right.new_empty(self._size)
         tile = self._buffer[: shape[0] * shape[1]].view(shape)
-        torch.mm(cell.left, cell.right.T, out=tile)
+        torch.mm(cell.left.prepared(), cell.right.T, out=tile)
         _strike_out(self._task, tile, cell)
         self._meet(tile, "rows", cell.queries)
         asking = _asking(self._task, cell)
@@ -292,9 +335,11 @@ class _CoarseScan:
             self._turn_to(self._coarse.rounded("right", right))
             return
         # Both sides are rounded alike, so the queries of this panel need it once.
-        first, rounded = panel.start - own.start, partial(self._coarse.rounded, "right")
+        first = panel.start - own.start
         for start in range(0, len(right), size):
-            self._queries.rows(first + start, right[start : start + size], rounded)
+            rows = right[start : start + size]
+            rounded = partial(self._coarse.rounded, "right", rows)
+            self._queries.rows(first + start, len(rows), rounded)
         self._turn_to(self._queries.stretch(first, len(right)))
 
     def _turn_to(self, rounded: CoarseRows) -> None:
@@ -329,7 +374,7 @@ class _CoarseScan:
             self._left(cell),
             right,
             coarse.packed(right) if skipped else self._packed,
-            (cell.left, cell.right),
+            (cell.left.exact(), kernels.FloatRows(cell.right)),
             floors,
             (own, items),
         )
@@ -345,10 +390,11 @@ class _CoarseScan:
         """Pairs by a tile of cheap scores."""
         coarse = self._coarse
         mine, theirs = self._left(cell), self._right[cell.skipped :]
+        rows = cell.left.prepared()
         packed = self._packed if not cell.skipped else coarse.packed(theirs)
         tile = coarse.products(mine, theirs, packed)
         _strike_out(self._task, tile, cell)
-        by_left = self._found(tile, "rows", asking[0].queries, cell.left, cell.right, mine, theirs)
+        by_left = self._found(tile, "rows", asking[0].queries, rows, cell.right, mine, theirs)
         if by_left is None:
             return None
         nothing = by_left.query[:0]
@@ -356,7 +402,7 @@ class _CoarseScan:
             return by_left, kernels.Pairs(nothing, nothing, by_left.score[:0])
         served = slice(cell.served, None)
         by_right = self._found(
-            tile[:, served], "columns", asking[1].queries, cell.right[served], cell.left,
+            tile[:, served], "columns", asking[1].queries, cell.right[served], rows,
             theirs[served], mine,
         )  # fmt: skip
         if by_right is None:
@@ -364,10 +410,12 @@ class _CoarseScan:
         return by_left, by_right._replace(query=by_right.query + cell.served)
 
     def _left(self, cell: _Cell) -> CoarseRows:
-        rounded = partial(self._coarse.rounded, "left")
+        def rounded() -> CoarseRows:
+            return self._coarse.rounded("left", cell.left.prepared())
+
         if self._queries is None:
-            return rounded(cell.left)
-        return self._queries.rows(cell.queries.start, cell.left, rounded)
+            return rounded()
+        return self._queries.rows(cell.queries.start, len(cell.left), rounded)
 
     def _found(
         self,

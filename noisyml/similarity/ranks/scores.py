@@ -26,6 +26,7 @@ from noisyml.errors import UserError
 from noisyml.similarity.exact import kernels
 from noisyml.similarity.exact.arithmetic import Side
 from noisyml.similarity.exact.float32 import Float32Filter, input_rounding
+from noisyml.similarity.exact.kernels import FloatRows
 
 #: Rows whose norms are computed at once.
 _NORMS_AT_ONCE = 2048
@@ -171,6 +172,11 @@ class PairScores:
         float32 [m, W], zero-padded to whole groups."""
         rows = self.query if role == "left" else self.gallery
         return self.filter.prepare(role, rows.raw(index), index)
+
+    def where_they_lie(self, role: Literal["left", "right"], index: Tensor) -> FloatRows | None:
+        """Rows `index` [n] for the filter's products without being prepared, where that can be."""
+        rows = self.query if role == "left" else self.gallery
+        return self.filter.where_they_lie(role, rows.embeddings, index, index)
 
     def filter_error(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
         """For each query [n]: how far `filtered` may be from `exact`, over the gallery items."""

@@ -31,7 +31,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from noisyml.similarity.exact.kernels import Pairs
+from noisyml.similarity.exact.kernels import FloatRows, Pairs
 from noisyml.similarity.exact.plan import spread_out
 from noisyml.similarity.exact.quantised import (
     TRIAL_GALLERY,
@@ -42,7 +42,7 @@ from noisyml.similarity.exact.quantised import (
     RoundedRows,
     chosen_filter,
 )
-from noisyml.similarity.exact.tiles import GROUP
+from noisyml.similarity.exact.tiles import GROUP, padded
 from noisyml.similarity.ranks.block import QueryBlock, Ties, descending
 from noisyml.similarity.ranks.scores import COMPILED_PAIR_COST, EXACT_PAIR_COST
 from noisyml.similarity.ranks.task import RankingTask
@@ -336,20 +336,22 @@ class Ranking:
         rows = self.task.scores.filtered("left", index)
         starts = range(0, len(rows), self._columns)
         stretches = [rows[start : start + self._columns] for start in starts]
+        rounded = partial(self._coarse.rounded, "right")
         for stretch, start in zip(stretches, starts, strict=True):
-            self._coarse_right(self._coarse, stretch, block.start + start)
+            self._coarse_right(len(stretch), partial(rounded, stretch), block.start + start)
         return _Left(rows, self._all_rounded.stretch(block.start, len(rows)))
 
-    def _coarse_right(self, coarse: CoarseFilter, columns: Tensor, start: int) -> CoarseRows:
-        """The coarse filter's rows of the gallery's stretch that begins at place `start`."""
+    def _coarse_right(self, n: int, rounded: Callable[[], CoarseRows], start: int) -> CoarseRows:
+        """The coarse filter's rows of the gallery's stretch of `n` rows that begins at place
+        `start`, and how to round them if they are not kept."""
         if self._all_rounded is not None:
-            return self._all_rounded.rows(start, columns, partial(coarse.rounded, "right"))
+            return self._all_rounded.rows(start, n, rounded)
         if start in self._rounded:
             return self._rounded[start]
-        rounded = coarse.rounded("right", columns)
+        found = rounded()
         if self._keeps_rounded:
-            self._rounded[start] = rounded
-        return rounded
+            self._rounded[start] = found
+        return found
 
     def _pairs(
         self,
@@ -363,15 +365,19 @@ class Ranking:
 
         None if there are too many pairs: see `CoarseFilter.hits`.
         """
-        assert self._coarse is not None
+        coarse, scores = self._coarse, self.task.scores
+        assert coarse is not None
         assert left.rounded is not None
-        columns = self.task.scores.filtered("right", gallery_index)
-        others = self._coarse_right(self._coarse, columns, start)
-        return self._coarse.hits(
+        prepared = partial(scores.filtered, "right", gallery_index)
+        others = self._coarse_right(
+            padded(len(gallery_index)), lambda: coarse.rounded("right", prepared()), start
+        )
+        columns = scores.where_they_lie("right", gallery_index) or FloatRows(prepared())
+        return coarse.hits(
             left.rounded,
             others,
-            self._coarse.packed(others),
-            (left.rows, columns),
+            coarse.packed(others),
+            (FloatRows(left.rows), columns),
             floors,
             (self.task.query_class[query_index], self.task.gallery_class[gallery_index]),
         )
@@ -395,7 +401,8 @@ class Ranking:
                 self._space = rows.new_empty(max(math.prod(shape), self._edge * self._columns))
             tile = torch.mm(rows, columns.T, out=self._space[: math.prod(shape)].view(shape))
         else:
-            others = self._coarse_right(self._coarse, columns, start)
+            rounded_columns = partial(self._coarse.rounded, "right", columns)
+            others = self._coarse_right(len(columns), rounded_columns, start)
             tile = self._coarse.products(rounded, others, self._coarse.packed(others))
             coarse = self._coarse, rounded, others
         tile[len(query_index) :] = -torch.inf

@@ -7,6 +7,7 @@ import torch
 from noisyml.errors import UserError
 from noisyml.similarity.exact import kept, kernels, quantised
 from noisyml.similarity.search import self_topk, topk
+from noisyml.storage import unfinished
 
 BLOCKS = {"query_block": 64, "gallery_block": 128}
 
@@ -21,8 +22,8 @@ def rows(n=700, dim=24, seed=0):
 
 @pytest.fixture(autouse=True)
 def _always_save(monkeypatch):
-    monkeypatch.setattr(kept, "_SAVE_EVERY", 0.0)
-    monkeypatch.setattr(kept, "_SAVE_SHARE", 0.0)
+    monkeypatch.setattr(unfinished, "_SAVE_EVERY", 0.0)
+    monkeypatch.setattr(unfinished, "_SAVE_SHARE", 0.0)
 
 
 def killed_after(share):
@@ -125,7 +126,7 @@ def test_rounded_rows_lie_on_disk_where_memory_is_short(tmp_path, monkeypatch):
 
 
 def test_nothing_is_saved_more_often_than_pays(tmp_path, monkeypatch):
-    monkeypatch.setattr(kept, "_SAVE_EVERY", 3600.0)
+    monkeypatch.setattr(unfinished, "_SAVE_EVERY", 3600.0)
     with pytest.raises(Killed):
         search(rows(), tmp_path, killed_after(0.9))
     assert not list(tmp_path.iterdir())

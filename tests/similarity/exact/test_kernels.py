@@ -1,5 +1,7 @@
 """The compiled loops against plain tensor operations, and the search without them."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,7 +11,10 @@ from support.units import UNITS, used
 from noisyml.metrics.retrieval import retrieval_metrics
 from noisyml.similarity.exact import kernels, shortlist
 from noisyml.similarity.exact import quantised as coarse
+from noisyml.similarity.exact.arithmetic import Side
+from noisyml.similarity.exact.float32 import Float32Filter
 from noisyml.similarity.exact.loops import library
+from noisyml.similarity.exact.sources import RowSource
 from noisyml.similarity.ranks.block import descending
 from noisyml.similarity.search import self_topk, topk
 
@@ -61,6 +66,8 @@ def integer_rows(kind, n, depth, generator):
 
 
 KINDS = st.sampled_from(["any", "short", "full", "largest"])
+#: Scans of few rows are shared among threads, too.
+SMALL_PARTS = {"_PAIRS_PER_SCAN": 1, "_COLUMNS_PER_PART": 16, "_ROWS_PER_THREAD": 16}
 #: Forms of the loops; drawn beside the rest, so that more of them cost no more time.
 FORMS = st.sampled_from(list(UNITS) or ["none"])
 
@@ -74,11 +81,12 @@ FORMS = st.sampled_from(list(UNITS) or ["none"])
     st.integers(1, 70),
     st.sampled_from([1, 3]),
     st.tuples(KINDS, KINDS),
+    st.booleans(),
     FORMS,
     st.integers(0, 2**31),
 )
 def test_integer_scans_find_what_bars_and_floors_let_through(
-    m, n, steps, width, threads, kinds, unit, seed
+    m, n, steps, width, threads, kinds, scattered, unit, seed
 ):
     generator = torch.Generator().manual_seed(seed)
     before = torch.get_num_threads()
@@ -98,17 +106,26 @@ def test_integer_scans_find_what_bars_and_floors_let_through(
     scores = rows[0].double() @ rows[1].double().T + bias[0][:, None] + bias[1]
     places = torch.cartesian_prod(torch.arange(m), torch.arange(n)).view(-1, 2)
     real = kernels.products(*exact, places[:, 0], places[:, 1]).view(m, n)
+    lying = [kernels.FloatRows(some) for some in exact]
+    if scattered:
+        at = [torch.randperm(size + 3, generator=generator)[:size] for size in sizes]
+        factor = [torch.randn(size, generator=generator) for size in sizes]
+        for side, size in enumerate(sizes):
+            held = torch.full((size + 3, width), torch.nan)
+            held[at[side]] = exact[side]
+            lying[side] = kernels.FloatRows(held, at[side], factor[side])
+        real = real * factor[0][:, None] * factor[1]
     middle = int(scores.median())
     bar = [middle + numbers(-2000, 2000, size) for size in sizes]
     bar[0][0], bar[1][-1] = 2**31 - 1, -(2**31)
     floor = [torch.randn(size, generator=generator) for size in sizes]
     floor[0][-1] = torch.inf
     try:
-        with used(unit):
+        with used(unit), mock.patch.multiple(kernels, **SMALL_PARTS):
             stored = rows[0], kernels.packed(rows[1])
             left, right = (
                 kernels.IntegerSide(*column)
-                for column in zip(stored, bias, bar, key, exact, floor, strict=True)
+                for column in zip(stored, bias, bar, key, lying, floor, strict=True)
             )
             by_left, by_right = kernels.scan_integers(left, right, 1.0)
     finally:
@@ -132,7 +149,8 @@ def test_scans_end_where_too_many_pairs_are_to_be_looked_at(reach, each_form):
         floor = torch.full((size,), 4.0)
         floor[reach if size == m else slice(0)] = 2.0
         integers = nothing[:size], nothing[:size] + bar, torch.arange(size) + key
-        return kernels.IntegerSide(stored, *integers, torch.ones(size, 3), floor)
+        exact = kernels.FloatRows(torch.ones(size, 3))
+        return kernels.IntegerSide(stored, *integers, exact, floor)
 
     sides = side(rows, m, 31, 0), side(kernels.packed(rows[:n]), n, 99, m)
     by_left, by_right = kernels.scan_integers(*sides, 1.0)
@@ -318,3 +336,29 @@ def test_scores_are_put_in_descending_order(width):
     found, order = descending(scores)
     assert torch.equal(order, expected)
     assert torch.equal(found, scores.gather(1, expected))
+
+
+def test_rows_are_multiplied_where_they_lie_unless_float32_is_too_narrow_or_they_are_others():
+    x = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+
+    def lying(rows, metric="cosine"):
+        side = Side.of(RowSource(rows, "given", torch.device("cpu")), metric, None)
+        product = Float32Filter(side, side, rows.shape[1], 1.0)
+        which = torch.arange(9, 30)
+        there = product.where_they_lie("left", rows, which, which)
+        return there, product.prepare("left", rows[which], which)
+
+    for metric in ("cosine", "ip"):
+        there, prepared = lying(x, metric)
+        assert there.rows is x
+        found = there.rows[there.at] * there.factor[:, None]
+        torch.testing.assert_close(found, prepared[: len(found)], rtol=1e-6, atol=0)
+    long, short = x.clone(), x.clone()
+    long[3] *= 2.0**30
+    short[3] *= 2.0**-30
+    for rows in (x.double(), x[:, ::2], x.half(), long, short):
+        assert lying(rows)[0] is None
+    assert lying(x, "l2")[0] is None
+    nothing = x.clone()
+    nothing[3] = 0
+    assert lying(nothing)[0] is not None

@@ -131,14 +131,21 @@ typedef struct {
     const int64_t *key;
     const float *exact;
     const float *floor;
+    const int64_t *at;
+    const float *factor;
 } Side;
 
-/* Pairs of left rows, numbered from `first` on, and right rows whose integer score exceeds the bar
- * of either, with their float scores, if these reach the floor. Keys that are equal mark pairs that
- * do not count. FULL if more than `most_looks` pairs pass the bars. */
+/* The float row number `i` of a side. */
+static inline const float *exact_row(const Side *side, int64_t i, int64_t width) {
+    return side->exact + (side->at ? side->at[i] : i) * width;
+}
+
+/* Pairs of left rows and right rows, numbered from `first` and `first_right` on, whose integer score
+ * exceeds the bar of either, with their float scores, if these reach the floor. Keys that are equal
+ * mark pairs that do not count. FULL if more than `most_looks` pairs pass the bars. */
 typedef struct {
     Side left, right;
-    int64_t first, n_left, n_right, depth, width, most_looks;
+    int64_t first, first_right, n_left, n_right, depth, width, most_looks;
     Found by_left, by_right;
 } Integers;
 

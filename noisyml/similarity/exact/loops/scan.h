@@ -115,12 +115,16 @@ UNIT static int OF(scan_integers)(void *given) {
                             result = FULL;
                             break;
                         }
-                        const float score =
-                            PRODUCT(left->exact + i * width, right->exact + j * width, width);
+                        float score =
+                            PRODUCT(exact_row(left, i, width), exact_row(right, j, width), width);
+                        if (left->factor) score *= left->factor[i];
+                        if (right->factor) score *= right->factor[j];
                         if (score >= left->floor[i])
-                            result = push(&job->by_left, job->first + i, j, score);
+                            result = push(
+                                &job->by_left, job->first + i, job->first_right + j, score);
                         if (score >= right->floor[j] && result == DONE)
-                            result = push(&job->by_right, j, job->first + i, score);
+                            result = push(
+                                &job->by_right, job->first_right + j, job->first + i, score);
                     }
                 }
             }

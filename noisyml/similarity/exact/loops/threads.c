@@ -35,24 +35,27 @@ static void *started(void *given) {
     return NULL;
 }
 
-/* Runs `loop` on each of `n` jobs of `size` bytes, by as many threads; the largest of what they
- * return. The threads are those of `team`: whoever else uses them lets them spin for a while when
+/* Runs `loop` on each of `n` jobs of `size` bytes, by at most `threads` of them at once, each of which
+ * takes the next job when it is done with one; the largest of what they return. The threads are those of `team`: whoever else uses them lets them spin for a while when
  * he is done, and threads of our own would get less of the processor meanwhile. Without a team they
  * are our own, and gone when this returns. */
-EXPORT int noisyml_in_threads(Team team, Loop loop, char *jobs, int64_t size, int64_t n) {
+EXPORT int noisyml_in_threads(
+    Team team, Loop loop, char *jobs, int64_t size, int64_t n, int64_t threads
+) {
     Work work = {loop, jobs, size, n, 0, DONE};
-    if (n > 1 && team) {
-        team(do_jobs, &work, (unsigned)n, 0);
+    if (threads > n) threads = n;
+    if (threads > 1 && team) {
+        team(do_jobs, &work, (unsigned)threads, 0);
         return work.result;
     }
-    pthread_t *threads = n > 1 ? malloc((size_t)(n - 1) * sizeof *threads) : NULL;
+    pthread_t *others = threads > 1 ? malloc((size_t)(threads - 1) * sizeof *others) : NULL;
     int64_t running = 0;
     /* Where a thread cannot be had the others do its jobs. */
-    while (threads && running < n - 1 &&
-           !pthread_create(&threads[running], NULL, started, &work))
+    while (others && running < threads - 1 &&
+           !pthread_create(&others[running], NULL, started, &work))
         running++;
     do_jobs(&work);
-    for (int64_t i = 0; i < running; i++) pthread_join(threads[i], NULL);
-    free(threads);
+    for (int64_t i = 0; i < running; i++) pthread_join(others[i], NULL);
+    free(others);
     return work.result;
 }

@@ -6,7 +6,7 @@
 #include "loops.h"
 
 /* Changes with every change of an entry point; kernels.py knows which one it needs. */
-#define INTERFACE 6
+#define INTERFACE 7
 
 EXPORT int noisyml_interface(void) { return INTERFACE; }
 
@@ -162,9 +162,9 @@ static void answer(const Unit *unit, Questions *asked, Answers *given) {
     for (int side = 0; side < 2; side++)
         sides[side] = (Side){
             side ? given->packed : given->rounded[0], asked->bias[side], asked->bar[side],
-            asked->key[side], asked->rows[side], asked->floor[side]};
+            asked->key[side], asked->rows[side], asked->floor[side], NULL, NULL};
     Integers integers = {
-        sides[0], sides[1], 3, n[0], n[1], depth, width, asked->looks,
+        sides[0], sides[1], 3, 5, n[0], n[1], depth, width, asked->looks,
         room(given, 0, asked->capacity), room(given, 1, asked->capacity)};
     *result++ = loop_of(unit, SCAN_INTEGERS)(&integers);
     Tile tile = {

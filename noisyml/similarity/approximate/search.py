@@ -1,17 +1,18 @@
-"""Approximate nearest neighbours through faiss, with the recall measured on the spot.
+"""Approximate nearest neighbours, with the recall measured on the spot.
 
 For galleries where exact search (`noisyml.similarity.search`) takes too long: inverted lists
-(``ivf``), inverted lists of product-quantised rows (``ivfpq``, Jégou et al., TPAMI 2011) and
-navigable small-world graphs (``hnsw``, Malkov and Yashunin, TPAMI 2020). Every answer carries its
-recall against exact search on a sample of its own queries, so a bad choice of parameters shows.
+(``ivf``, by faiss or without it), inverted lists of product-quantised rows (``ivfpq``, Jégou et
+al., TPAMI 2011) and navigable small-world graphs (``hnsw``, Malkov and Yashunin, TPAMI 2020), both
+by faiss. Every answer carries its recall against exact search on a sample of its own queries, so a
+bad choice of parameters shows.
 """
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import math
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,42 +22,29 @@ from torch import Tensor
 
 from noisyml.checks import Count, Ge, Interval, Seed, WholeNonNegative, checked
 from noisyml.errors import UserError
-from noisyml.similarity.exact.plan import check_dims
+from noisyml.similarity.approximate import faiss_indexes
+from noisyml.similarity.approximate.faiss_indexes import has_faiss, require_faiss
+from noisyml.similarity.approximate.lists import RowLists
+from noisyml.similarity.approximate.rows import Find, ListPlan, Rows
+from noisyml.similarity.exact.kept import FILE
+from noisyml.similarity.exact.plan import check_dims, spread_out
 from noisyml.similarity.exact.sources import Array, RowSource
 from noisyml.similarity.search import topk
+from noisyml.storage.unfinished import Unfinished
 
 IndexKind = Literal["ivf", "ivfpq", "hnsw"]
+Backend = Literal["faiss", "torch"]
 
-#: Rows handed to faiss at once.
-_ROWS_AT_ONCE = 2**16
+#: Queries searched at once: faiss takes one after the other, and they read our lists together.
+_QUERIES_AT_ONCE: dict[Backend, int] = {"faiss": 2**14, "torch": 2**16}
 #: Above this many bytes of float32 rows ``auto`` compresses them.
 _LARGEST_FLAT_BYTES = 2**33
-#: faiss trains its centroids on at most this many rows each, and warns below the second number.
-_TRAIN_ROWS_PER_CENTROID, _FEWEST_ROWS_PER_CENTROID = 256, 39
 #: Candidates scored exactly at once: so many numbers of gathered gallery rows.
 _GATHERED_NUMBERS = 2**24
-
-
-def has_faiss() -> bool:
-    """True if faiss is installed."""
-    return importlib.util.find_spec("faiss") is not None
-
-
-def require_faiss(what: str, otherwise: str) -> None:
-    """Refuse what faiss is needed for where it is not installed.
-
-    Args:
-        what: needs it, as the beginning of a sentence.
-        otherwise: to be done without it.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    if not has_faiss():
-        raise UserError(
-            f"{what} needs faiss, which is not installed: pip install 'noisyml[faiss-cpu]' (or, "
-            f"with a CUDA of its own, 'noisyml[faiss-gpu]'); {otherwise}."
-        )
+#: Rows that tell one set of rows from another.
+_SAMPLE = 256
+#: Raise when the meaning of what is kept changes.
+_FORMAT = 1
 
 
 class ApproximateTopK(NamedTuple):
@@ -76,40 +64,6 @@ class ApproximateTopK(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     recall: float
     kind: IndexKind
-
-
-class _Rows:
-    """Blocks of one side as faiss wants them: float32, contiguous, of unit norm for cosine."""
-
-    def __init__(self, array: Array, what: str, cosine: bool) -> None:
-        self._source = RowSource(array, what, torch.device("cpu"))
-        self._cosine = cosine
-        self._what = what
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    @property
-    def dim(self) -> int:
-        return self._source.dim
-
-    def block(self, start: int, stop: int) -> Tensor:
-        return self._prepared(self._source.block(start, stop), start)
-
-    def take(self, index: Tensor) -> Tensor:
-        return self._prepared(self._source.take(index), None)
-
-    def _prepared(self, rows: Tensor, start: int | None) -> Tensor:
-        rows = rows.to(torch.float32)
-        sound = rows.isfinite().all(1)
-        if not bool(sound.all()):
-            place = int((~sound).nonzero()[0])
-            where = f" (first: row {start + place})" if start is not None else ""
-            raise UserError(
-                f"The {self._what} embeddings hold NaN or infinite values{where}; look for a "
-                "diverged loss, lower the learning rate or use an earlier checkpoint."
-            )
-        return torch.nn.functional.normalize(rows, dim=1) if self._cosine else rows.contiguous()
 
 
 @checked
@@ -133,6 +87,9 @@ def approximate_topk(
     recall_sample: WholeNonNegative = 1000,
     seed: Seed = 0,
     device: Literal["auto", "cpu", "cuda"] = "auto",
+    backend: Literal["auto", "faiss", "torch"] = "auto",
+    progress: Callable[[int, int], None] | None = None,
+    keep_in: Path | None = None,
 ) -> ApproximateTopK:
     """About the k nearest gallery rows of every query, and how many of them were missed.
 
@@ -161,29 +118,50 @@ def approximate_topk(
         recall_sample: queries, drawn at random, whose exact neighbours are found for `recall`.
         seed: of all draws.
         device: ``auto`` adds and searches on a GPU where faiss sees one (not ``hnsw``).
+        backend: ``torch`` has ``ivf`` only, on the CPU, and copies no rows; ``auto`` takes it for
+            ``ivf`` where faiss is not installed.
+        progress: called with (queries answered, queries in all) once the index is made and as the
+            search goes on.
+        keep_in: a folder of this search alone, in which what is done is kept now and then, so that
+            the same call goes on after a kill; the index is made anew.
 
     Raises:
-        UserError: faiss is not installed; shapes that do not fit, NaN or infinite rows, an unknown
-            metric or index, fewer rows than lists or codes need, subquantisers that do not divide
-            D, no GPU for faiss.
+        UserError: faiss is needed and not installed; shapes that do not fit, NaN or infinite rows,
+            an unknown metric or index, fewer rows than lists or codes need, subquantisers that do
+            not divide D, an index that the backend does not have, no GPU for faiss.
         ValueError: other parameters out of range.
     """
-    require_faiss("An approximate search", "index=exact does without it")
     cosine = metric == "cosine"
-    source, target = _Rows(queries, "query", cosine), _Rows(gallery, "gallery", cosine)
+    source, target = Rows(queries, "query", cosine), Rows(gallery, "gallery", cosine)
     check_dims(source.dim, target.dim)
     excluded = _exclusions(exclude, len(source), len(target))
     kind = _kind(index, target)
+    engine = _engine(backend, kind, device)
     wanted = shortlist if shortlist is not None else (4 * k if kind == "ivfpq" else 0)
+    kept = None
+    if keep_in is not None:
+        options = (n_lists, n_probes, n_subquantisers, n_bits, n_links, ef_construction, ef_search)
+        request = [k, metric, kind, engine, device, wanted, train_size, seed, *options]
+        kept = Unfinished(keep_in / FILE, _facts(request, source, target, excluded))
 
+    find: Find
     if kind == "hnsw":
-        built = _small_world(target, metric, n_links, ef_construction, ef_search or max(64, 2 * k))
+        reach = ef_search or max(64, 2 * k)
+        built = faiss_indexes.small_world(target, metric, n_links, ef_construction, reach)
+        find = faiss_indexes.filled(built, target, metric, device)
     else:
-        built = _inverted_lists(
-            target, metric, kind, n_lists, n_probes, n_subquantisers, n_bits, train_size, seed
-        )
-    with _filled(built, target, kind, device) as ready:
-        scores, found = _search(ready, source, target, k, metric, excluded, wanted)
+        codes = 2**n_bits if kind == "ivfpq" else 1
+        plan = ListPlan.of(len(target), n_lists, n_probes, train_size, codes)
+        if engine == "torch":
+            find = RowLists(target, metric, plan, seed).search
+        else:
+            parts = (kind == "ivfpq", n_subquantisers, n_bits)
+            built = faiss_indexes.inverted_lists(target, metric, plan, *parts, seed)
+            find = faiss_indexes.filled(built, target, metric, device)
+    at_once = _QUERIES_AT_ONCE[engine]
+    scores, found = _search(
+        find, source, target, k, metric, excluded, wanted, at_once, progress, kept
+    )
 
     generator = np.random.default_rng(seed)
     sample = generator.choice(len(source), min(recall_sample, len(source)), replace=False)
@@ -199,7 +177,40 @@ def approximate_topk(
             device="cpu",
         )
         recall = _recall(source, target, chosen, found[chosen], exact.index, metric)
+    if kept is not None:
+        kept.remove()
     return ApproximateTopK(scores, found, recall, kind)
+
+
+def _engine(backend: str, kind: IndexKind, device: str) -> Backend:
+    """The backend that makes the index.
+
+    Raises:
+        UserError: it is not installed, or has no such index.
+    """
+    if backend == "torch" and (kind != "ivf" or device == "cuda"):
+        what = f"index={kind}" if kind != "ivf" else "device=cuda"
+        raise UserError(f"backend=torch has no {what}: use backend=faiss, or index=ivf on the CPU.")
+    cpu = device != "cuda"
+    if backend == "torch" or (backend == "auto" and kind == "ivf" and cpu and not has_faiss()):
+        return "torch"
+    require_faiss(
+        f"An approximate search with index={kind}" + ("" if cpu else " on cuda"),
+        "index=ivf on the CPU and index=exact do without it",
+    )
+    return "faiss"
+
+
+def _facts(request: list[Any], queries: Rows, gallery: Rows, excluded: Tensor) -> dict[str, Any]:
+    """Facts that must be the same for what is kept to be of use."""
+    content = hashlib.sha256(excluded.numpy().tobytes())
+    for side in (queries, gallery):
+        content.update(side.take(spread_out(len(side), _SAMPLE)).numpy().tobytes())
+        for start in range(0, len(side), _QUERIES_AT_ONCE["torch"]):
+            block = side.block(start, min(start + _QUERIES_AT_ONCE["torch"], len(side)))
+            content.update(block.sum(1).numpy().tobytes())
+    sizes = [len(queries), len(gallery), gallery.dim]
+    return {"format": _FORMAT, "request": request, "rows": sizes, "content": content.hexdigest()}
 
 
 def _exclusions(
@@ -220,144 +231,41 @@ def _exclusions(
     return table
 
 
-def _kind(index: Literal["auto", "ivf", "ivfpq", "hnsw"], gallery: _Rows) -> IndexKind:
+def _kind(index: Literal["auto", "ivf", "ivfpq", "hnsw"], gallery: Rows) -> IndexKind:
     if index == "auto":
         return "ivfpq" if 4 * len(gallery) * gallery.dim > _LARGEST_FLAT_BYTES else "ivf"
     return index
 
 
-def _faiss_metric(metric: str) -> int:
-    import faiss
-
-    return int(faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT)
-
-
-def _inverted_lists(
-    gallery: _Rows,
-    metric: str,
-    kind: IndexKind,
-    n_lists: int | None,
-    n_probes: int | None,
-    n_subquantisers: int | None,
-    n_bits: int,
-    train_size: int | None,
-    seed: int,
-) -> Any:
-    """A trained, empty IVF or IVF-PQ index."""
-    import faiss
-
-    n, dim = len(gallery), gallery.dim
-    if n_lists is None:
-        n_lists = max(1, min(round(4 * math.sqrt(n)), n // _FEWEST_ROWS_PER_CENTROID))
-    if n_probes is None:
-        n_probes = min(n_lists, max(8, n_lists // 16))
-    if not 1 <= n_probes <= n_lists:
-        raise ValueError(f"n_probes={n_probes} must be in 1..n_lists={n_lists}")
-    n_codes = 2**n_bits if kind == "ivfpq" else 1
-    n_train = min(n, train_size or _TRAIN_ROWS_PER_CENTROID * max(n_lists, n_codes))
-    if n_train < n_lists:
-        raise UserError(
-            f"{n_train} training rows cannot fill {n_lists} inverted lists: lower n_lists, raise "
-            "train_size or search exactly."
-        )
-    index: Any
-    quantiser = faiss.IndexFlat(dim, _faiss_metric(metric))
-    if kind == "ivf":
-        index = faiss.IndexIVFFlat(quantiser, dim, n_lists, _faiss_metric(metric))
-    else:
-        divisors = [part for part in range(1, dim + 1) if dim % part == 0]
-        parts = n_subquantisers or max(d for d in divisors if d <= max(dim // 4, 1))
-        if parts not in divisors:
-            raise UserError(
-                f"{parts} subquantisers do not divide {dim} dimensions: use one of "
-                f"{', '.join(map(str, divisors))}."
-            )
-        if n_train < n_codes:
-            raise UserError(
-                f"{n_train} training rows cannot fill {n_codes} codes of {n_bits} bits: lower "
-                "n_bits, raise train_size or search exactly."
-            )
-        index = faiss.IndexIVFPQ(quantiser, dim, n_lists, parts, n_bits, _faiss_metric(metric))
-        index.pq.cp.seed = seed
-        index.pq.cp.min_points_per_centroid = 1
-    index.cp.seed = seed
-    # The number of rows is ours to judge; faiss would print its opinion.
-    index.cp.min_points_per_centroid = 1
-    index.nprobe = n_probes
-    drawn = np.random.default_rng(seed).choice(n, n_train, replace=False)
-    index.train(gallery.take(torch.from_numpy(np.sort(drawn))).numpy())
-    return index
-
-
-def _small_world(
-    gallery: _Rows, metric: str, n_links: int, ef_construction: int, ef_search: int
-) -> Any:
-    """An empty HNSW index."""
-    import faiss
-
-    index = faiss.IndexHNSWFlat(gallery.dim, n_links, _faiss_metric(metric))
-    index.hnsw.efConstruction = ef_construction
-    index.hnsw.efSearch = ef_search
-    return index
-
-
-@contextlib.contextmanager
-def _one_thread(wanted: bool) -> Iterator[None]:
-    """faiss uses a single thread inside."""
-    import faiss
-
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1 if wanted else before)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(before)
-
-
-@contextlib.contextmanager
-def _filled(index: Any, gallery: _Rows, kind: IndexKind, device: str) -> Iterator[Any]:
-    """The index with all gallery rows in it, on the GPU if that is wanted."""
-    import faiss
-
-    n_gpus = faiss.get_num_gpus() if hasattr(faiss, "get_num_gpus") else 0
-    if device == "cuda" and (kind == "hnsw" or n_gpus == 0):
-        why = "faiss has no hnsw index for GPUs" if kind == "hnsw" else "faiss sees no GPU here"
-        raise UserError(f"The approximate search cannot run on cuda: {why}; use device=cpu.")
-    resources = None
-    if device != "cpu" and kind != "hnsw" and n_gpus > 0:
-        resources = faiss.StandardGpuResources()
-        index = faiss.index_cpu_to_gpu(resources, 0, index)
-    with _one_thread(kind == "hnsw"):
-        for start in range(0, len(gallery), _ROWS_AT_ONCE):
-            stop = min(start + _ROWS_AT_ONCE, len(gallery))
-            index.add(gallery.block(start, stop).numpy())
-    yield index
-    # The GPU's scratch memory must outlive the index that works in it.
-    del index, resources
-
-
 def _search(
-    index: Any,
-    queries: _Rows,
-    gallery: _Rows,
+    find: Find,
+    queries: Rows,
+    gallery: Rows,
     k: int,
     metric: str,
     excluded: Tensor,
     shortlist: int,
+    at_once: int,
+    progress: Callable[[int, int], None] | None,
+    kept: Unfinished | None,
 ) -> tuple[Tensor, Tensor]:
     """Scores [Nq, k] float32 and gallery rows [Nq, k] int64."""
     scores = torch.full((len(queries), k), -torch.inf)
     found = torch.full((len(queries), k), -1, dtype=torch.int64)
     n_candidates = max(1, min(max(k, shortlist) + excluded.shape[1], len(gallery)))
-    size = _ROWS_AT_ONCE
+    size = at_once
     if shortlist:
         size = max(1, min(size, _GATHERED_NUMBERS // (n_candidates * gallery.dim)))
-    for start in range(0, len(queries), size):
+    done = 0
+    if kept is not None and (before := kept.restore()):
+        done = int(before["done"])
+        scores[:done], found[:done] = (torch.from_numpy(before[n]) for n in ("scores", "index"))
+    if progress is not None:
+        progress(done, len(queries))
+    for start in range(done, len(queries), size):
         stop = min(start + size, len(queries))
         block = queries.block(start, stop)
-        near, items = (torch.from_numpy(part) for part in index.search(block.numpy(), n_candidates))
-        if metric == "l2":
-            near = -near
+        near, items = find(block, n_candidates)
         if shortlist:
             near = _exact_scores(block, gallery, items, metric)
         banned = (items[:, :, None] == excluded[start:stop, None]).any(2) | (items < 0)
@@ -370,10 +278,23 @@ def _search(
         order = near.argsort(dim=1, descending=True, stable=True)[:, :k]
         scores[start:stop, : order.shape[1]] = near.gather(1, order)
         found[start:stop, : order.shape[1]] = items.gather(1, order)
+        if progress is not None:
+            progress(stop, len(queries))
+        if kept is not None:
+            kept.offer(partial(_so_far, scores, found, stop))
     return scores, found
 
 
-def _exact_scores(queries: Tensor, gallery: _Rows, items: Tensor, metric: str) -> Tensor:
+def _so_far(scores: Tensor, found: Tensor, done: int) -> dict[str, NDArray[Any]]:
+    """Arrays to be kept after so many queries."""
+    return {
+        "done": np.array(done),
+        "scores": scores[:done].numpy(),
+        "index": found[:done].numpy(),
+    }
+
+
+def _exact_scores(queries: Tensor, gallery: Rows, items: Tensor, metric: str) -> Tensor:
     """Float32 scores [n, m] of the candidates, from the original rows."""
     rows = gallery.take(items.clamp(min=0).flatten()).view(*items.shape, gallery.dim)
     if metric == "l2":
@@ -382,7 +303,7 @@ def _exact_scores(queries: Tensor, gallery: _Rows, items: Tensor, metric: str) -
 
 
 def _recall(
-    queries: _Rows, gallery: _Rows, chosen: Tensor, found: Tensor, exact: Tensor, metric: str
+    queries: Rows, gallery: Rows, chosen: Tensor, found: Tensor, exact: Tensor, metric: str
 ) -> float:
     """Mean share of neighbours at least as near as the last exact one; NaN without neighbours.
 
@@ -412,7 +333,7 @@ def _recall(
     return float(share.mean()) if len(share) else float("nan")
 
 
-def _double_scores(queries: Tensor, gallery: _Rows, items: Tensor, metric: str) -> Tensor:
+def _double_scores(queries: Tensor, gallery: Rows, items: Tensor, metric: str) -> Tensor:
     """Scores float64 [n, m] of gallery rows, each by the same sum whatever its place."""
     rows = gallery.take(items.clamp(min=0).flatten()).view(*items.shape, gallery.dim).double()
     if metric == "l2":

@@ -1,0 +1,1 @@
+"""Approximate search: indexes, their rows, and what they find."""
