@@ -11,6 +11,8 @@ import pytest
 from noisyml.checks import ArgumentError
 from noisyml.embeddings.neighbours import read_neighbours, write_neighbours
 from noisyml.errors import UserError
+from noisyml.similarity.approximate import search as approximate
+from noisyml.storage import unfinished
 
 
 @pytest.fixture
@@ -76,3 +78,37 @@ def test_values_that_no_search_can_have_are_refused(tmp_path: Path, rows: np.nda
     with pytest.raises(ArgumentError, match="k=0 must be a whole number of at least 1"):
         write_neighbours(rows, tmp_path, k=0)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("gallery", [False, True])
+def test_an_approximate_search_that_was_killed_goes_on(tmp_path, monkeypatch, gallery):
+    monkeypatch.setattr(unfinished, "_SAVE_EVERY", 0.0)
+    monkeypatch.setattr(unfinished, "_SAVE_SHARE", 0.0)
+    monkeypatch.setattr(approximate, "_QUERIES_AT_ONCE", {"torch": 50, "faiss": 50})
+    rows = np.random.default_rng(3).normal(size=(400, 6)).astype(np.float32)
+    asked = {"k": 3, "index": "ivf", "gallery": rows[100:] if gallery else None}
+    write_neighbours(rows, tmp_path / "whole", **asked)
+    save, saves = unfinished.Unfinished.save, []
+
+    def killed_after_saving(self, arrays):
+        save(self, arrays)
+        saves.append(int(arrays["done"]))
+        if len(saves) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(unfinished.Unfinished, "save", killed_after_saving)
+        with pytest.raises(KeyboardInterrupt):
+            write_neighbours(rows, tmp_path / "killed", **asked)
+    assert [file.name for file in (tmp_path / "killed").iterdir()] == ["search.npz"]
+    saves.clear()
+    monkeypatch.setattr(unfinished.Unfinished, "save", killed_after_saving)
+    with pytest.raises(KeyboardInterrupt):
+        write_neighbours(rows, tmp_path / "killed", **asked)
+    assert saves == [200, 250, 300]
+    monkeypatch.setattr(unfinished.Unfinished, "save", save)
+    write_neighbours(rows, tmp_path / "killed", **asked)
+    found, whole = (read_neighbours(tmp_path / name) for name in ("killed", "whole"))
+    np.testing.assert_array_equal(found.index, whole.index)
+    np.testing.assert_array_equal(found.scores, whole.scores)
+    assert found.facts["recall"] == whole.facts["recall"]
