@@ -23,7 +23,7 @@ _FACTS = "facts"
 
 
 class Unfinished:
-    """What a computation has found so far, in a file.
+    """Arrays that a computation has found so far, in a file.
 
     Args:
         path: the file, of this computation alone.

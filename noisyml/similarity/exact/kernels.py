@@ -157,7 +157,7 @@ class _Rooms:
         return _Found(query, place, _address(self._scores, at * self._capacity), 0, self._capacity)
 
     def pairs(self, done: Sequence[_Scan]) -> tuple[Pairs, Pairs]:
-        """What all jobs have found, by left and by right."""
+        """All pairs that were found, by left and by right."""
         by_left = [self._pairs(job, 0, scan.by_left) for job, scan in enumerate(done)]
         by_right = [self._pairs(job, 1, scan.by_right) for job, scan in enumerate(done)]
         return _joined(by_left), _joined(by_right)
