@@ -75,8 +75,7 @@ def pictures(name: str, rows: int, size: int) -> tuple[Array, NDArray[np.int64]]
         "glyphs": lambda: Glyphs(split="closed_set", num_train_classes=30),
         "mosaics": lambda: Mosaic(fashion, num_train=rows, num_val=0, num_test=10),
     }
-    # All 60,000 pictures for training, without a part for validation.
-    source = sources.get(name, lambda: FashionMNIST(root="data", val_fraction=0.0))()
+    source = sources.get(name, lambda: fashion)()
     split = source.splits()["test" if name == "fashion_mnist" and rows <= 10_000 else "train"]
     network = efficientnet_lite0(weights="imagenet").eval()
     chosen = np.random.default_rng(0).permutation(len(split))[:rows]
