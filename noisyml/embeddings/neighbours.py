@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,9 @@ from noisyml.errors import UserError
 from noisyml.storage.files import atomic, write_atomically
 from noisyml.storage.reading import read_json, read_npy, reading
 from noisyml.storage.tables import table_for_spreadsheet
+
+if TYPE_CHECKING:
+    from noisyml.similarity.approximate.search import ApproximateTopK
 
 #: Raise when the meaning of the files changes.
 FORMAT = 1
@@ -97,7 +100,7 @@ def write_neighbours(
         others = "other rows" if gallery is None else "rows of the gallery"
         raise UserError(f"k={k} asks for more neighbours than the {within} {others} there are.")
     folder.mkdir(parents=True, exist_ok=True)
-    scores, neighbours, recall, seconds = _search(
+    scores, neighbours, near, seconds = _search(
         rows,
         gallery,
         k,
@@ -109,6 +112,7 @@ def write_neighbours(
         memory_budget_bytes=memory_budget_bytes,
         keep_in=folder,
     )
+    recall = None if near is None else near.recall
     _save(folder / NEIGHBOURS_FILE, neighbours.astype(np.int64, copy=False))
     _save(folder / SCORES_FILE, scores.astype(np.float32, copy=False))
     if csv:
@@ -121,6 +125,7 @@ def write_neighbours(
         "index": index,
         "device": device,
         "recall": recall,
+        "backend": None if near is None else near.backend,
         "rows": _origin(rows),
         "gallery": None if gallery is None else _origin(gallery),
     }
@@ -146,8 +151,9 @@ class Neighbours:
             where an approximate search found fewer than k.
         scores: [N, k] float32, mapped from disk, larger is nearer; -inf where there is none.
         facts: what was searched how (``k``, ``metric``, ``precision``, ``index``, ``device``,
-            ``recall``) and where the rows come from (``rows``, and ``gallery`` or None: ``rows``,
-            ``dim``, ``path``, and of a store's split ``split``, ``data`` and ``encoder``).
+            ``recall``, ``backend``) and where the rows come from (``rows``, and ``gallery`` or
+            None: ``rows``, ``dim``, ``path``, and of a store's split ``split``, ``data`` and
+            ``encoder``).
     """
 
     index: NDArray[np.int64]
@@ -215,8 +221,8 @@ def _search(
     device: Device,
     memory_budget_bytes: int | None,
     keep_in: Path,
-) -> tuple[NDArray[Any], NDArray[np.int64], float | None, float]:
-    """Scores, neighbours, of an approximate search the recall, and the seconds that it took.
+) -> tuple[NDArray[Any], NDArray[np.int64], ApproximateTopK | None, float]:
+    """Scores, neighbours, what an approximate search answered, and the seconds that it took.
 
     Rows are read in blocks from wherever they lie; nothing is copied whole.
     """
@@ -239,7 +245,7 @@ def _search(
             own = np.arange(len(rows)) if gallery is None else None
             settings |= {"exclude": own, "index": index, "recall_sample": recall_queries}
             near = approximate_topk(rows, rows if gallery is None else gallery, k, **settings)
-            found, recall = near[:2], near.recall
+            found: tuple[Any, ...] = near[:2]
         else:
             settings |= {"precision": precision, "memory_budget_bytes": memory_budget_bytes}
             exact = (
@@ -247,10 +253,10 @@ def _search(
                 if gallery is None
                 else topk(rows, gallery, k, **settings)
             )
-            found, recall = (exact.scores, exact.index), None
+            found, near = (exact.scores, exact.index), None
     seconds = time.perf_counter() - began
     scores, neighbours = (part.cpu().numpy() for part in found)
-    return scores, neighbours, recall, seconds
+    return scores, neighbours, near, seconds
 
 
 def _origin(rows: StoredRows) -> dict[str, Any]:

@@ -112,3 +112,4 @@ def test_an_approximate_search_that_was_killed_goes_on(tmp_path, monkeypatch, ga
     np.testing.assert_array_equal(found.index, whole.index)
     np.testing.assert_array_equal(found.scores, whole.scores)
     assert found.facts["recall"] == whole.facts["recall"]
+    assert found.facts["backend"] == "faiss"

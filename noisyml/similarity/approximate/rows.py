@@ -47,7 +47,10 @@ class Rows:
 
     def _prepared(self, rows: Tensor, start: int | None) -> Tensor:
         rows = rows.to(torch.float32)
-        sound = rows.isfinite().all(1)
+        # A sum tells at a third of the cost; only where it is not finite are all numbers looked at.
+        sound = rows.sum(1).isfinite()
+        if not bool(sound.all()):
+            sound = rows.isfinite().all(1)
         if not bool(sound.all()):
             place = int((~sound).nonzero()[0])
             where = f" (first: row {start + place})" if start is not None else ""

@@ -58,12 +58,14 @@ class ApproximateTopK(NamedTuple):
             as near as the k-th of them is a hit, so that ties cost nothing; NaN if none was sampled
             or none has a neighbour.
         kind: the index that was used.
+        backend: what made it.
     """
 
     scores: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody needs here
     recall: float
     kind: IndexKind
+    backend: Backend
 
 
 @checked
@@ -142,7 +144,8 @@ def approximate_topk(
     if keep_in is not None:
         options = (n_lists, n_probes, n_subquantisers, n_bits, n_links, ef_construction, ef_search)
         request = [k, metric, kind, engine, device, wanted, train_size, seed, *options]
-        kept = Unfinished(keep_in / FILE, _facts(request, source, target, excluded))
+        sides = [source] if queries is gallery else [source, target]
+        kept = Unfinished(keep_in / FILE, _facts(request, sides, excluded))
 
     find: Find
     if kind == "hnsw":
@@ -179,7 +182,7 @@ def approximate_topk(
         recall = _recall(source, target, chosen, found[chosen], exact.index, metric)
     if kept is not None:
         kept.remove()
-    return ApproximateTopK(scores, found, recall, kind)
+    return ApproximateTopK(scores, found, recall, kind, engine)
 
 
 def _engine(backend: str, kind: IndexKind, device: str) -> Backend:
@@ -201,15 +204,15 @@ def _engine(backend: str, kind: IndexKind, device: str) -> Backend:
     return "faiss"
 
 
-def _facts(request: list[Any], queries: Rows, gallery: Rows, excluded: Tensor) -> dict[str, Any]:
+def _facts(request: list[Any], sides: list[Rows], excluded: Tensor) -> dict[str, Any]:
     """Facts that must be the same for what is kept to be of use."""
     content = hashlib.sha256(excluded.numpy().tobytes())
-    for side in (queries, gallery):
+    for side in sides:
         content.update(side.take(spread_out(len(side), _SAMPLE)).numpy().tobytes())
         for start in range(0, len(side), _QUERIES_AT_ONCE["torch"]):
             block = side.block(start, min(start + _QUERIES_AT_ONCE["torch"], len(side)))
             content.update(block.sum(1).numpy().tobytes())
-    sizes = [len(queries), len(gallery), gallery.dim]
+    sizes = [[len(side), side.dim] for side in sides]
     return {"format": _FORMAT, "request": request, "rows": sizes, "content": content.hexdigest()}
 
 

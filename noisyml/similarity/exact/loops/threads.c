@@ -35,10 +35,11 @@ static void *started(void *given) {
     return NULL;
 }
 
-/* Runs `loop` on each of `n` jobs of `size` bytes, by at most `threads` of them at once, each of which
- * takes the next job when it is done with one; the largest of what they return. The threads are those of `team`: whoever else uses them lets them spin for a while when
- * he is done, and threads of our own would get less of the processor meanwhile. Without a team they
- * are our own, and gone when this returns. */
+/* Runs `loop` on each of `n` jobs of `size` bytes by at most `threads` threads, each of which takes
+ * the next job when it is done with one; the largest of what they return. The threads are those of
+ * `team`: whoever else uses them lets them spin for a while when he is done, and threads of our own
+ * would get less of the processor meanwhile. Without a team they are our own, and gone when this
+ * returns. */
 EXPORT int noisyml_in_threads(
     Team team, Loop loop, char *jobs, int64_t size, int64_t n, int64_t threads
 ) {
