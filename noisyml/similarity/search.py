@@ -75,7 +75,8 @@ def topk(
             sample says that they pay; much depends on the data, and on small ones they never do.
         exclude: int64 [Nq] or [Nq, m], gallery rows to leave out per query; -1 for none.
         memory_budget_bytes: working memory beside the inputs and about 100 k bytes per query; it
-            decides the block sizes. Default 128 MiB, on CUDA 2 GiB.
+            decides the block sizes. Default 128 MiB, on CUDA 2 GiB; on a CPU 256 MiB where
+            ``fast`` meets 65,536 gallery rows or more.
         device: where to compute; default the queries' device.
         query_block, gallery_block: rows and columns of a block of scores, rounded up to whole
             groups of 64, instead of the sizes that the budget gives. They do not change the result.
@@ -113,7 +114,8 @@ def topk(
             None,
             precision == "fast",
         )
-        blocks = block_sizes(source.dim, where, memory_budget_bytes, query_block, gallery_block)
+        sizes = memory_budget_bytes, query_block, gallery_block
+        blocks = block_sizes(source.dim, where, *sizes, len(target) if task.fast else 0)
         return find(task, blocks, progress, keep_in)
 
 
@@ -163,7 +165,8 @@ def self_topk(
             range(len(source)),
             precision == "fast",
         )
-        blocks = block_sizes(source.dim, where, memory_budget_bytes, query_block, gallery_block)
+        sizes = memory_budget_bytes, query_block, gallery_block
+        blocks = block_sizes(source.dim, where, *sizes, len(source) if task.fast else 0)
         return find(task, blocks, progress, keep_in)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from noisyml.errors import UserError
+from noisyml.similarity.exact import kernels
 from noisyml.similarity.exact.arithmetic import Side, centre_positions
 from noisyml.similarity.exact.sources import Array, RowSource
 from noisyml.similarity.exact.tiles import GROUP, padded
@@ -17,6 +18,9 @@ from noisyml.similarity.exact.tiles import GROUP, padded
 _BUDGET_BYTES = {"cpu": 2**27, "cuda": 2**31}
 #: Rows and columns of a tile beyond which nothing is gained: 16 MiB on a CPU.
 _LARGEST_TILE = {"cpu": (2048, 2048), "cuda": (8192, 16384)}
+#: The compiled loops keep no tile: against so many gallery rows, what a block of queries costs by
+#: itself is paid less often with wider panels, and twice the memory.
+_WIDE_FROM, _WIDE_PANEL, _WIDE_BUDGET_BYTES = 2**16, 8192, 2**28
 
 
 class TopK(NamedTuple):
@@ -190,11 +194,22 @@ def block_sizes(
     memory_budget_bytes: int | None,
     query_block: int | None,
     gallery_block: int | None,
+    fast_gallery: int = 0,
 ) -> Blocks:
-    """The largest useful tile whose working memory fits into the budget, unless told otherwise."""
+    """The largest useful tile whose working memory fits into the budget, unless told otherwise.
+
+    Args:
+        dim: D.
+        device: where to compute.
+        memory_budget_bytes, query_block, gallery_block: as in `noisyml.similarity.search.topk`.
+        fast_gallery: gallery rows to be searched by cheaper products first.
+    """
     kind = device.type if device.type in _BUDGET_BYTES else "cpu"
-    budget = _BUDGET_BYTES[kind] if memory_budget_bytes is None else memory_budget_bytes
-    rows, columns = _LARGEST_TILE[kind]
+    (rows, columns), budget = _LARGEST_TILE[kind], _BUDGET_BYTES[kind]
+    if device.type == "cpu" and fast_gallery >= _WIDE_FROM and kernels.available():
+        columns, budget = _WIDE_PANEL, _WIDE_BUDGET_BYTES
+    if memory_budget_bytes is not None:
+        budget = memory_budget_bytes
 
     def needed() -> int:
         # The tile, its maxima and candidates; float32 and float64 copies of its rows.

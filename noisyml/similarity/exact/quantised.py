@@ -130,23 +130,33 @@ class CoarseRows:
 
 
 class RoundedRows:
-    """Rounded rows of a whole side, each rounded when it is first asked for.
+    """Rounded rows of a side, each rounded when it is first asked for.
 
     In one piece: pieces that stay, among temporaries that do not, would leave holes in the heap.
 
     Args:
         n: rows.
         bytes_of: gives room for so many bytes, int8; None: memory.
+        first: rows before it are not kept, but rounded whenever they are asked for.
     """
 
-    def __init__(self, n: int, bytes_of: Callable[[int], Tensor] | None = None) -> None:
-        self._size, self._bytes_of = padded(n) + GROUP, bytes_of
+    def __init__(
+        self, n: int, bytes_of: Callable[[int], Tensor] | None = None, first: int = 0
+    ) -> None:
+        self._first = padded(first)
+        self._size, self._bytes_of = padded(n) + GROUP - self._first, bytes_of
         self._all: CoarseRows | None = None
         self._known: set[int] = set()
 
+    def keeps(self, start: int) -> bool:
+        """True if rows from number `start` on are kept."""
+        return start >= self._first
+
     def rows(self, start: int, n: int, rounded: Callable[[], CoarseRows]) -> CoarseRows:
         """`n` rows, whole groups, from number `start` on, and how to round them if need be."""
-        part = slice(start, start + n)
+        if not self.keeps(start):
+            return rounded()
+        part = slice(start - self._first, start - self._first + n)
         groups = range(part.start, part.stop, GROUP)
         if self._all is None or not self._known.issuperset(groups):
             new = rounded()
@@ -158,8 +168,8 @@ class RoundedRows:
 
     def stretch(self, start: int, n: int) -> CoarseRows:
         """`n` rows from number `start` on that have all been asked for."""
-        assert self._all is not None
-        return self._all[start : start + n]
+        assert self._all is not None and self.keeps(start)
+        return self._all[start - self._first : start - self._first + n]
 
 
 class CoarseFilter:

@@ -318,12 +318,14 @@ class _CoarseScan:
         kept: KeptSearch | None,
     ) -> None:
         self._task, self._coarse, self._shortlist = task, coarse, shortlist
-        fits = len(task.queries) * (len(coarse.basis) + 16) <= blocks.cache_bytes
-        # What does not fit into memory may lie in the folder of the search.
-        room = None if fits or task.queries.device.type != "cpu" else kept
-        self._queries = None
-        if fits or room is not None:
-            self._queries = RoundedRows(len(task.queries), None if room is None else room.room)
+        n = len(task.queries)
+        fitting = blocks.cache_bytes // (len(coarse.basis) + 16)
+        # What does not fit into memory may lie in the folder of the search. Without one the last
+        # rows are kept: in a self-join they are asked for by most panels.
+        on_disk = fitting < n and kept is not None and task.queries.device.type == "cpu"
+        room = kept.room if on_disk and kept is not None else None
+        first = 0 if on_disk else max(0, n - fitting)
+        self._queries = RoundedRows(n, room, first)
         self._pairwise, self._height = coarse.number_format == "int8_loops", blocks.query
         self._patience = Patience()
 
@@ -331,11 +333,11 @@ class _CoarseScan:
         """Turn to the panel whose float32 rows are `right`."""
         own, size = self._task.own, self._height
         shared = self._pairwise and own is not None and _is_own(own, panel)
-        if self._queries is None or not shared or own is None:
+        first = 0 if own is None else panel.start - own.start
+        if not shared or not self._queries.keeps(first):
             self._turn_to(self._coarse.rounded("right", right))
             return
         # Both sides are rounded alike, so the queries of this panel need it once.
-        first = panel.start - own.start
         for start in range(0, len(right), size):
             rows = right[start : start + size]
             rounded = partial(self._coarse.rounded, "right", rows)
@@ -413,8 +415,6 @@ class _CoarseScan:
         def rounded() -> CoarseRows:
             return self._coarse.rounded("left", cell.left.prepared())
 
-        if self._queries is None:
-            return rounded()
         return self._queries.rows(cell.queries.start, len(cell.left), rounded)
 
     def _found(
