@@ -75,7 +75,8 @@ def pictures(name: str, rows: int, size: int) -> tuple[Array, NDArray[np.int64]]
         "glyphs": lambda: Glyphs(split="closed_set", num_train_classes=30),
         "mosaics": lambda: Mosaic(fashion, num_train=rows, num_val=0, num_test=10),
     }
-    source = sources.get(name, lambda: fashion)()
+    # All 60,000 pictures that the training split has.
+    source = sources.get(name, lambda: FashionMNIST(root="data", val_fraction=0.0))()
     split = source.splits()["test" if name == "fashion_mnist" and rows <= 10_000 else "train"]
     network = efficientnet_lite0(weights="imagenet").eval()
     chosen = np.random.default_rng(0).permutation(len(split))[:rows]

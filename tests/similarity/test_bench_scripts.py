@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from support import paths
 
+from noisyml.similarity.exact import kernels
+
 
 @pytest.fixture
 def bench(monkeypatch, tmp_path):
@@ -58,3 +60,5 @@ def test_a_million_rows_in_small(monkeypatch, tmp_path):
     runs = [{"row": "knn", "n": n, "cpu_seconds": n / 100} for n in (100, 200)]
     script.plot({"runs": runs, "limit": {"loops": 1e11}}, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 1000
+    if kernels.available():
+        assert script.tile_rate(side=64, times=1) > 0

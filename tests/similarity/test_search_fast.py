@@ -12,7 +12,7 @@ from noisyml.similarity.exact.arithmetic import Side, centre_of
 from noisyml.similarity.exact.float32 import Float32Filter, common_scale
 from noisyml.similarity.exact.plan import spread_out
 from noisyml.similarity.exact.sources import RowSource
-from noisyml.similarity.search import self_topk, topk
+from noisyml.similarity.search import block_sizes, self_topk, topk
 
 METRICS = ("cosine", "ip", "l2")
 FORMATS = ("int8_loops", "int8_onednn", "bfloat16")
@@ -215,6 +215,36 @@ def test_tiles_full_of_candidates_go_to_float32(eager, monkeypatch, number_forma
     expected = self_topk(x, 3, metric="l2", **SMALL)
     assert same(self_topk(x, 3, metric="l2", precision="fast", **SMALL), expected)
     assert eager[False] > 0
+
+
+@needs_kernels
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_rounded_queries_are_kept_as_far_as_there_is_memory(eager, monkeypatch, share):
+    monkeypatch.setattr(coarse, "number_format_of", lambda device: "int8_loops")
+    x = data(1500, 32, 0.5, 6)
+    kept, keeps = [], coarse.RoundedRows.keeps
+    monkeypatch.setattr(
+        coarse.RoundedRows,
+        "keeps",
+        lambda self, *part: kept.append(keeps(self, *part)) or kept[-1],
+    )
+    tile = 6 * 64 * 256 + (64 + 256) * 32 * 20  # what a block takes
+    budget = tile + int(share * len(x)) * (32 + 16)
+    fast = {"precision": "fast", "memory_budget_bytes": budget, **SMALL}
+    assert same(self_topk(x, 3, **fast), self_topk(x, 3))
+    assert eager[True] > 0
+    assert set(kept) == {0.0: {False}, 0.4: {True, False}, 1.0: {True}}[share]
+    assert same(topk(x[:700], x, 4, **fast), topk(x[:700], x, 4))
+
+
+@needs_kernels
+def test_wide_panels_are_for_large_galleries():
+    cpu = torch.device("cpu")
+    assert block_sizes(512, cpu, None, None, None, 2**16 - 1)[:2] == (2048, 2048)
+    assert block_sizes(512, cpu, None, None, None, 2**16)[:2] == (2048, 8192)
+    tight = block_sizes(512, cpu, 2**22, None, None, 2**20)
+    assert 64 <= tight.query <= tight.gallery < 2048
+    assert tight.gallery % tight.query == 0
 
 
 def test_an_unknown_precision_is_named():

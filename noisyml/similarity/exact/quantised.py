@@ -135,28 +135,24 @@ class RoundedRows:
     In one piece: pieces that stay, among temporaries that do not, would leave holes in the heap.
 
     Args:
-        n: rows.
+        n: rows that are kept; later ones are rounded whenever they are asked for.
         bytes_of: gives room for so many bytes, int8; None: memory.
-        first: rows before it are not kept, but rounded whenever they are asked for.
     """
 
-    def __init__(
-        self, n: int, bytes_of: Callable[[int], Tensor] | None = None, first: int = 0
-    ) -> None:
-        self._first = padded(first)
-        self._size, self._bytes_of = padded(n) + GROUP - self._first, bytes_of
+    def __init__(self, n: int, bytes_of: Callable[[int], Tensor] | None = None) -> None:
+        self._size, self._bytes_of = padded(n) + GROUP if n else 0, bytes_of
         self._all: CoarseRows | None = None
         self._known: set[int] = set()
 
-    def keeps(self, start: int) -> bool:
-        """True if rows from number `start` on are kept."""
-        return start >= self._first
+    def keeps(self, start: int, n: int) -> bool:
+        """True if `n` rows from number `start` on are kept."""
+        return start + n <= self._size
 
     def rows(self, start: int, n: int, rounded: Callable[[], CoarseRows]) -> CoarseRows:
         """`n` rows, whole groups, from number `start` on, and how to round them if need be."""
-        if not self.keeps(start):
+        if not self.keeps(start, n):
             return rounded()
-        part = slice(start - self._first, start - self._first + n)
+        part = slice(start, start + n)
         groups = range(part.start, part.stop, GROUP)
         if self._all is None or not self._known.issuperset(groups):
             new = rounded()
@@ -168,8 +164,8 @@ class RoundedRows:
 
     def stretch(self, start: int, n: int) -> CoarseRows:
         """`n` rows from number `start` on that have all been asked for."""
-        assert self._all is not None and self.keeps(start)
-        return self._all[start - self._first : start - self._first + n]
+        assert self._all is not None
+        return self._all[start : start + n]
 
 
 class CoarseFilter:

@@ -320,12 +320,11 @@ class _CoarseScan:
         self._task, self._coarse, self._shortlist = task, coarse, shortlist
         n = len(task.queries)
         fitting = blocks.cache_bytes // (len(coarse.basis) + 16)
-        # What does not fit into memory may lie in the folder of the search. Without one the last
-        # rows are kept: in a self-join they are asked for by most panels.
+        # What does not fit into memory may lie in the folder of the search. Without one the first
+        # rows are kept: in a self-join most panels ask for them.
         on_disk = fitting < n and kept is not None and task.queries.device.type == "cpu"
         room = kept.room if on_disk and kept is not None else None
-        first = 0 if on_disk else max(0, n - fitting)
-        self._queries = RoundedRows(n, room, first)
+        self._queries = RoundedRows(n if on_disk else min(n, fitting), room)
         self._pairwise, self._height = coarse.number_format == "int8_loops", blocks.query
         self._patience = Patience()
 
@@ -334,7 +333,7 @@ class _CoarseScan:
         own, size = self._task.own, self._height
         shared = self._pairwise and own is not None and _is_own(own, panel)
         first = 0 if own is None else panel.start - own.start
-        if not shared or not self._queries.keeps(first):
+        if not shared or not self._queries.keeps(first, len(right)):
             self._turn_to(self._coarse.rounded("right", right))
             return
         # Both sides are rounded alike, so the queries of this panel need it once.
