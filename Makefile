@@ -9,7 +9,7 @@ PYTHONS ?= 3.12 3.13
 LOOPS  := $(wildcard noisyml/similarity/exact/loops/*.[ch])
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-full test test-fast test-slow test-pythons test-lowest test-newest \
+.PHONY: help setup demo demo-full test test-further test-fast test-slow test-pythons test-lowest test-newest \
 	lint format bench docs notebooks test-notebooks wheels lock clean
 
 help:  ## say what there is
@@ -30,13 +30,16 @@ demo-full: $(READY)  ## the same with 3 seeds, mean and standard deviation
 	$(BIN)/noisyml train -m experiment=demo name=demo-full seed=0,1,2
 
 # Fresh processes of the tests find what is compiled, whatever the shell says.
-test test-fast test-slow: export PYTHONDONTWRITEBYTECODE :=
+test test-further test-fast test-slow: export PYTHONDONTWRITEBYTECODE :=
 
 test: $(READY)  ## the default tests, under 10 minutes on 2 cores
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
+test-further: $(READY)  ## further cases that take seconds each, which CI runs too
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m further
+
 test-fast: $(READY)  ## no whole commands, no process groups, nothing long: under 2 minutes
-	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow and not long and not command and not processes'
+	$(BIN)/python -m pytest --numprocesses 2 --dist worksteal -m 'not slow and not further and not long and not command and not processes'
 
 test-slow: $(READY)  ## the claims on real data: full sweeps
 	$(BIN)/python -m pytest -m slow

@@ -214,9 +214,7 @@ def tile_rate(side: int = 2048, times: int = 20) -> float:
     bar = torch.full((side,), 2**29, dtype=torch.int32)
     key = torch.arange(2 * side)
     left, right = (
-        kernels.IntegerSide(
-                part, bias, bar, key[some], kernels.FloatRows(rows[some]), nothing
-            )
+        kernels.IntegerSide(part, bias, bar, key[some], kernels.FloatRows(rows[some]), nothing)
         for part, some in (
             (whole[:side], slice(0, side)),
             (kernels.packed(whole[side:]), slice(side, None)),

@@ -31,6 +31,8 @@ PRELOAD += ["pytest", "support.composing"]
 
 #: Folders of tests whose tests all have a marker, for `make test-fast`.
 MARKED = {"e2e": "command", "ddp": "processes", "conformance": "processes"}
+#: What pyproject.toml selects unless told otherwise.
+DEFAULT = "not slow and not further"
 #: Markers of the tests that may start processes.
 FORKED = ("command", "processes")
 #: Tools that make a test one of whole commands, wherever it stands.
@@ -88,7 +90,7 @@ def pytest_sessionfinish(session, exitstatus):
         config.workeroutput["opened"] = sorted(OPENED)
         return
     whole = config.args == ["tests"] and not config.option.keyword
-    if not whole or config.option.markexpr != "not slow" or exitstatus != pytest.ExitCode.OK:
+    if not whole or config.option.markexpr != DEFAULT or exitstatus != pytest.ExitCode.OK:
         return
     if config.option.collectonly:
         return

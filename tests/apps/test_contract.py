@@ -11,6 +11,7 @@ from noisyml.methods.metric_learning.iaa import IAA
 from noisyml.methods.multilabel.base import MultiLabel
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("base", "option"),
     [

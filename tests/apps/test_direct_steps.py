@@ -113,6 +113,7 @@ def saved(folder):
     return {name: state[name] for name in ("loops", "global_step", "epoch", "lr_schedulers")}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("plateau", [False, True])
 @pytest.mark.parametrize("settings", [{}, {"val_check_interval": 2}, {"max_steps": 5}], ids=str)
 def test_the_same_steps_weights_and_checkpoints_as_lightnings_loop(tmp_path, plateau, settings):
@@ -148,6 +149,7 @@ def filled(base, hook):
     return type("Filled", (base,), {hook: call})()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hook", METHOD_HOOKS + BATCH_HOOKS)
 def test_a_hook_of_a_method_is_called_in_every_step(tmp_path, hook):
     module = filled(Regression, hook)
@@ -156,6 +158,7 @@ def test_a_hook_of_a_method_is_called_in_every_step(tmp_path, hook):
     assert module.calls == 9
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hook", STEP_HOOKS)
 def test_a_hook_of_a_callback_is_called_in_every_step(tmp_path, hook):
     callback = filled(Callback, hook)
@@ -163,6 +166,7 @@ def test_a_hook_of_a_callback_is_called_in_every_step(tmp_path, hook):
     assert callback.calls == 9
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("hook", BATCH_HOOKS)
 def test_a_hook_of_a_data_module_is_called_for_every_batch(tmp_path, hook):
     data = filled(Rows, hook)

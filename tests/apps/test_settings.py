@@ -123,6 +123,7 @@ def test_a_missing_key_is_named_in_full() -> None:
         read_settings(TrainSettings, config)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("typed", "guesses"),
     [

@@ -123,6 +123,7 @@ def test_one_class_or_another_kind_of_labels_cannot_be_judged(rows):
         collect_rows({"train": one}, lambda split: (np.ones((50, 2)), np.array([], int)))
 
 
+@pytest.mark.long
 def test_every_row_has_a_line_with_reasons_and_the_wrong_ones_come_first(rows, found):
     data, true = rows
     issues = found.issues

@@ -40,6 +40,7 @@ def judged(digits, tmp_path_factory):
     return found, folder, told
 
 
+@pytest.mark.long
 def test_wrong_labels_come_first_and_get_their_class(judged, digits):
     found, _, told = judged
     _, labels, true = digits
@@ -83,6 +84,7 @@ def test_neighbours_are_found_by_lists_too():
     assert (np.diff(ways["approximate"]["similarity"], axis=1) <= 0).all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("way", ["exact", "approximate"])
 def test_a_killed_search_of_neighbours_goes_on(tmp_path, monkeypatch, way):
     monkeypatch.setattr(unfinished, "_SAVE_EVERY", 0.0)
@@ -133,6 +135,7 @@ def test_crossed_views_do_not_know_the_label_of_their_row(digits):
     np.testing.assert_allclose(sums[:9], expected)
 
 
+@pytest.mark.long
 def test_finished_steps_are_not_computed_again(judged, digits, monkeypatch):
     found, folder, _ = judged
     rows, labels, _ = digits
@@ -150,6 +153,7 @@ def test_finished_steps_are_not_computed_again(judged, digits, monkeypatch):
         judge_labels(rows, labels, 10, folds=5, replicates=20, steps=StoredSteps(folder, "b"))
 
 
+@pytest.mark.long
 def test_rows_that_were_looked_at_keep_what_was_said_and_teach_it(digits):
     rows, labels, true = digits
     known = np.where(np.arange(500) < 250, true, -1)

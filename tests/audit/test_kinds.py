@@ -109,6 +109,7 @@ def test_a_channel_of_entries_is_bayes_rule_of_its_shares():
     np.testing.assert_array_equal(fit_entry_channels(q, labels, known=known).posterior[3], [1, 0])
 
 
+@pytest.mark.long
 def test_wrong_entries_are_found_and_named(several, entries):
     rows, wrong = several
     judged = entries.judged
@@ -187,6 +188,7 @@ def test_the_share_of_a_known_component_is_found():
     assert share_of_wrong(given, null) == pytest.approx(0.2, abs=0.03)
 
 
+@pytest.mark.long
 def test_wrong_captions_are_found_and_others_suggested(pairs, tmp_path):
     rows, wrong, truth = pairs
     found = audit(rows, SETTINGS, tmp_path)

@@ -210,6 +210,7 @@ def test_cosines_leave_the_row_itself_out():
     np.testing.assert_array_equal(class_cosines(rows, share, np.array([17])), found[17:18])
 
 
+@pytest.mark.long
 def test_the_channel_finds_how_classes_are_mistaken():
     rng = np.random.default_rng(2)
     q = np.full((4000, 3), 0.04)
@@ -238,6 +239,7 @@ def test_the_channel_finds_how_classes_are_mistaken():
     np.testing.assert_allclose(again, q, atol=1e-5)
 
 
+@pytest.mark.long
 def test_lines_of_the_channel_are_even_where_labels_demand_it():
     rng = np.random.default_rng(3)
     q = rng.dirichlet(np.ones(5) * 0.2, 1500) * 0.95 + 0.01

@@ -45,6 +45,7 @@ def judged(selector, epoch=0):
     return selector.select(Evidence(whole.labels, whole.index, epoch=epoch))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", ALL)
 def test_wrong_labels_are_left_out_and_right_ones_kept(make):
     wrong = split()[1]
@@ -127,6 +128,7 @@ def test_what_was_not_judged_is_kept():
     assert found.p_clean.isnan().all()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("make", ALL)
 def test_judgements_go_into_a_checkpoint(make):
     one, two = make(), make()

@@ -55,7 +55,7 @@ def told(logger, run):
     announce_results([logger], run, CONFIG, METRICS, 60)
 
 
-@pytest.mark.long
+@pytest.mark.further
 def test_wandb_records_a_run_of_a_group_with_table_and_artifacts(run, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_API_KEY", "")
@@ -93,7 +93,7 @@ def test_tensorboard_has_curves_and_pictures(run):
     assert "| image 3 | cat | 0.3 |" in text.tensor_proto.string_val[0].decode()
 
 
-@pytest.mark.long
+@pytest.mark.further
 def test_mlflow_has_parameters_metrics_table_and_artifacts(run, tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
     from mlflow import MlflowClient

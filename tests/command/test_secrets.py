@@ -72,6 +72,7 @@ def test_a_typed_secret_is_in_no_file(tmp_path, monkeypatch):
     assert given.logger.wandb.api_key == "again"
 
 
+@pytest.mark.further
 def test_what_is_typed_as_a_variable_is_written_as_one(shell):
     """On a page, too, which shows the command."""
     typed = [*TINY, "trainer.max_epochs=1", "+note=${oc.env:MY_NOTE}", "report=true"]

@@ -210,6 +210,7 @@ def test_a_search_of_errors_looks_for_the_lowest(jobs, tmp_path):
     assert best["value"] == min(trial["value"] for trial in results["trials"])
 
 
+@pytest.mark.long
 def test_a_search_goes_by_a_metric_of_the_jobs(jobs):
     pytest.importorskip("optuna")
     with pytest.raises(UserError, match=r"val/nothing is no metric of the jobs; these are"):

@@ -82,7 +82,7 @@ def test_every_method_has_its_line_and_no_line_is_stale():
     "method",
     [
         *METHODS,
-        *COMBINATIONS,
+        *(pytest.param(name, marks=pytest.mark.further) for name in COMBINATIONS),
         *(pytest.param(name, marks=pytest.mark.slow) for name in WATCHING),
     ],
 )

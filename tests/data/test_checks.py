@@ -141,6 +141,7 @@ def test_absolute_and_relative_paths(tmp_path):
     assert images.load(0).tobytes() == images.load(1).tobytes()
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "BMP", "PPM"])
 def test_damaged_files_never_end_in_another_error(tmp_path, kind):

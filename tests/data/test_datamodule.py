@@ -282,6 +282,7 @@ def test_noise_by_pixels_skips_broken_images(tmp_path):
     np.testing.assert_array_equal(pixels[4], toy.made["train"].images.pixels[4].ravel())
 
 
+@pytest.mark.further
 def test_the_size_of_the_open_set_source_need_not_be_given(tmp_path):
     noise = OpenSet(rate=0.5, open_share=1.0)
     with pytest.raises(UserError, match=r"data\.open_set_source"):

@@ -74,6 +74,7 @@ def test_bare_tells_how_it_treats_each_class(shell):
     assert kept == pytest.approx(measured["selection/kept"], 1e-4)
 
 
+@pytest.mark.further
 @pytest.mark.usefixtures("undrawn")
 def test_the_mean_over_the_last_epochs_is_that_of_their_models(shell):
     typed = ["loss=forward_correction", "loss.estimation_epoch=1", "mean_last_epochs=2"]
@@ -170,6 +171,7 @@ def test_parts_that_do_not_go_together_are_refused(shell, typed, sentence):
     assert "Traceback" not in said
 
 
+@pytest.mark.further
 def test_a_teacher_that_cannot_teach_is_refused(shell):
     plain = [*DIGITS, "trainer.max_epochs=1", "head.out_features=16"]
     assert shell("train", *plain)[0] == 0

@@ -54,6 +54,7 @@ def test_one_command_trains_both_stages(shell):
     assert "train/loss_edges_prompt" in history
 
 
+@pytest.mark.further
 def test_the_report_shows_groups_and_doubted_labels(shell):
     typed = [
         *("train", "method=gcd", "backbone=mlp", "backbone.hidden_features=[16]", *HEAD, *FEW),

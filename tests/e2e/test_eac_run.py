@@ -56,6 +56,7 @@ def test_train_report_and_evaluate(shell):
         assert abs(found - metrics(run)["test/accuracy"]) < 1e-9
 
 
+@pytest.mark.further
 def test_plain_classifiers_show_maps_too_and_those_without_maps_none(shell):
     # EAC's own loss on labels may be any loss per sample.
     assert shell("train", *SMALL, "method=eac", "loss=elr", "report=false", "name=elr")[0] == 0

@@ -89,6 +89,7 @@ def test_tensorboard_gets_settings_and_final_metrics(shell):
     assert "noise.rate: 0.3" in (run / "tensorboard" / "hparams.yaml").read_text()
 
 
+@pytest.mark.further
 def test_wandb_without_a_key_records_each_run_with_settings_and_final_metrics_offline(shell):
     pytest.importorskip("wandb")
     done = shell.apart(

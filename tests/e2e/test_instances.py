@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 from PIL import Image
 from scipy.io import savemat
 
@@ -31,6 +32,7 @@ def tree(root):
     savemat(root / "gnd_instre.mat", {"gnd": truth, **cells})
 
 
+@pytest.mark.further
 def test_a_benchmark_of_judged_images_from_training_to_whitening(shell):
     tree(shell.folder / "instre")
     data = ["dataset=instre", "dataset.root=instre", "dataset.check_counts=false"]

@@ -23,6 +23,7 @@ def both(shell, *typed):
     return [process.wait(200) for process in shell.ranks(2, *typed)]
 
 
+@pytest.mark.further
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kills", [1, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills_of_two_processes_leave_no_trace(shell, kills):

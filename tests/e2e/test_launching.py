@@ -161,6 +161,7 @@ def test_a_killed_rank_ends_the_run_which_then_goes_on(shell):
     assert set(pd.read_csv(run / "history.csv")["epoch"]) == {0, 1}
 
 
+@pytest.mark.further
 @pytest.mark.parametrize(
     "how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)]
 )
@@ -210,6 +211,7 @@ def test_an_unfinished_run_goes_on_in_its_folder(shell):
     assert "is finished already" in said
 
 
+@pytest.mark.further
 @pytest.mark.parametrize(
     ("launcher", "settings"),
     [

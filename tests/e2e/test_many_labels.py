@@ -116,6 +116,7 @@ def test_train_report_evaluate_and_embed(shell):
     assert metrics(other)["test/map_macro"] == trained["test/map_macro"]
 
 
+@pytest.mark.further
 def test_judged_entries_are_logged_listed_and_shown(shell):
     status, said = shell("train", *MOSAICS, *FEW, ENTRIES)
     assert status == 0, said

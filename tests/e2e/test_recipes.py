@@ -24,6 +24,7 @@ TINY = [
 ]
 
 
+@pytest.mark.further
 @pytest.mark.usefixtures("undrawn")
 def test_one_sweep_trains_them_all(shell):
     sweep = ",".join(name for name in RECIPES if name != BACKWARD)

@@ -20,6 +20,7 @@ def config(run):
     return yaml.safe_load((run / "config.yaml").read_text())
 
 
+@pytest.mark.further
 def test_generations_teach_each_other_and_a_killed_one_goes_on(shell):
     typed = ["train", "method=rkd", "stages=generations", *ZERO_SHOT, "trainer.max_epochs=1"]
     assert shell(*typed, "name=whole")[0] == 0
@@ -64,6 +65,7 @@ def test_generations_teach_each_other_and_a_killed_one_goes_on(shell):
     assert status == 0, said
 
 
+@pytest.mark.further
 def test_a_schedule_is_found_and_replayed(shell):
     status, said = shell(
         "train",
@@ -183,6 +185,7 @@ stages:
 """
 
 
+@pytest.mark.further
 def test_an_experiment_is_about_the_run_not_its_teacher(shell):
     """Its settings for a part that the stage replaces stay out; those for other parts hold."""
     own = shell.folder / "own" / "experiment"

@@ -31,12 +31,13 @@ def test_the_auditor_passes_the_checks_of_scikit_learn():
     check_estimator(LabelAuditor(n_neighbors=5, n_folds=2, n_rounds=1))
 
 
-@pytest.mark.long
+@pytest.mark.further
 def test_the_classifier_passes_the_checks_of_scikit_learn():
     quick = LabelAuditor(n_neighbors=5, n_folds=2, n_rounds=1, random_state=0)
     check_estimator(NoisyLabelClassifier(GaussianNB(), quick))
 
 
+@pytest.mark.long
 def test_issues_stand_in_the_order_of_the_rows(auditor, digits):
     _, labels, true = digits
     issues = auditor.issues_
@@ -47,6 +48,7 @@ def test_issues_stand_in_the_order_of_the_rows(auditor, digits):
     assert auditor.noise_rate_ == pytest.approx(0.3, abs=0.06)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("treatment", ["drop", "relabel", "weight"])
 def test_a_classifier_of_audited_labels_beats_one_of_all(digits, auditor, treatment):
     rows, labels, true = digits

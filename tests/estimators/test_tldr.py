@@ -142,6 +142,7 @@ def test_names_and_defaults_are_the_published_ones():
     }  # fmt: skip
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "settings",
     [

@@ -160,6 +160,7 @@ def test_losses_on_several_labels_are_summed_entry_by_entry():
     torch.testing.assert_close(whole, entries.sum() / 3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["sum", "classification_sum", "multilabel_sum"])
 def test_terms_are_nodes_of_the_group(name, monkeypatch):
     """Another loss for a term, and a further term, are words of the command line."""

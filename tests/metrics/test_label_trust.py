@@ -38,6 +38,7 @@ def test_a_small_case_by_hand() -> None:
     assert found["auroc"] == pytest.approx(5.5 / 6)
 
 
+@pytest.mark.long
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000), n=st.integers(2, 100), levels=st.integers(1, 20))
 def test_auroc_with_ties_equals_scikit_learn(seed: int, n: int, levels: int) -> None:

@@ -109,6 +109,7 @@ def test_caffe_halves_by_the_first_convolution_of_a_bottleneck():
         resnet("resnet18", layout="keras")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("layout", ["torchvision", "caffe"])
 @pytest.mark.parametrize("stride", [8, 16])
 def test_dilated_stages_keep_the_resolution(layout, stride):
@@ -305,6 +306,7 @@ def _fill(state):
         state[name].copy_(wave)
 
 
+@pytest.mark.long
 def test_bn_inception_equals_the_published_network():
     """Against the output of pretrainedmodels 0.7.4's bninception, filled by the same formula."""
     network = bn_inception()

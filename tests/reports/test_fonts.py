@@ -83,7 +83,7 @@ def test_an_installed_font_draws_what_it_has(cat_font, tmp_path):
     assert "日本" not in svg
 
 
-@pytest.mark.long
+@pytest.mark.further
 def test_numbers_are_told_beside_the_picture(no_fallbacks, maker: RunMaker):
     run = maker.run("one", files=("map", "class_maps"), names=lambda i: NAMES[i % 4])
     report = build_report([run.path])

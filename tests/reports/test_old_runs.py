@@ -19,7 +19,7 @@ def old_run(tmp_path):
     return RunFolder(Path(shutil.copytree(OLD_RUN, tmp_path / "digits" / "old")))
 
 
-@pytest.mark.long
+@pytest.mark.further
 def test_a_run_made_before_is_reported_in_full(old_run):
     written = write_report([old_run.path])
     assert {path.stem for path in written.plots} == {

@@ -69,7 +69,7 @@ def test_one_run(maker: RunMaker) -> None:
     assert all((written.markdown.parent / "plots" / p.name).is_file() for p in written.plots)
 
 
-@pytest.mark.long
+@pytest.mark.further
 def test_the_page_needs_nothing_from_outside(maker: RunMaker) -> None:
     files = ("thumbnails", "map", "class_maps")
     for number, selector in enumerate(("keep_all", "prism_avg")):
@@ -446,6 +446,7 @@ def test_metrics_that_nobody_could_compute_are_dashes(maker: RunMaker) -> None:
     assert one.cards == [("Test, last checkpoint", [("MAP@R", "–")])]
 
 
+@pytest.mark.long
 def test_figures_tell_their_seeds_and_groups_their_settings(sweep: Path, maker: RunMaker) -> None:
     report = build_report([sweep])
     column = [c.metric for c in report.table.columns].index("test/precision_at_1")

@@ -107,6 +107,7 @@ def _class_maps(kinds: list[str]) -> ClassMaps:
     return ClassMaps(images, given, answer, names, names, names, np.array(kinds))
 
 
+@pytest.mark.long
 def test_class_maps_show_what_speaks_for_a_label_and_what_against_it() -> None:
     figure = class_maps_figure(_class_maps(["label right", "label wrong", "label wrong"]))
     halves = figure.subfigs
@@ -129,6 +130,7 @@ def test_class_maps_show_what_speaks_for_a_label_and_what_against_it() -> None:
     assert len(str(plots.inline_svg(figure, "maps"))) > 1000
 
 
+@pytest.mark.long
 def test_class_maps_of_one_kind_fill_both_columns() -> None:
     figure = class_maps_figure(_class_maps([""] * 5))
     assert [len([a for a in half.axes if a.images]) for half in figure.subfigs] == [9, 6]
@@ -220,7 +222,7 @@ def every_picture(maker: RunMaker) -> list[Picture]:
     return [picture for folder in folders for picture in build_report([folder]).pictures]
 
 
-@pytest.mark.long
+@pytest.mark.further
 def test_pictures_for_a_telephone_are_read_without_scrolling(maker: RunMaker) -> None:
     pictures = every_picture(maker)
     names = {picture.name for picture in pictures}

@@ -22,6 +22,7 @@ from noisyml.reproduce.verdicts import (
 )
 
 
+@pytest.mark.long
 def test_every_paper_has_two_claims_at_least():
     claims = load_claims()
     assert len({claim.name for claim in claims}) == len(claims) >= 26
@@ -80,6 +81,7 @@ def test_the_bootstrap_is_scipys():
     assert bootstrap_interval([2.0, 2.0, 2.0]).low == 2.0
 
 
+@pytest.mark.long
 def test_claims_whose_data_are_missing_have_no_jobs():
     claims = choose_claims(load_claims(), ["bare_pair", "bare_pair_fashion"])
     jobs, lacking = claim_jobs(

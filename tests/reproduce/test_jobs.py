@@ -19,6 +19,7 @@ def of_hydra(job):
     return fingerprint(compose("train", [*job.overrides, *QUIET], return_hydra_config=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("table", "rows"),
     [

@@ -118,6 +118,7 @@ def test_our_lists_find_as_much_as_lists_of_faiss() -> None:
         assert 0.7 < found[0].recall < 1
 
 
+@pytest.mark.long
 def test_blocks_and_reads_of_any_size_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     gallery, lists = rows(900), {"index": "ivf", "backend": "torch", "n_probes": 4}
     for metric in ("cosine", "ip", "l2"):
@@ -135,6 +136,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.long
 @kinds
 def test_a_killed_search_goes_on(
     index: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

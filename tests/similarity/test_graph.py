@@ -128,7 +128,7 @@ def test_set_operations_equal_their_dense_definitions(n: int, k: int, seed: int)
     budget=st.sampled_from([16, 500, 3000, 2**29]),
 )
 @settings(max_examples=60, deadline=None)
-@pytest.mark.long
+@pytest.mark.further
 def test_the_affinity_graph_equals_its_dense_definition(
     n: int, k: int, seed: int, steps: int, quantile: float, exclude: bool, budget: int
 ) -> None:
@@ -168,7 +168,7 @@ def test_the_affinity_graph_equals_its_dense_definition(
     assert canonical(affinity.graph)
 
 
-@pytest.mark.long
+@pytest.mark.further
 def test_the_budget_changes_no_bit() -> None:
     index, _ = neighbours(120, 6, seed=1)
     closed = knn_graph(index, self_loops=True)

@@ -72,6 +72,7 @@ def same(one, other):
     return torch.equal(one.index, other.index) and torch.equal(one.scores, other.scores)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number_format", FORMATS)
 @pytest.mark.parametrize("spectrum", [0.0, 1.5])
 @pytest.mark.parametrize("metric", METRICS)
@@ -88,6 +89,7 @@ def test_fast_finds_what_exact_finds_to_the_bit(
     assert eager[True] > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("number_format", FORMATS)
 @pytest.mark.parametrize("metric", METRICS)
 def test_ties_dead_rows_and_outliers(eager, monkeypatch, metric, number_format):

@@ -121,7 +121,7 @@ def test_converged_plans_meet_both_marginals_and_their_potentials(
     torch.testing.assert_close(result.column_conditional().sum(0), torch.ones(n).double())
 
 
-@pytest.mark.long
+@pytest.mark.further
 def test_the_plan_approaches_the_optimal_assignment() -> None:
     from scipy.optimize import linear_sum_assignment
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -52,6 +53,22 @@ class RankingTask:
         offset = torch.arange(int(length.max()) if len(length) else 0, device=start.device)
         place = (start[:, None] + offset).clamp(max=max(0, len(self.listed) - 1))
         return self.listed[place], offset < length[:, None]
+
+    def parts_of(self, query_index: Tensor, at_once: int, large: int) -> list[slice]:
+        """Queries, in class order, in parts of at most so many, none of which begins in a class of
+        `large` or more and ends in another: it would be multiplied with both."""
+        ends = [len(query_index)]
+        if self.listed is None:
+            sizes = self.query_class[query_index].unique_consecutive(return_counts=True)[1]
+            edge = sizes >= large
+            edge[:-1] |= edge[1:].clone()
+            edge[-1:] = True
+            ends = sizes.cumsum(0)[edge].tolist()
+        return [
+            slice(top, min(top + at_once, end))
+            for start, end in itertools.pairwise([0, *ends])
+            for top in range(start, end, at_once)
+        ]
 
     def left_out_of(self, query_index: Tensor) -> tuple[Tensor, Tensor]:
         """Row within `query_index` [b] and gallery number of each item to leave out, [j] each."""

@@ -209,7 +209,8 @@ class Ranking:
 
     def _open(self, query_index: Tensor) -> QueryBlock:
         """A block with the scores of its relevant items and no negatives counted."""
-        n_relevant = self.task.n_relevant[query_index]
+        task = self.task
+        n_relevant = task.n_relevant[query_index]
         width = int(n_relevant.max()) if len(n_relevant) else 0
         shape, device = (len(query_index), width), query_index.device
         scores = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
@@ -217,7 +218,7 @@ class Ranking:
         error = torch.zeros(len(query_index), dtype=torch.float64, device=device)
         # Finding and sorting takes several times what is kept.
         at_once = max(_RUN, _ENTRIES_AT_ONCE // max(1, width) // _RUN * _RUN)
-        for part in self._parts_of(query_index, at_once):
+        for part in task.parts_of(query_index, at_once, _LONG_RUN):
             of_part = self._relevant(query_index[part])
             error[part], found = of_part.error, of_part.scores[:, :width]
             scores[part, : found.shape[1]] = found
@@ -233,24 +234,6 @@ class Ranking:
         }
         threshold = torch.full_like(error, torch.inf)
         return QueryBlock(query_index, scores, error, items, n_relevant, caps, counts, threshold)
-
-    def _parts_of(self, query_index: Tensor, at_once: int) -> list[slice]:
-        """Queries in parts of at most so many, none of which begins in one large class and ends in
-        another: it would be multiplied with both."""
-        ends = [len(query_index)]
-        if self.task.listed is None:
-            sizes = self.task.query_class[query_index].unique_consecutive(return_counts=True)[1]
-            large = sizes >= _LONG_RUN
-            edge = large.clone()
-            edge[:-1] |= large[1:]
-            edge[-1:] = True
-            ends = sizes.cumsum(0)[edge].tolist()
-        starts = [0, *ends[:-1]]
-        return [
-            slice(top, min(top + at_once, end))
-            for start, end in zip(starts, ends, strict=True)
-            for top in range(start, end, at_once)
-        ]
 
     def _relevant(self, query_index: Tensor) -> _Relevant:
         """The relevant items of some queries."""

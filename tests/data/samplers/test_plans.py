@@ -48,6 +48,7 @@ def test_plans_are_valid_for_any_class_sizes(counts, k, epoch):
     assert all(len(set(row)) == 3 for row in batches[:, :, 0].tolist())
 
 
+@pytest.mark.long
 def test_classes_are_drawn_in_proportion_to_the_chunks_they_have_left():
     labels = np.repeat([0, 1, 2], [400, 40, 40])
     plan = MPerClass(labels, seed=0, batch_size=4, samples_per_class=4, batches_per_epoch=60)

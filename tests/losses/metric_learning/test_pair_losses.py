@@ -75,6 +75,7 @@ def definition(loss, anchor_side, column_side):
     return total / max(1, len(anchors))
 
 
+@pytest.mark.long
 @settings(max_examples=40, deadline=None)
 @given(
     seed=st.integers(0, 2**16),
@@ -107,6 +108,7 @@ def test_equals_its_definition(seed, n, copies, loss):
     torch.testing.assert_close(gradients[0], gradients[1])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loss", LOSSES, ids=IDS)
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 2**16), n=st.integers(1, 24))
@@ -229,6 +231,7 @@ def test_configs_state_the_defaults_of_the_code(name, kind):
     assert written == {n: p.default for n, p in inspect.signature(kind).parameters.items()}
 
 
+@pytest.mark.long
 def test_second_derivatives_are_right():
     rows = torch.randn(6, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = torch.tensor([0, 0, 1, 1, 2, 2])

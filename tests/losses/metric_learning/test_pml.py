@@ -137,6 +137,7 @@ def test_mistakes_get_a_sentence(arguments, hint):
         PMLLoss(num_classes=CLASSES, embedding_size=DIM, **arguments)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [

@@ -143,6 +143,7 @@ def test_hardest_and_semi_hard_by_definition(seed):
                 assert q == max(negatives, key=negatives.get)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["random", "distance_weighted"])
 def test_draws_follow_their_weights(golden, kind):
     rows, labels = golden["embeddings_l2"], golden["labels"]

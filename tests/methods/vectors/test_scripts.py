@@ -37,7 +37,7 @@ def test_the_memory_loss_agrees_with_the_released_form(script):
     assert found["loss"]["times_as_fast"] > 0
 
 
-@pytest.mark.long
+@pytest.mark.further
 def test_reducers_are_compared_and_shown(script, monkeypatch, tmp_path, capsys):
     module = __import__("compare_reducers")
     monkeypatch.setitem(module.TLDR_SETTINGS, "digits", {"batch_size": 128, "epochs": 11})

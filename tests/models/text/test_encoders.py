@@ -64,6 +64,7 @@ def pretrained():
     return minilm(16)
 
 
+@pytest.mark.long
 def test_minilm_equals_its_reference(pretrained):
     golden = vectors.tensors(paths.GOLDEN / "otter", "pretrained_encoders")
     texts = vectors.arrays(paths.GOLDEN / "otter", "pretrained_encoders")["sentences"].tolist()

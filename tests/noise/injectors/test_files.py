@@ -196,6 +196,7 @@ def test_cifar_n_has_the_published_numbers_of_wrong_labels(
     assert golden["cifar100n_coarse_flipped_count"] == CIFAR_N_WRONG["noisy_coarse_label"]
 
 
+@pytest.mark.long
 def test_lists_of_rafdb_are_joined_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lists with the confusion counts of the released ones, in another order than the images."""
     keys = [f"train_{i:05d}.jpg" for i in range(1, 12_272)]

@@ -38,6 +38,7 @@ NOISES = [
 ]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("noise", NOISES, ids=lambda noise: noise.name)
 def test_the_realised_share_of_objects_is_near_the_rate(noise):
     made = noise.inject(LABELS, CLASSES, keys=KEYS)

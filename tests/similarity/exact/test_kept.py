@@ -46,6 +46,7 @@ def starts(folder, x, **settings):
     return seen[0], found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("precision", ["exact", "fast"])
 def test_a_killed_search_goes_on_to_the_same_bits(tmp_path, monkeypatch, precision, compiled):

@@ -111,6 +111,7 @@ def test_shards_of_webdataset(tmp_path):
         source.splits()
 
 
+@pytest.mark.long
 def test_shards_are_shared_by_ranks_and_workers_and_go_on_at_any_batch(tmp_path):
     write_shard(tmp_path / "0.tar", range(25))
     write_shard(tmp_path / "1.tar", range(25, NUMBER))

@@ -110,6 +110,7 @@ def test_large_images_are_passed_over_in_the_search_for_captions(server, monkeyp
     ]
 
 
+@pytest.mark.long
 def test_ranks_and_workers_share_a_server_s_shards_and_go_on_at_any_batch(server):
     split = source(server).splits()["train"]
     disk = WebDatasetShards(str(server.folder), 0.2, 0.2).splits()["train"]

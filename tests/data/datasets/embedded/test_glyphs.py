@@ -90,7 +90,7 @@ def test_no_two_images_are_the_same(small):
     assert len(np.unique(pixels.reshape(len(pixels), -1), axis=0)) == len(pixels)
 
 
-@pytest.mark.long
+@pytest.mark.further
 def test_another_process_draws_the_same_pixels(small):
     program = (
         "from noisyml.data.datasets.embedded.glyphs import Glyphs;"
@@ -134,7 +134,7 @@ def test_instances_look_like_their_class():
     assert 0.5 < hits < 0.95
 
 
-@pytest.mark.long
+@pytest.mark.further
 def test_look_alikes_are_one_class(alphabet):
     points = {character.code_point for character in alphabet}
     assert 1900 < len(points) < 2200
@@ -183,6 +183,7 @@ def test_max_faces_limits_every_class(cache):
     assert np.bincount(splits["test"].labels).tolist() == [10] * 8
 
 
+@pytest.mark.long
 def test_damaged_cache_is_drawn_anew(drawless, small):
     source = Glyphs(**SMALL, cache_dir=str(drawless))
     source.splits()
@@ -241,7 +242,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, cache, caplog)
     assert "nothing is kept there" in caplog.text
 
 
-@pytest.mark.long
+@pytest.mark.further
 def test_names_as_captions_of_other_characters_to_test(tmp_path):
     from noisyml.data.checks import contact_sheet
     from noisyml.targets import PAIRS
