@@ -210,7 +210,10 @@ def figures(run: Path, truth: dict[str, str]) -> dict[str, float]:
 
 def named_at_best(truth: dict[str, str], size: int = 192) -> float:
     """What the features know: share of the rows with wrong labels whose class a regression names
-    out of fold, if it is given the true labels and the penalty that suits them best."""
+    out of fold, if it is given the true labels and the penalty that suits them best.
+
+    Backbone and size of pictures are those that ``noisyml clean`` takes if no words say otherwise.
+    """
     from noisyml.models.backbones.from_timm import efficientnet_lite0
 
     network = efficientnet_lite0(weights="imagenet").eval()

@@ -19,6 +19,7 @@ from noisyml.metrics.retrieval import retrieval_metrics
 from noisyml.similarity.exact import kernels
 from noisyml.similarity.exact import quantised as coarse
 from noisyml.similarity.ranks import block, walk
+from noisyml.similarity.ranks.task import ranking_task
 
 ALL = (
     "precision_at_1",
@@ -691,3 +692,27 @@ def test_wrong_arguments_are_programming_errors() -> None:
         retrieval_metrics(x, y, x[:5], y[:5], exclude_self=True)
     with pytest.raises(ValueError, match="behind the end"):
         retrieval_metrics(x, y, x[:5], y[:5], query_index_in_gallery=torch.arange(10))
+
+
+def test_a_part_of_a_block_does_not_begin_in_one_large_class_and_end_in_another() -> None:
+    sizes = [2, 1, 8, 9, 3, 2, 7]
+    labels = torch.repeat_interleave(torch.tensor(sizes))
+    nobody = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    task = ranking_task(torch.randn(len(labels), 4), labels, None, None, nobody, "cosine")
+    parts = task.parts_of(torch.arange(len(labels)), 6, large=7)
+    found = [(part.start, part.stop) for part in parts]
+    # The small ones together, the large ones each for itself, none longer than 6.
+    assert found == [(0, 3), (3, 9), (9, 11), (11, 17), (17, 20), (20, 25), (25, 31), (31, 32)]
+    assert task.parts_of(torch.arange(0), 6, large=7) == []
+
+
+def test_large_classes_are_ranked_alike_in_parts_of_any_size(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = torch.randn(90, 6, generator=torch.Generator().manual_seed(5))
+    labels = torch.repeat_interleave(torch.tensor([30, 3, 25, 32]))
+    whole = retrieval_metrics(x, labels)
+    monkeypatch.setattr(walk, "_LONG_RUN", 8)
+    monkeypatch.setattr(walk, "_RUN", 4)
+    monkeypatch.setattr(walk, "_ENTRIES_AT_ONCE", 300)
+    assert retrieval_metrics(x, labels) == whole
