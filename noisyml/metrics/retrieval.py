@@ -340,6 +340,7 @@ def retrieval_metrics(
     per_query = query.new_zeros((len(columns), len(query)), dtype=torch.float64)
     for block in ranking.blocks():
         _score_block(block, columns, per_query)
+        del block  # The next one is opened in its room.
     if shared and not ranking.symmetric:
         per_query = all_reduce_sum(per_query)
 

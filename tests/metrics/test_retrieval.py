@@ -18,7 +18,7 @@ from noisyml.metrics.retrieval import DEFAULT_METRICS as DEFAULT
 from noisyml.metrics.retrieval import retrieval_metrics
 from noisyml.similarity.exact import kernels
 from noisyml.similarity.exact import quantised as coarse
-from noisyml.similarity.ranks import block, walk
+from noisyml.similarity.ranks import block, opening, walk
 from noisyml.similarity.ranks.task import ranking_task
 
 ALL = (
@@ -712,7 +712,7 @@ def test_large_classes_are_ranked_alike_in_parts_of_any_size(
     x = torch.randn(90, 6, generator=torch.Generator().manual_seed(5))
     labels = torch.repeat_interleave(torch.tensor([30, 3, 25, 32]))
     whole = retrieval_metrics(x, labels)
-    monkeypatch.setattr(walk, "_LONG_RUN", 8)
-    monkeypatch.setattr(walk, "_RUN", 4)
-    monkeypatch.setattr(walk, "_ENTRIES_AT_ONCE", 300)
+    monkeypatch.setattr(opening, "_LONG_RUN", 8)
+    monkeypatch.setattr(opening, "_RUN", 4)
+    monkeypatch.setattr(opening, "_ENTRIES_AT_ONCE", 300)
     assert retrieval_metrics(x, labels) == whole

@@ -15,6 +15,8 @@ from noisyml.similarity.ranks.scores import PairScores
 Ties = Literal["index", "optimistic", "pessimistic"]
 #: Spacing of rows in the sort key that packs (row, score) into one float64; scores lie in [-2, 2].
 _KEY_STRIDE = 8.0
+#: Rows of which all counts are looked at together.
+_ROWS_AT_ONCE = 256
 #: Standard deviations by which a count must exceed its cap to be extrapolated from a sample.
 _CAUTION = 3.0
 
@@ -88,6 +90,18 @@ class QueryBlock:
         self._set_thresholds(touched)
         self.alive = bool((self.threshold < torch.inf).any())
 
+    def keep_above(self, floor: Tensor) -> None:
+        """Drop relevant items whose score may lie below `floor` [b] float64: negatives below it
+        are not looked for. `unsettled` tells for which queries that was wrong."""
+        if not self.scores.shape[1]:
+            return
+        # More than what a floor loses as a float32.
+        slack = 2.0**-20 * (1 + floor.abs().masked_fill(floor.isinf(), 0))
+        reached = self.scores >= (floor + self.score_error + slack)[:, None]
+        self._kept = torch.minimum(self._kept, reached.sum(1))
+        self._set_thresholds(torch.arange(len(floor), device=floor.device))
+        self.alive = bool((self.threshold < torch.inf).any())
+
     def _living(self, rows: Tensor, seen: float) -> Tensor:
         """Number of relevant items of `rows` [n] that may still be of interest: int64 [n]."""
         if self._compiled:
@@ -114,7 +128,11 @@ class QueryBlock:
         """
         if not self.scores.shape[1]:
             return torch.zeros_like(self.threshold, dtype=torch.bool)
-        return (self._negatives_at_least() <= self.caps).sum(1) > self._kept
+        wrong = [
+            (self._negatives_at_least(rows) <= self.caps[rows]).sum(1) > self._kept[rows]
+            for rows in torch.arange(len(self.caps), device=self.caps.device).split(_ROWS_AT_ONCE)
+        ]
+        return torch.cat(wrong)
 
     def _negatives_at_least(self, rows: Tensor | slice = slice(None)) -> Tensor:
         """The smallest of the counts before each relevant item of `rows` [n]: int32 [n, R]."""

@@ -14,9 +14,13 @@ relevant item of a query. Three observations make that table cheap.
   (`noisyml.similarity.exact.quantised`) goes before it, and only what passes gets its float32
   score.
 * When the queries are the gallery, the product of two blocks serves both of them: half the work.
+  Where classes are so large that not all blocks fit into memory at once, a later block's score to
+  reach is guessed from a sample, and what is found for it is kept until its turn
+  (`noisyml.similarity.ranks.lending`).
 
-The steps: `task` relates queries to a gallery, `walk` leads blocks of queries past it, `tile` finds
-the candidates of one meeting, `block` counts them, `scores` settles close cases.
+The steps: `task` relates queries to a gallery, `opening` scores a block's relevant items, `walk`
+leads blocks of queries past the gallery, `tile` finds the candidates of one meeting, `block` counts
+them, `scores` settles close cases.
 """
 
 from __future__ import annotations
@@ -43,8 +47,9 @@ from noisyml.similarity.exact.quantised import (
     chosen_filter,
 )
 from noisyml.similarity.exact.tiles import GROUP, padded
-from noisyml.similarity.ranks.block import QueryBlock, Ties, descending
-from noisyml.similarity.ranks.scores import COMPILED_PAIR_COST, EXACT_PAIR_COST
+from noisyml.similarity.ranks.block import QueryBlock, Ties
+from noisyml.similarity.ranks.lending import Lending, LentPairs, lending_of, stretches
+from noisyml.similarity.ranks.opening import Opening, inverse
 from noisyml.similarity.ranks.task import RankingTask
 from noisyml.similarity.ranks.tile import Tile, count_pairs, count_waiting, scan_tile, score_floor
 
@@ -52,16 +57,12 @@ from noisyml.similarity.ranks.tile import Tile, count_pairs, count_waiting, scan
 #: shape is the fastest product, and its narrow side is the one to be prepared for every tile.
 _LARGEST_TILE = 2**22
 _TILE_ASPECT = 4
-#: Queries whose relevant items are scored together.
-_RUN = 64
-#: The same where classes are large.
-_LONG_RUN = 512
 #: Rows by which queries that have met few items are introduced.
 _FIRST_ROWS = 512
 #: Pairs of a block that wait to be counted together: each time takes many small operations.
 _PAIRS_TOGETHER = 2048
-#: Relevant items, padding included, that are found and sorted at once, in a dozen copies.
-_ENTRIES_AT_ONCE = 2**19
+#: The same of pairs that others have found: each time, thresholds are found anew.
+_LENT_TOGETHER = 2**17
 
 
 class _Left(NamedTuple):
@@ -85,20 +86,6 @@ class _Left(NamedTuple):
     def above(self, n: int) -> _Left:
         """The first `n` rows, padded to whole groups."""
         return self._part(slice(0, n + -n % GROUP))
-
-
-class _Relevant(NamedTuple):
-    """Relevant items of queries.
-
-    Attributes:
-        scores: descending, -inf in the padding, float64 [b, R].
-        items: their gallery numbers [b, R].
-        error: how far a query's scores may be from the exact ones, float64 [b].
-    """
-
-    scores: Tensor
-    items: Tensor
-    error: Tensor
 
 
 @dataclass(frozen=True)
@@ -162,9 +149,8 @@ class Ranking:
         self._block_bytes = memory_budget_bytes // 4
         self._hits_at_once = max(GROUP, memory_budget_bytes // 2**14)
 
-        self._gallery_order = task.gallery_class.argsort(stable=True)
-        self._sorted_classes = task.gallery_class[self._gallery_order]
-        self._place = _inverse(self._gallery_order)
+        self._opening = Opening(task, caps, ties)
+        self._gallery_order = self._opening.order
         order = task.query_class.argsort(stable=True)
         # What a block keeps of each relevant item, in bytes.
         self._per_relevant = 3 * 8 + 4 + 4 * len(self._ties)
@@ -177,14 +163,21 @@ class Ranking:
         self._pairwise = self._coarse is not None and self._coarse.number_format == "int8_loops"
         self._patience = Patience()
         self._space: Tensor | None = None
+        #: How what a block finds on the way is kept for the later one that it concerns, if so.
+        self._lending: Lending | None = None
+        if self._may_lend():
+            self._lending = lending_of(task, order, self._looked_at(order), self._block_bytes)
+        if self._lending is not None:
+            self._query_order = order
         # Rounded gallery rows are kept if they fit beside the tile and the blocks that are open.
         coarse_bytes = len(self._gallery_order) * (task.scores.filter.width + 32)
         open_bytes = state if self.symmetric else self._block_bytes
         spare = memory_budget_bytes - 6 * 4 * tile - open_bytes
         self._keeps_rounded = coarse_bytes <= max(self._block_bytes, spare)
-        #: Those of a symmetric walk, whose stretches begin with whole groups.
+        #: Those of a walk of items past themselves, whose stretches begin with whole groups.
         self._all_rounded: RoundedRows | None = None
-        if self.symmetric and self._pairwise and self._keeps_rounded:
+        both = self.symmetric or self._lending is not None
+        if both and self._pairwise and self._keeps_rounded:
             self._all_rounded = RoundedRows(len(self._gallery_order))
 
     def blocks(self) -> Iterator[QueryBlock]:
@@ -207,94 +200,6 @@ class Ranking:
             start += length
         return slices
 
-    def _open(self, query_index: Tensor) -> QueryBlock:
-        """A block with the scores of its relevant items and no negatives counted."""
-        task = self.task
-        n_relevant = task.n_relevant[query_index]
-        width = int(n_relevant.max()) if len(n_relevant) else 0
-        shape, device = (len(query_index), width), query_index.device
-        scores = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
-        items = torch.zeros(shape, dtype=torch.int64, device=device)
-        error = torch.zeros(len(query_index), dtype=torch.float64, device=device)
-        # Finding and sorting takes several times what is kept.
-        at_once = max(_RUN, _ENTRIES_AT_ONCE // max(1, width) // _RUN * _RUN)
-        for part in task.parts_of(query_index, at_once, _LONG_RUN):
-            of_part = self._relevant(query_index[part])
-            error[part], found = of_part.error, of_part.scores[:, :width]
-            scores[part, : found.shape[1]] = found
-            items[part, : found.shape[1]] = of_part.items[:, :width]
-        # Queries with as many relevant items have the same caps.
-        numbers, which = n_relevant.unique(return_inverse=True)
-        position = torch.arange(width, device=device)
-        caps = self._caps(position, numbers[:, None]).clamp_(max=torch.iinfo(torch.int32).max)
-        caps = caps.masked_fill_(position >= numbers[:, None], -1).to(torch.int32)[which]
-        counts: dict[Ties, Tensor] = {
-            ties: torch.zeros((len(query_index), width + 1), dtype=torch.int32, device=device)
-            for ties in self._ties
-        }
-        threshold = torch.full_like(error, torch.inf)
-        return QueryBlock(query_index, scores, error, items, n_relevant, caps, counts, threshold)
-
-    def _relevant(self, query_index: Tensor) -> _Relevant:
-        """The relevant items of some queries."""
-        task = self.task
-        found = self._of_lists(query_index) if task.listed is not None else None
-        relevant, place, low, high = found or self._of_class(query_index)
-        scores = torch.empty(place.shape, dtype=torch.float64, device=place.device)
-        error = torch.zeros(len(place), dtype=torch.float64, device=place.device)
-        n_relevant = relevant.sum(1)
-        run = min(len(query_index), max(_RUN, min(_LONG_RUN, place.shape[1])))
-        for top in range(0, len(query_index), run):
-            part = slice(top, top + run)
-            first, last = int(low[part].min()), int(high[part].max())
-            compiled = task.scores.compiled
-            pair_cost = COMPILED_PAIR_COST if compiled else EXACT_PAIR_COST
-            if run * (last - first) <= pair_cost * int(n_relevant[part].sum()):
-                # The run's whole stretch of the gallery is little more than its pairs.
-                pairs = query_index[part], self._gallery_order[first:last]
-                stretch = task.scores.close_block(*pairs)
-                error[part] = task.scores.close_error(*pairs)
-                one_class = task.listed is None and int(low[part].max()) == first
-                if one_class and last - first == place.shape[1]:
-                    # Column by column it is the class. (Lists may begin alike and leave gaps.)
-                    scores[part] = stretch
-                else:
-                    near = (place[part] - first).clamp_(max=last - first - 1)
-                    torch.gather(stretch, 1, near, out=scores[part])
-                continue
-            rows, column = relevant[part].nonzero(as_tuple=True)
-            rows += top
-            pairs = query_index[rows], self._gallery_order[place[rows, column]]
-            scores[rows, column] = (task.scores.close if compiled else task.scores.exact)(*pairs)
-            if compiled:
-                error[part] = task.scores.close_error(query_index[part], self._gallery_order)
-        scores, order = descending(scores.masked_fill_(~relevant, -torch.inf))
-        place = place.gather(1, order).clamp_(max=max(0, len(self._gallery_order) - 1))
-        return _Relevant(scores, self._gallery_order[place], error)
-
-    def _of_class(self, query_index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For the class of each query: which items [b, W] are relevant, their places in the
-        gallery's order [b, W], and the stretch these lie in: low [b], high [b]."""
-        classes = self.task.query_class[query_index]
-        start = torch.searchsorted(self._sorted_classes, classes)
-        size = torch.searchsorted(self._sorted_classes, classes, right=True) - start
-        # The whole class, though some of it may have to be left out.
-        offset = torch.arange(int(size.max()) if len(size) else 0, device=classes.device)
-        relevant = offset < size[:, None]
-        rows, out = self.task.left_out_of(query_index)
-        column = self._place[out] - start[rows]
-        in_class = (column >= 0) & (column < size[rows])
-        relevant[rows[in_class], column[in_class]] = False
-        return relevant, start[:, None] + offset, start, start + size
-
-    def _of_lists(self, query_index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The same of lists of relevant items; all queries have one."""
-        items, relevant = self.task.listed_of(query_index)
-        place = self._place[items]
-        low = place.masked_fill(~relevant, len(self._place)).amin(1)
-        high = place.masked_fill(~relevant, -1).amax(1) + 1
-        return relevant, torch.where(relevant, place, low[:, None]), low, high
-
     def _coarse_filter(self) -> CoarseFilter | None:
         """The cheaper filter that a trial on an even sample recommends, if any.
 
@@ -306,8 +211,7 @@ class Ranking:
         items = self._gallery_order[spread_out(n_gallery, TRIAL_GALLERY)]
         if not len(queries) or not len(items):
             return None
-        first = torch.zeros(1, dtype=torch.int64, device=items.device)
-        looked_at = self._caps(first, task.n_relevant[queries, None]).clamp(max=n_gallery - 1) + 1
+        looked_at = self._looked_at(queries)
         return chosen_filter(
             task.scores.filter,
             (queries, task.scores.query.raw(queries)),
@@ -319,6 +223,17 @@ class Ranking:
             # Pairs of a class are no negatives, so they cost nothing however near they are.
             (task.query_class[queries], task.gallery_class[items]),
         )
+
+    def _looked_at(self, query_index: Tensor) -> Tensor:
+        """How many items the most demanding metric looks at, of each query: int64 [n]."""
+        n_relevant = self.task.n_relevant[query_index]
+        first = torch.zeros(1, dtype=torch.int64, device=n_relevant.device)
+        found = self._caps(first, n_relevant[:, None]).clamp(max=len(self._gallery_order) - 1) + 1
+        return found.masked_fill_(n_relevant[:, None] == 0, 0).squeeze(1)
+
+    def _may_lend(self) -> bool:
+        """True if a product could serve both sides and blocks do not fit into memory at once."""
+        return self.task.symmetric and not self.symmetric and self._parts == 1 and self._pairwise
 
     def _left(self, query_index: Tensor) -> _Left:
         """The rows of a block of queries."""
@@ -340,6 +255,15 @@ class Ranking:
         for stretch, start in zip(stretches, starts, strict=True):
             self._coarse_right(len(stretch), partial(rounded, stretch), block.start + start)
         return _Left(rows, self._all_rounded.stretch(block.start, len(rows)))
+
+    def _round_all(self) -> None:
+        """Round the rows of a walk of items past themselves, if they are kept, a few at a time."""
+        if self._all_rounded is None or self._coarse is None:
+            return
+        for start in range(0, len(self._query_order), self._columns):
+            index = self._query_order[start : start + self._columns]
+            rows = self.task.scores.filtered("right", index)
+            self._coarse_right(len(rows), partial(self._coarse.rounded, "right", rows), start)
 
     def _coarse_right(self, n: int, rounded: Callable[[], CoarseRows], start: int) -> CoarseRows:
         """The coarse filter's rows of the gallery's stretch of `n` rows that begins at place
@@ -422,7 +346,7 @@ class Ranking:
     def _symmetric_blocks(self) -> Iterator[QueryBlock]:
         order = self._query_order
         slices = self._query_slices()
-        blocks = [self._open(order[part]) for part in slices]
+        blocks = [self._opening.open(order[part]) for part in slices]
         # Upper triangle, block by block; within a column block one narrow stretch after the other.
         tiles = [
             (i, j, start)
@@ -515,20 +439,93 @@ class Ranking:
     def _query_blocks(self) -> Iterator[QueryBlock]:
         slices = self._query_slices()
         order, bounds = self._gallery_walk(slices)
-        place = _inverse(order)
+        if self._lending is not None:
+            # The places that rows are kept rounded by.
+            width = self._stretch_width(slices[0])
+            starts = range(0, len(order), width)
+            order, bounds = self._query_order, [(at, min(at + width, len(order))) for at in starts]
+        place = inverse(order)
         mine = [self._query_order[part] for part in slices[self._part :: self._parts]]
         again: list[Tensor] = []
-        for query_index in mine:
-            block = self._walked(query_index, order, place, bounds, foresee=True)
+        foreseen = (
+            self._lent_to(slices, self._lending)
+            if self._lending is not None
+            else (self._walked(part, order, place, bounds, foresee=True) for part in mine)
+        )
+        for block in foreseen:
             unsettled = block.unsettled()
-            again.append(query_index[unsettled])
+            again.append(block.query_index[unsettled])
             # Nothing to report of these now; they come again in a block that is not foreseen.
             block.n_relevant = block.n_relevant.masked_fill(unsettled, 0)
             yield block
+            del block  # The next one is opened in its room.
         wrong = torch.cat(again) if again else self._query_order[:0]
         for query_index in wrong.split(max(len(part) for part in mine) if mine else 1):
             if len(query_index):
                 yield self._walked(query_index, order, place, bounds, foresee=False)
+
+    def _lent_to(self, slices: Sequence[slice], plan: Lending) -> Iterator[QueryBlock]:
+        """Blocks that have met the gallery, each those after it, and by them those before it."""
+        task, order, floors = self.task, self._query_order, plan.floors
+        self._round_all()
+        lent = LentPairs(slices, plan.room)
+        for number, part in enumerate(slices):
+            block = self._opening.open(order[part])
+            error = task.scores.filter_error(block.query_index, order)
+            block.keep_above(floors[part].to(torch.float64) + error)
+            how = {"hits_at_once": self._hits_at_once, "at_least": _LENT_TOGETHER}
+            for pairs in lent.taken(number):
+                count_pairs(pairs, block, 0, order, task.scores, **how)
+            count_waiting(block, task.scores, self._hits_at_once)
+            block.update_thresholds()
+            left, width = self._left_of_both(part), self._stretch_width(part)
+            for whole in [*lent.owed(number), *stretches(slices, number, width)]:
+                for start in range(whole.start, whole.stop, width):
+                    stretch = slice(start, min(start + width, whole.stop))
+                    later, asked = stretch.start >= part.stop, floors[stretch]
+                    wanted = later and not lent.full and stretch.stop <= part.start + plan.reach
+                    if not wanted:
+                        asked = torch.full_like(asked, torch.inf)
+                    found = self._found_by(block, left, stretch, asked)
+                    if later:
+                        lent.lend(number, stretch, found if wanted else None)
+            count_waiting(block, task.scores, self._hits_at_once)
+            yield block
+            del block
+
+    def _stretch_width(self, part: slice) -> int:
+        """Items that a block of so many queries meets at once, whole groups."""
+        height = part.stop - part.start
+        widest = self._edge * self._columns // (height + -height % GROUP or GROUP)
+        return max(GROUP, min(2 * self._edge, widest // GROUP * GROUP))
+
+    def _found_by(
+        self, block: QueryBlock, left: _Left, stretch: slice, asked: Tensor
+    ) -> Pairs | None:
+        """Count what a block finds in a stretch of the order, and give what queries there find.
+
+        Args:
+            block: the queries.
+            left: their rows.
+            stretch: places in the order.
+            asked: floors of the queries there, float32 [n].
+
+        Returns:
+            pairs of them and the block's queries; None: not looked for.
+        """
+        scores, items = self.task.scores, self._query_order[stretch]
+        if self._patience.ready():
+            error = scores.filter_error(block.query_index, items)
+            floor = score_floor(block, error, slice(0, len(block.query_index)))
+            found = self._pairs(left, block.query_index, items, stretch.start, (floor, asked))
+            self._patience.tell(found is not None)
+            if found is not None:
+                how = {"hits_at_once": self._hits_at_once, "at_least": _PAIRS_TOGETHER}
+                count_pairs(found[0], block, 0, items, scores, **how)
+                return found[1]
+        tile = self._tile(left, block.query_index, items, stretch.start)
+        scan_tile(tile, "rows", block, 0, items, scores, self._hits_at_once)
+        return None
 
     def _walked(
         self,
@@ -540,7 +537,7 @@ class Ranking:
     ) -> QueryBlock:
         """The block of queries that has met the whole gallery in the given order."""
         task = self.task
-        block = self._open(query_index)
+        block = self._opening.open(query_index)
         left = self._left(query_index)
         out_row, out = task.left_out_of(query_index)
         # Those of a query's own class are passed over anyway.
@@ -578,8 +575,7 @@ class Ranking:
         order = self._gallery_order
         n = len(order)
         tallest = max((part.stop - part.start for part in slices), default=0)
-        widest = self._edge * self._columns // (tallest + -tallest % GROUP or GROUP)
-        step = max(GROUP, min(2 * self._edge, widest // GROUP * GROUP))
+        step = self._stretch_width(slice(0, tallest))
         rest = torch.arange(n, device=order.device)
         pieces = []
         for size in (GROUP, 4 * GROUP, 16 * GROUP):
@@ -600,10 +596,3 @@ def _without(pairs: Pairs, rows: Tensor, places: Tensor, n: int) -> Pairs:
     """The pairs, of a tile `n` wide, that are not among (rows, places) [j]."""
     stays = ~torch.isin(pairs.query.to(torch.int64) * n + pairs.place, rows * n + places)
     return pairs.where(stays)
-
-
-def _inverse(permutation: Tensor) -> Tensor:
-    """The place of each number in a permutation [n]."""
-    place = torch.empty_like(permutation)
-    place[permutation] = torch.arange(len(permutation), device=permutation.device)
-    return place

@@ -1,0 +1,184 @@
+"""Blocks of queries as they begin: relevant items scored and sorted, no negative counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from noisyml.similarity.ranks.block import QueryBlock, Ties, descending
+from noisyml.similarity.ranks.scores import COMPILED_PAIR_COST, EXACT_PAIR_COST
+from noisyml.similarity.ranks.task import RankingTask
+
+#: Queries whose relevant items are scored together.
+_RUN = 64
+#: The same where classes are large.
+_LONG_RUN = 512
+#: Items of a class whose scores with one another are kept, and rows of them found at once.
+_WHOLE_CLASS, _SQUARE = 1024, 128
+#: Relevant items, padding included, that are found and sorted at once, in a dozen copies.
+_ENTRIES_AT_ONCE = 2**18
+
+
+class _Relevant(NamedTuple):
+    """Relevant items of queries.
+
+    Attributes:
+        scores: descending, -inf in the padding, float64 [b, R].
+        items: their gallery numbers [b, R].
+        error: how far a query's scores may be from the exact ones, float64 [b].
+    """
+
+    scores: Tensor
+    items: Tensor
+    error: Tensor
+
+
+class Opening:
+    """Opens blocks of the queries of a task.
+
+    Args:
+        task: what to rank.
+        caps: (m [R], n_relevant [b, 1]) -> [b, R]: the largest number of negatives before the m-th
+            relevant item (m from 0) at which some metric still sees it.
+        ties: the tie rules to count under.
+
+    Attributes:
+        order: gallery numbers in class order.
+    """
+
+    def __init__(
+        self,
+        task: RankingTask,
+        caps: Callable[[Tensor, Tensor], Tensor],
+        ties: Sequence[Ties],
+    ) -> None:
+        self.task = task
+        self._caps, self._ties = caps, list(ties)
+        self.order = task.gallery_class.argsort(stable=True)
+        self._classes = task.gallery_class[self.order]
+        self._place = inverse(self.order)
+        self._held = (0, 0)
+        self._scores: Tensor | None = None
+
+    def open(self, query_index: Tensor) -> QueryBlock:
+        """A block with the scores of its relevant items and no negatives counted."""
+        task = self.task
+        n_relevant = task.n_relevant[query_index]
+        width = int(n_relevant.max()) if len(n_relevant) else 0
+        shape, device = (len(query_index), width), query_index.device
+        scores = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
+        items = torch.zeros(shape, dtype=torch.int64, device=device)
+        error = torch.zeros(len(query_index), dtype=torch.float64, device=device)
+        # Finding and sorting takes several times what is kept.
+        at_once = max(_RUN, _ENTRIES_AT_ONCE // max(1, width) // _RUN * _RUN)
+        for part in task.parts_of(query_index, at_once, _LONG_RUN):
+            of_part = self._relevant(query_index[part])
+            error[part], found = of_part.error, of_part.scores[:, :width]
+            scores[part, : found.shape[1]] = found
+            items[part, : found.shape[1]] = of_part.items[:, :width]
+        # Queries with as many relevant items have the same caps.
+        numbers, which = n_relevant.unique(return_inverse=True)
+        position = torch.arange(width, device=device)
+        caps = self._caps(position, numbers[:, None]).clamp_(max=torch.iinfo(torch.int32).max)
+        caps = caps.masked_fill_(position >= numbers[:, None], -1).to(torch.int32)[which]
+        counts: dict[Ties, Tensor] = {
+            ties: torch.zeros((len(query_index), width + 1), dtype=torch.int32, device=device)
+            for ties in self._ties
+        }
+        threshold = torch.full_like(error, torch.inf)
+        return QueryBlock(query_index, scores, error, items, n_relevant, caps, counts, threshold)
+
+    def _relevant(self, query_index: Tensor) -> _Relevant:
+        """The relevant items of some queries."""
+        task = self.task
+        found = self._of_lists(query_index) if task.listed is not None else None
+        relevant, place, low, high = found or self._of_class(query_index)
+        scores = torch.empty(place.shape, dtype=torch.float64, device=place.device)
+        error = torch.zeros(len(place), dtype=torch.float64, device=place.device)
+        n_relevant = relevant.sum(1)
+        run = min(len(query_index), max(_RUN, min(_LONG_RUN, place.shape[1])))
+        for top in range(0, len(query_index), run):
+            part = slice(top, top + run)
+            first, last = int(low[part].min()), int(high[part].max())
+            compiled = task.scores.compiled
+            pair_cost = COMPILED_PAIR_COST if compiled else EXACT_PAIR_COST
+            if run * (last - first) <= pair_cost * int(n_relevant[part].sum()):
+                # The run's whole stretch of the gallery is little more than its pairs.
+                pairs = query_index[part], self.order[first:last]
+                one_class = task.listed is None and int(low[part].max()) == first
+                if one_class and task.symmetric and last - first <= _WHOLE_CLASS:
+                    own = self._place[pairs[0]] - first
+                    stretch = self._of_one_another(first, last)[own]
+                    if int(own.max()) == last - first - 1:
+                        self._held, self._scores = (0, 0), None
+                else:
+                    stretch = task.scores.close_block(*pairs)
+                error[part] = task.scores.close_error(*pairs)
+                if one_class and last - first == place.shape[1]:
+                    # Column by column it is the class. (Lists may begin alike and leave gaps.)
+                    scores[part] = stretch
+                else:
+                    near = (place[part] - first).clamp_(max=last - first - 1)
+                    torch.gather(stretch, 1, near, out=scores[part])
+                continue
+            rows, column = relevant[part].nonzero(as_tuple=True)
+            rows += top
+            pairs = query_index[rows], self.order[place[rows, column]]
+            scores[rows, column] = (task.scores.close if compiled else task.scores.exact)(*pairs)
+            if compiled:
+                error[part] = task.scores.close_error(query_index[part], self.order)
+        scores, order = descending(scores.masked_fill_(~relevant, -torch.inf))
+        place = place.gather(1, order).clamp_(max=max(0, len(self.order) - 1))
+        return _Relevant(scores, self.order[place], error)
+
+    def _of_one_another(self, first: int, last: int) -> Tensor:
+        """Scores of the items of a class, a stretch of the order, with one another: each product
+        serves both sides. Blocks follow one another in class order, so the last one is kept."""
+        if (first, last) != self._held:
+            n = last - first
+            self._scores = None
+            scores = torch.empty((n, n), dtype=torch.float64, device=self.order.device)
+            for top in range(0, n, _SQUARE):
+                bottom = min(top + _SQUARE, n)
+                own, others = (
+                    self.order[first + top : first + bottom],
+                    self.order[first + top : last],
+                )
+                scores[top:bottom, top:] = self.task.scores.close_block(own, others)
+                scores[bottom:, top:bottom] = scores[top:bottom, bottom:].T
+            self._held, self._scores = (first, last), scores
+        assert self._scores is not None
+        return self._scores
+
+    def _of_class(self, query_index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For the class of each query: which items [b, W] are relevant, their places in the
+        gallery's order [b, W], and the stretch these lie in: low [b], high [b]."""
+        classes = self.task.query_class[query_index]
+        start = torch.searchsorted(self._classes, classes)
+        size = torch.searchsorted(self._classes, classes, right=True) - start
+        # The whole class, though some of it may have to be left out.
+        offset = torch.arange(int(size.max()) if len(size) else 0, device=classes.device)
+        relevant = offset < size[:, None]
+        rows, out = self.task.left_out_of(query_index)
+        column = self._place[out] - start[rows]
+        in_class = (column >= 0) & (column < size[rows])
+        relevant[rows[in_class], column[in_class]] = False
+        return relevant, start[:, None] + offset, start, start + size
+
+    def _of_lists(self, query_index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The same of lists of relevant items; all queries have one."""
+        items, relevant = self.task.listed_of(query_index)
+        place = self._place[items]
+        low = place.masked_fill(~relevant, len(self._place)).amin(1)
+        high = place.masked_fill(~relevant, -1).amax(1) + 1
+        return relevant, torch.where(relevant, place, low[:, None]), low, high
+
+
+def inverse(permutation: Tensor) -> Tensor:
+    """The place of each number in a permutation [n]."""
+    place = torch.empty_like(permutation)
+    place[permutation] = torch.arange(len(permutation), device=permutation.device)
+    return place
