@@ -38,7 +38,7 @@ _AT_ONCE = 1024
 
 @dataclass(frozen=True)
 class Lending:
-    """How far ahead blocks look for pairs of later ones.
+    """A plan of what blocks look for on behalf of later ones.
 
     Attributes:
         floors: the filter score that a query's items of interest will very likely reach, float32

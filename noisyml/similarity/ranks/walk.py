@@ -225,7 +225,7 @@ class Ranking:
         )
 
     def _looked_at(self, query_index: Tensor) -> Tensor:
-        """How many items the most demanding metric looks at, of each query: int64 [n]."""
+        """Number of items that the most demanding metric looks at, of each query: int64 [n]."""
         n_relevant = self.task.n_relevant[query_index]
         first = torch.zeros(1, dtype=torch.int64, device=n_relevant.device)
         found = self._caps(first, n_relevant[:, None]).clamp(max=len(self._gallery_order) - 1) + 1
