@@ -67,7 +67,7 @@ def ranking_errors(
     with torch.autocast(probabilities.device.type, enabled=False):
         p = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
         present = labels > 0
-        missing, extra = ((sums + GROUP_FLOOR).sqrt() for sums in _pair_sums(p, present))
+        missing, extra = (sums.add_(GROUP_FLOOR).sqrt_() for sums in _pair_sums(p, present))
     errors = miss_alpha * missing.sum(dim=1) + extra_beta * extra.sum(dim=1)
     # Of equal groups the first, as PyTorch promises of `max`.
     most_missing, most_extra = missing.max(dim=1), extra.max(dim=1)
@@ -95,16 +95,20 @@ def _sums_all(p: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
 
 def _sums_by_rarer_kind(p: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """`_pair_sums` by each class of the rarer kind with its whole row: mostly few are present."""
-    absent_side = (1 + 2 * p).masked_fill(present, -math.inf)
+    # A batch is small: what counts is how many tensors are written, so fresh ones are used again.
+    doubled = p.mul(2)
     sample, own = present.nonzero().unbind(1)
     few_present = 2 * len(sample) <= present.numel()
     if few_present:
-        differences = absent_side[sample] - (2 * p[sample, own])[:, None]
+        own_side = doubled[sample, own]
+        rows = doubled.add_(1).masked_fill_(present, -math.inf).index_select(0, sample)
+        differences = rows.sub_(own_side[:, None])
     else:
         sample, own = (~present).nonzero().unbind(1)
-        present_side = (2 * p).masked_fill(~present, math.inf)
-        differences = absent_side[sample, own][:, None] - present_side[sample]
-    squares = differences.relu().square()
+        own_side = doubled[sample, own].add_(1)
+        rows = doubled.masked_fill_(~present, math.inf).index_select(0, sample)
+        differences = own_side[:, None] - rows
+    squares = differences.relu_().square()
     over_own = torch.zeros_like(p).index_add_(0, sample, squares)
     over_rows = torch.zeros_like(p).index_put_((sample, own), squares.sum(dim=1))
     return (over_own, over_rows) if few_present else (over_rows, over_own)
