@@ -34,6 +34,8 @@ from noisyml.storage.files import write_atomically
 WRONG = 0.2
 #: Inverse penalties of the regression that is given true labels.
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
+#: Probabilities of a suggestion above which suggestions are counted.
+LIKELY = (0.5, 0.7, 0.9)
 #: Charts in an order in which neighbours are alike.
 CHARTS = (
     "bar", "histogram", "stacked bar", "horizontal bar", "line", "steps", "area", "error bars",
@@ -203,14 +205,22 @@ def figures(run: Path, truth: dict[str, str]) -> dict[str, float]:
     found["flagged"] = int((issues["p_wrong"] > 0.5).sum())
     found["right suggestion of flagged wrong ones"] = float(right[flagged].mean())
     found["right suggestion of all wrong ones"] = float(right[wrong.numpy()].mean())
+    for least in LIKELY:
+        likely = (issues["p_suggested"] >= least).to_numpy()
+        found[f"suggestions of probability {least} or more"] = int(likely.sum())
+        found[f"right label by them, of {least} or more"] = float(right[likely].mean())
+        found[f"right suggestion of wrong ones, of {least} or more"] = float(
+            right[likely & wrong.numpy()].mean()
+        )
     summary = json.loads((run / "summary.json").read_text())
     found["estimated rate"] = summary["noise_rate"]
     return found
 
 
-def named_at_best(truth: dict[str, str], size: int = 192) -> float:
+def named_at_best(truth: dict[str, str], run: Path, size: int = 192) -> dict[str, float]:
     """What the features know: share of the rows with wrong labels whose class a regression names
-    out of fold, if it is given the true labels and the penalty that suits them best.
+    out of fold, if it is given the true labels and the penalty that suits these rows best; of all
+    such rows and of those that an audit flagged.
 
     Backbone and size of pictures are those that ``noisyml clean`` takes if no words say otherwise.
     """
@@ -226,11 +236,18 @@ def named_at_best(truth: dict[str, str], size: int = 192) -> float:
     rows = torch.cat(parts).numpy()
     true = np.unique([truth[path] for path in paths], return_inverse=True)[1]
     wrong = np.array([Path(path).parent.name != truth[path] for path in paths])
-    return max(
-        float((found.argmax(axis=1) == true)[wrong].mean())
+    p_wrong = pd.read_parquet(run / "issues.parquet").set_index("path")["p_wrong"].loc[paths]
+    named = [
+        out_of_fold_probabilities(rows, true, true.max() + 1, strength=strength).argmax(1) == true
         for strength in STRENGTHS
-        for found in [out_of_fold_probabilities(rows, true, true.max() + 1, strength=strength)]
-    )
+    ]
+    return {
+        f"named at best of {whose}": max(float(right[chosen].mean()) for right in named)
+        for whose, chosen in {
+            "all wrong ones": wrong,
+            "flagged wrong ones": wrong & (p_wrong > 0.5).to_numpy(),
+        }.items()
+    }
 
 
 def truth_names(truth: dict[str, str]) -> set[str]:
@@ -264,7 +281,7 @@ def main() -> None:
             after.children_system - before.children_system
         )
         found["processor seconds"] = used
-        found["named at best of all wrong ones"] = named_at_best(truth)
+        found |= named_at_best(truth, run)
         results[kind] = found
         write_atomically(options.out / "folders.json", json.dumps(results, indent=1) + "\n")
     print(pd.DataFrame(results).round(3).to_string())
