@@ -26,9 +26,9 @@ OPTIONS = {
 }
 
 
-def awkward() -> tuple[torch.Tensor, torch.Tensor]:
-    """Classes of 1 to 100, many equal rows, rows of zeros and a long one."""
-    x, y = clusters(1000, 14, dim=24, noise=1.2)
+def awkward(classes: int = 14) -> tuple[torch.Tensor, torch.Tensor]:
+    """Classes of about a fourteenth of the rows and of 1, many equal rows, zeros and a long row."""
+    x, y = clusters(1000, classes, dim=24, noise=1.2)
     x[100:180] = x[500]
     x[200:220] = 0
     x[300] *= 40
@@ -45,10 +45,10 @@ def on_the_loops(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def same_as_without(
-    monkeypatch: pytest.MonkeyPatch, metric: str, change: Callable[[], None]
+    monkeypatch: pytest.MonkeyPatch, metric: str, change: Callable[[], None], classes: int = 14
 ) -> list[bool]:
     """Compares the metrics with those that nobody lent for; for each stretch, if it was lent."""
-    x, y = awkward()
+    x, y = awkward(classes)
     with monkeypatch.context() as without:
         without.setattr(coarse, "number_format_of", lambda device: None)
         means, expected = retrieval_metrics(x, y, metric=metric, **OPTIONS)
@@ -74,6 +74,23 @@ def same_as_without(
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 def test_lending_changes_nothing(monkeypatch: pytest.MonkeyPatch, metric: str) -> None:
     assert all(same_as_without(monkeypatch, metric, lambda: None))
+
+
+@compiled
+def test_a_block_may_be_longer_than_a_stretch(monkeypatch: pytest.MonkeyPatch) -> None:
+    first_widths = {}
+    original = walk.Ranking._found_by
+
+    def found_by(self: walk.Ranking, queries: block.QueryBlock, *given: object) -> object:
+        # A block meets itself first.
+        first_widths.setdefault(tuple(queries.query_index.tolist()), given[1].stop - given[1].start)
+        return original(self, queries, *given)
+
+    def change() -> None:
+        monkeypatch.setattr(walk.Ranking, "_found_by", found_by)
+
+    assert all(same_as_without(monkeypatch, "cosine", change, classes=60))
+    assert any(width < len(queries) for queries, width in first_widths.items())
 
 
 @compiled
