@@ -13,7 +13,7 @@ from noisyml.similarity.exact import kernels
 from noisyml.similarity.exact import quantised as coarse
 from noisyml.similarity.exact.kernels import Pairs
 from noisyml.similarity.ranks import block, lending, opening, walk
-from noisyml.similarity.ranks.lending import LentPairs, lending_of
+from noisyml.similarity.ranks.lending import LentPairs, guessed_floors
 from noisyml.similarity.ranks.task import RankingTask, ranking_task
 
 compiled = pytest.mark.skipif(not kernels.available(), reason="no compiled loops here")
@@ -170,31 +170,25 @@ def test_guessed_floors_are_seldom_too_high() -> None:
     order = torch.arange(4096)
     looked_at = torch.full((4096,), 300)
     looked_at[:2] = torch.tensor([0, 1])
-    plan = lending_of(task_of(x, y), order, looked_at, room=2**30)
-    assert plan is not None
-    assert plan.reach == 4096
-    assert plan.floors[0] == torch.inf
+    floors = guessed_floors(task_of(x, y), order, looked_at, room=2**30)
+    assert floors is not None
+    assert floors[0] == torch.inf
     unit = torch.nn.functional.normalize(x, dim=1)
-    reached = (unit @ unit.T > plan.floors[:, None]).sum(1)
+    reached = (unit @ unit.T > floors[:, None]).sum(1)
     assert reached[1] < 64
     assert (reached[2:] < 300).float().mean() < 0.2
     assert reached[2:].float().mean() < 450
 
 
-def test_blocks_look_as_far_ahead_as_there_is_room() -> None:
+def test_nothing_is_lent_where_there_is_no_room_for_all() -> None:
     generator = torch.Generator().manual_seed(3)
     x, y = torch.randn(4096, 16, generator=generator), torch.arange(4096) // 64
     task, order, looked_at = task_of(x, y), torch.arange(4096), torch.full((4096,), 300)
-    # About 350 pairs of a query: 4096 * 350 / 4 are kept at once if all are, 10 bytes each.
-    enough = lending_of(task, order, looked_at, room=4_400_000)
-    some = lending_of(task, order, looked_at, room=2_600_000)
-    assert enough is not None
-    assert enough.reach == 4096
-    assert some is not None
-    assert 2_000 < some.reach < 3_000
-    assert lending_of(task, order, looked_at, room=500_000) is None
-    assert lending_of(task, order, torch.full((4096,), 600), room=2**30) is None
-    assert lending_of(task, order[:0], looked_at[:0], room=2**30) is None
+    # About 350 pairs of a query: 4096 * 350 / 4 are kept at once, 10 bytes each.
+    assert guessed_floors(task, order, looked_at, room=4_400_000) is not None
+    assert guessed_floors(task, order, looked_at, room=2_800_000) is None
+    assert guessed_floors(task, order, torch.full((4096,), 600), room=2**30) is None
+    assert guessed_floors(task, order[:0], looked_at[:0], room=2**30) is None
 
 
 def test_pairs_come_back_to_the_block_they_were_lent_to() -> None:

@@ -88,7 +88,6 @@ class QueryBlock:
         self._touched.zero_()
         self._kept[touched] = torch.minimum(self._living(touched, seen), self._kept[touched])
         self._set_thresholds(touched)
-        self.alive = bool((self.threshold < torch.inf).any())
 
     def keep_above(self, floor: Tensor) -> None:
         """Drop relevant items whose score may lie below `floor` [b] float64: negatives below it
@@ -100,7 +99,6 @@ class QueryBlock:
         reached = self.scores >= (floor + self.score_error + slack)[:, None]
         self._kept = torch.minimum(self._kept, reached.sum(1))
         self._set_thresholds(torch.arange(len(floor), device=floor.device))
-        self.alive = bool((self.threshold < torch.inf).any())
 
     def _living(self, rows: Tensor, seen: float) -> Tensor:
         """Number of relevant items of `rows` [n] that may still be of interest: int64 [n]."""
@@ -119,6 +117,7 @@ class QueryBlock:
         kept = self._kept[rows]
         last = self.scores[rows, (kept - 1).clamp(min=0)]
         self.threshold[rows] = last.masked_fill_(kept == 0, torch.inf)
+        self.alive = bool((self.threshold < torch.inf).any())
 
     def unsettled(self) -> Tensor:
         """Queries of which an item was dropped that is of interest after all, bool [b].

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -27,36 +25,20 @@ _PIECE = 8192
 _PIECES_PER_BLOCK = 16
 #: Bytes of a pair, if blocks are no longer than 16 bits say.
 _BYTES = 10
-#: Lending pays if metrics look at no larger share of the items, and if it saves so much of all
-#: products.
-_MOST_LOOKED_AT, _LEAST_SAVED = 1 / 8, 0.4
+#: Lending pays if metrics look at no larger share of the items.
+_MOST_LOOKED_AT = 1 / 8
 #: Queries that tell how many pairs there will be.
 _TRIED = 512
 #: Queries that are guessed for at a time.
 _AT_ONCE = 1024
 
 
-@dataclass(frozen=True)
-class Lending:
-    """A plan of what blocks look for on behalf of later ones.
-
-    Attributes:
-        floors: the filter score that a query's items of interest will very likely reach, float32
-            [N], in the order of the walk.
-        reach: places ahead up to which what is found is kept.
-        room: bytes of pairs that are kept at most.
-    """
-
-    floors: Tensor
-    reach: int
-    room: int
-
-
-def lending_of(task: RankingTask, order: Tensor, looked_at: Tensor, room: int) -> Lending | None:
-    """A plan for queries that are the gallery's items, or None if there is too little to gain.
+def guessed_floors(task: RankingTask, order: Tensor, looked_at: Tensor, room: int) -> Tensor | None:
+    """The filter score that a query's items of interest will very likely reach, float32 [N], in
+    the order of the walk; None if there is no room for all pairs that blocks find for later ones.
 
     Args:
-        task: relates them.
+        task: relates queries that are the gallery's items.
         order: numbers [N] of the queries in class order.
         looked_at: how many items the most demanding metric looks at, of each query in this order,
             int64 [N]; 0 where it looks at none.
@@ -70,17 +52,14 @@ def lending_of(task: RankingTask, order: Tensor, looked_at: Tensor, room: int) -
     products, floors = _guessed(task, order[some], looked_at[some] / n, *sample)
     negative = task.query_class[order[some], None] != task.gallery_class[sample[0]]
     found = int((negative & (products >= floors[:, None])).count_nonzero()) * n / products.numel()
-    # A query within reach has been found by as large a share of its pairs as blocks it met: in all
-    # a triangle of them.
-    reach = int(math.sqrt(2 * (room / _BYTES) * n / max(found, 1.0)))
-    share = min(1.0, reach / n)
-    if share - share**2 / 2 < _LEAST_SAVED:
+    # Most are kept when half of the queries have looked for the other half.
+    if found * n / 4 * _BYTES > room:
         return None
     parts = [
         _guessed(task, order[part], looked_at[part] / n, *sample)[1]
         for part in torch.arange(n, device=order.device).split(_AT_ONCE)
     ]
-    return Lending(torch.cat(parts), n if reach > n / math.sqrt(2) else reach, room)
+    return torch.cat(parts)
 
 
 def _sample(task: RankingTask, order: Tensor) -> tuple[Tensor, Tensor]:

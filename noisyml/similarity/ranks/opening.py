@@ -40,10 +40,7 @@ class Opening:
     """Opens blocks of the queries of a task.
 
     Args:
-        task: what to rank.
-        caps: (m [R], n_relevant [b, 1]) -> [b, R]: the largest number of negatives before the m-th
-            relevant item (m from 0) at which some metric still sees it.
-        ties: the tie rules to count under.
+        task, caps, ties: as of `noisyml.similarity.ranks.walk.Ranking`.
 
     Attributes:
         order: gallery numbers in class order.

@@ -48,7 +48,7 @@ from noisyml.similarity.exact.quantised import (
 )
 from noisyml.similarity.exact.tiles import GROUP, padded
 from noisyml.similarity.ranks.block import QueryBlock, Ties
-from noisyml.similarity.ranks.lending import Lending, LentPairs, lending_of, stretches
+from noisyml.similarity.ranks.lending import LentPairs, guessed_floors, stretches
 from noisyml.similarity.ranks.opening import Opening, inverse
 from noisyml.similarity.ranks.task import RankingTask
 from noisyml.similarity.ranks.tile import Tile, count_pairs, count_waiting, scan_tile, score_floor
@@ -163,11 +163,11 @@ class Ranking:
         self._pairwise = self._coarse is not None and self._coarse.number_format == "int8_loops"
         self._patience = Patience()
         self._space: Tensor | None = None
-        #: How what a block finds on the way is kept for the later one that it concerns, if so.
-        self._lending: Lending | None = None
+        #: Scores that queries will likely ask for, if what a block finds is kept for later ones.
+        self._floors: Tensor | None = None
         if self._may_lend():
-            self._lending = lending_of(task, order, self._looked_at(order), self._block_bytes)
-        if self._lending is not None:
+            self._floors = guessed_floors(task, order, self._looked_at(order), self._block_bytes)
+        if self._floors is not None:
             self._query_order = order
         # Rounded gallery rows are kept if they fit beside the tile and the blocks that are open.
         coarse_bytes = len(self._gallery_order) * (task.scores.filter.width + 32)
@@ -176,7 +176,7 @@ class Ranking:
         self._keeps_rounded = coarse_bytes <= max(self._block_bytes, spare)
         #: Those of a walk of items past themselves, whose stretches begin with whole groups.
         self._all_rounded: RoundedRows | None = None
-        both = self.symmetric or self._lending is not None
+        both = self.symmetric or self._floors is not None
         if both and self._pairwise and self._keeps_rounded:
             self._all_rounded = RoundedRows(len(self._gallery_order))
 
@@ -439,7 +439,7 @@ class Ranking:
     def _query_blocks(self) -> Iterator[QueryBlock]:
         slices = self._query_slices()
         order, bounds = self._gallery_walk(slices)
-        if self._lending is not None:
+        if self._floors is not None:
             # The places that rows are kept rounded by.
             width = self._stretch_width(slices[0])
             starts = range(0, len(order), width)
@@ -448,8 +448,8 @@ class Ranking:
         mine = [self._query_order[part] for part in slices[self._part :: self._parts]]
         again: list[Tensor] = []
         foreseen = (
-            self._lent_to(slices, self._lending)
-            if self._lending is not None
+            self._lent_to(slices, self._floors)
+            if self._floors is not None
             else (self._walked(part, order, place, bounds, foresee=True) for part in mine)
         )
         for block in foreseen:
@@ -464,16 +464,16 @@ class Ranking:
             if len(query_index):
                 yield self._walked(query_index, order, place, bounds, foresee=False)
 
-    def _lent_to(self, slices: Sequence[slice], plan: Lending) -> Iterator[QueryBlock]:
+    def _lent_to(self, slices: Sequence[slice], floors: Tensor) -> Iterator[QueryBlock]:
         """Blocks that have met the gallery, each those after it, and by them those before it."""
-        task, order, floors = self.task, self._query_order, plan.floors
+        task, order = self.task, self._query_order
         self._round_all()
-        lent = LentPairs(slices, plan.room)
+        lent = LentPairs(slices, self._block_bytes)
+        how = {"hits_at_once": self._hits_at_once, "at_least": _LENT_TOGETHER}
         for number, part in enumerate(slices):
             block = self._opening.open(order[part])
             error = task.scores.filter_error(block.query_index, order)
             block.keep_above(floors[part].to(torch.float64) + error)
-            how = {"hits_at_once": self._hits_at_once, "at_least": _LENT_TOGETHER}
             for pairs in lent.taken(number):
                 count_pairs(pairs, block, 0, order, task.scores, **how)
             count_waiting(block, task.scores, self._hits_at_once)
@@ -483,7 +483,7 @@ class Ranking:
                 for start in range(whole.start, whole.stop, width):
                     stretch = slice(start, min(start + width, whole.stop))
                     later, asked = stretch.start >= part.stop, floors[stretch]
-                    wanted = later and not lent.full and stretch.stop <= part.start + plan.reach
+                    wanted = later and not lent.full
                     if not wanted:
                         asked = torch.full_like(asked, torch.inf)
                     found = self._found_by(block, left, stretch, asked)
