@@ -117,55 +117,65 @@ class RankMetric:
             return self.k - 1 - m
         return torch.full_like(m, _NO_LIMIT)
 
-    def values(self, ranks: Tensor, relevant: Tensor, n_relevant: Tensor) -> Tensor:
+    def values(self, ranks: Tensor, n_relevant: Tensor) -> Tensor:
         """Per-query values float64 [b].
 
         Args:
-            ranks: rank of the m-th relevant item from 1, int64 [b, R].
-            relevant: False in the padding [b, R].
+            ranks: rank of the m-th relevant item from 1, ascending, int64 [b, R]; of a query with
+                fewer relevant items the others are not read.
             n_relevant: [b], at least 1.
         """
-        position = torch.arange(1, ranks.shape[1] + 1, device=ranks.device)
-        exact_ranks = ranks.to(torch.float64)
-        count = n_relevant.to(torch.float64)
         if self.kind in ("recall", "recall_margin"):
             return (ranks[:, 0] <= self.k).to(torch.float64)
         if self.kind == "mrr":
-            return 1.0 / exact_ranks[:, 0]
-        if self.kind == "precision":
-            return (relevant & (ranks <= self.k)).sum(1).to(torch.float64) / self.k
-        if self.kind == "precision_capped":
-            last = ranks.masked_fill(~relevant, 0).amax(1)
-            hits = (relevant & (ranks <= self.k)).sum(1).to(torch.float64)
-            return hits / last.clamp(max=self.k)
+            return 1.0 / ranks[:, 0].to(torch.float64)
         if self.kind == "mean_precision_1_to_100":
-            # An item at rank r adds 1/k to every precision_at_k with k >= r.
-            steps = 1.0 / torch.arange(1, 101, dtype=torch.float64, device=ranks.device)
-            tail = steps.flip(0).cumsum(0).flip(0)
-            share = torch.where(relevant & (ranks <= 100), tail[(ranks - 1).clamp(max=99)], 0.0)
-            return _row_sums(share) / 100
-        seen = relevant
-        if self.kind in ("r_precision", "map_at_r"):
-            seen = seen & (ranks <= n_relevant[:, None])
-        elif self.k:
-            seen = seen & (ranks <= self.k)
+            return self._mean_precision(ranks[:, : self.k].contiguous(), n_relevant)
+        by_r = self.kind in ("r_precision", "map_at_r")
+        limit = n_relevant if by_r else torch.full_like(n_relevant, self.k or _NO_LIMIT)
+        hits = _so_many(ranks, n_relevant, limit)
+        count = n_relevant.to(torch.float64)
+        if self.kind == "precision":
+            return hits.to(torch.float64) / self.k
+        if self.kind == "precision_capped":
+            last = ranks.gather(1, n_relevant[:, None] - 1).squeeze(1)
+            return hits.to(torch.float64) / last.clamp(max=self.k)
         if self.kind == "r_precision":
-            return seen.sum(1).to(torch.float64) / count
+            return hits.to(torch.float64) / count
         if self.kind == "map_capped":
             count = count.clamp(max=self.k)
-        precision = position / exact_ranks
+        some = ranks[:, : int(hits.max())].to(torch.float64)
+        position = torch.arange(1, some.shape[1] + 1, device=ranks.device)
+        precision = position / some
         if self.kind == "map_trapezoid":
-            before = torch.where(ranks == 1, 1.0, (position - 1) / (exact_ranks - 1))
+            before = torch.where(some == 1, 1.0, (position - 1) / (some - 1))
             precision = 0.5 * (before + precision)
-        return _row_sums(torch.where(seen, precision, 0.0)) / count
+        return _sums_of_first(precision, hits) / count
+
+    def _mean_precision(self, ranks: Tensor, n_relevant: Tensor) -> Tensor:
+        """Mean of the precision at 1 to `k`, of the first ranks [b, k]."""
+        hits = _so_many(ranks, n_relevant, torch.full_like(n_relevant, self.k))
+        # An item at rank r adds 1/k to every precision_at_k with k >= r.
+        steps = 1.0 / torch.arange(1, self.k + 1, dtype=torch.float64, device=ranks.device)
+        tail = steps.flip(0).cumsum(0).flip(0)
+        return _sums_of_first(tail[(ranks - 1).clamp(max=self.k - 1)], hits) / self.k
 
 
-def _row_sums(x: Tensor) -> Tensor:
-    """Sums of [b, R] over R, one term after the other.
+def _so_many(ranks: Tensor, n_relevant: Tensor, limit: Tensor) -> Tensor:
+    """How many relevant items stand at `limit` [b] or before it, of ascending ranks [b, R]: [b]."""
+    found = torch.searchsorted(ranks, limit[:, None], right=True).squeeze(1)
+    return torch.minimum(found, n_relevant)
 
-    A blocked sum would round differently when the zeros of the padding shift its blocks.
+
+def _sums_of_first(x: Tensor, n: Tensor) -> Tensor:
+    """Sum of the first `n` [b] numbers of each row of x [b, R], one term after the other: [b].
+
+    A sum in blocks would round differently where rows are longer or shorter.
     """
-    return x.cumsum(1)[:, -1]
+    if not x.shape[1]:
+        return x.new_zeros(len(x))
+    sums = x.cumsum(1).gather(1, (n[:, None] - 1).clamp(min=0)).squeeze(1)
+    return sums.masked_fill_(n == 0, 0.0)
 
 
 @overload
@@ -515,12 +525,9 @@ def _score_block(
     position = torch.arange(1, width + 1, device=answered.device)
     for rows in answered.split(max(1, _RANKS_AT_ONCE // width)):
         n_relevant = block.n_relevant[rows]
-        relevant = position <= n_relevant[:, None]
-        ranks = {ties: block.negatives_before(ties, rows) + position for ties in block.counts}
+        ranks = {ties: block.negatives_before(ties, rows).add_(position) for ties in block.counts}
         for row, (_, metric, ties) in enumerate(columns):
-            per_query[row, block.query_index[rows]] = metric.values(
-                ranks[ties], relevant, n_relevant
-            )
+            per_query[row, block.query_index[rows]] = metric.values(ranks[ties], n_relevant)
 
 
 def _means(values: Tensor, labels: Tensor, average: Average) -> list[float]:

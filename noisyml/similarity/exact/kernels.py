@@ -409,7 +409,7 @@ def count_between(
     Args:
         counts: int32 [b, R + 1], added to.
         ranked: float64 [b, R], descending.
-        lengths: int64 [b], so many of a row are there.
+        lengths: int64 [b], so many of a row count; the others are no larger.
         rows: int64 [n].
         scores: float64 [n].
         margin: float64 [b]: scores of a row that are no farther apart may be in any order.
@@ -448,8 +448,17 @@ def within_caps(counts: Tensor, caps: Tensor, rows: Tensor, share: float, cautio
     given = (counts, caps, rows)
     assert all(part.is_contiguous() for part in given)
     lengths = torch.empty_like(rows)
-    numbers = caps.shape[1], len(rows), share, caution
-    _run("within_caps", [_Caps(*map(_address, given), _address(lengths), *numbers)])
+    tables, width = (_address(counts), _address(caps)), caps.shape[1]
+    _run(
+        "within_caps",
+        [
+            _Caps(
+                *tables, _address(rows, start), _address(lengths, start), width, stop - start,
+                share, caution,
+            )
+            for start, stop in _stretches(len(rows), _ROWS_PER_THREAD)
+        ],
+    )  # fmt: skip
     return lengths
 
 

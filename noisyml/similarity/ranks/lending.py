@@ -163,15 +163,17 @@ class LentPairs:
                 beginning of the source, and scores; None: they were not looked for.
         """
         first = bisect.bisect_right(self._bounds, stretch.start) - 1
-        for block in range(first, bisect.bisect_left(self._bounds, stretch.stop)):
+        blocks = range(first, bisect.bisect_left(self._bounds, stretch.stop))
+        if found is None:
+            for block in blocks:
+                self._owed[block].add(source)
+            return
+        lows = [self._bounds[block] - stretch.start for block in blocks]
+        shares = _in_order(found, lows)
+        for block, low, share in zip(blocks, lows, shares, strict=True):
             if source in self._owed[block]:
                 continue
-            if found is None:
-                self._owed[block].add(source)
-                continue
-            low, high = (edge - stretch.start for edge in self._bounds[block : block + 2])
-            own = found.where((found.query >= low) & (found.query < high))
-            kept = Pairs(own.query - low, own.place + self._bounds[source], own.score)
+            kept = Pairs(share.query - low, share.place + self._bounds[source], share.score)
             if not self._keep(block, kept):
                 self._owed[block].add(source)
 
@@ -210,3 +212,16 @@ class LentPairs:
                 column[start + used : start + used + more] = new[done : done + more]
             done += more
         return True
+
+
+def _in_order(pairs: Pairs, starts: Sequence[int]) -> list[Pairs]:
+    """The pairs of the queries from each of the `starts`, ascending, to the next one; all pairs'
+    queries lie behind the first."""
+    if len(starts) == 1:
+        return [pairs]
+    which = torch.bucketize(pairs.query, torch.tensor(starts[1:], dtype=torch.int32), right=True)
+    # Of numbers that short NumPy sorts by counting.
+    order = torch.from_numpy(which.to(torch.int16).numpy().argsort(kind="stable"))
+    ends = torch.bincount(which, minlength=len(starts)).tolist()
+    columns = [column.index_select(0, order).split(ends) for column in pairs]
+    return [Pairs(*share) for share in zip(*columns, strict=True)]

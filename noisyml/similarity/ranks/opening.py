@@ -16,8 +16,8 @@ from noisyml.similarity.ranks.task import RankingTask
 _RUN = 64
 #: The same where classes are large.
 _LONG_RUN = 512
-#: Items of a class whose scores with one another are kept, and rows of them found at once.
-_WHOLE_CLASS, _SQUARE = 1024, 128
+#: Items of a class whose scores with one another are kept, at most.
+_WHOLE_CLASS = 1024
 #: Relevant items, padding included, that are found and sorted at once, in a dozen copies.
 _ENTRIES_AT_ONCE = 2**18
 
@@ -69,10 +69,14 @@ class Opening:
         scores = torch.full(shape, -torch.inf, dtype=torch.float64, device=device)
         items = torch.zeros(shape, dtype=torch.int64, device=device)
         error = torch.zeros(len(query_index), dtype=torch.float64, device=device)
+        runs = task.query_class[query_index].unique_consecutive(
+            return_inverse=True, return_counts=True
+        )
+        fellows = runs[2][runs[1]]
         # Finding and sorting takes several times what is kept.
         at_once = max(_RUN, _ENTRIES_AT_ONCE // max(1, width) // _RUN * _RUN)
         for part in task.parts_of(query_index, at_once, _LONG_RUN):
-            of_part = self._relevant(query_index[part])
+            of_part = self._relevant(query_index[part], fellows[part])
             error[part], found = of_part.error, of_part.scores[:, :width]
             scores[part, : found.shape[1]] = found
             items[part, : found.shape[1]] = of_part.items[:, :width]
@@ -88,36 +92,38 @@ class Opening:
         threshold = torch.full_like(error, torch.inf)
         return QueryBlock(query_index, scores, error, items, n_relevant, caps, counts, threshold)
 
-    def _relevant(self, query_index: Tensor) -> _Relevant:
-        """The relevant items of some queries."""
+    def _relevant(self, query_index: Tensor, fellows: Tensor) -> _Relevant:
+        """The relevant items of some queries; `fellows` [b]: how many of each one's class the whole
+        block holds."""
         task = self.task
-        found = self._of_lists(query_index) if task.listed is not None else None
-        relevant, place, low, high = found or self._of_class(query_index)
-        scores = torch.empty(place.shape, dtype=torch.float64, device=place.device)
-        error = torch.zeros(len(place), dtype=torch.float64, device=place.device)
-        n_relevant = relevant.sum(1)
-        run = min(len(query_index), max(_RUN, min(_LONG_RUN, place.shape[1])))
+        listed = task.listed is not None
+        known = self._of_lists(query_index) if listed else self._of_class(query_index)
+        relevant, place, low, high = known
+        scores = torch.empty(relevant.shape, dtype=torch.float64, device=relevant.device)
+        error = torch.zeros(len(relevant), dtype=torch.float64, device=relevant.device)
+        n_relevant = task.n_relevant[query_index]
+        width = relevant.shape[1]
+        run = min(len(query_index), max(_RUN, min(_LONG_RUN, width)))
+        compiled = task.scores.compiled
+        pair_cost = COMPILED_PAIR_COST if compiled else EXACT_PAIR_COST
         for top in range(0, len(query_index), run):
             part = slice(top, top + run)
             first, last = int(low[part].min()), int(high[part].max())
-            compiled = task.scores.compiled
-            pair_cost = COMPILED_PAIR_COST if compiled else EXACT_PAIR_COST
             if run * (last - first) <= pair_cost * int(n_relevant[part].sum()):
                 # The run's whole stretch of the gallery is little more than its pairs.
                 pairs = query_index[part], self.order[first:last]
-                one_class = task.listed is None and int(low[part].max()) == first
-                if one_class and task.symmetric and last - first <= _WHOLE_CLASS:
+                one_class = not listed and int(low[part].max()) == first
+                # Column by column it is the class. (Lists may begin alike and leave gaps.)
+                out = scores[part] if one_class and last - first == width else None
+                if one_class and self._pays(first, last, int(fellows[top])):
                     own = self._place[pairs[0]] - first
-                    stretch = self._of_one_another(first, last)[own]
+                    stretch = torch.index_select(self._of_one_another(first, last), 0, own, out=out)
                     if int(own.max()) == last - first - 1:
                         self._held, self._scores = (0, 0), None
                 else:
-                    stretch = task.scores.close_block(*pairs)
+                    stretch = task.scores.close_block(*pairs, out=out)
                 error[part] = task.scores.close_error(*pairs)
-                if one_class and last - first == place.shape[1]:
-                    # Column by column it is the class. (Lists may begin alike and leave gaps.)
-                    scores[part] = stretch
-                else:
+                if out is None:
                     near = (place[part] - first).clamp_(max=last - first - 1)
                     torch.gather(stretch, 1, near, out=scores[part])
                 continue
@@ -127,26 +133,24 @@ class Opening:
             scores[rows, column] = (task.scores.close if compiled else task.scores.exact)(*pairs)
             if compiled:
                 error[part] = task.scores.close_error(query_index[part], self.order)
-        scores, order = descending(scores.masked_fill_(~relevant, -torch.inf))
-        place = place.gather(1, order).clamp_(max=max(0, len(self.order) - 1))
-        return _Relevant(scores, self.order[place], error)
+        scores, order = descending(scores.masked_fill_(relevant.logical_not_(), -torch.inf))
+        place = place.gather(1, order) if listed else order.add_(low[:, None])
+        return _Relevant(scores, self.order[place.clamp_(max=max(0, len(self.order) - 1))], error)
+
+    def _pays(self, first: int, last: int, fellows: int) -> bool:
+        """True if all scores of a class with itself, a stretch of the order, are to be found: they
+        are there, or of its items so many are queries of the block."""
+        if not self.task.symmetric or last - first > _WHOLE_CLASS:
+            return False
+        return (first, last) == self._held or 2 * fellows >= last - first
 
     def _of_one_another(self, first: int, last: int) -> Tensor:
         """Scores of the items of a class, a stretch of the order, with one another: each product
         serves both sides. Blocks follow one another in class order, so the last one is kept."""
         if (first, last) != self._held:
-            n = last - first
             self._scores = None
-            scores = torch.empty((n, n), dtype=torch.float64, device=self.order.device)
-            for top in range(0, n, _SQUARE):
-                bottom = min(top + _SQUARE, n)
-                own, others = (
-                    self.order[first + top : first + bottom],
-                    self.order[first + top : last],
-                )
-                scores[top:bottom, top:] = self.task.scores.close_block(own, others)
-                scores[bottom:, top:bottom] = scores[top:bottom, bottom:].T
-            self._held, self._scores = (first, last), scores
+            self._scores = self.task.scores.close_to_one_another(self.order[first:last])
+            self._held = first, last
         assert self._scores is not None
         return self._scores
 

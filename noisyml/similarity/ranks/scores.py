@@ -32,6 +32,8 @@ from noisyml.similarity.exact.kernels import FloatRows
 _NORMS_AT_ONCE = 2048
 #: Pairs, or rows of a product, scored in float64 at once: 512 rows of 512 are 2 MiB.
 _ROWS_AT_ONCE = 512
+#: Rows of items that are scored with one another at once.
+_SQUARE = 128
 #: Scoring one pair by itself costs about as much as this many elements of a float64 product.
 EXACT_PAIR_COST = 64
 #: The same in the compiled loops.
@@ -156,6 +158,12 @@ class PairScores:
         self._filter_error = 1.01 * (
             (dim + 32) * 2.0**-24 + math.sqrt(dim) * 2.0**-25 + 2.1 * input_rounding()
         )
+        # The same of the compiled loops, which add up 32 partial sums of every 32nd term: a number
+        # passes through so many additions at most. (Three more in eight of them, five to add these
+        # up, seven of what is left over.)
+        self._pair_error = 1.01 * (
+            (self.filter.width // 32 + 16 + 32) * 2.0**-24 + math.sqrt(dim) * 2.0**-25
+        )
         # The same in float64, and both rows on the second grid.
         self._close_error = 1.01 * (
             (dim + 32) * 2.0**-53 + math.sqrt(dim) * 2.0 ** (2 - _SECOND_GRID_BITS)
@@ -181,6 +189,11 @@ class PairScores:
     def filter_error(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
         """For each query [n]: how far `filtered` may be from `exact`, over the gallery items."""
         return self._filter_error * self._magnitude(query_index, gallery_index) + self._underflow
+
+    def pair_error(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
+        """For each query [n]: how far the filter's score may be from `exact` where a compiled loop
+        multiplied the two rows, over the gallery items."""
+        return self._pair_error * self._magnitude(query_index, gallery_index) + self._underflow
 
     def near_error(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
         """For each query [n]: how far `near` may be from `exact`, over the gallery items."""
@@ -263,16 +276,32 @@ class PairScores:
             )
         return scores
 
-    def close_block(self, query_index: Tensor, gallery_index: Tensor) -> Tensor:
+    def close_block(
+        self, query_index: Tensor, gallery_index: Tensor, out: Tensor | None = None
+    ) -> Tensor:
         """Scores float64 [n, m], up to `close_error`, of all pairs of query_index [n] and
-        gallery_index [m]."""
-        shape = (len(query_index), len(gallery_index))
-        scores = torch.empty(shape, dtype=torch.float64, device=query_index.device)
+        gallery_index [m], perhaps in `out`."""
+        scores = out
+        if scores is None:
+            shape = (len(query_index), len(gallery_index))
+            scores = torch.empty(shape, dtype=torch.float64, device=query_index.device)
         left = self.query.double(query_index)
-        for side in range(0, shape[1], _ROWS_AT_ONCE):
+        for side in range(0, len(gallery_index), _ROWS_AT_ONCE):
             right = self.gallery.double(gallery_index[side : side + _ROWS_AT_ONCE])
             scores[:, side : side + _ROWS_AT_ONCE] = _products(left, right)
         return self._minus_half_squares(scores, query_index[:, None], gallery_index)
+
+    def close_to_one_another(self, index: Tensor) -> Tensor:
+        """`close_block` [n, n] of few items with one another, where the queries are the gallery:
+        each product serves both sides."""
+        n = len(index)
+        scores = torch.empty((n, n), dtype=torch.float64, device=index.device)
+        (rows,) = self.query.double(index)
+        for top in range(0, n, _SQUARE):
+            bottom = min(top + _SQUARE, n)
+            torch.mm(rows[top:bottom], rows[top:].T, out=scores[top:bottom, top:])
+            scores[bottom:, top:bottom] = scores[top:bottom, bottom:].T
+        return self._minus_half_squares(scores, index[:, None], index)
 
 
 def _by_product(

@@ -145,7 +145,7 @@ def count_waiting(block: QueryBlock, scores: PairScores, hits_at_once: int) -> N
     block.waiting.clear()
     if not len(found.query):
         return
-    error = scores.filter_error(block.query_index, found.place)
+    error = scores.pair_error(block.query_index, found.place)
     parts = (column.split(_PAIRS_PER_HIT * hits_at_once) for column in found)
     for rows, items, approximate in zip(*parts, strict=True):
         block.add(rows, items, approximate, error, scores)

@@ -34,13 +34,19 @@ typedef struct {
 /* Neighbouring queries that one thread has, so that threads do not write to the same cache lines. */
 #define TOGETHER 64
 
+/* True if part number `part` of `parts` has the query `q`. */
+static inline int is_ours(int64_t q, int64_t part, int64_t parts) {
+    /* Divisions of 32 bits take half the time; whichever group it is, all threads agree. */
+    return parts == 1 || (uint32_t)(q / TOGETHER) % (uint32_t)parts == (uint32_t)part;
+}
+
 int noisyml_enter(void *given) {
     Candidates *job = given;
     Lists *lists = &job->lists;
     const int64_t k = lists->k, capacity = lists->capacity;
     for (int64_t i = 0; i < job->n; i++) {
         const int64_t q = job->query[i] + job->first_query;
-        if (q / TOGETHER % job->parts != job->part) continue;
+        if (!is_ours(q, job->part, job->parts)) continue;
         const float score = job->score[i];
         if (!(score >= floor_of(lists, q))) continue;
         float *scores = lists->scores + q * capacity;
@@ -68,7 +74,7 @@ int noisyml_enter(void *given) {
 
 /* Scores to count between the sorted ones of their rows: see count_between() in kernels.py. */
 typedef struct {
-    const double *sorted;    /* [b, width], descending, the first of a row that count */
+    const double *sorted;    /* [b, width], descending; the first of a row count */
     const double *margin;    /* [b] */
     const int64_t *lengths;  /* [b] */
     int32_t *counts;         /* [b, width + 1] */
@@ -78,26 +84,50 @@ typedef struct {
     int64_t width, n, part, parts, n_open;
 } Between;
 
+/* Scores that are looked up together: each waits for memory at every step, all of them at once. */
+#define ABREAST 8
+
+/* How many of each row's ranked scores are surely before: those above `high`. */
+static inline void look_up(
+    const double *const rows[ABREAST], int64_t width, const double high[ABREAST],
+    int64_t before[ABREAST]
+) {
+    for (int l = 0; l < ABREAST; l++) before[l] = 0;
+    for (int64_t left = width; left > 0;) {
+        const int64_t half = (left + 1) / 2;
+        /* No branch depends on a score: half of them would be guessed wrong. */
+        for (int l = 0; l < ABREAST; l++)
+            before[l] += half & -(int64_t)(rows[l][before[l] + half - 1] > high[l]);
+        left -= half;
+    }
+}
+
 int noisyml_count_between(void *given) {
     Between *job = given;
-    for (int64_t i = 0; i < job->n; i++) {
-        const int64_t row = job->rows[i];
-        if (row / TOGETHER % job->parts != job->part) continue;
-        const double *sorted = job->sorted + row * job->width;
-        const double margin = job->margin[row], high = job->scores[i] + margin;
-        const int64_t length = job->lengths[row];
-        /* The first that is not surely before. */
-        int64_t from = 0, left = length;
-        while (left > 0) {
-            const int64_t half = left / 2;
-            const int before = sorted[from + half] > high;
-            from = before ? from + half + 1 : from;
-            left = before ? left - half - 1 : half;
+    const int64_t width = job->width;
+    for (int64_t next = 0; next < job->n;) {
+        int64_t at[ABREAST], before[ABREAST];
+        const double *sorted[ABREAST];
+        double high[ABREAST];
+        int some = 0;
+        for (; next < job->n && some < ABREAST; next++) {
+            const int64_t row = job->rows[next];
+            if (!is_ours(row, job->part, job->parts)) continue;
+            sorted[some] = job->sorted + row * width;
+            high[some] = job->scores[next] + job->margin[row];
+            at[some++] = next;
         }
-        if (from < length && sorted[from] >= job->scores[i] - margin)
-            job->open[job->n_open++] = i;
-        else
-            job->counts[row * (job->width + 1) + from]++;
+        if (!some) break;
+        for (int l = some; l < ABREAST; l++) sorted[l] = sorted[0], high[l] = high[0];
+        look_up(sorted, width, high, before);
+        for (int l = 0; l < some; l++) {
+            const int64_t i = at[l], row = job->rows[i], length = job->lengths[row];
+            const int64_t from = before[l] < length ? before[l] : length;
+            if (from < length && sorted[l][from] >= job->scores[i] - job->margin[row])
+                job->open[job->n_open++] = i;
+            else
+                job->counts[row * (width + 1) + from]++;
+        }
     }
     return DONE;
 }
