@@ -12,7 +12,7 @@ from noisyml.metrics.retrieval import retrieval_metrics
 from noisyml.similarity.exact import kernels
 from noisyml.similarity.exact import quantised as coarse
 from noisyml.similarity.exact.kernels import Pairs
-from noisyml.similarity.ranks import block, lending, opening, walk
+from noisyml.similarity.ranks import block, lending, opening, scores, walk
 from noisyml.similarity.ranks.lending import LentPairs, guessed_floors
 from noisyml.similarity.ranks.task import RankingTask, ranking_task
 
@@ -152,7 +152,7 @@ def test_one_class_alone_is_scored_in_squares_alike(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(opening, "_WHOLE_CLASS", 0)
     expected = retrieval_metrics(x, y, **OPTIONS)
     monkeypatch.setattr(opening, "_WHOLE_CLASS", 1024)
-    monkeypatch.setattr(opening, "_SQUARE", 7)
+    monkeypatch.setattr(scores, "_SQUARE", 7)
     found = retrieval_metrics(x, y, **OPTIONS)
     assert found[0] == expected[0]
     for name, values in expected[1].items():
