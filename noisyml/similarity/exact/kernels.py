@@ -22,6 +22,7 @@ from noisyml.similarity.exact.loops import library
 
 #: So much pays for starting a thread.
 _ROWS_PER_THREAD, _PAIRS_PER_THREAD, _PAIRS_PER_SCAN = 64, 4096, 2**16
+_SORTED_PER_THREAD = 2**14
 #: Parts of a scan per thread, and right rows of a part: whoever is done first takes the next one.
 _PARTS_PER_THREAD, _COLUMNS_PER_PART = 4, 512
 #: Room for pairs, however few are expected.
@@ -118,7 +119,10 @@ class _Candidates(ctypes.Structure):
 
 
 class _Between(ctypes.Structure):
-    _fields_ = _fields("sorted margin lengths counts rows scores open", "width n part parts n_open")
+    _fields_ = _fields(
+        "sorted margin lengths counts touched rows singles doubles open",
+        "width n part parts n_open",
+    )
 
 
 class _Caps(ctypes.Structure):
@@ -127,6 +131,10 @@ class _Caps(ctypes.Structure):
         ("share", ctypes.c_double),
         ("caution", ctypes.c_double),
     )
+
+
+class _Order(ctypes.Structure):
+    _fields_ = _fields("scores relevant first places table sorted items", "n width room")
 
 
 _Scan = _Integers | _Tile
@@ -402,7 +410,13 @@ def enter(
 
 
 def count_between(
-    counts: Tensor, ranked: Tensor, lengths: Tensor, rows: Tensor, scores: Tensor, margin: Tensor
+    counts: Tensor,
+    ranked: Tensor,
+    lengths: Tensor,
+    rows: Tensor,
+    scores: Tensor,
+    margin: Tensor,
+    touched: Tensor,
 ) -> Tensor:
     """Count scores by how many of their row's ranked ones are surely larger.
 
@@ -410,27 +424,69 @@ def count_between(
         counts: int32 [b, R + 1], added to.
         ranked: float64 [b, R], descending.
         lengths: int64 [b], so many of a row count; the others are no larger.
-        rows: int64 [n].
-        scores: float64 [n].
+        rows: int32 [n].
+        scores: float32 or float64 [n].
         margin: float64 [b]: scores of a row that are no farther apart may be in any order.
+        touched: bool [b], set for `rows`.
 
     Returns:
         int64 [u], places of the scores that were not counted because some ranked one is so near.
     """
-    given = (ranked, margin, lengths, counts, rows, scores)
-    assert all(part.is_contiguous() for part in given)
+    given = (ranked, margin, lengths, counts, touched, rows)
+    assert all(part.is_contiguous() for part in (*given, scores))
+    assert rows.dtype == torch.int32
     n, width = len(rows), ranked.shape[1]
     parts = max(1, min(torch.get_num_threads(), n // _PAIRS_PER_THREAD))
     opened = torch.empty((parts, n), dtype=torch.int64)
+    single = scores.dtype == torch.float32
+    both = (_address(scores), 0) if single else (0, _address(scores))
     done = _run(
         "count_between",
         [
-            _Between(*map(_address, given), _address(opened[part]), width, n, part, parts, 0)
+            _Between(*map(_address, given), *both, _address(opened[part]), width, n, part, parts, 0)
             for part in range(parts)
         ],
     )
     assert done is not None
     return torch.cat([opened[job.part, : job.n_open] for job in done])
+
+
+def put_in_order(
+    scores: Tensor,
+    relevant: Tensor,
+    places: Tensor,
+    table: Tensor,
+    into: tuple[Tensor, Tensor],
+) -> None:
+    """Write the relevant scores of each row, the largest first and equal ones as they stand, and
+    their items to the beginning of rows.
+
+    Args:
+        scores: float64 [n, W].
+        relevant: bool [n, W].
+        places: int64 [n, W], where in the table a column's item stands; or [n], where that of the
+            first column does, the others' behind it.
+        table: int64 [N].
+        into: float64 and int64 [n, R]; a row has at most R relevant ones.
+    """
+    n, width = scores.shape
+    given = (scores, relevant, places, table, *into)
+    assert all(part.is_contiguous() for part in given)
+    numbers = width, into[0].shape[1]
+    one = places.ndim == 1
+    _run(
+        "put_in_order",
+        [
+            _Order(
+                _address(scores, start * width), _address(relevant, start * width),
+                _address(places, start) if one else 0,
+                0 if one else _address(places, start * width),
+                _address(table), *(_address(part, start * part.shape[1]) for part in into),
+                stop - start, *numbers,
+            )
+            for start, stop in _stretches(n, max(1, _SORTED_PER_THREAD // max(1, width)))
+        ],
+    )  # fmt: skip
 
 
 def within_caps(counts: Tensor, caps: Tensor, rows: Tensor, share: float, caution: float) -> Tensor:

@@ -148,26 +148,26 @@ class QueryBlock:
         """Count negatives; `update_thresholds` takes them into account.
 
         Args:
-            rows: row of this block [n].
+            rows: row of this block, int32 [n].
             gallery_index: gallery number of the negative [n].
             approximate: its filter score [n].
             error: how far the filter may be from the truth, float64 [b].
             scores: the judge of close cases.
         """
-        open_cases = self._count(rows, approximate.to(torch.float64), error)
+        open_cases = self._count(rows, approximate, error)
         judges = ((scores.near, scores.near_error), (scores.close, scores.close_error))
         for level, (judge, judge_error) in enumerate(judges):
             if level in self._useless or not len(open_cases):
                 continue
-            row, item = rows[open_cases], gallery_index[open_cases]
-            closer = judge(self.query_index[row], item)
-            still_open = self._count(row, closer, judge_error(self.query_index, item))
+            some, item = rows[open_cases], gallery_index[open_cases]
+            closer = judge(self.query_index[some], item)
+            still_open = self._count(some, closer, judge_error(self.query_index, item))
             if 2 * len(still_open) > len(open_cases):
                 # Duplicates or collapsed embeddings: go to the exact scores at once from now on.
                 self._useless.add(level)
             open_cases = open_cases[still_open]
         if len(open_cases):
-            row, item = rows[open_cases], gallery_index[open_cases]
+            row, item = rows[open_cases].to(torch.int64), gallery_index[open_cases]
             self._make_exact(row.unique(), scores)
             score = scores.exact(self.query_index[row], item)
             # Only of these do the rules judge differently.
@@ -177,19 +177,21 @@ class QueryBlock:
                 if rule != self._least:
                     self._increase(rule, row, self._beaten_by(row, item, score, rule))
                     self._increase(rule, row, least, -1)
-        self._touched[rows] = True
 
     def _count(self, rows: Tensor, scores: Tensor, error: Tensor) -> Tensor:
         """Count the negatives of `rows` [n] whose place the scores [n] tell, each within its row's
         `error` [b]; the numbers [u] of the others."""
-        if not self._compiled:
-            slots, open_cases = self._place(rows, scores, error[rows])
-            clear = torch.ones_like(rows, dtype=torch.bool)
-            clear[open_cases] = False
-            self._increase(self._least, rows[clear], slots[clear])
-            return open_cases
-        given = self.scores, self.n_relevant, rows.contiguous(), scores, error + self.score_error
-        return kernels.count_between(self.counts[self._least], *given)
+        if self._compiled:
+            given = self.scores, self.n_relevant, rows.contiguous(), scores.contiguous()
+            margin = error + self.score_error
+            return kernels.count_between(self.counts[self._least], *given, margin, self._touched)
+        rows = rows.to(torch.int64)
+        self._touched[rows] = True
+        slots, open_cases = self._place(rows, scores.to(torch.float64), error[rows])
+        clear = torch.ones_like(rows, dtype=torch.bool)
+        clear[open_cases] = False
+        self._increase(self._least, rows[clear], slots[clear])
+        return open_cases
 
     def _increase(self, rule: Ties, rows: Tensor, slots: Tensor, by: int = 1) -> None:
         width = self.scores.shape[1] + 1

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from noisyml.similarity.exact import kernels
 from noisyml.similarity.ranks.block import QueryBlock, Ties, descending
 from noisyml.similarity.ranks.scores import COMPILED_PAIR_COST, EXACT_PAIR_COST
 from noisyml.similarity.ranks.task import RankingTask
@@ -22,18 +23,26 @@ _WHOLE_CLASS = 1024
 _ENTRIES_AT_ONCE = 2**18
 
 
-class _Relevant(NamedTuple):
-    """Relevant items of queries.
+class _Candidates(NamedTuple):
+    """Where the relevant items of queries lie in the gallery's order.
 
     Attributes:
-        scores: descending, -inf in the padding, float64 [b, R].
-        items: their gallery numbers [b, R].
-        error: how far a query's scores may be from the exact ones, float64 [b].
+        relevant: which of the candidates are, bool [b, W].
+        places: of the candidates, int64 [b, W]; None: one after the other from `low` on.
+        low, high: the stretch that holds them all, int64 [b].
     """
 
-    scores: Tensor
-    items: Tensor
-    error: Tensor
+    relevant: Tensor
+    places: Tensor | None
+    low: Tensor
+    high: Tensor
+
+    def at(self, rows: Tensor | slice, columns: Tensor) -> Tensor:
+        """Places of the candidates in these columns: [n] each, or a part of the rows and [W]."""
+        if self.places is not None:
+            return self.places[rows, columns]
+        low = self.low[rows]
+        return (low[:, None] if isinstance(rows, slice) else low) + columns
 
 
 class Opening:
@@ -76,10 +85,8 @@ class Opening:
         # Finding and sorting takes several times what is kept.
         at_once = max(_RUN, _ENTRIES_AT_ONCE // max(1, width) // _RUN * _RUN)
         for part in task.parts_of(query_index, at_once, _LONG_RUN):
-            of_part = self._relevant(query_index[part], fellows[part])
-            error[part], found = of_part.error, of_part.scores[:, :width]
-            scores[part, : found.shape[1]] = found
-            items[part, : found.shape[1]] = of_part.items[:, :width]
+            into = scores[part], items[part], error[part]
+            self._put_in_order(query_index[part], fellows[part], into)
         # Queries with as many relevant items have the same caps.
         numbers, which = n_relevant.unique(return_inverse=True)
         position = torch.arange(width, device=device)
@@ -92,16 +99,43 @@ class Opening:
         threshold = torch.full_like(error, torch.inf)
         return QueryBlock(query_index, scores, error, items, n_relevant, caps, counts, threshold)
 
-    def _relevant(self, query_index: Tensor, fellows: Tensor) -> _Relevant:
-        """The relevant items of some queries; `fellows` [b]: how many of each one's class the whole
-        block holds."""
+    def _put_in_order(
+        self, query_index: Tensor, fellows: Tensor, into: tuple[Tensor, Tensor, Tensor]
+    ) -> None:
+        """Write the relevant items of some queries to the beginning of rows.
+
+        Args:
+            query_index: their numbers [b].
+            fellows: how many of each one's class the whole block holds [b].
+            into: scores, descending, float64 [b, R], the items' gallery numbers [b, R], and how far
+                a query's scores may be from the exact ones, float64 [b].
+        """
+        found = (
+            self._of_class(query_index) if self.task.listed is None else self._of_lists(query_index)
+        )
+        scores = self._scored(query_index, fellows, found, into[2])
+        relevant = found.relevant
+        if relevant.device.type == "cpu" and kernels.available():
+            places = found.low if found.places is None else found.places
+            kernels.put_in_order(scores, relevant, places, self.order, into[:2])
+            return
+        scores, columns = descending(scores.masked_fill_(relevant.logical_not_(), -torch.inf))
+        width = min(into[0].shape[1], scores.shape[1])
+        rows = torch.arange(len(columns), device=columns.device)
+        places = found.at(rows.repeat_interleave(width), columns[:, :width].flatten())
+        into[0][:, :width] = scores[:, :width]
+        last = max(0, len(self.order) - 1)
+        into[1][:, :width] = self.order[places.clamp_(max=last)].view(len(columns), width)
+
+    def _scored(
+        self, query_index: Tensor, fellows: Tensor, found: _Candidates, error: Tensor
+    ) -> Tensor:
+        """Scores of the relevant ones of the candidates [b, W], and in `error` how far they may be
+        from the exact ones."""
         task = self.task
-        listed = task.listed is not None
-        known = self._of_lists(query_index) if listed else self._of_class(query_index)
-        relevant, place, low, high = known
-        scores = torch.empty(relevant.shape, dtype=torch.float64, device=relevant.device)
-        error = torch.zeros(len(relevant), dtype=torch.float64, device=relevant.device)
+        relevant, _, low, high = found
         n_relevant = task.n_relevant[query_index]
+        scores = torch.empty(relevant.shape, dtype=torch.float64, device=relevant.device)
         width = relevant.shape[1]
         run = min(len(query_index), max(_RUN, min(_LONG_RUN, width)))
         compiled = task.scores.compiled
@@ -112,7 +146,7 @@ class Opening:
             if run * (last - first) <= pair_cost * int(n_relevant[part].sum()):
                 # The run's whole stretch of the gallery is little more than its pairs.
                 pairs = query_index[part], self.order[first:last]
-                one_class = not listed and int(low[part].max()) == first
+                one_class = task.listed is None and int(low[part].max()) == first
                 # Column by column it is the class. (Lists may begin alike and leave gaps.)
                 out = scores[part] if one_class and last - first == width else None
                 if one_class and self._pays(first, last, int(fellows[top])):
@@ -124,18 +158,17 @@ class Opening:
                     stretch = task.scores.close_block(*pairs, out=out)
                 error[part] = task.scores.close_error(*pairs)
                 if out is None:
-                    near = (place[part] - first).clamp_(max=last - first - 1)
+                    columns = torch.arange(width, device=low.device)
+                    near = (found.at(part, columns) - first).clamp_(max=last - first - 1)
                     torch.gather(stretch, 1, near, out=scores[part])
                 continue
-            rows, column = relevant[part].nonzero(as_tuple=True)
+            rows, columns = relevant[part].nonzero(as_tuple=True)
             rows += top
-            pairs = query_index[rows], self.order[place[rows, column]]
-            scores[rows, column] = (task.scores.close if compiled else task.scores.exact)(*pairs)
+            pairs = query_index[rows], self.order[found.at(rows, columns)]
+            scores[rows, columns] = (task.scores.close if compiled else task.scores.exact)(*pairs)
             if compiled:
                 error[part] = task.scores.close_error(query_index[part], self.order)
-        scores, order = descending(scores.masked_fill_(relevant.logical_not_(), -torch.inf))
-        place = place.gather(1, order) if listed else order.add_(low[:, None])
-        return _Relevant(scores, self.order[place.clamp_(max=max(0, len(self.order) - 1))], error)
+        return scores
 
     def _pays(self, first: int, last: int, fellows: int) -> bool:
         """True if all scores of a class with itself, a stretch of the order, are to be found: they
@@ -154,9 +187,8 @@ class Opening:
         assert self._scores is not None
         return self._scores
 
-    def _of_class(self, query_index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """For the class of each query: which items [b, W] are relevant, their places in the
-        gallery's order [b, W], and the stretch these lie in: low [b], high [b]."""
+    def _of_class(self, query_index: Tensor) -> _Candidates:
+        """The candidates of each query: its class."""
         classes = self.task.query_class[query_index]
         start = torch.searchsorted(self._classes, classes)
         size = torch.searchsorted(self._classes, classes, right=True) - start
@@ -167,15 +199,15 @@ class Opening:
         column = self._place[out] - start[rows]
         in_class = (column >= 0) & (column < size[rows])
         relevant[rows[in_class], column[in_class]] = False
-        return relevant, start[:, None] + offset, start, start + size
+        return _Candidates(relevant, None, start, start + size)
 
-    def _of_lists(self, query_index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The same of lists of relevant items; all queries have one."""
+    def _of_lists(self, query_index: Tensor) -> _Candidates:
+        """The candidates of each query: its list; all queries have one."""
         items, relevant = self.task.listed_of(query_index)
         place = self._place[items]
         low = place.masked_fill(~relevant, len(self._place)).amin(1)
         high = place.masked_fill(~relevant, -1).amax(1) + 1
-        return relevant, torch.where(relevant, place, low[:, None]), low, high
+        return _Candidates(relevant, torch.where(relevant, place, low[:, None]), low, high)
 
 
 def inverse(permutation: Tensor) -> Tensor:

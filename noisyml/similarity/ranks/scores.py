@@ -102,7 +102,8 @@ class Rows:
 
     def double(self, index: Tensor) -> Limbs:
         """Rows `index` [n] as they are: one limb, float64 [n, D]."""
-        return (self.embeddings[index].to(torch.float64).mul_(self.factor[index, None]),)
+        rows = self.embeddings.index_select(0, index).to(torch.float64)
+        return (rows.mul_(self.factor[index, None]),)
 
     def exact(self, index: Tensor) -> Limbs:
         """First and second limbs of rows `index` [n]: float64 [n, D] each."""
@@ -158,11 +159,13 @@ class PairScores:
         self._filter_error = 1.01 * (
             (dim + 32) * 2.0**-24 + math.sqrt(dim) * 2.0**-25 + 2.1 * input_rounding()
         )
-        # The same of the compiled loops, which add up 32 partial sums of every 32nd term: a number
-        # passes through so many additions at most. (Three more in eight of them, five to add these
-        # up, seven of what is left over.)
-        self._pair_error = 1.01 * (
-            (self.filter.width // 32 + 16 + 32) * 2.0**-24 + math.sqrt(dim) * 2.0**-25
+        # The same of the compiled loops, which add up 32 partial sums of every 32nd term, so that
+        # a number passes through few additions: those, three more in eight of the sums, five to
+        # add these up, and seven of what is left over.
+        additions = self.filter.width // 32 + 3 + 5 + 7
+        self._pair_error = min(
+            self._filter_error,
+            1.01 * ((additions + 33) * 2.0**-24 + math.sqrt(dim) * 2.0**-25),
         )
         # The same in float64, and both rows on the second grid.
         self._close_error = 1.01 * (

@@ -106,7 +106,8 @@ def scan_tile(
             if tile.coarse is not None:
                 real = found >= floor[query]
                 query, place, found = query[real], place[real], found[real]
-            block.add(query + first, gallery_index[place], found, error, scores)
+            rows = (query + first).to(torch.int32)
+            block.add(rows, gallery_index[place], found, error, scores)
         block.update_thresholds(seen)
         if not block.alive:
             return
@@ -129,8 +130,8 @@ def count_pairs(
     """
     if not block.alive:
         return
-    query, place = pairs.query.to(torch.int64), pairs.place.to(torch.int64)
-    block.waiting.append(Pairs(query + first, gallery_index[place], pairs.score.clone()))
+    rows, items = pairs.query.to(torch.int32) + first, gallery_index.index_select(0, pairs.place)
+    block.waiting.append(Pairs(rows, items, pairs.score.clone()))
     if at_least and sum(len(some.query) for some in block.waiting) < at_least:
         return
     count_waiting(block, scores, hits_at_once)

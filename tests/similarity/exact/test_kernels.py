@@ -294,16 +294,17 @@ def test_threads_of_pytorch_or_of_our_own_do_all_jobs(team, two_threads, monkeyp
 
 
 @compiled
-def test_scores_are_counted_between_ranked_ones(two_threads):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_scores_are_counted_between_ranked_ones(two_threads, dtype):
     generator = torch.Generator().manual_seed(3)
-    ranked = torch.rand(70, 9, generator=generator, dtype=torch.float64)
+    ranked = torch.rand(170, 9, generator=generator, dtype=torch.float64)
     ranked = ranked.sort(dim=1, descending=True).values
-    lengths = torch.randint(0, 10, (70,), generator=generator)
-    rows = torch.randint(0, 70, (9000,), generator=generator)
-    scores = torch.rand(9000, generator=generator, dtype=torch.float64)
-    margin = 0.01 * torch.rand(70, generator=generator, dtype=torch.float64)
-    counts = torch.zeros(70, 10, dtype=torch.int32)
-    opened = kernels.count_between(counts, ranked, lengths, rows, scores, margin)
+    lengths = torch.randint(0, 10, (170,), generator=generator)
+    rows = torch.randint(0, 169, (9003,), generator=generator, dtype=torch.int32)
+    scores = torch.rand(9003, generator=generator, dtype=dtype)
+    margin = 0.01 * torch.rand(170, generator=generator, dtype=torch.float64)
+    counts, touched = torch.zeros(170, 10, dtype=torch.int32), torch.zeros(170, dtype=torch.bool)
+    opened = kernels.count_between(counts, ranked, lengths, rows, scores, margin, touched)
 
     there = torch.arange(9) < lengths[rows, None]
     surely = (there & (ranked[rows] > (scores + margin[rows])[:, None])).sum(1)
@@ -314,6 +315,44 @@ def test_scores_are_counted_between_ranked_ones(two_threads):
         (rows[clear], surely[clear]), torch.tensor(1, dtype=torch.int32), accumulate=True
     )
     assert torch.equal(counts, expected)
+    assert touched.nonzero().flatten().tolist() == rows.unique().tolist()
+
+
+def rows_to_sort(kind: str, width: int) -> torch.Tensor:
+    scores = torch.randn(40, width, generator=torch.Generator().manual_seed(1)).double()
+    if kind == "ties":  # and zeros of both signs
+        return (2 * scores).round() / 2
+    if kind == "last bits":  # which is where insertion takes too long
+        return 1 + scores * 2.0**-45
+    if kind == "rising":
+        return (1 - torch.arange(width, 0, -1).double() * 2.0**-50).expand(40, width).contiguous()
+    return scores
+
+
+@compiled
+@pytest.mark.parametrize("kind", ["spread", "ties", "last bits", "rising"])
+@pytest.mark.parametrize("width", [0, 1, 2, 47, 48, 49, 300, 1000])
+@pytest.mark.parametrize("by_places", [False, True])
+def test_relevant_items_are_put_in_order(two_threads, kind, width, by_places):
+    generator = torch.Generator().manual_seed(2)
+    scores = rows_to_sort(kind, width)
+    relevant = torch.rand(scores.shape, generator=generator) < 0.9
+    scores = scores.masked_fill(~relevant, torch.nan)  # not read
+    table = torch.randperm(5000, generator=generator)
+    first = torch.randint(4000, (40,), generator=generator)
+    places = first[:, None] + torch.arange(width)
+    if by_places:
+        places = torch.randint(5000, (40, width), generator=generator)
+    room = int(relevant.sum(1).max()) if width else 0
+    into = torch.full((40, room), -1.0).double(), torch.full((40, room), -1)
+    kernels.put_in_order(scores, relevant, places if by_places else first, table, into)
+
+    for row in range(40):
+        chosen = relevant[row].nonzero().flatten()
+        order = scores[row, chosen].argsort(descending=True, stable=True)
+        assert torch.equal(into[0][row, : len(chosen)], scores[row, chosen[order]])
+        assert torch.equal(into[1][row, : len(chosen)], table[places[row, chosen[order]]])
+        assert (into[1][row, len(chosen) :] == -1).all()
 
 
 @compiled

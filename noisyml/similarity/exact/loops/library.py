@@ -25,7 +25,7 @@ LIBRARY = Path(__file__).parent.with_name("_kernels.so")
 UNIT = "NOISYML_KERNELS"
 _OFF = "off"
 #: The version of the C functions that `kernels` calls.
-INTERFACE = 7
+INTERFACE = 8
 #: Seed and number of the inputs that a unit must answer like plain C: a millisecond or two.
 _CHECKS = 1, 6
 

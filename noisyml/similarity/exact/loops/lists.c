@@ -78,8 +78,10 @@ typedef struct {
     const double *margin;    /* [b] */
     const int64_t *lengths;  /* [b] */
     int32_t *counts;         /* [b, width + 1] */
-    const int64_t *rows;
-    const double *scores;
+    uint8_t *touched;        /* [b] */
+    const int32_t *rows;
+    const float *singles;    /* scores; null if they are doubles */
+    const double *doubles;
     int64_t *open;
     int64_t width, n, part, parts, n_open;
 } Between;
@@ -108,13 +110,14 @@ int noisyml_count_between(void *given) {
     for (int64_t next = 0; next < job->n;) {
         int64_t at[ABREAST], before[ABREAST];
         const double *sorted[ABREAST];
-        double high[ABREAST];
+        double score[ABREAST], high[ABREAST];
         int some = 0;
         for (; next < job->n && some < ABREAST; next++) {
             const int64_t row = job->rows[next];
             if (!is_ours(row, job->part, job->parts)) continue;
             sorted[some] = job->sorted + row * width;
-            high[some] = job->scores[next] + job->margin[row];
+            score[some] = job->singles ? job->singles[next] : job->doubles[next];
+            high[some] = score[some] + job->margin[row];
             at[some++] = next;
         }
         if (!some) break;
@@ -122,8 +125,9 @@ int noisyml_count_between(void *given) {
         look_up(sorted, width, high, before);
         for (int l = 0; l < some; l++) {
             const int64_t i = at[l], row = job->rows[i], length = job->lengths[row];
+            job->touched[row] = 1;
             const int64_t from = before[l] < length ? before[l] : length;
-            if (from < length && sorted[l][from] >= job->scores[i] - job->margin[row])
+            if (from < length && sorted[l][from] >= score[l] - job->margin[row])
                 job->open[job->n_open++] = i;
             else
                 job->counts[row * (width + 1) + from]++;
@@ -147,7 +151,9 @@ int noisyml_within_caps(void *given) {
         const int32_t *counts = job->counts + job->rows[i] * (job->width + 1);
         const int32_t *caps = job->caps + job->rows[i] * job->width;
         int64_t before = 0, m = 0;
-        for (; m < job->width; m++) {
+        if (job->share >= 1)
+            while (m < job->width && (before += counts[m]) <= caps[m]) m++;
+        for (; job->share < 1 && m < job->width; m++) {
             before += counts[m];
             if (before > caps[m]) break;
             const double most = job->share * caps[m];

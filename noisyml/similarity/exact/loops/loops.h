@@ -210,7 +210,8 @@ int32_t avx2_longest_stretch(const int8_t *row, int64_t depth, int32_t *sums);
 extern const Unit neon_unit, neondot_unit;
 #endif
 
-/* Loops that are the same for all units: lists.c. */
+/* Loops that are the same for all units: lists.c, order.c. */
 int noisyml_enter(void *job), noisyml_count_between(void *job), noisyml_within_caps(void *job);
+int noisyml_put_in_order(void *job);
 
 #endif
