@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from noisyml.losses.second_order import recorded_gradient
+from noisyml.similarity.exact import kernels
 
 #: Keeps the root of an empty group differentiable; the released value.
 GROUP_FLOOR = 1e-10
@@ -67,7 +68,9 @@ def ranking_errors(
     with torch.autocast(probabilities.device.type, enabled=False):
         p = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
         present = labels > 0
-        missing, extra = (sums.add_(GROUP_FLOOR).sqrt_() for sums in _pair_sums(p, present))
+        if _compiled(p):
+            return Ranking(*kernels.rank_samples(p, present, GROUP_FLOOR, miss_alpha, extra_beta))
+        missing, extra = ((sums + GROUP_FLOOR).sqrt() for sums in _pair_sums(p, present))
     errors = miss_alpha * missing.sum(dim=1) + extra_beta * extra.sum(dim=1)
     # Of equal groups the first, as PyTorch promises of `max`.
     most_missing, most_extra = missing.max(dim=1), extra.max(dim=1)
@@ -77,41 +80,22 @@ def ranking_errors(
     return Ranking(errors, suspected, missing, extra)
 
 
+def _compiled(p: Tensor) -> bool:
+    """True if a compiled loop may rank: it visits only pairs of an absent and a present class, and
+    takes one call where PyTorch takes some twenty."""
+    plain = p.device.type == "cpu" and p.dtype == torch.float32 and p.numel() > 0
+    recorded = torch.is_grad_enabled() and p.requires_grad
+    return plain and not recorded and not torch.compiler.is_compiling() and kernels.available()
+
+
 def _pair_sums(p: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """Sums [B, C] of max(0, 1 + 2 (p_absent - p_present))^2: of each absent class over the present
     ones, and of each present class over the absent ones; 0 elsewhere."""
-    # On other devices it would take a stall to learn how many classes are present.
-    return _sums_by_rarer_kind(p, present) if p.device.type == "cpu" else _sums_all(p, present)
-
-
-def _sums_all(p: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """`_pair_sums` by all pairs of classes [B, absent, present]."""
     # The infinities leave 0 of every pair that is none, so that no mask is needed.
     absent_side = (1 + 2 * p).masked_fill(present, -math.inf)
     present_side = (2 * p).masked_fill(~present, math.inf)
     squares = (absent_side[:, :, None] - present_side[:, None, :]).relu().square()
     return squares.sum(dim=2), squares.sum(dim=1)
-
-
-def _sums_by_rarer_kind(p: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """`_pair_sums` by each class of the rarer kind with its whole row: mostly few are present."""
-    # A batch is small: what counts is how many tensors are written, so fresh ones are used again.
-    doubled = p.mul(2)
-    sample, own = present.nonzero().unbind(1)
-    few_present = 2 * len(sample) <= present.numel()
-    if few_present:
-        own_side = doubled[sample, own]
-        rows = doubled.add_(1).masked_fill_(present, -math.inf).index_select(0, sample)
-        differences = rows.sub_(own_side[:, None])
-    else:
-        sample, own = (~present).nonzero().unbind(1)
-        own_side = doubled[sample, own].add_(1)
-        rows = doubled.masked_fill_(~present, math.inf).index_select(0, sample)
-        differences = own_side[:, None] - rows
-    squares = differences.relu_().square()
-    over_own = torch.zeros_like(p).index_add_(0, sample, squares)
-    over_rows = torch.zeros_like(p).index_put_((sample, own), squares.sum(dim=1))
-    return (over_own, over_rows) if few_present else (over_rows, over_own)
 
 
 class _SquaredMMD(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""Compiled loops for what PyTorch has no operation for: the scan for candidates on a CPU.
+"""Compiled loops for what PyTorch has no operation for: above all the scan for candidates.
 
 A candidate is one pair in thousands. An operation that writes all scores only for the next one to
 read and discard them spends as much on memory as on multiplying, so the loops in `loops/` compare
@@ -22,7 +22,7 @@ from noisyml.similarity.exact.loops import library
 
 #: So much pays for starting a thread.
 _ROWS_PER_THREAD, _PAIRS_PER_THREAD, _PAIRS_PER_SCAN = 64, 4096, 2**16
-_SORTED_PER_THREAD = 2**14
+_SORTED_PER_THREAD, _CLASS_PAIRS_PER_THREAD = 2**14, 2**20
 #: Parts of a scan per thread, and right rows of a part: whoever is done first takes the next one.
 _PARTS_PER_THREAD, _COLUMNS_PER_PART = 4, 512
 #: Room for pairs, however few are expected.
@@ -135,6 +135,13 @@ class _Caps(ctypes.Structure):
 
 class _Order(ctypes.Structure):
     _fields_ = _fields("scores relevant first places table sorted items", "n width room")
+
+
+class _Samples(ctypes.Structure):
+    _fields_ = (
+        *_fields("p present missing extra errors suspected", "n classes"),
+        *((name, ctypes.c_double) for name in ("floor", "miss_alpha", "extra_beta")),
+    )
 
 
 _Scan = _Integers | _Tile
@@ -516,6 +523,39 @@ def within_caps(counts: Tensor, caps: Tensor, rows: Tensor, share: float, cautio
         ],
     )  # fmt: skip
     return lengths
+
+
+def rank_samples(
+    p: Tensor, present: Tensor, floor: float, miss_alpha: float, extra_beta: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Contradictions of samples: see `noisyml.losses.multilabel.rcml.ranking_errors`.
+
+    Args:
+        p: float32 [n, C], on the CPU.
+        present: bool [n, C].
+        floor: added to the sum of a group before its root is taken.
+        miss_alpha, extra_beta: factors of the two kinds of groups.
+
+    Returns:
+        errors float32 [n], suspected classes int64 [n], missing and extra groups float32 [n, C].
+    """
+    p, present = p.contiguous(), present.contiguous()
+    n, classes = p.shape
+    missing, extra = torch.empty_like(p), torch.empty_like(p)
+    errors, suspected = p.new_empty(n), torch.empty(n, dtype=torch.int64)
+    tables, columns = (p, present, missing, extra), (errors, suspected)
+    _run(
+        "rank_samples",
+        [
+            _Samples(
+                *(_address(table, start * classes) for table in tables),
+                *(_address(column, start) for column in columns),
+                stop - start, classes, floor, miss_alpha, extra_beta,
+            )
+            for start, stop in _stretches(n, max(1, _CLASS_PAIRS_PER_THREAD // max(1, classes**2)))
+        ],
+    )  # fmt: skip
+    return errors, suspected, missing, extra
 
 
 _Job = TypeVar("_Job", bound=ctypes.Structure)

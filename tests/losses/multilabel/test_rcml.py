@@ -53,18 +53,34 @@ def test_a_sample_without_a_pair_has_the_smallest_error():
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
-def test_few_and_many_present_classes_give_the_sums_over_all_pairs(share):
-    """Processors go through the rarer kind alone, other devices through all pairs."""
+@pytest.mark.parametrize("hard", [False, True])
+def test_the_compiled_loop_ranks_as_pytorch_does(share, hard, monkeypatch):
+    """Of groups that are equal, which hard decisions make many, both take the first."""
     generator = torch.Generator().manual_seed(0)
-    p = torch.rand(7, 9, generator=generator, dtype=torch.float64).requires_grad_()
-    present = torch.rand(7, 9, generator=generator) < share
-    weights = torch.rand(2, 7, 9, generator=generator, dtype=torch.float64)
-    found = []
-    for sums in (rcml._sums_by_rarer_kind, rcml._sums_all):
-        both = torch.stack(sums(p, present))
-        gradient = torch.autograd.grad((both * weights).sum(), p, allow_unused=True)[0]
-        found.append((both, gradient))
-    torch.testing.assert_close(*found)
+    p = torch.rand(300, 61, generator=generator)
+    p = p.round() if hard else p
+    labels = (torch.rand(300, 61, generator=generator) < share).float()
+    found = ranking_errors(p, labels, 0.3, 0.7)
+    monkeypatch.setattr(rcml.kernels, "available", lambda: False)
+    expected = ranking_errors(p, labels, 0.3, 0.7)
+    assert torch.equal(found.suspected, expected.suspected)
+    torch.testing.assert_close(tuple(found), tuple(expected), rtol=1e-5, atol=1e-6)
+
+
+def test_a_ranking_can_be_differentiated():
+    p = torch.rand(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    y = (torch.arange(20).view(5, 4) % 3 == 0).float()
+    p.requires_grad_()
+    with torch.no_grad():
+        plain = ranking_errors(p, y)
+    recorded = ranking_errors(p, y)
+    torch.testing.assert_close(recorded.errors, plain.errors)
+    gradient = torch.autograd.grad(recorded.errors.sum(), p)[0]
+    step = torch.zeros_like(p)
+    step[1, 2] = 1e-3
+    with torch.no_grad():
+        up, down = (ranking_errors(p + way * step, y).errors.sum() for way in (1, -1))
+    torch.testing.assert_close((up - down) / 2e-3, gradient[1, 2], rtol=1e-2, atol=1e-3)
 
 
 def test_missing_and_extra_groups_name_the_wrong_class():

@@ -210,8 +210,8 @@ int32_t avx2_longest_stretch(const int8_t *row, int64_t depth, int32_t *sums);
 extern const Unit neon_unit, neondot_unit;
 #endif
 
-/* Loops that are the same for all units: lists.c, order.c. */
+/* Loops that are the same for all units: lists.c, order.c, classes.c. */
 int noisyml_enter(void *job), noisyml_count_between(void *job), noisyml_within_caps(void *job);
-int noisyml_put_in_order(void *job);
+int noisyml_put_in_order(void *job), noisyml_rank_samples(void *job);
 
 #endif

@@ -60,6 +60,7 @@ EXPORT Loop noisyml_loop(int unit, const char *name) {
     if (!strcmp(name, "count_between")) return noisyml_count_between;
     if (!strcmp(name, "within_caps")) return noisyml_within_caps;
     if (!strcmp(name, "put_in_order")) return noisyml_put_in_order;
+    if (!strcmp(name, "rank_samples")) return noisyml_rank_samples;
     return NULL;
 }
 
