@@ -23,7 +23,7 @@ except ModuleNotFoundError:  # called by hand
 FOLDER = Path("noisyml/similarity/exact")
 SOURCES, LIBRARY = FOLDER / "loops", FOLDER / "_kernels.so"
 #: Products are rounded before they are added, so that all processors give the same bits.
-OPTIONS = ["-O3", "-ffp-contract=off", "-fPIC", "-shared", "-fvisibility=hidden"]
+OPTIONS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-fvisibility=hidden"]
 #: Behind the sources, as linkers want them.
 LIBRARIES = ["-lm", "-pthread"]
 #: Environment variable: "1" asks for a wheel without compiled loops.

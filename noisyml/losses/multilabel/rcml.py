@@ -65,11 +65,12 @@ def ranking_errors(
         >>> ranking.errors, ranking.suspected
         (tensor([2.6000]), tensor([1]))
     """
+    present = labels > 0
+    if _compiled(probabilities):
+        factors = miss_alpha, extra_beta
+        return Ranking(*kernels.rank_samples(probabilities, present, GROUP_FLOOR, *factors))
     with torch.autocast(probabilities.device.type, enabled=False):
         p = probabilities.to(torch.promote_types(probabilities.dtype, torch.float32))
-        present = labels > 0
-        if _compiled(p):
-            return Ranking(*kernels.rank_samples(p, present, GROUP_FLOOR, miss_alpha, extra_beta))
         missing, extra = ((sums + GROUP_FLOOR).sqrt() for sums in _pair_sums(p, present))
     errors = miss_alpha * missing.sum(dim=1) + extra_beta * extra.sum(dim=1)
     # Of equal groups the first, as PyTorch promises of `max`.
