@@ -133,7 +133,7 @@ class RankMetric:
             return self._mean_precision(ranks[:, : self.k].contiguous(), n_relevant)
         by_r = self.kind in ("r_precision", "map_at_r")
         limit = n_relevant if by_r else torch.full_like(n_relevant, self.k or _NO_LIMIT)
-        hits = _so_many(ranks, n_relevant, limit)
+        hits = _number_within(ranks, n_relevant, limit)
         count = n_relevant.to(torch.float64)
         if self.kind == "precision":
             return hits.to(torch.float64) / self.k
@@ -144,7 +144,9 @@ class RankMetric:
             return hits.to(torch.float64) / count
         if self.kind == "map_capped":
             count = count.clamp(max=self.k)
-        some = ranks[:, : int(hits.max())].to(torch.float64)
+        # Ranks beyond all hits need no work, but other devices would have to be waited for.
+        width = int(hits.max()) if hits.device.type == "cpu" else ranks.shape[1]
+        some = ranks[:, :width].to(torch.float64)
         position = torch.arange(1, some.shape[1] + 1, device=ranks.device)
         precision = position / some
         if self.kind == "map_trapezoid":
@@ -154,15 +156,15 @@ class RankMetric:
 
     def _mean_precision(self, ranks: Tensor, n_relevant: Tensor) -> Tensor:
         """Mean of the precision at 1 to `k`, of the first ranks [b, k]."""
-        hits = _so_many(ranks, n_relevant, torch.full_like(n_relevant, self.k))
+        hits = _number_within(ranks, n_relevant, torch.full_like(n_relevant, self.k))
         # An item at rank r adds 1/k to every precision_at_k with k >= r.
         steps = 1.0 / torch.arange(1, self.k + 1, dtype=torch.float64, device=ranks.device)
         tail = steps.flip(0).cumsum(0).flip(0)
         return _sums_of_first(tail[(ranks - 1).clamp(max=self.k - 1)], hits) / self.k
 
 
-def _so_many(ranks: Tensor, n_relevant: Tensor, limit: Tensor) -> Tensor:
-    """How many relevant items stand at `limit` [b] or before it, of ascending ranks [b, R]: [b]."""
+def _number_within(ranks: Tensor, n_relevant: Tensor, limit: Tensor) -> Tensor:
+    """Number [b] of relevant items at `limit` [b] or before it, of ascending ranks [b, R]."""
     found = torch.searchsorted(ranks, limit[:, None], right=True).squeeze(1)
     return torch.minimum(found, n_relevant)
 

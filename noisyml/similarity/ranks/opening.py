@@ -24,7 +24,7 @@ _ENTRIES_AT_ONCE = 2**18
 
 
 class _Candidates(NamedTuple):
-    """Where the relevant items of queries lie in the gallery's order.
+    """Places in the gallery's order that hold the relevant items of queries, and perhaps others.
 
     Attributes:
         relevant: which of the candidates are, bool [b, W].
@@ -110,9 +110,8 @@ class Opening:
             into: scores, descending, float64 [b, R], the items' gallery numbers [b, R], and how far
                 a query's scores may be from the exact ones, float64 [b].
         """
-        found = (
-            self._of_class(query_index) if self.task.listed is None else self._of_lists(query_index)
-        )
+        by_lists = self.task.listed is not None
+        found = self._of_lists(query_index) if by_lists else self._of_class(query_index)
         scores = self._scored(query_index, fellows, found, into[2])
         relevant = found.relevant
         if relevant.device.type == "cpu" and kernels.available():
