@@ -10,6 +10,7 @@ precision@1 about 0.75. The script fails unless the metrics that both have agree
 
     python scripts/bench_retrieval.py --n 20000 60502 --repeats 2 --out outputs/bench_retrieval.json
     python scripts/bench_retrieval.py --n 20000 --classes-of 1000
+    python scripts/bench_retrieval.py --n 20000 --classes-of 1000 --threads 2 --wait spin
     python scripts/bench_retrieval.py --n 20000 --peer open-metric-learning
 """
 
@@ -120,14 +121,12 @@ def run_contender(name: str, folder: Path) -> dict[str, float]:
     }
 
 
-def _spawn(name: str, folder: Path, threads: int) -> dict[str, float]:
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(threads),
-        "MKL_NUM_THREADS": str(threads),
-        # Threads that wait for a preempted one would burn the time of both contenders.
-        "OMP_WAIT_POLICY": "passive",
-    }
+def _spawn(name: str, folder: Path, threads: int, wait: str) -> dict[str, float]:
+    count = {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment = {**os.environ, **count}
+    environment.pop("OMP_WAIT_POLICY", None)
+    if wait == "sleep":
+        environment["OMP_WAIT_POLICY"] = "passive"
     command = [sys.executable, __file__, "--contender", name, "--folder", str(folder)]
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -135,7 +134,14 @@ def _spawn(name: str, folder: Path, threads: int) -> dict[str, float]:
 
 
 def compare(
-    n: int, dim: int, threads: int, repeats: int, seed: int, classes_of: int | None, peer_name: str
+    n: int,
+    dim: int,
+    threads: int,
+    repeats: int,
+    seed: int,
+    classes_of: int | None,
+    peer_name: str,
+    wait: str,
 ) -> dict[str, Any]:
     """Both contenders in turn, `repeats` times, and the ratios of each turn."""
     runs: dict[str, list[dict[str, float]]] = {"noisyml": [], peer_name: []}
@@ -148,7 +154,7 @@ def compare(
         del embeddings, labels
         for _ in range(repeats):
             for name, results in runs.items():
-                results.append(_spawn(name, folder, threads))
+                results.append(_spawn(name, folder, threads, wait))
     ours, theirs = runs["noisyml"], runs[peer_name]
     for mine, peer in zip(ours, theirs, strict=True):
         for key in PEER_NAMES.keys() & peer.keys():
@@ -159,6 +165,7 @@ def compare(
         "dim": dim,
         "classes": n_classes,
         "threads": threads,
+        "wait": wait,
         "runs": runs,
         "time_ratios": [b["seconds"] / a["seconds"] for a, b in zip(ours, theirs, strict=True)],
         "cpu_time_ratios": [
@@ -181,6 +188,14 @@ def main() -> None:
         "--classes-of", type=int, metavar="SIZE", help="items of every class (default: 2 to 12)"
     )
     parser.add_argument("--peer", choices=PEERS, default=PEERS[0])
+    parser.add_argument(
+        "--wait",
+        choices=("sleep", "spin"),
+        default="sleep",
+        help="what threads without work do: sleep at once, which on a busy machine keeps them from "
+        "burning time while they wait for one that was preempted; or spin for a while first, as "
+        "PyTorch's do of themselves (default: %(default)s)",
+    )
     parser.add_argument("--out", type=Path, help="write the results here as JSON")
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -199,6 +214,7 @@ def main() -> None:
             arguments.seed,
             arguments.classes_of,
             arguments.peer,
+            arguments.wait,
         )
         results.append(result)
         for name, runs in result["runs"].items():
