@@ -1,4 +1,4 @@
-"""Benchmarks of zero-shot search and k-means, at sizes of a second."""
+"""Benchmarks of search, k-means and retrieval metrics, at sizes of a second."""
 
 import json
 import sys
@@ -45,6 +45,20 @@ def test_kmeans_and_its_peers_find_like_clusters(bench):
         inertia["semi-supervised, faiss"], rel=1e-3
     )
     assert inertia["plain, faiss"] == pytest.approx(inertia["faiss.Kmeans"], rel=0.1)
+
+
+@pytest.mark.further
+@pytest.mark.parametrize("wait", ["sleep", "spin"])
+def test_retrieval_metrics_are_those_of_a_peer(monkeypatch, wait):
+    pytest.importorskip("pytorch_metric_learning")
+    monkeypatch.syspath_prepend(str(paths.ROOT / "scripts"))
+    import bench_retrieval as script
+
+    # It fails unless both find the same.
+    found = script.compare(300, 16, 1, 1, 0, 50, "pytorch-metric-learning", wait)
+    assert found["classes"] == 6
+    assert len(found["time_ratios"]) == 1
+    assert all(ratio > 0 for ratio in found["time_ratios"])
 
 
 def test_a_million_rows_in_small(monkeypatch, tmp_path):
