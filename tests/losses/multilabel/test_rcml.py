@@ -67,6 +67,18 @@ def test_the_compiled_loop_ranks_as_pytorch_does(share, hard, monkeypatch):
     torch.testing.assert_close(tuple(found), tuple(expected), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("at", [0, 7])
+def test_a_diverged_network_shows_in_the_ranking(at, monkeypatch):
+    p = torch.rand(3, 9, generator=torch.Generator().manual_seed(0))
+    p[1, at] = torch.nan
+    y = torch.zeros(3, 9)
+    y[:, :4] = 1
+    for compiled in (True, False):
+        if not compiled:
+            monkeypatch.setattr(rcml.kernels, "available", lambda: False)
+        assert ranking_errors(p, y).errors.isnan().tolist() == [False, True, False]
+
+
 def test_a_ranking_can_be_differentiated():
     p = torch.rand(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     y = (torch.arange(20).view(5, 4) % 3 == 0).float()

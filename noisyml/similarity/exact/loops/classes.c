@@ -43,7 +43,7 @@ static float paired(const float *sides, float *sums, int64_t n, float other) {
     for (int64_t a = 0; a < n; a += LANES)
         for (int l = 0; l < LANES; l++) {
             float over = sides[a + l] - other;
-            over = over > 0 ? over : 0;
+            over = over < 0 ? 0 : over; /* what is no number stays none */
             own[l] += over * over;
             sums[a + l] += over * over;
         }
