@@ -25,6 +25,7 @@ def states(shell, name):
     return [json.loads(file.read_text())["state"] for file in files]
 
 
+@pytest.mark.further
 def test_a_killed_search_goes_on_to_the_same_end(shell):
     pytest.importorskip("optuna")
     whole = shell.apart(*SEARCH, "hydra.sweep.dir=whole")

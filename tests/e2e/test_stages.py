@@ -99,6 +99,7 @@ rates: [[0.0001, 0.003], [0.003, 0.0001]]
 """
 
 
+@pytest.mark.further
 def test_a_greedy_search_goes_on_with_the_better_candidate_and_survives_kills(shell):
     """Killed in the training of a candidate, and again before a finished round is decided."""
     own = shell.folder / "own" / "stages"

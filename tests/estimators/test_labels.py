@@ -26,7 +26,7 @@ def auditor(digits):
     return LabelAuditor(n_neighbors=10, n_folds=5, random_state=0).fit(rows, labels)
 
 
-@pytest.mark.long
+@pytest.mark.further
 def test_the_auditor_passes_the_checks_of_scikit_learn():
     check_estimator(LabelAuditor(n_neighbors=5, n_folds=2, n_rounds=1))
 

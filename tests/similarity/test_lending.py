@@ -94,7 +94,7 @@ def test_a_block_may_be_longer_than_a_stretch(monkeypatch: pytest.MonkeyPatch) -
 
 
 @compiled
-@pytest.mark.parametrize("room", [0, 1500, 4000])
+@pytest.mark.parametrize("room", [0, 1500, pytest.param(4000, marks=pytest.mark.further)])
 def test_what_there_was_no_room_for_is_looked_for_later(
     monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
@@ -115,6 +115,7 @@ def test_what_there_was_no_room_for_is_looked_for_later(
 
 
 @compiled
+@pytest.mark.further
 def test_floors_that_were_guessed_too_high_are_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     again = []
     original = block.QueryBlock.unsettled
