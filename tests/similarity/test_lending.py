@@ -70,6 +70,7 @@ def same_as_without(
     return lent
 
 
+@pytest.mark.long
 @compiled
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
 def test_lending_changes_nothing(monkeypatch: pytest.MonkeyPatch, metric: str) -> None:
@@ -93,6 +94,7 @@ def test_a_block_may_be_longer_than_a_stretch(monkeypatch: pytest.MonkeyPatch) -
     assert any(width < len(queries) for queries, width in first_widths.items())
 
 
+@pytest.mark.long
 @compiled
 @pytest.mark.parametrize("room", [0, 1500, pytest.param(4000, marks=pytest.mark.further)])
 def test_what_there_was_no_room_for_is_looked_for_later(
@@ -133,6 +135,7 @@ def test_floors_that_were_guessed_too_high_are_found_out(monkeypatch: pytest.Mon
     assert sum(again) > 100
 
 
+@pytest.mark.long
 @compiled
 def test_stretches_with_too_many_pairs_are_met_by_both(monkeypatch: pytest.MonkeyPatch) -> None:
     original, turns = coarse.CoarseFilter.hits, []
@@ -148,6 +151,7 @@ def test_stretches_with_too_many_pairs_are_met_by_both(monkeypatch: pytest.Monke
     assert not all(lent)
 
 
+@pytest.mark.long
 def test_one_class_alone_is_scored_in_squares_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = awkward()
     monkeypatch.setattr(opening, "_WHOLE_CLASS", 0)

@@ -130,6 +130,7 @@ def test_exact_ties_go_by_lowest_index(n, dim, k, metric, seed, largest):
     st.integers(0, 2**31),
 )
 @pytest.mark.long
+@pytest.mark.long
 def test_block_sizes_change_nothing(n, n_queries, dim, k, metric, rows, columns, seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(n, dim, generator=generator)
