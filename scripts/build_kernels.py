@@ -22,7 +22,8 @@ except ModuleNotFoundError:  # called by hand
 
 FOLDER = Path("noisyml/similarity/exact")
 SOURCES, LIBRARY = FOLDER / "loops", FOLDER / "_kernels.so"
-#: Products are rounded before they are added, so that all processors give the same bits.
+#: Products are rounded before they are added, so that all processors give the same bits. Roots that
+#: need not report errors are taken several at once.
 OPTIONS = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-fvisibility=hidden"]
 #: Behind the sources, as linkers want them.
 LIBRARIES = ["-lm", "-pthread"]

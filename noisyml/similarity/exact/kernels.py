@@ -538,7 +538,15 @@ def rank_samples(
 
     Returns:
         errors float32 [n], suspected classes int64 [n], missing and extra groups float32 [n, C].
+
+    Raises:
+        ValueError: the two do not fit together.
     """
+    if p.ndim != 2 or p.shape != present.shape or p.device != present.device:
+        raise ValueError(
+            f"probabilities {list(p.shape)} on {p.device} and labels {list(present.shape)} on "
+            f"{present.device} must be [n, C] both, on one device"
+        )
     p, present = p.contiguous(), present.contiguous()
     n, classes = p.shape
     missing, extra = torch.empty_like(p), torch.empty_like(p)

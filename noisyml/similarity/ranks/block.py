@@ -133,7 +133,7 @@ class QueryBlock:
         ]
         return torch.cat(wrong)
 
-    def _negatives_at_least(self, rows: Tensor | slice = slice(None)) -> Tensor:
+    def _negatives_at_least(self, rows: Tensor) -> Tensor:
         """The smallest of the counts before each relevant item of `rows` [n]: int32 [n, R]."""
         return self.counts[self._least][rows].cumsum(1, dtype=torch.int32)[:, :-1]
 

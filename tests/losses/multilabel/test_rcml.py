@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import paths, vectors
 
-from noisyml.losses.multilabel import rcml
 from noisyml.losses.multilabel.rcml import (
     flip_agreed,
     kept_count,
@@ -16,10 +15,12 @@ from noisyml.losses.multilabel.rcml import (
     squared_mmd,
     swap_rate,
 )
+from noisyml.similarity.exact import kernels
 
 GOLDEN = paths.GOLDEN / "rcml"
 load = functools.partial(vectors.tensors, GOLDEN)
 close = functools.partial(vectors.close, check_dtype=False)
+compiled = pytest.mark.skipif(not kernels.available(), reason="no compiled loops here")
 
 
 # -- the ranking -------------------------------------------------------------------------------
@@ -52,6 +53,7 @@ def test_a_sample_without_a_pair_has_the_smallest_error():
     torch.testing.assert_close(errors[:2], torch.full((2,), 5 * 1e-5))
 
 
+@compiled
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("hard", [False, True])
 def test_the_compiled_loop_ranks_as_pytorch_does(share, hard, monkeypatch):
@@ -61,10 +63,18 @@ def test_the_compiled_loop_ranks_as_pytorch_does(share, hard, monkeypatch):
     p = p.round() if hard else p
     labels = (torch.rand(300, 61, generator=generator) < share).float()
     found = ranking_errors(p, labels, 0.3, 0.7)
-    monkeypatch.setattr(rcml.kernels, "available", lambda: False)
+    monkeypatch.setattr(kernels, "available", lambda: False)
     expected = ranking_errors(p, labels, 0.3, 0.7)
     assert torch.equal(found.suspected, expected.suspected)
     torch.testing.assert_close(tuple(found), tuple(expected), rtol=1e-5, atol=1e-6)
+
+
+@compiled
+def test_labels_that_do_not_fit_are_refused():
+    """The loop reads memory as it is told."""
+    for labels in (torch.ones(4, 2), torch.ones(3, 3), torch.ones(4)):
+        with pytest.raises(ValueError, match="must be"):
+            ranking_errors(torch.rand(4, 3), labels)
 
 
 @pytest.mark.parametrize("at", [0, 7])
@@ -73,9 +83,9 @@ def test_a_diverged_network_shows_in_the_ranking(at, monkeypatch):
     p[1, at] = torch.nan
     y = torch.zeros(3, 9)
     y[:, :4] = 1
-    for compiled in (True, False):
-        if not compiled:
-            monkeypatch.setattr(rcml.kernels, "available", lambda: False)
+    for looped in (True, False):
+        if not looped:
+            monkeypatch.setattr(kernels, "available", lambda: False)
         assert ranking_errors(p, y).errors.isnan().tolist() == [False, True, False]
 
 
