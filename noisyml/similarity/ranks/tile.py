@@ -123,7 +123,7 @@ def count_pairs(
     seen: float = 1.0,
     at_least: int = 0,
 ) -> None:
-    """Count negatives that have been found one by one; args as of `scan_tile`.
+    """Count negatives that compiled loops have found one by one; args as of `scan_tile`.
 
     Args:
         at_least: with fewer in all they wait: `count_waiting` or the next call counts them.
